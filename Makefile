@@ -1,0 +1,52 @@
+# Everything people do with a checkout. Each target installs what it needs into .venv, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test quick check bench docs proto clean help
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fedloom needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing fedloom into $(VENV) (a few minutes the first time)"
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing fedloom with all extras into $(VENV) (a few minutes the first time)"
+	$(INSTALL) '.[simulation,deepspeed,dev]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed ## Three hospitals, four ways of training, one picture: runs/demo/report.html
+	$(BIN)/python -m examples.demo
+
+test: $(VENV)/.installed-all ## The whole suite
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.installed-all ## The tests that need no training and no processes
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.installed-all ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.installed-all ## The figures in docs/results.md
+	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.installed-all ## docs/recipe.md from the schema
+	$(BIN)/fedloom recipe schema --markdown > docs/recipe.md
+
+proto: $(VENV)/.installed-all ## p2p's generated gRPC code from its .proto file
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. p2p/gossip.proto
+
+clean: ## Remove what was built and run
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

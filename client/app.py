@@ -1,0 +1,44 @@
+"""The Flower ClientApp: takes an order out of a Flower message, has it answered, and sends the answer back.
+
+Knows neither models nor data. In a deployment the answer comes from the site's resident worker, because Flower starts
+a new process for every message; a simulation plugs the site's service in directly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.worker_client import ask
+from core_training.errors import FedloomError
+from strategies.exchange import Envelope, Refusal
+from strategies.flower_records import from_message, to_reply
+
+SITE_FOLDER = "FEDLOOM_SITE_FOLDER"
+"""Environment variable that names the site's folder."""
+
+
+def make_client_app(handle: Callable[[Envelope, Context], Envelope]) -> ClientApp:
+    """A ClientApp that answers each order with `handle(order, context)`; a FedloomError becomes a Refusal."""
+    client_app = ClientApp()
+
+    @client_app.query()  # type: ignore[untyped-decorator]
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            reply = handle(from_message(message), context)
+        except FedloomError as error:
+            reply = Refusal(reason=str(error)[:2000]).envelope()
+        return to_reply(reply, message)
+
+    return client_app
+
+
+def _ask_worker(order: Envelope, context: Context) -> Envelope:
+    return ask(Path(os.environ[SITE_FOLDER]), order)
+
+
+app = make_client_app(_ask_worker)

@@ -1,0 +1,136 @@
+"""Makes a site's folder and its keys, starts and stops the site's processes, and tells how they are.
+
+In the folder: `site.yaml` (what the site says about itself), `ca.crt` (whom it trusts), `keys/` (node.key stays,
+node.pub goes to the server's operator), `runs/` (what the worker keeps of each run), `run/` and `logs/` (locks and
+output of the processes).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from subprocess import Popen
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+import core_training.offline  # noqa: F401 - for the processes that are started here
+from client.site_config import SITE_FILE, load_site_config, parse_site_config
+from client.supervisor import PROCESSES, Link, lock_of, log_of, read_link, write_link
+from core_training import background
+from core_training.durable import commit_file
+from core_training.errors import InputError
+from security.certificates import load_certificate
+from security.private_files import make_private_folder, read_private_file, write_private_file
+
+CONNECTS_WITHIN = 30.0
+
+
+def init_site(
+    folder: Path, name: str, server: str, data: Mapping[str, list[str]], models: Mapping[str, str], authority: Path
+) -> Path:
+    """Make a site's folder with its keys; returns the public key's file, which goes to the server's operator.
+
+    `data` and `models` map the names in recipes to paths here, `authority` is the federation's certificate. Raises
+    InputError when there is a site already, a name is malformed or the certificate is unusable.
+    """
+    if (folder / SITE_FILE).exists():
+        raise InputError(f"{folder}: there is a site already; choose another folder")
+    parse_server(server)
+    config = parse_site_config({"name": name, "server": server, "data": dict(data), "models": dict(models)}, "the site")
+    load_certificate(authority)
+    make_private_folder(folder)
+    (folder / "ca.crt").write_bytes(authority.read_bytes())
+    public_key = _make_node_key(folder / "keys", config.name)
+    document = config.model_dump(exclude_none=True)
+    commit_file(folder / SITE_FILE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode())
+    return public_key
+
+
+def start_site(folder: Path) -> tuple[Popen[bytes], Link]:
+    """Start the site's processes and wait, for some seconds, until the server has taken the site in.
+
+    Returns the supervisor and how the site stands with the server; while that cannot be reached the site keeps trying.
+    Raises InputError when the site runs already, when a key or certificate is unusable, and when the server does not
+    know the site.
+    """
+    config = load_site_config(folder)
+    if config.server is None:
+        raise InputError(f"{folder / SITE_FILE}: server: a site of a federation needs the server's HOST:PORT")
+    if (running := background.owner(lock_of(folder, "site"))) is not None:
+        raise InputError(f"the site '{config.name}' is running already (process {running})")
+    load_certificate(folder / "ca.crt")
+    read_private_file(folder / "keys" / "node.key")
+    _check_server(config.server, folder / "ca.crt")
+    write_link(folder, Link("connecting", read_link(folder).node_id))
+    supervisor = background.start(
+        [sys.executable, "-m", "client.supervisor", str(folder.absolute())],
+        lock_of(folder, "site"),
+        log_of(folder, "site"),
+    )
+    link = _wait_for_link(folder, supervisor)
+    # Flower refuses an unknown key and a second session of a known one alike; one that was never known is unknown.
+    if link.state == "refused" and link.node_id is None:
+        stop_site(folder)
+        raise InputError(
+            f"the server at {config.server} does not know this site's key; hand {folder / 'keys' / 'node.pub'} to its "
+            f"operator, for `fedloom server admit {config.name} node.pub`"
+        )
+    return supervisor, link
+
+
+def stop_site(folder: Path) -> bool:
+    """End all of the site's processes. Returns whether there were any."""
+    stopped = [background.stop(lock_of(folder, process)) for process in PROCESSES]
+    return any(stopped)
+
+
+def running_processes(folder: Path) -> dict[str, int | None]:
+    """The process number of each of the site's processes; None where it does not run."""
+    return {process: background.owner(lock_of(folder, process)) for process in PROCESSES}
+
+
+def parse_server(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`. Raises InputError on anything else."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"server: '{address}' is not HOST:PORT, such as server.example.org:9092")
+    return host.strip("[]"), int(port)
+
+
+def _make_node_key(folder: Path, name: str) -> Path:
+    key = ec.generate_private_key(ec.SECP384R1())
+    make_private_folder(folder)
+    write_private_file(folder / "node.key", key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    public_key = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    (folder / "node.pub").write_bytes(public_key + b" " + name.encode() + b"\n")
+    return folder / "node.pub"
+
+
+def _check_server(address: str, authority: Path) -> None:
+    """Raise InputError when the server shows a certificate that the site does not trust; one may also be away."""
+    host, port = parse_server(address)
+    trust = ssl.create_default_context(cafile=authority)
+    try:
+        with socket.create_connection((host, port), timeout=5) as plain, trust.wrap_socket(plain, server_hostname=host):
+            return
+    except ssl.SSLCertVerificationError as error:
+        raise InputError(
+            f"the server at {address} shows a certificate that {authority} does not vouch for: {error.verify_message}"
+        ) from None
+    except OSError:
+        return
+
+
+def _wait_for_link(folder: Path, supervisor: Popen[bytes]) -> Link:
+    deadline = time.monotonic() + CONNECTS_WITHIN
+    link = Link("connecting")
+    while link.state == "connecting" and time.monotonic() < deadline and supervisor.poll() is None:
+        time.sleep(0.1)
+        link = read_link(folder)
+    return link

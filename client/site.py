@@ -1,0 +1,228 @@
+"""A site's part in a run: answers the orders to join, train and evaluate, with one Trainable it keeps.
+
+Knows nothing of Flower, sockets or other sites. What makes a killed run go on is here: each round's end is
+checkpointed under the round's number. An order for a round that was trained already, because its sender fell back to
+its last commit, is answered with the same bytes; after a restart the engine is restored to where the order needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from core_training import __version__
+from core_training.central import prune_checkpoints, total
+from core_training.durable import commit_file
+from core_training.engine import read_checkpoint
+from core_training.errors import FedloomError, InputError, ProtocolError
+from core_training.recipe import Recipe, parse_recipe
+from core_training.run_folder import RunFolder
+from core_training.state import Manifest, TrainableState
+from core_training.trainable import EvalReport, Trainable, TrainReport
+from strategies.exchange import (
+    Envelope,
+    EvaluateOrder,
+    EvaluateReply,
+    JoinOrder,
+    JoinReply,
+    Refusal,
+    TrainOrder,
+    Update,
+)
+
+
+class SiteService:
+    """Answers orders, one at a time, for the latest run it was asked to join."""
+
+    def __init__(self, name: str, open_trainable: Callable[[Recipe], Trainable], folder: Path) -> None:
+        """`open_trainable` builds the engine a recipe asks for, or raises InputError; `folder` keeps the runs."""
+        self.name = name
+        self._open_trainable = open_trainable
+        self._folder = folder
+        self._run: _SiteRun | None = None
+
+    def handle(self, order: Envelope) -> Envelope:
+        """The answer to an order: what it asks for, or a Refusal that says why not."""
+        arrived = time.monotonic()
+        try:
+            if order.kind == JoinOrder.kind:
+                return self._join(JoinOrder.open(order)).envelope()
+            if order.kind == TrainOrder.kind:
+                train = TrainOrder.open(order)
+                return self._run_of(train.run_id).train(train, arrived).envelope()
+            if order.kind == EvaluateOrder.kind:
+                evaluate = EvaluateOrder.open(order)
+                return self._run_of(evaluate.run_id).evaluate(evaluate).envelope()
+            raise ProtocolError(f"unknown order '{order.kind}'")
+        except InputError as error:
+            return Refusal(reason=str(error)[:2000], fatal=True).envelope()
+        except FedloomError as error:
+            return Refusal(reason=str(error)[:2000]).envelope()
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+    def _join(self, order: JoinOrder) -> JoinReply:
+        if order.version != __version__:
+            raise InputError(f"this site runs fedloom {__version__}, the server {order.version}: install the same version")
+        run = self._run
+        if run is None or run.run_id != order.run_id or run.recipe_text != order.recipe:
+            self.close()
+            run = self._open(order.run_id, order.recipe)
+            commit_file(run.folder.path / "join.json", json.dumps(order.envelope().fields).encode())
+        return run.offer()
+
+    def _open(self, run_id: str, recipe_text: str) -> _SiteRun:
+        recipe = parse_recipe(recipe_text, source="the run's recipe")
+        folder = RunFolder(self._folder / run_id)
+        self._run = _SiteRun(run_id, recipe_text, recipe, self._open_trainable(recipe), folder)
+        return self._run
+
+    def _run_of(self, run_id: str) -> _SiteRun:
+        """The run's engine, built again after a restart from what the order to join said."""
+        if self._run is not None and self._run.run_id == run_id:
+            return self._run
+        remembered = self._folder / run_id / "join.json"
+        if not remembered.exists():
+            raise ProtocolError(f"this site has not joined run {run_id}")
+        self.close()
+        order = JoinOrder.open(Envelope(JoinOrder.kind, json.loads(remembered.read_text(encoding="utf-8"))))
+        return self._open(run_id, order.recipe)
+
+
+class _SiteRun:
+    """One run at this site: its engine, and the round it stands at the end of."""
+
+    def __init__(self, run_id: str, recipe_text: str, recipe: Recipe, engine: Trainable, folder: RunFolder) -> None:
+        self.run_id = run_id
+        self.recipe_text = recipe_text
+        self.folder = folder
+        self._recipe = recipe
+        self._engine = engine
+        self._round = 0
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._engine.manifest
+
+    def offer(self) -> JoinReply:
+        return JoinReply(
+            run_id=self.run_id,
+            version=__version__,
+            recipe_digest=self._recipe.engine_digest,
+            manifest=self.manifest.to_json(),
+            initial_digest=self._engine.initial_state.digest,
+            data=self._engine.data_report,
+            layout=self._engine.layout(),
+        )
+
+    def train(self, order: TrainOrder, arrived: float) -> Update:
+        incoming = self._incoming(order)
+        if (done := self._already_trained(order, incoming, arrived)) is not None:
+            return done
+        self._stand_after(order.round - 1)
+        self._engine.write_state(incoming)
+        waited = time.monotonic() - arrived
+        report = self._engine.train(order.steps)
+        trained = self._engine.read_state()
+        evaluation = None
+        if order.evaluate:
+            # After training, so that nothing delays it; the losses are those of the state that came in.
+            self._engine.write_state(incoming)
+            evaluation = total(self._engine.evaluate())
+            self._engine.write_state(trained)
+        notes = {
+            "incoming": incoming.digest,
+            "steps": order.steps,
+            "train": asdict(report),
+            "evaluation": asdict(evaluation) if evaluation is not None else None,
+        }
+        self._engine.checkpoint(self._checkpoint(order.round), notes)
+        prune_checkpoints(self.folder.checkpoints, "round-*")
+        self._round = order.round
+        self.folder.event(
+            "trained", round=order.round, loss=report.loss_mean, eval_loss=evaluation.loss if evaluation else None
+        )
+        return self._update(order, trained, report, evaluation, arrived, waited)
+
+    def evaluate(self, order: EvaluateOrder) -> EvaluateReply:
+        state = self._incoming(order)
+        parked = self._engine.read_state()
+        self._engine.write_state(state)
+        evaluation = total(self._engine.evaluate())
+        if order.final:
+            kind = "model" if self._recipe.tuning.mode in ("full", "freeze") else "adapter"
+            self._engine.save_model(self.folder.path / kind)
+            self.folder.event("completed", round=order.round, eval_loss=evaluation.loss)
+        self._engine.write_state(parked)
+        return EvaluateReply(run_id=self.run_id, round=order.round, evaluation=evaluation)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _incoming(self, order: TrainOrder | EvaluateOrder) -> TrainableState:
+        """The state an order brings, or this site's initial state where it brings none."""
+        if order.manifest_digest != self.manifest.digest:
+            raise ProtocolError("the order's manifest differs from this site's: another base model or another recipe")
+        state = TrainableState.from_bytes(order.payload, self.manifest) if order.payload else self._engine.initial_state
+        if not state.is_finite():
+            raise ProtocolError("the state that was sent holds NaN or infinite values")
+        return state
+
+    def _already_trained(self, order: TrainOrder, incoming: TrainableState, arrived: float) -> Update | None:
+        """The answer given before, when this very order was carried out and is asked for again."""
+        folder = self._checkpoint(order.round)
+        if not folder.exists():
+            return None
+        trained, notes = read_checkpoint(folder, self.manifest)
+        if notes["incoming"] != incoming.digest or notes["steps"] != order.steps:
+            return None
+        if order.evaluate and notes["evaluation"] is None:
+            return None
+        evaluation = EvalReport(**notes["evaluation"]) if notes["evaluation"] and order.evaluate else None
+        return self._update(order, trained, TrainReport(**notes["train"]), evaluation, arrived, 0.0)
+
+    def _update(
+        self,
+        order: TrainOrder,
+        state: TrainableState,
+        report: TrainReport,
+        evaluation: EvalReport | None,
+        arrived: float,
+        waited: float,
+    ) -> Update:
+        return Update(
+            run_id=self.run_id,
+            round=order.round,
+            manifest_digest=self.manifest.digest,
+            weight=float(report.loss_tokens),
+            train=report,
+            evaluation=evaluation,
+            resident_seconds=waited,
+            seconds=time.monotonic() - arrived,
+            payload=state.to_bytes(),
+        )
+
+    def _stand_after(self, round_number: int) -> None:
+        """Bring the engine to the end of a round (0: the start), or to the newest round before it that is kept."""
+        if self._round == round_number:
+            return
+        kept = [f for f in self.folder.checkpoints.glob("round-*") if f <= self._checkpoint(round_number)]
+        if kept:
+            newest = max(kept)
+            self._engine.restore(newest)
+            self._round = int(newest.name.removeprefix("round-"))
+        elif self._engine.step > 0:
+            self._engine.reset()
+            self._round = 0
+        if self._round != round_number:
+            self.folder.event("caught_up", round=round_number, engine_round=self._round)
+
+    def _checkpoint(self, round_number: int) -> Path:
+        return self.folder.checkpoints / f"round-{round_number:06d}"
+

@@ -1,0 +1,113 @@
+"""What a site says about itself in `site.yaml`: its name, its data and models, its hardware. The file never leaves it.
+
+A recipe comes from outside. It may name data sets and models that this file lists, and no path of the site.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from core_training.errors import InputError
+from core_training.recipe import DeepSpeed, Recipe, Section, Simulation
+from strategies.exchange import SITE_NAME
+
+SITE_FILE = "site.yaml"
+
+
+class SiteConfig(Section):
+    """The content of `site.yaml`. Relative paths in the file are relative to its folder; here they are absolute."""
+
+    name: Annotated[str, Field(pattern=SITE_NAME)]
+    server: str | None = Field(None, description="The federation server, HOST:PORT. Gossip nodes have none.")
+    data: dict[str, str | list[str]] = Field(
+        default_factory=dict, description="Name of a data set in a recipe: its files here (file, glob, folder or list)."
+    )
+    models: dict[str, str] = Field(default_factory=dict, description="Name of a base model in a recipe: its folder.")
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="How this site trains, whatever a recipe says.")
+    max_message_bytes: Annotated[int, Field(ge=1)] = Field(
+        4 * 2**30, description="The most bytes of tensors that one message to or from the worker may hold."
+    )
+
+    def resolve(self, recipe: Recipe) -> Recipe:
+        """The recipe with this site's files, model folder and hardware in the place of names.
+
+        Raises InputError when the recipe names something that the site does not list, or a path of the site.
+        """
+        if recipe.model.chat_template is not None:
+            raise InputError("model.chat_template: a recipe from outside cannot name a file of this site")
+        if recipe.deepspeed.config is not None:
+            raise InputError("deepspeed.config: a recipe from outside cannot name a file of this site")
+        if recipe.data.train is None:
+            raise InputError(f"data.train: the recipe names no data set; this site has {_listed(self.data)}")
+        folder = self._model(recipe.model.name_or_path)
+        data = {"train": self._files("train", recipe.data.train)}
+        if recipe.data.eval is not None:
+            data["eval"] = self._files("eval", recipe.data.eval)
+        return recipe.model_copy(
+            update={
+                "model": recipe.model.model_copy(update={"name_or_path": folder}),
+                "data": recipe.data.model_copy(update=data),
+                "deepspeed": self.deepspeed,
+                "simulation": Simulation(),
+                "output": Recipe.model_fields["output"].default,
+            }
+        )
+
+    def _model(self, name: str) -> str:
+        if name not in self.models:
+            known = _listed(self.models)
+            raise InputError(f"model.name_or_path: site '{self.name}' has no model '{name}', it has {known}")
+        return self.models[name]
+
+    def _files(self, key: str, names: str | list[str]) -> list[str]:
+        files: list[str] = []
+        for name in [names] if isinstance(names, str) else names:
+            if name not in self.data:
+                known = _listed(self.data)
+                raise InputError(f"data.{key}: site '{self.name}' has no data set '{name}', it has {known}")
+            files += _as_list(self.data[name])
+        return files
+
+
+def load_site_config(folder: Path) -> SiteConfig:
+    """Read `<folder>/site.yaml`. Raises InputError that names the key and what would be right."""
+    path = folder / SITE_FILE
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; make the site's folder with `fedloom client init`") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    config = parse_site_config(document, str(path))
+    return config.model_copy(
+        update={
+            "data": {name: [_absolute(folder, file) for file in _as_list(own)] for name, own in config.data.items()},
+            "models": {name: _absolute(folder, path) for name, path in config.models.items()},
+        }
+    )
+
+
+def parse_site_config(document: Any, source: str) -> SiteConfig:
+    """Check the content of a `site.yaml`; `source` names it in errors, which are those of `load_site_config`."""
+    try:
+        return SiteConfig.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(f"{source}: {key}: {first['msg']}") from None
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return str(folder.absolute() / Path(path).expanduser())
+
+
+def _as_list(files: str | list[str]) -> list[str]:
+    return [files] if isinstance(files, str) else files
+
+
+def _listed(names: dict[str, str] | dict[str, str | list[str]]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -1,0 +1,238 @@
+"""Keeps a site's three processes going: the worker, the SuperNode, the messenger between them. Restarts what dies.
+
+`python -m client.supervisor SITE_FOLDER`. How the site stands with the server is written to `run/link.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from subprocess import Popen
+from typing import Literal
+
+import core_training.offline  # noqa: F401 - for the processes that are started here
+from client.fleet_session import end_session
+from client.site_config import load_site_config
+from client.worker_client import worker_command
+from core_training import background
+from core_training.durable import commit_file
+from security.private_files import write_private_file
+
+PROCESSES = ("site", "worker", "supernode", "messenger")
+"""All processes of a running site; `site` is the supervisor."""
+
+_log = logging.getLogger(__name__)
+_LINK_FILE = Path("run") / "link.json"
+_POLL_SECONDS = 0.2
+_BACK_OFF_SECONDS = (0.2, 1.0, 2.0, 5.0, 10.0, 20.0)
+_SETTLED_AFTER = 120.0
+_OFFLINE_SECONDS = 5.0
+"""Pause between the end of a killed SuperNode's session and the next one. The server, which looks for answers several
+times a second, learns in between that the order under way is lost; else it would wait for it until its deadline."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """How the site stands with the server.
+
+    `node_id` is Flower's number of the site, once it has ever been connected; `detail` says why it was refused.
+    """
+
+    state: Literal["connecting", "connected", "refused"]
+    node_id: int | None = None
+    detail: str = ""
+
+
+def lock_of(folder: Path, process: str) -> Path:
+    """The lock that one of a site's processes holds while it lives."""
+    return folder / "run" / f"{process}.lock"
+
+
+def log_of(folder: Path, process: str) -> Path:
+    """Where the output of one of a site's processes goes."""
+    return folder / "logs" / f"{process}.log"
+
+
+def read_link(folder: Path) -> Link:
+    """What the supervisor noted last."""
+    try:
+        return Link(**json.loads((folder / _LINK_FILE).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return Link("connecting")
+
+
+def write_link(folder: Path, link: Link) -> None:
+    """Note how the site stands with the server."""
+    commit_file(folder / _LINK_FILE, json.dumps(asdict(link)).encode())
+
+
+class KeptProcess:
+    """A process that is started again when it dies, the later the more often it died in a row."""
+
+    def __init__(
+        self, folder: Path, name: str, command: Callable[[], list[str]], environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._lock = lock_of(folder, name)
+        self._log = log_of(folder, name)
+        self._name = name
+        self._command = command
+        self._environment = environment
+        self._process: Popen[bytes] | None = None
+        self._failures = 0
+        self._started = 0.0
+        self._due = 0.0
+        self._output_from = 0
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def is_due(self) -> bool:
+        """Whether the process does not run and the time to start it has come."""
+        now = time.monotonic()
+        if self.alive:
+            return False
+        if self._process is not None:
+            _log.warning("%s ended with code %s", self._name, self._process.returncode)
+            self._failures = 1 if now > self._started + _SETTLED_AFTER else self._failures + 1
+            self._due = now + _BACK_OFF_SECONDS[min(self._failures, len(_BACK_OFF_SECONDS)) - 1]
+            self._process = None
+        return now >= self._due
+
+    def postpone(self, seconds: float) -> None:
+        """Put the next start off for so long at least."""
+        self._due = max(self._due, time.monotonic() + seconds)
+
+    def start(self) -> None:
+        """Start the process; one that a killed supervisor left behind ends first."""
+        background.stop(self._lock)
+        self._output_from = self._log.stat().st_size if self._log.exists() else 0
+        self._process = background.start(self._command(), self._lock, self._log, self._environment)
+        self._started = time.monotonic()
+
+    def output(self) -> str:
+        """What the process has said since it was started last."""
+        if not self._log.exists():
+            return ""
+        with self._log.open("rb") as log:
+            log.seek(self._output_from)
+            return log.read().decode(errors="replace")
+
+    def stop(self) -> None:
+        """End the process; it is due again at once."""
+        background.stop(self._lock)
+        if self._process is not None:
+            self._process.wait()
+        self._process = None
+
+
+class Supervisor:
+    """The three processes of one site."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._config = load_site_config(folder)
+        self._secret = folder / "run" / "runtime.secret"
+        self._secret.unlink(missing_ok=True)
+        write_private_file(self._secret, secrets.token_bytes(32))
+        self._port = 0
+        self._link = read_link(folder)
+        flower = {
+            "FEDLOOM_SITE_FOLDER": str(folder),
+            "FLWR_HOME": str(folder / "flower"),
+            "PATH": background.search_path(),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._worker = KeptProcess(folder, "worker", lambda: worker_command(folder))
+        self._supernode = KeptProcess(folder, "supernode", self._supernode_command, flower)
+        self._messenger = KeptProcess(folder, "messenger", self._messenger_command, flower)
+
+    def run(self) -> None:
+        """Tend the processes until SIGTERM, then end them."""
+        try:
+            while True:
+                if self._worker.is_due():
+                    self._worker.start()
+                self._tend_link()
+                self._note_link()
+                time.sleep(_POLL_SECONDS)
+        finally:
+            for process in (self._messenger, self._supernode, self._worker):
+                process.stop()
+
+    def _tend_link(self) -> None:
+        """Keep SuperNode and messenger going as a pair: what either has in hand is lost when the other dies."""
+        down = [process for process in (self._supernode, self._messenger) if not process.alive]
+        if not down:
+            return
+        due = [process.is_due() for process in down]
+        if len(down) == 1:
+            self._messenger.stop()
+            self._supernode.stop()
+            self._end_session()
+            self._supernode.postpone(_OFFLINE_SECONDS)
+        elif all(due) and self._end_session():
+            self._supernode.postpone(_OFFLINE_SECONDS)
+        elif all(due):
+            self._supernode.start()
+            self._messenger.start()
+
+    def _end_session(self) -> bool:
+        """End what the server still has of a SuperNode that was killed. Returns whether there was anything."""
+        background.stop(lock_of(self._folder, "supernode"))
+        if self._link.node_id is None:
+            return False
+        keys = self._folder / "keys"
+        return end_session(str(self._config.server), self._folder / "ca.crt", keys / "node.key", self._link.node_id)
+
+    def _note_link(self) -> None:
+        said = self._supernode.output()
+        node_id = re.search(r"SuperNode ID: (\d+)", said)
+        refusal = re.search(r"Failed to initialize the connection to the SuperLink\.\n(.*)", said)
+        if self._supernode.alive and node_id is not None:
+            link = Link("connected", node_id=int(node_id[1]))
+        elif refusal is not None:
+            link = Link("refused", self._link.node_id, refusal[1])
+        else:
+            link = Link("connecting", self._link.node_id)
+        if link != self._link:
+            write_link(self._folder, link)
+            self._link = link
+
+    def _supernode_command(self) -> list[str]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        return [
+            *("flower-supernode", "--superlink", str(self._config.server)),
+            *("--root-certificates", str(self._folder / "ca.crt")),
+            *("--auth-supernode-private-key", str(self._folder / "keys" / "node.key")),
+            *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
+            *("--host", "127.0.0.1", "--port", str(self._port)),
+        ]
+
+    def _messenger_command(self) -> list[str]:
+        return [sys.executable, "-m", "client.messenger", f"127.0.0.1:{self._port}", str(self._secret)]
+
+
+def main() -> None:
+    """Supervise the site whose folder is given on the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    folder = Path(sys.argv[1]).absolute()
+    os.chdir(folder)
+    Supervisor(folder).run()
+
+
+if __name__ == "__main__":
+    main()

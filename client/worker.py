@@ -1,0 +1,88 @@
+"""The site's resident worker: loads the base model once and carries out every order that comes over its socket.
+
+`python -m client.worker SITE_FOLDER`; under torchrun, rank 0 speaks and the others follow. Knows no network: orders
+come from the messenger beside the SuperNode, or from the gossip node, of this machine and this user.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from client import worker_socket
+from client.site_config import load_site_config
+from core_training.errors import FedloomError, ProtocolError
+from core_training.recipe import Recipe
+from core_training.trainable import Trainable
+from strategies.exchange import Envelope, Refusal
+
+HANDED_OVER_WITHIN = 60.0
+"""Seconds that the other side may take to send its order, or to take its answer."""
+
+_log = logging.getLogger(__name__)
+
+
+def serve(listener: socket.socket, handle: Callable[[Envelope], Envelope], max_message_bytes: int) -> None:
+    """Answer one order after the other, for ever.
+
+    A malformed order gets a Refusal. An unexpected exception gets one too, and then ends the worker: its successor
+    starts from what was committed.
+    """
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(HANDED_OVER_WITHIN)
+            try:
+                _answer(connection, handle, max_message_bytes)
+            except OSError as error:
+                _log.warning("whoever gave the order left: %s", error)
+
+
+def _answer(connection: socket.socket, handle: Callable[[Envelope], Envelope], max_message_bytes: int) -> None:
+    try:
+        order = worker_socket.receive(connection, max_message_bytes)
+    except ProtocolError as error:
+        worker_socket.send(connection, Refusal(reason=str(error)).envelope())
+        return
+    started = time.monotonic()
+    try:
+        reply = handle(order)
+    except FedloomError as error:
+        reply = Refusal(reason=str(error)[:2000]).envelope()
+    except Exception as error:
+        _log.exception("%s failed unexpectedly", order.kind)
+        reason = f"the site's worker failed unexpectedly: {type(error).__name__}; its log says more"
+        worker_socket.send(connection, Refusal(reason=reason).envelope())
+        raise SystemExit(1) from error
+    seconds = time.monotonic() - started
+    _log.info("%s %s: %s after %.2f s", order.kind, order.fields.get("round", ""), reply.kind, seconds)
+    worker_socket.send(connection, reply)
+
+
+def main() -> None:
+    """Run the worker of the site folder given on the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    folder = Path(sys.argv[1]).absolute()
+    os.chdir(folder)
+    config = load_site_config(folder)
+
+    def open_trainable(recipe: Recipe) -> Trainable:
+        from core_training.engine import open_engine
+
+        return open_engine(config.resolve(recipe))
+
+    from client.site import SiteService
+
+    service = SiteService(config.name, open_trainable, folder / "runs")
+    with worker_socket.listen(folder) as listener:
+        _log.info("the worker of %s is ready", config.name)
+        serve(listener, service.handle, config.max_message_bytes)
+
+
+if __name__ == "__main__":
+    main()

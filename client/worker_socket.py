@@ -1,0 +1,111 @@
+"""The socket between a site's messenger and its worker: where it lies, and how an envelope crosses it.
+
+A frame is four bytes (length of the header, big-endian), the header (JSON: kind, fields, payload_bytes) and the
+payload. A length is checked before memory is taken for it. Knows nothing of what the envelopes say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from core_training.errors import ProtocolError
+from strategies.exchange import Envelope
+
+SOCKET = "worker.sock"
+MAX_HEADER_BYTES = 16 * 2**20
+_LENGTH = struct.Struct(">I")
+_LONGEST_ADDRESS = 100
+
+
+def listen(folder: Path) -> socket.socket:
+    """Take the place of whoever listened in `folder` before. Only the folder's owner can connect."""
+    (folder / SOCKET).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        with _address(folder) as address:
+            listener.bind(address)
+    finally:
+        os.umask(mask)
+    listener.listen()
+    return listener
+
+
+def connect(folder: Path) -> socket.socket:
+    """A connection to whoever listens in `folder`. Raises OSError when nobody does."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _address(folder) as address:
+            connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def send(connection: socket.socket, envelope: Envelope) -> None:
+    """Write one frame."""
+    document = {"kind": envelope.kind, "fields": envelope.fields, "payload_bytes": len(envelope.payload)}
+    header = json.dumps(document, separators=(",", ":")).encode()
+    if len(header) > MAX_HEADER_BYTES:
+        raise ProtocolError(f"the fields of the '{envelope.kind}' message take more than {MAX_HEADER_BYTES} bytes")
+    connection.sendall(_LENGTH.pack(len(header)) + header)
+    connection.sendall(envelope.payload)
+
+
+def receive(connection: socket.socket, max_payload_bytes: int) -> Envelope:
+    """Read one frame.
+
+    Raises ProtocolError for a frame that is malformed or over the limits, and ConnectionError when the other side
+    leaves before the frame is whole.
+    """
+    with connection.makefile("rb") as stream:
+        (length,) = _LENGTH.unpack(_read(stream, _LENGTH.size))
+        if length > MAX_HEADER_BYTES:
+            raise ProtocolError(f"a header of {length} bytes is over the limit of {MAX_HEADER_BYTES}")
+        kind, fields, payload_bytes = _parse_header(_read(stream, length))
+        if payload_bytes > max_payload_bytes:
+            raise ProtocolError(
+                f"the '{kind}' message holds {payload_bytes} bytes of tensors, over this site's limit of "
+                f"{max_payload_bytes} (max_message_bytes in site.yaml)"
+            )
+        return Envelope(kind, fields, _read(stream, payload_bytes))
+
+
+def _parse_header(header: bytes) -> tuple[str, dict[str, object], int]:
+    try:
+        document = json.loads(header)
+        kind, fields, payload_bytes = document["kind"], document["fields"], document["payload_bytes"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ProtocolError("the header is not JSON with kind, fields and payload_bytes") from None
+    if not isinstance(kind, str) or not isinstance(fields, dict) or type(payload_bytes) is not int or payload_bytes < 0:
+        raise ProtocolError("the header's kind, fields and payload_bytes must be a text, a mapping and a count")
+    return kind, fields, payload_bytes
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) != size:
+        raise ConnectionError(f"the connection ended after {len(data)} of {size} bytes")
+    return data
+
+
+@contextmanager
+def _address(folder: Path) -> Iterator[str]:
+    """The socket's path; through a short link for as long as it is needed where the system allows no longer name."""
+    path = folder.absolute() / SOCKET
+    if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="fedloom-") as short:
+        link = Path(short) / "site"
+        link.symlink_to(folder.absolute())
+        yield str(link / SOCKET)

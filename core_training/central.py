@@ -1,0 +1,183 @@
+"""Central training: one engine run to the end, with checkpoints, evaluations and an orderly stop on a signal."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from core_training.errors import Interrupted
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
+from core_training.trainable import NOTHING_EVALUATED, EvalReport, Trainable
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass
+class Progress:
+    """What a central run remembers from one checkpoint to the next."""
+
+    loss_first: float | None = None
+    loss_last: float | None = None
+    tokens: int = 0
+    training_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+
+def train(
+    recipe: Recipe, engine: Trainable, folder: RunFolder, resume: bool, on_step: Callable[[int, int], None]
+) -> Summary:
+    """Train to the end and write the run folder. `on_step(step, total)` is called after each step.
+
+    Raises Interrupted, with everything saved, after SIGINT or SIGTERM.
+    """
+    progress = Progress()
+    if resume and (last := latest_checkpoint(folder.checkpoints)) is not None:
+        progress = Progress(**engine.restore(last))
+        folder.event("resumed", step=engine.step)
+    else:
+        folder.event("started", total_steps=engine.total_steps, **asdict(engine.data_report))
+    initial = next((e["evaluation"] for e in folder.events("evaluated") if e["step"] == 0), None)
+    if initial is None and engine.step == 0:
+        initial = _evaluate(engine, folder)
+    began = time.perf_counter() - progress.total_seconds
+    interval = recipe.topology.local_steps or recipe.training.save_steps
+    with _stop_on_signal(engine) as stopped:
+        while engine.step < engine.total_steps and not stopped:
+            until = min(_next_multiple(engine.step, n) for n in (interval, recipe.training.save_steps))
+            report = engine.train(min(until, engine.total_steps) - engine.step, on_step)
+            progress.loss_first = report.loss_first if progress.loss_first is None else progress.loss_first
+            progress.loss_last = report.loss_last
+            progress.tokens += report.loss_tokens
+            progress.training_seconds += report.seconds
+            progress.total_seconds = time.perf_counter() - began
+            folder.event("trained", step=engine.step, loss=report.loss_mean, loss_tokens=report.loss_tokens)
+            ended = engine.step == engine.total_steps
+            if stopped or ended or engine.step % recipe.training.save_steps == 0:
+                _checkpoint(engine, folder, progress)
+            if not stopped and not ended and engine.step % (interval * recipe.topology.eval_every) == 0:
+                _evaluate(engine, folder)
+    if stopped:
+        folder.event("interrupted", step=engine.step)
+        raise Interrupted(
+            f"interrupted at step {engine.step} of {engine.total_steps}, saved in {folder.path}; --resume goes on"
+        )
+    final = _evaluate(engine, folder)
+    engine.save_model(folder.path / ("model" if recipe.tuning.mode in ("full", "freeze") else "adapter"))
+    summary = _summarise(recipe, engine, progress, initial or {}, final)
+    folder.write_summary(summary)
+    folder.event("completed", step=engine.step, eval_loss=summary.eval_loss)
+    return summary
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest committed checkpoint, or None."""
+    return max(folder.glob("step-*"), default=None)
+
+
+def prune_checkpoints(folder: Path, pattern: str, keep: int = KEPT_CHECKPOINTS) -> None:
+    """Remove all but the newest `keep` of the checkpoints matching `pattern` (their names sort by age)."""
+    import shutil
+
+    for old in sorted(folder.glob(pattern))[:-keep]:
+        shutil.rmtree(old)
+
+
+def metrics_of(report: EvalReport) -> dict[str, float]:
+    """The figures besides the loss that an evaluation gives."""
+    if not report.tokens:
+        return {}
+    return {
+        "token_accuracy": report.correct_tokens / report.tokens,
+        "exact_match": report.exact_matches / report.examples,
+    }
+
+
+def total(reports: dict[str, EvalReport]) -> EvalReport:
+    return sum(reports.values(), start=NOTHING_EVALUATED)
+
+
+def _checkpoint(engine: Trainable, folder: RunFolder, progress: Progress) -> None:
+    engine.checkpoint(folder.checkpoints / f"step-{engine.step:08d}", asdict(progress))
+    prune_checkpoints(folder.checkpoints, "step-*")
+
+
+def _evaluate(engine: Trainable, folder: RunFolder) -> dict[str, dict[str, Any]]:
+    reports = engine.evaluate()
+    evaluation = {source: asdict(report) for source, report in reports.items()}
+    folder.event("evaluated", step=engine.step, loss=total(reports).loss, evaluation=evaluation)
+    return evaluation
+
+
+def _summarise(
+    recipe: Recipe,
+    engine: Trainable,
+    progress: Progress,
+    initial: dict[str, dict[str, Any]],
+    final: dict[str, dict[str, Any]],
+) -> Summary:
+    before = {source: EvalReport(**report) for source, report in initial.items()}
+    after = {source: EvalReport(**report) for source, report in final.items()}
+    return Summary(
+        topology=recipe.topology.kind,
+        stage=recipe.stage,
+        tuning=recipe.tuning.mode,
+        status="completed",
+        trainable_parameters=engine.manifest.size,
+        state_digest=engine.read_state().digest,
+        train_loss_first=progress.loss_first,
+        train_loss_last=progress.loss_last,
+        eval_loss_initial=total(before).loss,
+        eval_loss=total(after).loss,
+        metrics=metrics_of(total(after)),
+        seconds={"total": progress.total_seconds, "training": progress.training_seconds, "exchange": None},
+        tokens_trained=progress.tokens,
+        peak_rss_bytes=peak_rss_bytes(),
+        sites={
+            source: SiteSummary(
+                train_examples=engine.training_sources.get(source, 0),
+                eval_examples=after[source].examples if source in after else 0,
+                eval_loss_initial=before[source].loss if source in before else None,
+                eval_loss=after[source].loss if source in after else None,
+            )
+            for source in sorted(engine.training_sources.keys() | after.keys())
+        },
+    )
+
+
+def _next_multiple(step: int, of: int) -> int:
+    return (step // of + 1) * of
+
+
+class _Stopped:
+    """True once a signal asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def _stop_on_signal(engine: Trainable) -> Iterator[_Stopped]:
+    """The first SIGINT or SIGTERM lets the running step end; a second SIGINT stops at once."""
+    stopped = _Stopped()
+
+    def stop(number: int, frame: Any) -> None:
+        if stopped.asked:
+            raise KeyboardInterrupt
+        stopped.asked = True
+        engine.stop()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,134 @@
+"""From a recipe's data section to tokenised training rows and held-out examples.
+
+The held-out part is chosen by a hash of each record's content: the same record is held out at every site count, in
+every topology, and a copy of it elsewhere is held out too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from core_training.base_model import BaseModel
+from core_training.errors import InputError
+from core_training.recipe import Recipe
+from core_training.records import Record, data_files, read_records
+from core_training.rows import pack, row_of, truncate
+from core_training.stages import STAGES
+from core_training.stages.base import Example
+from core_training.trainable import DataReport
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What one engine trains and evaluates on. `training_sources` counts examples, by data source like `evaluation`."""
+
+    rows: list[dict[str, list[int]]]
+    training_sources: dict[str, int]
+    evaluation: dict[str, list[Example]]
+    report: DataReport
+
+
+def stage_values(record: Record, recipe: Recipe) -> dict[str, Any]:
+    """The stage's columns of a record. Raises InputError naming the record, the missing column and those it has."""
+    stage = import_module(STAGES[recipe.stage])
+    names = recipe.data.columns
+    for columns in stage.columns:
+        if all(names.get(c, c) in record.fields for c in columns):
+            return {c: record.fields[names.get(c, c)] for c in columns}
+    wanted = " or ".join("+".join(names.get(c, c) for c in columns) for columns in stage.columns)
+    raise InputError(
+        f"{record.place}: stage {recipe.stage} needs {wanted}; the record has {', '.join(record.fields) or 'nothing'}. "
+        "Map names with data.columns"
+    )
+
+
+def is_held_out(values: dict[str, Any], fraction: float) -> bool:
+    """Whether a record with these values belongs to the evaluation part."""
+    content = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") < fraction * 2**64
+
+
+def load_dataset(recipe: Recipe, base: BaseModel, records: Iterable[Record] | None = None) -> Dataset:
+    """Read and tokenise `data.train` (or `records` in its place) and `data.eval`.
+
+    Raises InputError when there is nothing to train on, and for any record that does not fit the stage.
+    """
+    if records is None:
+        if recipe.data.train is None:
+            raise InputError("data.train: name the training files")
+        records = (record for path in data_files(recipe.data.train) for record in read_records(path))
+    fraction = 0.0 if recipe.data.eval is not None else recipe.data.eval_fraction
+    counts = _Counts()
+    training: list[Example] = []
+    training_sources: Counter[str] = Counter()
+    evaluation: dict[str, list[Example]] = {}
+    for record in records:
+        values = stage_values(record, recipe)
+        held_out = is_held_out(values, fraction)
+        examples = _examples(record, values, recipe, base, counts)
+        if held_out:
+            evaluation.setdefault(record.source, []).extend(examples)
+        else:
+            training.extend(examples)
+            training_sources[record.source] += len(examples)
+    if recipe.data.eval is not None:
+        for record in (record for path in data_files(recipe.data.eval) for record in read_records(path)):
+            found = _examples(record, stage_values(record, recipe), recipe, base, counts)
+            evaluation.setdefault(record.source, []).extend(found)
+    if not training:
+        raise InputError(_nothing_to_train(recipe, counts, sum(map(len, evaluation.values()))))
+    stage = import_module(STAGES[recipe.stage])
+    packing = stage.packs_by_default if recipe.training.packing is None else recipe.training.packing
+    groups = pack(training, recipe.training.max_length) if packing else [[i] for i in range(len(training))]
+    return Dataset(
+        rows=[row_of([training[i] for i in group]) for group in groups],
+        training_sources=dict(training_sources),
+        evaluation=evaluation,
+        report=DataReport(len(training), sum(map(len, evaluation.values())), counts.truncated, counts.dropped),
+    )
+
+
+@dataclass
+class _Counts:
+    records: int = 0
+    truncated: int = 0
+    dropped: int = 0
+
+
+def _examples(
+    record: Record, values: dict[str, Any], recipe: Recipe, base: BaseModel, counts: _Counts
+) -> list[Example]:
+    """The examples of one record, cut to `max_length`; those with nothing to learn are counted and left out."""
+    stage = import_module(STAGES[recipe.stage])
+    limit = recipe.training.max_length
+    counts.records += 1
+    whole = stage.tokenise(record, values, base)
+    length = len(whole.input_ids)
+    if stage.splits_long_texts:
+        parts = [Example(whole.input_ids[i : i + limit], whole.labels[i : i + limit]) for i in range(0, length, limit)]
+    else:
+        counts.truncated += length > limit
+        parts = [truncate(whole, limit)]
+    useful = [part for part in parts if part.loss_tokens > 0]
+    counts.dropped += not useful
+    return useful
+
+
+def _nothing_to_train(recipe: Recipe, counts: _Counts, held_out: int) -> str:
+    if counts.records == 0:
+        return f"data.train: {recipe.data.train} holds no record"
+    if counts.dropped == counts.records:
+        return (
+            f"data.train: none of its {counts.records} records has a token to learn within training.max_length "
+            f"({recipe.training.max_length}); raise it"
+        )
+    return (
+        f"data.train: all {held_out} usable records of {counts.records} are held out for evaluation; "
+        "give more records, or set data.eval_fraction: 0"
+    )

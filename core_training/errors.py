@@ -1,0 +1,31 @@
+"""The errors a person can cause and mend.
+
+Every message says what is wrong, where, and what would be right. The command line prints it as one or two lines and
+exits with `exit_code`; anything else that is raised is a defect of fedloom and shows its traceback.
+"""
+
+
+class FedloomError(Exception):
+    """A failure with a message meant for the person at the keyboard."""
+
+    exit_code = 1
+
+
+class InputError(FedloomError):
+    """What was given is wrong: a recipe, a file, a record, an argument. Nothing has been started or changed."""
+
+    exit_code = 2
+
+
+class RunError(FedloomError):
+    """A run that had started could not go on. What it committed before is intact."""
+
+
+class ProtocolError(FedloomError):
+    """A message from another party is not what the protocol allows; it is refused and the run goes on without it."""
+
+
+class Interrupted(FedloomError):
+    """The person asked the run to stop; its state is saved and `--resume` continues it."""
+
+    exit_code = 130

@@ -1,0 +1,182 @@
+"""Reading records from the files people have, and naming file and line where one is wrong.
+
+Knows nothing of stages or tokens: a record is a mapping of column names to values.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from core_training.errors import InputError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record, where it stood, and the name of its source (the file's name without suffixes)."""
+
+    fields: dict[str, Any]
+    path: Path
+    line: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}, record {self.line}" if self.path.suffix == ".parquet" else f"{self.path}, line {self.line}"
+
+    @property
+    def source(self) -> str:
+        return source_name(self.path)
+
+
+def source_name(path: Path) -> str:
+    """`niddk` for `…/niddk.jsonl.gz`."""
+    return path.name.split(".")[0] or path.name
+
+
+def data_files(patterns: str | list[str]) -> list[Path]:
+    """The files that a file, glob, folder, or list of them stands for, sorted, each once.
+
+    Raises InputError for a pattern that matches nothing or a file of unknown kind.
+    """
+    found: dict[Path, None] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = sorted(p for p in path.iterdir() if _kind(p) is not None)
+        else:
+            matches = [path] if path.exists() else sorted(Path(match) for match in glob.glob(pattern, recursive=True))
+        if not matches:
+            raise InputError(f"data: '{pattern}' matches no file (paths are relative to {Path.cwd()})")
+        for match in matches:
+            if _kind(match) is None:
+                raise InputError(f"data: {match}: unknown kind of file; it can be {' '.join(SUFFIXES)} (text also .gz)")
+            found[match] = None
+    return list(found)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of one file, in order.
+
+    Raises InputError, naming file and line, for what is not UTF-8, not JSON, not an object, or cut short.
+    """
+    kind = _kind(path)
+    try:
+        if kind == ".parquet":
+            yield from _read_parquet(path)
+            return
+        with _open(path) as stream:
+            if kind == ".jsonl":
+                yield from _read_jsonl(path, stream)
+            elif kind == ".json":
+                yield from _read_json(path, stream)
+            elif kind == ".csv":
+                yield from _read_csv(path, stream)
+            else:
+                yield from _read_text(path, stream)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: the gzip file is damaged or cut short: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _kind(path: Path) -> str | None:
+    name = path.name.removesuffix(".gz")
+    suffix = Path(name).suffix
+    return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix == ".gz") else None
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1} of the line)") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}, after line {number}: the gzip file is damaged or cut short: {error}") from None
+
+
+def _object(path: Path, line: int, value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise InputError(f"{path}, line {line}: a record must be a JSON object, not {type(value).__name__}")
+    return Record(value, path, line)
+
+
+def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[Record]:
+    for number, line in _lines(path, stream):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: not valid JSON: {error.msg} at column {error.colno}") from None
+        yield _object(path, number, value)
+
+
+def _read_json(path: Path, stream: BinaryIO) -> Iterator[Record]:
+    text = "".join(line for _, line in _lines(path, stream))
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
+    if not isinstance(document, list):
+        raise InputError(f"{path}: a .json file holds a list of records; one record a line is a .jsonl file")
+    for number, value in enumerate(document, start=1):
+        yield _object(path, number, value)
+
+
+def _read_csv(path: Path, stream: BinaryIO) -> Iterator[Record]:
+    text = io.StringIO("".join(line for _, line in _lines(path, stream)), newline="")
+    reader = csv.DictReader(text, strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(f"{path}, line {reader.line_num}: not as many cells as the header has columns")
+            yield Record(row, path, reader.line_num)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
+
+
+def _read_text(path: Path, stream: BinaryIO) -> Iterator[Record]:
+    """Paragraphs: blocks of lines with blank lines between."""
+    block: list[str] = []
+    start = 1
+    for number, line in _lines(path, stream):
+        if line.strip():
+            if not block:
+                start = number
+            block.append(line)
+        elif block:
+            yield Record({"text": "".join(block).strip()}, path, start)
+            block = []
+    if block:
+        yield Record({"text": "".join(block).strip()}, path, start)
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        number = 0
+        for batch in pq.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield Record(row, path, number)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: not a Parquet file: {error}") from None

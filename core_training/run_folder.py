@@ -1,0 +1,145 @@
+"""The run folder: what a run leaves behind, in the files that people and programs look for.
+
+`recipe.yaml` (resolved), `events.jsonl` (append-only), `summary.json`, `checkpoints/`, `adapter/` or `model/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from core_training.durable import commit_file
+from core_training.errors import InputError, RunError
+from core_training.recipe import Recipe, load_recipe
+
+
+@dataclass
+class SiteSummary:
+    """One site's part in `summary.json`. What does not apply is None."""
+
+    train_examples: int | None = None
+    eval_examples: int | None = None
+    eval_loss_initial: float | None = None
+    eval_loss: float | None = None
+    rounds: int | None = None
+
+
+@dataclass
+class Summary:
+    """`summary.json`. Losses are means per token (natural logarithm); what does not apply is None, never invented."""
+
+    topology: str
+    stage: str
+    tuning: str
+    status: str
+    schema: int = 1
+    rounds: int | None = None
+    trainable_parameters: int | None = None
+    state_digest: str | None = None
+    train_loss_first: float | None = None
+    train_loss_last: float | None = None
+    eval_loss_initial: float | None = None
+    eval_loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+    seconds: dict[str, float | None] = field(default_factory=dict)
+    tokens_trained: int | None = None
+    peak_rss_bytes: int | None = None
+    sites: dict[str, SiteSummary] = field(default_factory=dict)
+
+
+class RunFolder:
+    """A run's folder, made when first written to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def prepare(self, recipe: Recipe, resume: bool) -> None:
+        """Make the folder ready for `recipe`, starting anew or going on.
+
+        A folder that holds an earlier run is moved aside (`NAME.1`, `NAME.2`, …) when a new one starts. Raises
+        InputError when there is nothing to resume, or when the earlier run had another recipe.
+        """
+        earlier = self.path / "recipe.yaml"
+        if resume:
+            if not earlier.exists():
+                raise InputError(f"{self.path}: there is no run to resume here; leave out --resume to start one")
+            if (difference := _difference(load_recipe(earlier), recipe)) is not None:
+                raise InputError(f"{self.path}: the run to resume has another {difference}; use its recipe.yaml, or --out")
+        elif earlier.exists():
+            number = next(n for n in range(1, sys.maxsize) if not self._aside(n).exists())
+            self.path.rename(self._aside(number))
+            print(f"{self.path} held an earlier run, which is now {self._aside(number)}", file=sys.stderr)  # noqa: T201
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        commit_file(earlier, recipe.to_yaml().encode())
+
+    def completed(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The summary, if this folder holds the completed run of `recipe`: then there is nothing to resume."""
+        summary = self.summary()
+        if summary is None or summary.get("status") != "completed":
+            return None
+        return summary if _difference(load_recipe(self.path / "recipe.yaml"), recipe) is None else None
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Append one line to `events.jsonl`: time (UTC), event, and its fields."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields})
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # One write of one line to a file opened for appending stays whole beside other writers.
+            descriptor = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, (line + "\n").encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise RunError(f"{self.path / 'events.jsonl'} cannot be written: {error}") from error
+
+    def events(self, name: str | None = None) -> Iterator[dict[str, Any]]:
+        """The events so far, or those of one name. A last line cut short by a kill is passed over."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if name is None or event.get("event") == name:
+                yield event
+
+    def write_summary(self, summary: Summary) -> None:
+        commit_file(self.path / "summary.json", (json.dumps(asdict(summary), indent=2) + "\n").encode())
+
+    def summary(self) -> dict[str, Any] | None:
+        """What `write_summary` wrote, or None while the run goes on."""
+        try:
+            document = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return document if isinstance(document, dict) else None
+
+    def _aside(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _difference(earlier: Recipe, now: Recipe) -> str | None:
+    """The first section in which two recipes differ, apart from where they write to."""
+    before, after = earlier.model_dump(exclude={"output"}), now.model_dump(exclude={"output"})
+    return next((section for section in before if before[section] != after[section]), None)

@@ -1,0 +1,84 @@
+"""The command line: parses, calls, prints. Every command is a module in `fedloom.commands`, imported when it is used."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+import core_training.offline  # noqa: F401 - before anything that might call home
+from core_training import __version__
+from core_training.errors import FedloomError, Interrupted
+
+COMMANDS = {
+    "train": "Train on this machine: one process, or a DeepSpeed group.",
+    "simulate": "Many sites on this machine: federated or gossip, as the recipe says.",
+    "server": "The aggregation server of a federation.",
+    "client": "A site of a federation.",
+    "p2p": "A gossip node: training together without a server.",
+    "recipe": "Check, show or start a recipe.",
+    "export": "Write a result as an adapter or a merged model.",
+    "chat": "A few words with what was trained.",
+    "doctor": "What this machine has and lacks, and what to do about it.",
+}
+
+
+class _LazyCommands(TyperGroup):
+    """Knows the commands' names and help; imports a command's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> Any:
+        if name not in COMMANDS:
+            return None
+        if ctx.resilient_parsing or ctx.args == [] and {"--help", "-h"} & set(sys.argv[1:2]):
+            return click.Command(name, help=COMMANDS[name])
+        command: Any = typer.main.get_command(import_module(f"fedloom.commands.{name}").app)
+        command.name = name
+        command.help = command.help or COMMANDS[name]
+        return command
+
+
+app = typer.Typer(
+    cls=_LazyCommands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune language models together where the data cannot move.",
+    epilog="--traceback after any command shows where an error came from.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
+    if version:
+        typer.echo(f"fedloom {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done; 1 the run failed; 2 the input was wrong; 130 interrupted."""
+    arguments = sys.argv[1:]
+    show_traceback = "--traceback" in arguments
+    sys.argv[1:] = [argument for argument in arguments if argument != "--traceback"]
+    try:
+        app()
+    except FedloomError as error:
+        if show_traceback:
+            traceback.print_exc()
+        label = "" if isinstance(error, Interrupted) else "error: "
+        print(f"{label}{error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; what was committed is saved, and --resume goes on from it", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""`fedloom client`: make a site of a federation, start and stop it, see how it is. Parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="A site of a federation: Flower's SuperNode and the resident worker.")
+
+Folder = Annotated[Path, typer.Option(help="The site's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Option(help="The site's name, as the server's operator will know it.")],
+    server: Annotated[str, typer.Option(help="The server's HOST:PORT.")],
+    ca: Annotated[Path, typer.Option(help="The federation's ca.crt, from the server's operator.")],
+    data: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="A data set's name in recipes, its files here; repeatable.")
+    ],
+    model: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="A model's name in recipes, and its folder here; repeatable.")
+    ],
+    folder: Folder = Path("site"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a site's folder and its keys. The private key never leaves the folder."""
+    from client.deployment import init_site
+
+    models = {key: paths[-1] for key, paths in _by_name(model, "--model").items()}
+    public_key = init_site(folder, name, server, _by_name(data, "--data"), models, ca)
+    _print(
+        {"folder": str(folder), "public_key": str(public_key)},
+        as_json,
+        f"The site is in {folder}. Hand this file, and no other, to the server's operator:\n"
+        f"  {public_key}\n"
+        f"who admits the site with\n"
+        f"  fedloom server admit {name} node.pub\n"
+        f"Then: fedloom client start --folder {folder}",
+    )
+
+
+@app.command()
+def start(
+    folder: Folder = Path("site"),
+    foreground: Annotated[bool, typer.Option(help="Stay, and stop the site when this command is stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start the site: it connects to the server and takes part in its runs."""
+    from client.deployment import start_site, stop_site
+
+    supervisor, link = start_site(folder)
+    said = {
+        "connected": "The site is connected.",
+        "connecting": "The server cannot be reached yet; the site keeps trying.",
+        "refused": f"The server has not taken the site in yet ({link.detail}); the site keeps trying.",
+    }[link.state]
+    _print({"link": link.state, "node_id": link.node_id}, as_json, said)
+    if foreground:
+        try:
+            supervisor.wait()
+        finally:
+            stop_site(folder)
+
+
+@app.command()
+def stop(folder: Folder = Path("site"), as_json: AsJson = False) -> None:
+    """Stop the site's processes. A run goes on without the site, and takes it in again when it is back."""
+    from client.deployment import stop_site
+    from client.site_config import load_site_config
+
+    name = load_site_config(folder).name
+    stopped = stop_site(folder)
+    _print({"stopped": stopped}, as_json, f"The site {name} {'is stopped' if stopped else 'was not running'}.")
+
+
+@app.command()
+def status(folder: Folder = Path("site"), as_json: AsJson = False) -> None:
+    """Show the site's processes, its link to the server, and the newest events of its runs."""
+    from client.deployment import running_processes
+    from client.site_config import load_site_config
+    from client.supervisor import read_link
+
+    name = load_site_config(folder).name
+    processes = running_processes(folder)
+    link = read_link(folder)
+    state = link.state if processes["site"] is not None else "stopped"
+    events = _newest_events(folder)
+    lines = [f"{name}: {state}" + (f" ({link.detail})" if link.detail and state == "refused" else "")]
+    lines += [f"  {process:10} {number or 'not running'}" for process, number in processes.items()]
+    lines += [f"  run {run}: {event}" for run, event in events.items()]
+    _print({"name": name, "link": state, "processes": processes, "runs": events}, as_json, "\n".join(lines))
+
+
+def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
+    from core_training.run_folder import RunFolder
+
+    runs = sorted((folder / "runs").glob("*/events.jsonl"))
+    return {path.parent.name: list(RunFolder(path.parent).events())[-1] for path in runs}
+
+
+def _by_name(options: list[str], option: str) -> dict[str, list[str]]:
+    from core_training.errors import InputError
+
+    named: dict[str, list[str]] = {}
+    for text in options:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"{option} '{text}': give a name and a path, such as {option} medquad=/data/medquad.jsonl")
+        named.setdefault(name, []).append(str(Path(path).expanduser().absolute()))
+    return named
+
+
+def _print(document: dict[str, Any], as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(document) if as_json else text)

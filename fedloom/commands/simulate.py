@@ -1,0 +1,47 @@
+"""`fedloom simulate`: many sites on this machine, federated or gossip."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from fedloom.options import Json, Out, Overrides, Quiet, RecipePath, Resume
+
+app = typer.Typer()
+
+
+@app.command()
+def simulate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Many sites on this machine: federated or gossip, as the recipe's topology says."""
+    from pathlib import Path
+
+    from core_training.errors import InputError
+    from core_training.recipe import load_recipe
+    from core_training.run_folder import RunFolder
+    from fedloom.console import show_summary, ticking
+
+    loaded = load_recipe(recipe, overrides)
+    if loaded.topology.kind == "central":
+        raise InputError("topology.kind: a simulation is 'federated' or 'gossip'; `fedloom train` runs 'central'")
+    folder = RunFolder(out or Path(loaded.output))
+    if resume and (done := folder.completed(loaded)) is not None:
+        show_summary(done, str(folder.path), json, quiet)
+        return
+    from simulations import simulate as run_simulation
+
+    rounds = loaded.topology.rounds or 0
+    with ticking(loaded.topology.kind, "round", quiet or json) as ticker:
+
+        def on_round(number: int, loss: float | None) -> None:
+            ticker.advance(number, rounds, f"loss {loss:.4f}" if loss is not None else "")
+
+        summary = run_simulation(loaded, folder, resume, on_round)
+    show_summary(asdict(summary), str(folder.path), json, quiet)

@@ -1,0 +1,86 @@
+"""What a person sees: a progress bar on a terminal, one line a round elsewhere, and a table at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+stderr = Console(stderr=True, highlight=False)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Ticker:
+    """Reports how far a run has come: `advance(done, total, note)`."""
+
+    def __init__(self, label: str, unit: str, bar: Progress | None, quiet: bool) -> None:
+        self._label = label
+        self._unit = unit
+        self._bar = bar
+        self._quiet = quiet
+        self._task = bar.add_task(label, total=None, note="") if bar is not None else None
+        self._last_line = 0.0
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+        elif not self._quiet and (note or done == total or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES):
+            self._last_line = time.monotonic()
+            stderr.print(f"{self._label}: {self._unit} {done}/{total} {note}".rstrip(), soft_wrap=True)
+
+
+@contextmanager
+def ticking(label: str, unit: str, quiet: bool = False) -> Iterator[Ticker]:
+    """A progress bar on standard error while the block runs; without a terminal, a line now and then."""
+    if quiet or not stderr.is_terminal:
+        yield Ticker(label, unit, None, quiet)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + "s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=stderr) as bar:
+        yield Ticker(label, unit, bar, quiet)
+
+
+def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: bool) -> None:
+    """The end of a run: a table for people, or the summary as one JSON object."""
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    if quiet:
+        return
+    table = Table(title=f"{summary['stage']} · {summary['tuning']} · {summary['topology']}", title_justify="left")
+    for column in ("site", "train", "held out", "loss before", "loss after"):
+        table.add_column(column, justify="left" if column == "site" else "right")
+    for name, site in summary["sites"].items():
+        table.add_row(
+            name,
+            _shown(site["train_examples"]),
+            _shown(site["eval_examples"]),
+            _shown(site["eval_loss_initial"]),
+            _shown(site["eval_loss"]),
+        )
+    table.add_section()
+    table.add_row("all", "", "", _shown(summary["eval_loss_initial"]), _shown(summary["eval_loss"]))
+    stderr.print(table)
+    stderr.print(f"{summary['status']} in {summary['seconds'].get('total') or 0:.0f} s: {folder}", soft_wrap=True)
+
+
+def _shown(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"

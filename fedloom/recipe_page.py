@@ -1,0 +1,86 @@
+"""The recipe in words: the reference page made from the schema, and recipes to start from."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from core_training.recipe import Recipe, parse_recipe
+
+
+def recipe_page() -> str:
+    """`docs/recipe.md`, generated so that it cannot differ from what is checked."""
+    lines = [
+        "# The recipe",
+        "",
+        "One YAML file says what to train, how, and where. This page is made from the schema by `make docs`.",
+        "Paths are relative to the folder a command is run in. `KEY=VALUE` after the recipe's name overrides a key:",
+        "`fedloom train recipe.yaml training.learning_rate=1e-4`. Unknown keys are errors.",
+    ]
+    _section(Recipe, "", lines)
+    return "\n".join(lines) + "\n"
+
+
+def starter_recipe(stage: str, tuning: str, topology: str) -> str:
+    """A recipe with the keys one usually sets. Raises InputError for a stage, mode or topology there is not."""
+    columns = {"pretrain": "{text: text}", "sft": "{prompt: question, completion: answer}"}.get(stage, "{}")
+    text = f"""\
+model: {{name_or_path: path/to/base-model}}
+stage: {stage}
+tuning: {{mode: {tuning}}}
+data:
+  train: data/*.jsonl.gz        # in a real federation: the data set's name, which each site maps to its own files
+  columns: {columns}
+  eval_fraction: 0.1
+training: {{per_device_train_batch_size: 8, max_length: 512, seed: 0}}
+topology: {{kind: {topology}, rounds: 10, local_steps: 20}}
+simulation: {{sites: [data/hospital-a.jsonl.gz, data/hospital-b.jsonl.gz]}}
+output: runs/{stage}-{tuning}-{topology}
+"""
+    parse_recipe(text, source="recipe new")
+    return text
+
+
+def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
+    plain = {name: field for name, field in model.model_fields.items() if not _is_section(field.annotation)}
+    if plain:
+        lines += ["", f"## `{prefix}`" if prefix else "## Top level", ""]
+        if prefix:
+            lines += [" ".join((model.__doc__ or "").split()), ""]
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        for name, field in plain.items():
+            meaning = field.description or _TOP_LEVEL.get(name, "")
+            lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
+    for name, field in model.model_fields.items():
+        if _is_section(field.annotation):
+            section: Any = field.annotation
+            _section(section, f"{prefix}.{name}" if prefix else name, lines)
+
+
+_TOP_LEVEL = {"stage": "What the model is trained for."}
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _type(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " \\| ".join(str(value) for value in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return " \\| ".join(_type(part) for part in get_args(annotation))
+    if origin is not None and origin not in (list, dict):
+        return _type(get_args(annotation)[0])
+    if annotation is type(None):
+        return "null"
+    return str(annotation) if origin else annotation.__name__
+
+
+def _default(field: Any) -> str:
+    if field.default is PydanticUndefined:
+        return "required" if field.default_factory is None else "none"
+    return "–" if field.default is None else f"`{field.default}`"

@@ -1,0 +1,230 @@
+"""Makes a federation, admits sites to it, starts and stops its SuperLink, and submits runs.
+
+Flower gives up a run when its SuperLink is stopped or killed. fedloom does not: every start submits again the runs
+that are not finished, and the round loop goes on from their last commit.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from datetime import datetime
+from pathlib import Path
+from subprocess import Popen
+
+import yaml
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+
+import core_training.offline  # noqa: F401 - for the processes that are started here
+from core_training import background
+from core_training.durable import commit_file
+from core_training.errors import InputError, RunError
+from core_training.recipe import load_recipe
+from security.certificates import (
+    AUTHORITY_CERTIFICATE,
+    create_authority,
+    issue_server_certificate,
+    load_certificate,
+    load_private_key,
+)
+from security.private_files import make_private_folder
+from server.federation import FEDERATION_FILE, FEDERATION_FOLDER, Address, Federation, Site, open_federation
+from server.run_progress import is_finished
+
+STARTS_WITHIN = 60.0
+_TASK_POLL_SECONDS = "0.1"
+
+
+def init_federation(folder: Path, address: Address, also_known_as: list[str]) -> Federation:
+    """Make a federation in `folder`: its authority, its server certificate (for `address` and other names), its file.
+
+    Raises InputError when there is one already.
+    """
+    if (folder / FEDERATION_FILE).exists():
+        raise InputError(f"{folder}: there is a federation already; choose another folder")
+    make_private_folder(folder)
+    create_authority(folder / "keys")
+    issue_server_certificate(folder / "keys", [address.host, *also_known_as])
+    commit_file(folder / FEDERATION_FILE, yaml.safe_dump(address.model_dump(), sort_keys=False).encode())
+    federation = open_federation(folder)
+    federation.runs.mkdir()
+    return federation
+
+
+def admit_site(federation: Federation, name: str, public_key_file: Path) -> Site:
+    """Put a site on the roster; a running SuperLink learns of it at once, another one when it starts."""
+    federation.admit(Site(name=name, public_key=_read_public_key(public_key_file)))
+    if background.owner(federation.superlink_lock) is not None:
+        _register_sites(federation)
+    return next(site for site in federation.sites() if site.name == name)
+
+
+def start_server(federation: Federation) -> tuple[Popen[bytes] | None, list[str]]:
+    """Start the SuperLink unless it runs, and submit the unfinished runs that nobody works on.
+
+    Returns the SuperLink's process (None when it was running) and the ids of the runs that were submitted again.
+    Raises InputError when the port is taken or a key or certificate is unusable.
+    """
+    superlink = None
+    if background.owner(federation.superlink_lock) is None:
+        _check_certificates(federation)
+        _check_port(federation.address)
+        _end_server_apps(federation)
+        superlink = background.start(
+            _superlink_command(federation),
+            federation.superlink_lock,
+            federation.superlink_log,
+            {
+                FEDERATION_FOLDER: str(federation.folder),
+                "FLWR_HOME": str(federation.flower_home),
+                "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": _TASK_POLL_SECONDS,
+                "PATH": background.search_path(),
+                "PYTHONUNBUFFERED": "1",
+            },
+        )
+        _wait_until_ready(federation, superlink)
+    _register_sites(federation)
+    return superlink, _resume_runs(federation)
+
+
+def stop_server(federation: Federation) -> bool:
+    """Stop the SuperLink and the runs' processes; the next start goes on with the runs. Returns whether it ran."""
+    _end_server_apps(federation)
+    running = background.stop(federation.superlink_lock)
+    _end_server_apps(federation)
+    return running
+
+
+def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) -> str:
+    """Check a recipe, make its run folder and start the run. Returns the run id."""
+    recipe = load_recipe(recipe_file, overrides)
+    if recipe.topology.kind != "federated":
+        raise InputError(f"topology.kind: a server runs 'federated' recipes, not '{recipe.topology.kind}'")
+    if background.owner(federation.superlink_lock) is None:
+        raise InputError(f"the server is not running; `fedloom server start --folder {federation.folder}` starts it")
+    run_id = _new_run_id(federation, recipe_file.stem)
+    commit_file(federation.runs / run_id / "recipe.yaml", recipe.to_yaml().encode())
+    from server.control import control
+
+    with control(federation) as superlink:
+        superlink.start(run_id)
+    return run_id
+
+
+def site_states(federation: Federation) -> dict[str, str] | None:
+    """Each admitted site: online, offline, or registered (never seen yet). None when the server is not running."""
+    if background.owner(federation.superlink_lock) is None:
+        return None
+    from server.control import control
+
+    with control(federation) as superlink:
+        states = {node.node_id: node.status for node in superlink.nodes()}
+    return {site.name: states.get(site.node_id or 0, "unknown") for site in federation.sites()}
+
+
+def _resume_runs(federation: Federation) -> list[str]:
+    idle = [run_id for run_id in federation.run_ids() if not is_finished(federation.runs / run_id)]
+    idle = [run_id for run_id in idle if background.owner(federation.run_lock(run_id)) is None]
+    if not idle:
+        return []
+    from server.control import control
+
+    with control(federation) as superlink:
+        active = superlink.active()
+        for run_id in idle:
+            for flower_run in active.get(run_id, []):
+                superlink.stop(flower_run)
+            superlink.start(run_id)
+    return idle
+
+
+def _register_sites(federation: Federation) -> None:
+    """Make Flower's list of nodes and the roster agree: register who is missing, note everybody's number."""
+    from server.control import control
+
+    with control(federation) as superlink:
+        known = {node.public_key: node.node_id for node in superlink.nodes()}
+        for site in federation.sites():
+            key = load_ssh_public_key(site.public_key.encode())
+            pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+            node_id = known.get(pem) or superlink.register(pem, site.name)
+            if node_id != site.node_id:
+                federation.set_node_id(site.name, node_id)
+
+
+def _read_public_key(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+        key = load_ssh_public_key(text.encode())
+    except OSError as error:
+        raise InputError(f"{path}: the public key cannot be read: {error.strerror}") from None
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise InputError(f"{path}: this is not a site's public key (keys/node.pub: one line, ecdsa-sha2-nistp384 …)")
+    return text
+
+
+def _superlink_command(federation: Federation) -> list[str]:
+    keys = federation.keys
+    return [
+        *(sys.executable, "-m", "server.superlink"),
+        *("--host", federation.address.host, "--port", str(federation.address.port)),
+        *("--ssl-ca-certfile", str(keys / AUTHORITY_CERTIFICATE)),
+        *("--ssl-certfile", str(keys / "server.crt"), "--ssl-keyfile", str(keys / "server.key")),
+        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+        *("--database", str(federation.flower_home / "state.db")),
+    ]
+
+
+def _check_certificates(federation: Federation) -> None:
+    authority = load_certificate(federation.keys / AUTHORITY_CERTIFICATE)
+    certificate = load_certificate(federation.keys / "server.crt", authority)
+    if load_private_key(federation.keys / "server.key").public_key() != certificate.public_key():
+        raise InputError(f"{federation.keys / 'server.key'}: this key does not belong to server.crt")
+    federation.flower_home.mkdir(exist_ok=True)
+
+
+def _check_port(address: Address) -> None:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise InputError(
+                f"{address} cannot be used: {error.strerror}; stop what listens there, "
+                f"or choose another port in {FEDERATION_FILE}"
+            ) from None
+
+
+def _wait_until_ready(federation: Federation, superlink: Popen[bytes]) -> None:
+    trust = ssl.create_default_context(cafile=federation.keys / AUTHORITY_CERTIFICATE)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
+    deadline = time.monotonic() + STARTS_WITHIN
+    while time.monotonic() < deadline and superlink.poll() is None:
+        try:
+            opener.open(f"https://{federation.address.from_here}/health", timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    background.stop(federation.superlink_lock)
+    raise RunError(f"the SuperLink did not start; {federation.superlink_log} says why")
+
+
+def _end_server_apps(federation: Federation) -> None:
+    for run_id in federation.run_ids():
+        background.stop(federation.run_lock(run_id))
+
+
+def _new_run_id(federation: Federation, stem: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60] + datetime.now().strftime("-%Y%m%d-%H%M%S")
+    known = federation.run_ids()
+    return next(run_id for run_id in [name, *(f"{name}-{n}" for n in range(2, 1000))] if run_id not in known)

@@ -1,0 +1,103 @@
+"""What a run folder tells about its run: how far it is, and how well it does. Reads files; knows no processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core_training.recipe import load_recipe
+from core_training.run_folder import RunFolder
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class SiteFigures:
+    """One site's share in the newest round it took part in. Losses are per token."""
+
+    round: int
+    loss: float | None
+    eval_loss: float | None
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How a run stands. `note` is the newest event that a person should know of, if the run stands still."""
+
+    run_id: str
+    finished: bool
+    round: int
+    rounds: int
+    loss: float | None = None
+    eval_loss: float | None = None
+    sites: dict[str, SiteFigures] = field(default_factory=dict)
+    quarantined: int = 0
+    note: str | None = None
+
+
+def read_progress(folder: Path) -> RunProgress:
+    """How the run in `folder` stands, from its events and its summary."""
+    run = RunFolder(folder)
+    sites: dict[str, SiteFigures] = {}
+    newest: dict[str, Any] = {}
+    note: str | None = None
+    quarantined = 0
+    for event in run.events():
+        if event["event"] == "round":
+            newest = event
+            for name, figures in event["sites"].items():
+                sites[name] = SiteFigures(event["round"], figures["loss"], figures["eval_loss"])
+        quarantined += event["event"] == "quarantined"
+        note = _note_of(event)
+    summary = run.summary() or {}
+    return RunProgress(
+        run_id=folder.name,
+        finished=bool(summary),
+        round=newest.get("round", 0),
+        rounds=load_recipe(folder / "recipe.yaml").topology.rounds or 0,
+        loss=newest.get("loss"),
+        eval_loss=summary.get("eval_loss", newest.get("eval_loss")),
+        sites=sites,
+        quarantined=quarantined,
+        note=note,
+    )
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run came to its end, so that starting it again would not go on with anything."""
+    return RunFolder(folder).summary() is not None
+
+
+def follow(folder: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Report each event of a run as it happens, until the run is finished or has failed; returns its summary.
+
+    The summary is empty when the run has failed.
+    """
+    run = RunFolder(folder)
+    seen = 0
+    while True:
+        summary = run.summary()
+        events = list(run.events())
+        for event in events[seen:]:
+            on_event(event)
+        failed = any(event["event"] == "failed" for event in events[seen:])
+        seen = len(events)
+        if summary is not None or failed:
+            return summary or {}
+        time.sleep(_POLL_SECONDS)
+
+
+def _note_of(event: dict[str, Any]) -> str | None:
+    match event["event"]:
+        case "waiting":
+            return f"waiting for {event['minimum']} sites, {len(event['sites'])} are there"
+        case "quarantined":
+            return f"{event['site']} was set aside: {event['reason']}"
+        case "late":
+            return f"{event['site']} did not answer in time"
+        case "failed":
+            return f"failed: {event['reason']}"
+    return None

@@ -1,0 +1,21 @@
+"""Many sites on one machine, for both topologies: real loop, real node, real engine; only the network is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from core_training.recipe import Recipe
+    from core_training.run_folder import RunFolder, Summary
+
+
+def simulate(
+    recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]
+) -> Summary:
+    """Run what the recipe's topology and engine say. `on_round(round, mean training loss)` follows each round."""
+    if recipe.topology.kind == "gossip":
+        raise NotImplementedError
+    from simulations.federated import simulate_federation
+
+    return simulate_federation(recipe, folder, resume, on_round)

@@ -1,0 +1,80 @@
+"""Dividing one data set among sites: evenly, by label skew, by size skew, or by a column's own values.
+
+Pure and seeded: the same records, seed and parameters give the same sites. Every record goes to exactly one site.
+(Flower Datasets' partitioners need a `datasets` release that would pull the training libraries back; see
+docs/decisions.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from core_training.errors import InputError
+from core_training.recipe import Recipe
+from core_training.records import Record
+
+Partition = dict[str, list[Record]]
+
+
+def divide(records: Sequence[Record], recipe: Recipe) -> Partition:
+    """The sites that `recipe.simulation` asks for. Raises InputError when a site would be left with nothing."""
+    settings = recipe.simulation
+    random = np.random.default_rng(recipe.training.seed)
+    count = settings.count or 0
+    if settings.partition == "natural":
+        return _natural(records, settings.by or "")
+    if count > len(records):
+        raise InputError(f"simulation.count: {count} sites are more than the {len(records)} records")
+    if settings.partition == "iid":
+        shares = _iid(len(records), count, random)
+    elif settings.partition == "size_skew":
+        shares = _size_skew(len(records), count, settings.alpha, random)
+    else:
+        shares = _dirichlet(_labels(records, settings.by or ""), count, settings.alpha, random)
+    width = len(str(count - 1))
+    return {f"site-{i:0{width}d}": [records[j] for j in sorted(share)] for i, share in enumerate(shares)}
+
+
+def _iid(total: int, count: int, random: np.random.Generator) -> list[list[int]]:
+    return [part.tolist() for part in np.array_split(random.permutation(total), count)]
+
+
+def _size_skew(total: int, count: int, alpha: float, random: np.random.Generator) -> list[list[int]]:
+    """Sizes drawn from a Dirichlet distribution, at least one record each."""
+    extra = random.multinomial(total - count, random.dirichlet(np.full(count, alpha)))
+    return [part.tolist() for part in np.split(random.permutation(total), np.cumsum(extra + 1)[:-1])]
+
+
+def _dirichlet(labels: Sequence[str], count: int, alpha: float, random: np.random.Generator) -> list[list[int]]:
+    """For each label, its records are spread over the sites in proportions from Dirichlet(alpha) (Hsu et al. 2019).
+
+    A site that drew nothing gets one record from the largest site.
+    """
+    shares: list[list[int]] = [[] for _ in range(count)]
+    for label in sorted(set(labels)):
+        members = random.permutation([i for i, other in enumerate(labels) if other == label])
+        cuts = np.cumsum(random.dirichlet(np.full(count, alpha)))[:-1] * len(members)
+        for share, part in zip(shares, np.split(members, cuts.round().astype(int)), strict=True):
+            share.extend(part.tolist())
+    for share in shares:
+        if not share:
+            share.append(max(shares, key=len).pop())
+    return shares
+
+
+def _natural(records: Sequence[Record], by: str) -> Partition:
+    sites: Partition = {}
+    for record, label in zip(records, _labels(records, by), strict=True):
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-._")[:63] or "unnamed"
+        sites.setdefault(name, []).append(record)
+    return dict(sorted(sites.items()))
+
+
+def _labels(records: Sequence[Record], by: str) -> list[str]:
+    for record in records:
+        if by not in record.fields:
+            raise InputError(f"simulation.by: {record.place} has no column '{by}'; it has {', '.join(record.fields)}")
+    return [str(record.fields[by]) for record in records]

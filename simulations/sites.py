@@ -1,0 +1,69 @@
+"""The virtual sites of a simulation: one base model in memory, one engine a site, swapped in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from client.site import SiteService
+from core_training.base_model import BaseModel
+from core_training.dataset import load_dataset
+from core_training.engine import Engine
+from core_training.errors import InputError
+from core_training.recipe import Recipe
+from core_training.records import data_files, read_records, source_name
+from core_training.trainable import Trainable
+from simulations.partition import Partition, divide
+
+
+def simulated_sites(recipe: Recipe) -> Partition:
+    """Each site's name and records. Raises InputError when the recipe describes no sites."""
+    given = recipe.simulation.sites
+    if given is not None:
+        named = given.items() if isinstance(given, dict) else [(source_name(path), path) for path in data_files(given)]
+        sites: Partition = {}
+        for name, pattern in named:
+            if name in sites:
+                raise InputError(f"simulation.sites: two sites are called '{name}'; name them with a mapping")
+            sites[name] = [record for path in data_files(str(pattern)) for record in read_records(path)]
+            if not sites[name]:
+                raise InputError(f"simulation.sites: site '{name}' ({pattern}) holds no record")
+        return sites
+    if recipe.simulation.partition is None:
+        raise InputError("simulation: give the sites' files (simulation.sites) or a partition (simulation.partition)")
+    if recipe.data.train is None:
+        raise InputError("data.train: a partition needs the data set that it divides")
+    return divide([r for path in data_files(recipe.data.train) for r in read_records(path)], recipe)
+
+
+class SitePool:
+    """The sites' services, all in this process and of one base model. Use them from one thread."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        """Load the base model and all sites' data. The services keep their runs under `folder`/NAME.
+
+        Raises InputError for anything wrong with them, before training starts.
+        """
+        self._recipe = recipe
+        records = simulated_sites(recipe)
+        self._base = BaseModel(recipe)
+        self._datasets = {name: load_dataset(recipe, self._base, records[name]) for name in records}
+        self._folder = folder
+        self._services: dict[str, SiteService] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._datasets)
+
+    def service(self, name: str) -> SiteService:
+        """The site's service; its engine is built when it joins a run."""
+        if name not in self._services:
+            self._services[name] = SiteService(name, self._opener(name), self._folder / name)
+        return self._services[name]
+
+    def close(self) -> None:
+        for service in self._services.values():
+            service.close()
+
+    def _opener(self, name: str) -> Callable[[Recipe], Trainable]:
+        return lambda _: Engine(self._recipe, self._base, self._datasets[name])

@@ -1,0 +1,146 @@
+"""What parties say to each other: a kind, a few checked fields, and at most one payload of tensors.
+
+The same messages travel in Flower's records, over the worker's socket and inside the simulation. Fields are plain JSON
+values, validated on arrival; payloads are safetensors. Knows no transport.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core_training.errors import ProtocolError
+from core_training.state import Manifest
+from core_training.trainable import DataReport, EvalReport, TrainReport
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
+LayoutFile = Literal["adapter_config.json", "config.json"]
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """One message in its neutral form: what a transport carries."""
+
+    kind: str
+    fields: dict[str, Any]
+    payload: bytes = b""
+
+
+class Message(BaseModel):
+    """A message with checked fields. `payload` (tensors, as safetensors) rides beside them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+    kind: ClassVar[str]
+    payload: bytes = Field(b"", exclude=True, repr=False)
+
+    def envelope(self) -> Envelope:
+        return Envelope(self.kind, self.model_dump(mode="json"), self.payload)
+
+    @classmethod
+    def open(cls, envelope: Envelope) -> Self:
+        """Check an envelope. Raises ProtocolError for another kind, and names the field that is wrong."""
+        if envelope.kind == Refusal.kind and cls is not Refusal:
+            refusal = Refusal.open(envelope)
+            raise ProtocolError(refusal.reason)
+        if envelope.kind != cls.kind:
+            raise ProtocolError(f"a '{envelope.kind}' message came where '{cls.kind}' was expected")
+        try:
+            message = cls.model_validate_json(json.dumps(envelope.fields), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ProtocolError(f"{cls.kind} message: {where}: {first['msg']}") from None
+        return message.model_copy(update={"payload": envelope.payload})
+
+
+class JoinOrder(Message):
+    """Server to site: a run begins (or goes on); build its engine and say what you would train."""
+
+    kind: ClassVar[str] = "join"
+    run_id: RunId
+    version: str
+    recipe: str
+
+
+class JoinReply(Message):
+    """Site to server: what this site would train, so that differences show before the first round."""
+
+    kind: ClassVar[str] = "joined"
+    run_id: RunId
+    version: str
+    recipe_digest: Digest
+    manifest: list[list[Any]]
+    """[name, shape] of each trainable tensor; see `parsed_manifest`."""
+    initial_digest: Digest
+    data: DataReport
+    layout: dict[LayoutFile, Annotated[str, Field(max_length=65536)]]
+    """The small files that stand beside the weights of a saved result."""
+
+    @property
+    def parsed_manifest(self) -> Manifest:
+        return Manifest.from_json(self.manifest)
+
+
+class TrainOrder(Message):
+    """Server to site: train one slice from the state in the payload (round 1: from the site's initial state)."""
+
+    kind: ClassVar[str] = "train"
+    run_id: RunId
+    round: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)]
+    evaluate: bool
+    manifest_digest: Digest
+
+
+class Update(Message):
+    """Site to server: the state after the slice (payload), its weight, and the figures of the round.
+
+    `weight` is the number of loss tokens. `evaluation` holds the losses of the state as it arrived, before training.
+    """
+
+    kind: ClassVar[str] = "update"
+    run_id: RunId
+    round: Annotated[int, Field(ge=1)]
+    manifest_digest: Digest
+    weight: float
+    train: TrainReport
+    evaluation: EvalReport | None
+    resident_seconds: Annotated[float, Field(ge=0)]
+    """Seconds from the order's arrival at the worker to the first step of training."""
+    seconds: Annotated[float, Field(ge=0)]
+    """Seconds from the order's arrival at the worker to this answer."""
+
+
+class EvaluateOrder(Message):
+    """Server to site: evaluate the state in the payload; `final` says it is the run's result, to be kept."""
+
+    kind: ClassVar[str] = "evaluate"
+    run_id: RunId
+    round: Annotated[int, Field(ge=0)]
+    final: bool
+    manifest_digest: Digest
+
+
+class EvaluateReply(Message):
+    """Site to server: losses of the state that was sent."""
+
+    kind: ClassVar[str] = "evaluated"
+    run_id: RunId
+    round: Annotated[int, Field(ge=0)]
+    evaluation: EvalReport
+
+
+class Refusal(Message):
+    """Site to server: the order cannot be carried out. `fatal` says that trying again would not help."""
+
+    kind: ClassVar[str] = "refused"
+    reason: Annotated[str, Field(max_length=2000)]
+    fatal: bool = False
+
+
+Order = Literal["join", "train", "evaluate"]

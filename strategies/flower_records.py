@@ -1,0 +1,79 @@
+"""Envelopes in Flower's messages and back: the fields as one JSON string, the payload as one array of bytes.
+
+Flower cuts an array into chunks on its way, so a payload may be as long as memory allows. Knows nothing of what the
+fields mean, of nodes' names, or of the worker behind the ClientApp. Flower is imported when first used.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from core_training.errors import ProtocolError
+from strategies.exchange import Envelope
+
+if TYPE_CHECKING:
+    from flwr.app import Message, RecordDict
+
+MESSAGE_TYPE = "query"
+"""Flower's message category for every order: the kind of the envelope says which one it is."""
+
+MAX_FIELDS_CHARACTERS = 16 * 2**20
+_ENVELOPE = "envelope"
+_PAYLOAD = "payload"
+_BYTES = "safetensors"
+
+
+def to_message(envelope: Envelope, node_id: int, ttl: float | None = None) -> Message:
+    """An order for one node. After `ttl` seconds (Flower's default: 12 hours) it is no longer delivered."""
+    from flwr.app import Message
+
+    group = str(envelope.fields.get("round", ""))
+    return Message(_to_records(envelope), dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=ttl, group_id=group)
+
+
+def to_reply(envelope: Envelope, order: Message) -> Message:
+    """The answer to a message that came from the server."""
+    from flwr.app import Message
+
+    return Message(_to_records(envelope), reply_to=order)
+
+
+def from_message(message: Message) -> Envelope:
+    """The envelope in a message. Raises ProtocolError when Flower reports a failure or the records are malformed."""
+    if message.has_error():
+        raise ProtocolError(f"no answer came through: {message.error.reason or 'unknown reason'}")
+    return _from_records(message.content)
+
+
+def _to_records(envelope: Envelope) -> RecordDict:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+    fields = json.dumps(envelope.fields, separators=(",", ":"))
+    records = RecordDict({_ENVELOPE: ConfigRecord({"kind": envelope.kind, "fields": fields})})
+    if envelope.payload:
+        payload = Array("uint8", (len(envelope.payload),), _BYTES, envelope.payload)
+        records[_PAYLOAD] = ArrayRecord({_PAYLOAD: payload})
+    return records
+
+
+def _from_records(records: RecordDict) -> Envelope:
+    if set(records.config_records) != {_ENVELOPE} or not set(records.array_records) <= {_PAYLOAD}:
+        raise ProtocolError(f"the message holds the records {sorted(records)}, not an envelope")
+    header = records.config_records[_ENVELOPE]
+    kind, text = header.get("kind"), header.get("fields")
+    if not isinstance(kind, str) or not isinstance(text, str) or len(text) > MAX_FIELDS_CHARACTERS:
+        raise ProtocolError("the envelope has no kind or no fields, or they are too long")
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ProtocolError(f"the fields of the '{kind}' message are not JSON") from None
+    if not isinstance(fields, dict):
+        raise ProtocolError(f"the fields of the '{kind}' message are not a JSON object")
+    payload = b""
+    if _PAYLOAD in records.array_records:
+        arrays = records.array_records[_PAYLOAD]
+        if list(arrays) != [_PAYLOAD] or arrays[_PAYLOAD].stype != _BYTES:
+            raise ProtocolError(f"the payload of the '{kind}' message is not one array of {_BYTES} bytes")
+        payload = arrays[_PAYLOAD].data
+    return Envelope(kind, fields, payload)

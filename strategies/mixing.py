@@ -1,0 +1,140 @@
+"""How gossip nodes average: who mixes with whom, with which weights, and the weighted mean itself.
+
+Pure arithmetic: every node that is given the same contributions computes the same state, bit for bit. Knows no clock,
+no network and no rounds. A new rule is a class here (or in a file of its own) and one line in `MIXING`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from core_training.state import TrainableState
+
+Graph = Mapping[str, frozenset[str]]
+
+_BLOCK = 1 << 20
+"""Elements averaged at a time: the float64 accumulator takes 8 MB, however large the state is."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one node brings to an epoch: its state, its loss tokens, and how many partners it exchanges with."""
+
+    name: str
+    state: TrainableState
+    tokens: float
+    degree: int
+
+
+class Mixing(Protocol):
+    """A mixing rule."""
+
+    needs: Literal["sum", "individual"]
+    """Whether the rule can work on a sum of updates, or needs each one by itself."""
+
+    one_state: bool
+    """Whether all nodes hold one and the same state after an undisturbed epoch."""
+
+    def partners(self, name: str, roster: Sequence[str], graph: str) -> tuple[str, ...]:
+        """The nodes that `name` exchanges with, in roster order."""
+        ...
+
+    def mix(self, own: Contribution, others: Sequence[Contribution], roster: Sequence[str]) -> TrainableState:
+        """The node's next state."""
+        ...
+
+
+class GroupMean:
+    """All in one group: the mean weighted by loss tokens, as a server would average (McMahan et al. 2017)."""
+
+    needs: Literal["sum", "individual"] = "sum"
+    one_state = True
+
+    def partners(self, name: str, roster: Sequence[str], graph: str) -> tuple[str, ...]:
+        return tuple(member for member in roster if member != name)
+
+    def mix(self, own: Contribution, others: Sequence[Contribution], roster: Sequence[str]) -> TrainableState:
+        ordered = sorted([own, *others], key=lambda one: roster.index(one.name))
+        return weighted_mean([one.state for one in ordered], [one.tokens for one in ordered])
+
+
+class Metropolis:
+    """Neighbours on a graph, with Metropolis–Hastings weights: W_ij = 1/(1+max(d_i, d_j)), W_ii = 1 − Σ W_ij.
+
+    Each node says its own live degree with its state, so that both ends of an edge use the same weight (Xiao and Boyd
+    2004). The plain mean over all nodes is preserved, and ‖X⁺−X̄‖ ≤ ρ‖X−X̄‖ with ρ = ‖W − 11ᵀ/n‖₂.
+    """
+
+    needs: Literal["sum", "individual"] = "individual"
+    one_state = False
+
+    def partners(self, name: str, roster: Sequence[str], graph: str) -> tuple[str, ...]:
+        neighbours = GRAPHS[graph](roster)[name]
+        return tuple(member for member in roster if member in neighbours)
+
+    def mix(self, own: Contribution, others: Sequence[Contribution], roster: Sequence[str]) -> TrainableState:
+        # A partner that came back in mid-epoch may bring one more state than was announced.
+        degree = max(own.degree, len(others))
+        weights = {one.name: metropolis_weight(degree, one.degree) for one in others}
+        weights[own.name] = 1.0 - math.fsum(weights.values())
+        ordered = sorted([own, *others], key=lambda one: roster.index(one.name))
+        return weighted_mean([one.state for one in ordered], [weights[one.name] for one in ordered])
+
+
+MIXING: dict[str, Mixing] = {"group": GroupMean(), "metropolis": Metropolis()}
+
+
+def complete(roster: Sequence[str]) -> Graph:
+    """Everyone is everyone's neighbour."""
+    return {name: frozenset(roster) - {name} for name in roster}
+
+
+def ring(roster: Sequence[str]) -> Graph:
+    """Neighbours are the one before and the one after in the roster, which closes on itself."""
+    count = len(roster)
+    return {
+        name: frozenset({roster[place - 1], roster[(place + 1) % count]}) - {name} for place, name in enumerate(roster)
+    }
+
+
+GRAPHS = {"complete": complete, "ring": ring}
+
+
+def metropolis_weight(degree: int, other_degree: int) -> float:
+    """The weight of an edge between two nodes with these numbers of neighbours."""
+    return 1.0 / (1 + max(degree, other_degree))
+
+
+def metropolis_matrix(graph: Graph) -> npt.NDArray[np.float64]:
+    """The mixing matrix of a graph, rows and columns in the graph's order: symmetric and doubly stochastic."""
+    names = list(graph)
+    matrix = np.zeros((len(names), len(names)))
+    for i, name in enumerate(names):
+        for j, other in enumerate(names):
+            if other in graph[name]:
+                matrix[i, j] = metropolis_weight(len(graph[name]), len(graph[other]))
+        matrix[i, i] = 1.0 - math.fsum(matrix[i])
+    return matrix
+
+
+def weighted_mean(states: Sequence[TrainableState], weights: Sequence[float]) -> TrainableState:
+    """Σ w_i x_i / Σ w_i, summed in the given order in float64 and rounded to float32 once.
+
+    The states share one manifest and the weights are not all zero. One state alone comes back exactly.
+    """
+    total = math.fsum(weights)
+    shares = [weight / total for weight in weights]
+    mean = np.empty_like(states[0].buffer)
+    for start in range(0, mean.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        accumulator = np.zeros(mean[block].size, dtype=np.float64)
+        for share, state in zip(shares, states, strict=True):
+            accumulator += share * state.buffer[block].astype(np.float64)
+        mean[block] = accumulator
+    return TrainableState(states[0].manifest, mean)

@@ -18,6 +18,7 @@ from core_training.central import prune_checkpoints, total
 from core_training.durable import commit_file
 from core_training.engine import read_checkpoint
 from core_training.errors import FedloomError, InputError, ProtocolError
+from core_training.export import result_name
 from core_training.recipe import Recipe, parse_recipe
 from core_training.run_folder import RunFolder
 from core_training.state import Manifest, TrainableState
@@ -69,7 +70,9 @@ class SiteService:
 
     def _join(self, order: JoinOrder) -> JoinReply:
         if order.version != __version__:
-            raise InputError(f"this site runs fedloom {__version__}, the server {order.version}: install the same version")
+            raise InputError(
+                f"this site runs fedloom {__version__}, the server {order.version}: install the same version"
+            )
         run = self._run
         if run is None or run.run_id != order.run_id or run.recipe_text != order.recipe:
             self.close()
@@ -156,8 +159,7 @@ class _SiteRun:
         self._engine.write_state(state)
         evaluation = total(self._engine.evaluate())
         if order.final:
-            kind = "model" if self._recipe.tuning.mode in ("full", "freeze") else "adapter"
-            self._engine.save_model(self.folder.path / kind)
+            self._engine.save_model(self.folder.path / result_name(self._recipe))
             self.folder.event("completed", round=order.round, eval_loss=evaluation.loss)
         self._engine.write_state(parked)
         return EvaluateReply(run_id=self.run_id, round=order.round, evaluation=evaluation)
@@ -225,4 +227,3 @@ class _SiteRun:
 
     def _checkpoint(self, round_number: int) -> Path:
         return self.folder.checkpoints / f"round-{round_number:06d}"
-

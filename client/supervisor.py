@@ -146,7 +146,7 @@ class Supervisor:
         self._secret.unlink(missing_ok=True)
         write_private_file(self._secret, secrets.token_bytes(32))
         self._port = 0
-        self._link = read_link(folder)
+        self._link = Link("connecting", read_link(folder).node_id)
         flower = {
             "FEDLOOM_SITE_FOLDER": str(folder),
             "FLWR_HOME": str(folder / "flower"),
@@ -196,6 +196,8 @@ class Supervisor:
         return end_session(str(self._config.server), self._folder / "ca.crt", keys / "node.key", self._link.node_id)
 
     def _note_link(self) -> None:
+        if self._supernode.alive and self._link.state == "connected":
+            return
         said = self._supernode.output()
         node_id = re.search(r"SuperNode ID: (\d+)", said)
         refusal = re.search(r"Failed to initialize the connection to the SuperLink\.\n(.*)", said)
@@ -228,6 +230,7 @@ class Supervisor:
 def main() -> None:
     """Supervise the site whose folder is given on the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     folder = Path(sys.argv[1]).absolute()
     os.chdir(folder)

@@ -10,13 +10,15 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from client import worker_socket
-from client.site_config import load_site_config
+from client.site_config import SiteConfig, load_site_config
 from core_training.errors import FedloomError, ProtocolError
+from core_training.launch import must_launch, run_as_group
 from core_training.recipe import Recipe
 from core_training.trainable import Trainable
 from strategies.exchange import Envelope, Refusal
@@ -64,24 +66,62 @@ def _answer(connection: socket.socket, handle: Callable[[Envelope], Envelope], m
     worker_socket.send(connection, reply)
 
 
+class Worker:
+    """The site's service, with the engine that `site.yaml` asks for."""
+
+    def __init__(self, folder: Path, config: SiteConfig) -> None:
+        from client.site import SiteService
+
+        self._config = config
+        self._group_is_used = False
+        self.service = SiteService(config.name, self._open_trainable, folder / "runs")
+
+    def _open_trainable(self, recipe: Recipe) -> Trainable:
+        resolved = self._config.resolve(recipe)
+        if self._config.deepspeed.processes == 1:
+            from core_training.engine import open_engine
+
+            return open_engine(resolved)
+        from core_training.group import lead_or_follow
+
+        if self._group_is_used:
+            # DeepSpeed changes its processes for good. The order is given to the group that takes this one's place.
+            raise SystemExit("another run begins: the group starts afresh")
+        self._group_is_used = True
+        return lead_or_follow(resolved)
+
+
+def _join_group() -> None:
+    """In a group: meet the others. Only rank 0 returns. All end when the launcher has gone, even by force."""
+    from core_training.group import follow, join_group
+
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    join_group()
+    if os.environ["RANK"] != "0":
+        follow()
+
+
 def main() -> None:
     """Run the worker of the site folder given on the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     folder = Path(sys.argv[1]).absolute()
     os.chdir(folder)
     config = load_site_config(folder)
-
-    def open_trainable(recipe: Recipe) -> Trainable:
-        from core_training.engine import open_engine
-
-        return open_engine(config.resolve(recipe))
-
-    from client.site import SiteService
-
-    service = SiteService(config.name, open_trainable, folder / "runs")
+    if must_launch(config.deepspeed):
+        sys.exit(run_as_group(config.deepspeed.processes, "client.worker", [str(folder)]))
+    if config.deepspeed.processes > 1:
+        _join_group()
+    worker = Worker(folder, config)
     with worker_socket.listen(folder) as listener:
         _log.info("the worker of %s is ready", config.name)
-        serve(listener, service.handle, config.max_message_bytes)
+        serve(listener, worker.service.handle, config.max_message_bytes)
 
 
 if __name__ == "__main__":

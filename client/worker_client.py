@@ -64,13 +64,8 @@ def ask(folder: Path, order: Envelope, timeout: float = LONGEST_ORDER, patience:
 
 
 def worker_command(folder: Path) -> list[str]:
-    """The command line of the worker: one process, or a DeepSpeed group under torchrun."""
-    module = ["-m", "client.worker", str(folder)]
-    processes = load_site_config(folder).deepspeed.processes
-    if processes == 1:
-        return [sys.executable, *module]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *torchrun, *module]
+    """The command line of the worker."""
+    return [sys.executable, "-m", "client.worker", str(folder)]
 
 
 def worker_lock(folder: Path) -> Path:

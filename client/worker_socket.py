@@ -58,7 +58,8 @@ def send(connection: socket.socket, envelope: Envelope) -> None:
     if len(header) > MAX_HEADER_BYTES:
         raise ProtocolError(f"the fields of the '{envelope.kind}' message take more than {MAX_HEADER_BYTES} bytes")
     connection.sendall(_LENGTH.pack(len(header)) + header)
-    connection.sendall(envelope.payload)
+    if envelope.payload:  # the other side may have left already when there is nothing more to come
+        connection.sendall(envelope.payload)
 
 
 def receive(connection: socket.socket, max_payload_bytes: int) -> Envelope:

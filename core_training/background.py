@@ -95,6 +95,13 @@ def stop(lock: Path, patience: float = 10.0) -> bool:
     return True
 
 
+def attend(process: subprocess.Popen[bytes]) -> None:
+    """Return when `process` ends, or when somebody stops this one (SIGINT, SIGTERM)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        process.wait()
+
+
 def search_path() -> str:
     """The PATH on which processes find the commands installed beside this interpreter."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])

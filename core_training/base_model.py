@@ -20,22 +20,27 @@ class BaseModel:
 
     def __init__(self, recipe: Recipe) -> None:
         """Load the model that the recipe names. Raises InputError when its folder lacks something."""
+        self.tokenizer: Any = load_tokenizer(recipe)
         self.folder = Path(recipe.model.name_or_path)
-        self._check_folder()
-        from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-
-        offline.silence_libraries()
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=recipe.model.dtype, local_files_only=True, use_safetensors=True
+        if not any(self.folder.glob("*.safetensors")):
+            raise InputError(
+                f"{_where(self.folder)}: it has no *.safetensors weights (pickled weights are never loaded)"
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"model.name_or_path: {self.folder} cannot be loaded: {_first_line(error)}") from None
-        if recipe.model.chat_template is not None:
-            self.tokenizer.chat_template = _read_template(recipe.model.chat_template)
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM, set_seed
+
+        try:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                dtype=recipe.model.dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"{_where(self.folder)} cannot be loaded: {_first_line(error)}") from None
+        if missing := sorted(loading["missing_keys"]):
+            raise InputError(f"{_where(self.folder)}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
         set_seed(recipe.training.seed)
         self.model: Any = import_module(TUNING_MODES[recipe.tuning.mode]).apply(model, recipe)
         self.model.config.use_cache = False
@@ -69,16 +74,39 @@ class BaseModel:
                 hasher.update(hashlib.file_digest(stream, "sha256").digest())
         return hasher.hexdigest()
 
-    def _check_folder(self) -> None:
-        where = f"model.name_or_path: {self.folder}"
-        if not self.folder.is_dir():
-            raise InputError(f"{where}: no such folder. fedloom downloads nothing: fetch the model first, name its folder")
-        if not (self.folder / "config.json").is_file():
-            raise InputError(f"{where}: no config.json in it, so it is not a model folder")
-        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-            raise InputError(f"{where}: it has no tokenizer (tokenizer.json); save one beside the weights")
-        if not any(self.folder.glob("*.safetensors")):
-            raise InputError(f"{where}: it has no *.safetensors weights (pickled weights are never loaded)")
+
+def load_tokenizer(recipe: Recipe) -> Any:
+    """The model's tokenizer, with the recipe's chat template and a padding token. Raises InputError where it lacks."""
+    folder = Path(recipe.model.name_or_path)
+    _check_folder(folder)
+    from transformers import AutoTokenizer
+
+    offline.silence_libraries()
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        raise InputError(f"{_where(folder)}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{_where(folder)}: its tokenizer has no end-of-sequence token (eos_token)")
+    if recipe.model.chat_template is not None:
+        _use_template(tokenizer, recipe.model.chat_template)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    where = _where(folder)
+    if not folder.is_dir():
+        raise InputError(f"{where}: no such folder. fedloom downloads nothing: fetch the model first, name its folder")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{where}: no config.json in it, so it is not a model folder")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"{where}: it has no tokenizer (tokenizer.json); save one beside the weights")
+
+
+def _where(folder: Path) -> str:
+    return f"model.name_or_path: {folder}"
 
 
 def _canonical(name: str) -> str:
@@ -86,11 +114,19 @@ def _canonical(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".default.", ".").replace(".default", "")
 
 
-def _read_template(path: str) -> str:
+def _use_template(tokenizer: Any, path: str) -> None:
+    """Give the tokenizer the chat template in the file `path`. Whether it takes each conversation is seen later."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
     try:
-        return Path(path).read_text(encoding="utf-8")
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"model.chat_template: {path} cannot be read: {error}") from None
+    except TemplateSyntaxError as error:
+        raise InputError(f"model.chat_template: {path}, line {error.lineno}: {error.message}") from None
+    except TemplateError:
+        pass
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core_training.errors import Interrupted
+from core_training.export import result_name
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
 from core_training.trainable import NOTHING_EVALUATED, EvalReport, Trainable
@@ -68,7 +69,7 @@ def train(
             f"interrupted at step {engine.step} of {engine.total_steps}, saved in {folder.path}; --resume goes on"
         )
     final = _evaluate(engine, folder)
-    engine.save_model(folder.path / ("model" if recipe.tuning.mode in ("full", "freeze") else "adapter"))
+    engine.save_model(folder.path / result_name(recipe))
     summary = _summarise(recipe, engine, progress, initial or {}, final)
     folder.write_summary(summary)
     folder.event("completed", step=engine.step, eval_loss=summary.eval_loss)

@@ -48,6 +48,17 @@ def stage_values(record: Record, recipe: Recipe) -> dict[str, Any]:
     )
 
 
+def _check_columns(recipe: Recipe) -> None:
+    """Raises InputError when `data.columns` names a column that the stage does not have."""
+    known = [name for columns in import_module(STAGES[recipe.stage]).columns for name in columns]
+    for name in recipe.data.columns:
+        if name not in known:
+            raise InputError(
+                f"data.columns.{name}: stage {recipe.stage} has no such column; write one of its own "
+                f"({', '.join(known)}), then the name it has in the files"
+            )
+
+
 def is_held_out(values: dict[str, Any], fraction: float) -> bool:
     """Whether a record with these values belongs to the evaluation part."""
     content = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
@@ -63,6 +74,7 @@ def load_dataset(recipe: Recipe, base: BaseModel, records: Iterable[Record] | No
         if recipe.data.train is None:
             raise InputError("data.train: name the training files")
         records = (record for path in data_files(recipe.data.train) for record in read_records(path))
+    _check_columns(recipe)
     fraction = 0.0 if recipe.data.eval is not None else recipe.data.eval_fraction
     counts = _Counts()
     training: list[Example] = []

@@ -59,10 +59,15 @@ def commit_file(target: Path, data: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _is_disk_error(error: Exception) -> bool:
-    # torch and safetensors report a failed write as errors of their own kind, with the system's text inside.
+def _is_disk_error(error: BaseException | None) -> bool:
+    # torch and safetensors report a failed write as errors of their own kind, with the system's text inside; torch
+    # then fails again while it closes the file, which hides the first error behind another.
     texts = ("PytorchStreamWriter", "file write failed", "No space left", "File too large", "os error", "iostream error")
-    return isinstance(error, OSError) or any(text in str(error) for text in texts)
+    while error is not None:
+        if isinstance(error, OSError) or any(text in str(error) for text in texts):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _flush(path: Path) -> None:

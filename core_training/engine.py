@@ -19,15 +19,17 @@ from datasets import Dataset as ArrowDataset
 
 from core_training.base_model import BaseModel
 from core_training.dataset import Dataset, load_dataset
+from core_training.deepspeed_config import deepspeed_config
 from core_training.durable import commit_folder, scratch_of
 from core_training.errors import ProtocolError, RunError
+from core_training.export import layout_files, write_result
 from core_training.parameters import read_parameters, write_parameters
 from core_training.recipe import Recipe
 from core_training.rows import Collator, row_of
 from core_training.slices import SlicedRun
 from core_training.stages import STAGES
 from core_training.state import Manifest, TrainableState
-from core_training.trainable import DataReport, EvalReport, NOTHING_EVALUATED, TrainReport
+from core_training.trainable import NOTHING_EVALUATED, DataReport, EvalReport, TrainReport
 
 _STATE_FILE = "state.safetensors"
 _NOTES_FILE = "notes.json"
@@ -47,7 +49,7 @@ class Engine:
         self.training_sources = dataset.training_sources
         self._parked: TrainableState | None = None
         self._run: SlicedRun | None = None
-        self._launch(base.initial_state)
+        base.initial_state  # noqa: B018 - remembered before any engine on this base trains
 
     @property
     def manifest(self) -> Manifest:
@@ -69,6 +71,7 @@ class Engine:
         """A copy of the trainable state."""
         if self._base.owner is not self and self._parked is not None:
             return self._parked
+        self._take_model()
         return read_parameters(self._base, self._deepspeed_engine)
 
     def write_state(self, state: TrainableState) -> None:
@@ -135,22 +138,21 @@ class Engine:
     def restore(self, folder: Path) -> dict[str, Any]:
         """Go back to what `checkpoint` wrote. Raises RunError when it belongs to another model or recipe."""
         state, notes = read_checkpoint(folder, self.manifest)
-        self._launch(state, resume_from=str(folder / "trainer"))
+        self._start(state, resume_from=str(folder / "trainer"))
         return notes
 
     def reset(self) -> None:
-        self._launch(self._base.initial_state)
+        self._start(self._base.initial_state)
 
     def save_model(self, folder: Path) -> None:
         """Write an adapter (PEFT layout) or a whole model (transformers layout), with its tokenizer."""
-        from core_training.export import save_result
-
-        self._take_model()
-        save_result(self._base, folder, self._current.trainer.accelerator)
+        state = self.read_state()
+        accelerator = self._current.trainer.accelerator
+        if accelerator.is_main_process:
+            write_result(state, self.layout(), folder, self._base.tokenizer)
+        accelerator.wait_for_everyone()
 
     def layout(self) -> dict[str, str]:
-        from core_training.export import layout_files
-
         return layout_files(self._base, self._recipe)
 
     def close(self) -> None:
@@ -160,16 +162,22 @@ class Engine:
         if self._base.owner is self:
             self._base.owner = None
 
+    def launch(self) -> None:
+        """Build the trainer now rather than at its first use (a DeepSpeed group must do so on every rank at once)."""
+        if self._run is None:
+            self._start(self._base.initial_state)
+
     @property
     def _current(self) -> SlicedRun:
-        assert self._run is not None, "the engine is closed"
+        self.launch()
+        assert self._run is not None
         return self._run
 
     @property
     def _deepspeed_engine(self) -> Any:
         return getattr(self._run.trainer, "deepspeed", None) if self._run is not None else None
 
-    def _launch(self, state: TrainableState, resume_from: str | None = None) -> None:
+    def _start(self, state: TrainableState, resume_from: str | None = None) -> None:
         """Build the trainer and bring it to just before its next step, with `state` in the parameters."""
         self._park_owner()
         if self._run is not None:
@@ -182,6 +190,7 @@ class Engine:
 
     def _take_model(self, state: TrainableState | None = None) -> None:
         """Make the shared parameters this engine's own, holding `state` or what they held when it last had them."""
+        self.launch()
         if self._base.owner is not self:
             self._park_owner()
             self._base.owner = self
@@ -260,4 +269,5 @@ def training_arguments(recipe: Recipe) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "deepspeed": deepspeed_config(recipe),
     }

@@ -1,66 +1,69 @@
-"""Writing what was trained in the layouts that PEFT, transformers and vLLM load."""
+"""Writing what was trained in the layouts that PEFT, transformers and vLLM load.
+
+A trainable state and a few small configuration files are enough, so a server without a model can do it too.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from core_training.base_model import BaseModel
 from core_training.durable import commit_folder
+from core_training.errors import ProtocolError
 from core_training.recipe import Recipe
-from core_training.state import TrainableState
+from core_training.state import Manifest, TrainableState
+
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_ADAPTER_PREFIX = "base_model.model."
+_MODEL_WEIGHTS = "model.safetensors"
 
 
-def is_adapter(model: Any) -> bool:
-    """Whether the model is a base with PEFT adapters on it."""
-    return hasattr(model, "peft_config")
+def result_name(recipe: Recipe) -> str:
+    """The folder of a run's result: `model` where whole layers were trained, else `adapter`."""
+    return "model" if recipe.tuning.mode in ("full", "freeze") else "adapter"
 
 
 def layout_files(base: BaseModel, recipe: Recipe) -> dict[str, str]:
     """The configuration that stands beside the weights, with the recipe's name for the base model, not a local path."""
-    if not is_adapter(base.model):
+    if not hasattr(base.model, "peft_config"):
         return {"config.json": base.model.config.to_json_string()}
     config = base.model.peft_config["default"].to_dict()
     config["base_model_name_or_path"] = recipe.model.name_or_path
+    config["inference_mode"] = True
     plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
-    return {"adapter_config.json": json.dumps(plain, indent=2, sort_keys=True)}
+    return {ADAPTER_CONFIG: json.dumps(plain, indent=2, sort_keys=True)}
 
 
-def write_result(state: TrainableState, layout: Mapping[str, str], folder: Path) -> None:
-    """Write a state in the layout PEFT or transformers loads, where there is no model at hand (a server)."""
+def write_result(state: TrainableState, layout: Mapping[str, str], folder: Path, tokenizer: Any = None) -> None:
+    """Write an adapter (PEFT layout) or a model (transformers layout), as `layout` says, with the tokenizer if given."""
     from safetensors.numpy import save_file
 
-    adapter = "adapter_config.json" in layout
-    prefix = "base_model.model." if adapter else ""
+    adapter = ADAPTER_CONFIG in layout
+    prefix = _ADAPTER_PREFIX if adapter else ""
     with commit_folder(folder) as scratch:
         for name, content in layout.items():
             (scratch / name).write_text(content, encoding="utf-8")
         save_file(
             {prefix + name: values for name, values in state.tensors()},
-            scratch / ("adapter_model.safetensors" if adapter else "model.safetensors"),
+            scratch / (_ADAPTER_WEIGHTS if adapter else _MODEL_WEIGHTS),
             metadata={"format": "pt"},
         )
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
 
 
-def save_result(base: BaseModel, folder: Path, accelerator: Any) -> None:
-    """Write the adapter, or the whole model, and the tokenizer into `folder`. Every process of a group must call this."""
-    model = base.model
-    gather: Any = nullcontext()
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        import deepspeed
+def read_result(folder: Path, manifest: Manifest) -> TrainableState:
+    """Read back what `write_result` wrote. Raises ProtocolError when it is damaged or has another manifest."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
-        gather = deepspeed.zero.GatheredParameters(list(model.parameters()))
-    with gather:
-        if accelerator.is_main_process:
-            with commit_folder(folder) as scratch:
-                if is_adapter(model):
-                    # Looking for resized embeddings would ask the hub for the base model's vocabulary.
-                    model.save_pretrained(scratch, save_embedding_layers=False)
-                    (scratch / "README.md").unlink(missing_ok=True)
-                else:
-                    model.save_pretrained(scratch)
-                base.tokenizer.save_pretrained(scratch)
-    accelerator.wait_for_everyone()
+    weights = folder / (_ADAPTER_WEIGHTS if (folder / ADAPTER_CONFIG).exists() else _MODEL_WEIGHTS)
+    try:
+        arrays = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise ProtocolError(f"{weights} cannot be read: {error}") from None
+    return TrainableState.from_arrays({k.removeprefix(_ADAPTER_PREFIX): v for k, v in arrays.items()}, manifest)

@@ -1,8 +1,9 @@
 """Keeps the libraries from calling home: no hub, no telemetry, no update checks. Import before any of them."""
 
+import logging
 import os
 
-for _name, _value in {
+SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -16,13 +17,18 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "DS_BUILD_LOG_LEVEL": "ERROR",
-}.items():
-    os.environ[_name] = _value
+}
+os.environ.update(SETTINGS)
+
+# These speak while they are imported, to people who build libraries rather than to those who train.
+for _name in ("DeepSpeed", "bitsandbytes", "bitsandbytes.backends.cpu.ops", "torch.distributed", "accelerate"):
+    logging.getLogger(_name).addFilter(lambda record: record.levelno >= logging.ERROR)
+for _name in ("torch.distributed.elastic", "torch.distributed.launcher"):  # the command reports failures itself
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def silence_libraries() -> None:
     """Keep warnings meant for library developers off a person's terminal."""
-    import logging
     import warnings
 
     import datasets
@@ -32,7 +38,6 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    for name in ("DeepSpeed", "bitsandbytes", "torch.distributed", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)(\.|$)")
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|torch)(\.|$)")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(transformers|trl|peft|accelerate|torch)(\.|$)")

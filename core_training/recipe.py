@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,7 +28,7 @@ Count = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """A part of the recipe: unknown keys and wrong types are errors, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -83,12 +85,15 @@ class Training(Section):
     gradient_accumulation_steps: PositiveInt = Field(1, description="Batches that make one optimizer step.")
     max_length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens a row is cut to (cuts are counted).")
     max_steps: PositiveInt | None = Field(
-        None, description="Optimizer steps of a central run. Unset: rounds × local_steps of the topology, if it has them."
+        None,
+        description="Optimizer steps of a central run. Unset: rounds × local_steps of the topology, if it has them.",
     )
     num_train_epochs: Annotated[float, Field(gt=0)] = Field(
         1.0, description="Passes over the data of a central run with neither `max_steps` nor rounds."
     )
-    seed: Count = Field(0, description="Seed of initialisation, data order and dropout.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Seed of initialisation, data order and dropout."
+    )
     optim: Literal["adamw_torch", "sgd"] = Field("adamw_torch", description="Optimizer.")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="Schedule over the whole run, not over each round."
@@ -176,14 +181,16 @@ class Recipe(Section):
     aggregation: Aggregation = Field(default_factory=Aggregation)
     privacy: Privacy = Field(default_factory=Privacy)
     simulation: Simulation = Field(default_factory=Simulation)
-    output: str = Field("runs/latest", description="The run folder.")
+    output: Annotated[str, Field(min_length=1)] = Field("runs/latest", description="The run folder.")
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.stage not in STAGES:
             raise ValueError(f"stage: '{self.stage}' is not in this version; it has {', '.join(STAGES)}")
         if self.tuning.mode not in TUNING_MODES:
-            raise ValueError(f"tuning.mode: '{self.tuning.mode}' is not in this version; it has {', '.join(TUNING_MODES)}")
+            raise ValueError(
+                f"tuning.mode: '{self.tuning.mode}' is not in this version; it has {', '.join(TUNING_MODES)}"
+            )
         if self.privacy.secure_aggregation or self.privacy.codec != "fp32":
             raise ValueError("privacy: this version sends updates as codec fp32, without secure aggregation")
         if self.topology.kind != "central":
@@ -192,6 +199,8 @@ class Recipe(Section):
                     raise ValueError(f"topology.{key}: a {self.topology.kind} run needs it, a whole number from 1 up")
         if self.deepspeed.offload == "all" and self.deepspeed.stage != 3:
             raise ValueError("deepspeed.offload: 'all' needs deepspeed.stage 3; ZeRO 0–2 can offload the 'optimizer'")
+        if self.simulation.sites is not None and not self.simulation.sites:
+            raise ValueError("simulation.sites: name at least one site's file")
         if self.simulation.sites is not None and self.simulation.partition is not None:
             raise ValueError("simulation: give either 'sites' or 'partition', not both")
         if self.simulation.partition in ("iid", "dirichlet", "size_skew") and self.simulation.count is None:
@@ -250,7 +259,12 @@ def parse_recipe(text: str, source: str = "recipe", overrides: list[str] | None 
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise InputError(f"{source}: " + "; ".join(_explain(item) for item in error.errors()[:3])) from None
+        by_key: dict[str, list[Any]] = {}
+        for item in error.errors():
+            by_key.setdefault(_key_of(item["loc"]), []).append(item)
+        # Where a key may have several types, an error further inside says more than that it is not of the other type.
+        telling = [key for key in by_key if not any(other.startswith(key + ".") for other in by_key)]
+        raise InputError(f"{source}: " + "; ".join(_explain(key, by_key[key]) for key in telling[:3])) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -272,7 +286,9 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)$"),
+    __import__("re").compile(
+        r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -285,11 +301,13 @@ def _parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{source}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{source}: not a recipe: it is nested too deeply") from None
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise InputError(f"'{override}': an override is KEY=VALUE, such as training.learning_rate=1e-4")
     *parents, last = key.split(".")
     target = document
@@ -301,22 +319,39 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     target[last] = _parse_yaml(value, key)
 
 
-def _explain(error: Any) -> str:
-    """One pydantic error as a sentence: key, what is wrong, what would be right."""
-    location = [str(part) for part in error["loc"] if not str(part).startswith(("literal[", "list[", "dict["))]
-    key = ".".join(location)
+_TYPE_ENDINGS = re.compile(r"^(literal\[|list\[|dict\[|function-)|^(str|int|float|bool|none)$")
+"""What pydantic puts at the end of an error's place for each type that a key may have."""
+
+
+def _key_of(location: Sequence[str | int]) -> str:
+    parts = [str(part) for part in location]
+    while len(parts) > 1 and _TYPE_ENDINGS.search(parts[-1]):
+        parts.pop()
+    return ".".join(part for part in parts if not part.startswith(("literal[", "list[", "dict[")))
+
+
+def _explain(key: str, errors: list[Any]) -> str:
+    """What pydantic says of one key as a sentence: the key, what is wrong, what would be right.
+
+    A key that may have several types has an error for each of them.
+    """
+    error = errors[0]
+    *section, name = key.split(".")
     if error["type"] == "extra_forbidden":
-        known = _keys_of(location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
+        known = _keys_of(section)
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{key}: this key is required"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "model_type":
+        examples = ", ".join(_keys_of([*section, name])[:3])
+        return f"{key}: this is a section with keys of its own ({examples}, …), not {error['input']!r}"
     if not key:
-        return message
-    message = message[0].lower() + message[1:]
-    return f"{key}: {message}, not {error['input']!r}"
+        return str(error["msg"]).removeprefix("Value error, ")
+    messages = list(dict.fromkeys(str(one["msg"])[0].lower() + str(one["msg"])[1:] for one in errors))
+    wanted = " or ".join([messages[0], *(message.removeprefix("input should be ") for message in messages[1:])])
+    return f"{key}: {wanted}, not {error['input']!r}"
 
 
 def _keys_of(location: list[str]) -> list[str]:

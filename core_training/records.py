@@ -31,7 +31,9 @@ class Record:
 
     @property
     def place(self) -> str:
-        return f"{self.path}, record {self.line}" if self.path.suffix == ".parquet" else f"{self.path}, line {self.line}"
+        return (
+            f"{self.path}, record {self.line}" if self.path.suffix == ".parquet" else f"{self.path}, line {self.line}"
+        )
 
     @property
     def source(self) -> str:
@@ -106,9 +108,32 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1} of the line)") from None
+                raise InputError(
+                    f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1} of the line)"
+                ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}, after line {number}: the gzip file is damaged or cut short: {error}") from None
+
+
+def _parse_json(path: Path, line: int | None, text: str) -> Any:
+    """The value of a JSON text that starts at `line`, or is the whole file where that is None."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        column = "" if line is None else f" at column {error.colno}"
+        raise InputError(f"{path}, line {line or error.lineno}: not valid JSON: {error.msg}{column}") from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise InputError(f"{path}{_line(line)}: not valid text: {half} is half of a surrogate pair") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}{_line(line)}: JSON that cannot be read: {error}") from None
+    return value
+
+
+def _line(number: int | None) -> str:
+    return "" if number is None else f", line {number}"
 
 
 def _object(path: Path, line: int, value: Any) -> Record:
@@ -121,19 +146,11 @@ def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[Record]:
     for number, line in _lines(path, stream):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON: {error.msg} at column {error.colno}") from None
-        yield _object(path, number, value)
+        yield _object(path, number, _parse_json(path, number, line))
 
 
 def _read_json(path: Path, stream: BinaryIO) -> Iterator[Record]:
-    text = "".join(line for _, line in _lines(path, stream))
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
+    document = _parse_json(path, None, "".join(line for _, line in _lines(path, stream)))
     if not isinstance(document, list):
         raise InputError(f"{path}: a .json file holds a list of records; one record a line is a .jsonl file")
     for number, value in enumerate(document, start=1):
@@ -144,12 +161,16 @@ def _read_csv(path: Path, stream: BinaryIO) -> Iterator[Record]:
     text = io.StringIO("".join(line for _, line in _lines(path, stream)), newline="")
     reader = csv.DictReader(text, strict=True)
     try:
+        names = list(reader.fieldnames or [])
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"{path}, line 1: column '{twice}' is given twice")
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(f"{path}, line {reader.line_num}: not as many cells as the header has columns")
             yield Record(row, path, reader.line_num)
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
+        # The reader counts a record's lines when it has read it: this one starts on the next.
+        raise InputError(f"{path}, line {reader.line_num + 1}: not valid CSV: {error}") from None
 
 
 def _read_text(path: Path, stream: BinaryIO) -> Iterator[Record]:

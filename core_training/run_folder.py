@@ -77,8 +77,14 @@ class RunFolder:
             if not earlier.exists():
                 raise InputError(f"{self.path}: there is no run to resume here; leave out --resume to start one")
             if (difference := _difference(load_recipe(earlier), recipe)) is not None:
-                raise InputError(f"{self.path}: the run to resume has another {difference}; use its recipe.yaml, or --out")
+                raise InputError(
+                    f"{self.path}: the run to resume has another {difference}; use its recipe.yaml, or --out"
+                )
         elif earlier.exists():
+            if not self.checkpoints.is_dir():
+                raise InputError(f"{self.path} holds a recipe.yaml, but no run; name another folder with --out")
+            if Path.cwd().is_relative_to(self.path.resolve()):
+                raise InputError(f"{self.path} holds an earlier run; name another folder with --out")
             number = next(n for n in range(1, sys.maxsize) if not self._aside(n).exists())
             self.path.rename(self._aside(number))
             print(f"{self.path} held an earlier run, which is now {self._aside(number)}", file=sys.stderr)  # noqa: T201

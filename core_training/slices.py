@@ -59,6 +59,7 @@ class SlicedRun:
         self.trainer = trainer
         self._target_step = 0
         self._on_step: Callable[[int, int], None] | None = None
+        self._stop_asked = False
         trainer.add_callback(_Pause(self))
         self._random_state: Any = None
         self._greenlet = greenlet.greenlet(lambda: trainer.train(resume_from_checkpoint=resume_from))
@@ -79,6 +80,7 @@ class SlicedRun:
         """
         self._target_step = self.step + steps
         self._on_step = on_step
+        self._stop_asked = False
         outside = _random_state()
         _set_random_state(self._random_state)
         try:
@@ -105,13 +107,13 @@ class SlicedRun:
 
     def stop(self) -> None:
         """Let the running slice end after its present step."""
-        self._target_step = 0
+        self._stop_asked = True
 
     def step_done(self, step: int) -> None:
         """Called inside the greenlet after each optimizer step."""
         if self._on_step is not None:
             self._on_step(step, self.total_steps)
-        if step >= self._target_step:
+        if step >= self._target_step or self._must_stop():
             self.pause()
 
     def pause(self) -> None:
@@ -122,6 +124,13 @@ class SlicedRun:
         """Unwind the trainer's frames."""
         if not self._greenlet.dead:
             self._greenlet.throw(greenlet.GreenletExit)
+
+    def _must_stop(self) -> bool:
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:  # all ranks must stop at the same step, whoever was asked
+            asked = torch.tensor([float(self._stop_asked)], device=accelerator.device)
+            return bool(accelerator.reduce(asked, reduction="sum").item())
+        return self._stop_asked
 
     def _switch(self) -> None:
         self._greenlet.parent = greenlet.getcurrent()

@@ -52,14 +52,12 @@ class Manifest:
     @classmethod
     def from_json(cls, document: Any) -> Manifest:
         """Read what `to_json` wrote. Raises ProtocolError on anything else."""
-        try:
-            tensors = tuple(TensorSpec(str(name), tuple(int(n) for n in shape)) for name, shape in document)
-        except (TypeError, ValueError) as error:
-            raise ProtocolError(f"the manifest is not a list of [name, shape] pairs: {error}") from None
-        names = [spec.name for spec in tensors]
-        if names != sorted(set(names)) or any(n < 0 for spec in tensors for n in spec.shape):
-            raise ProtocolError("the manifest's names must be sorted and unique, and its sizes not negative")
-        return cls(tensors)
+        if not isinstance(document, list) or not all(_is_tensor(item) for item in document):
+            raise ProtocolError("the manifest is not a list of [name, [size, …]] pairs")
+        names = [name for name, _ in document]
+        if names != sorted(set(names)):
+            raise ProtocolError("the manifest's names must be sorted and unique")
+        return cls(tuple(TensorSpec(name, tuple(shape)) for name, shape in document))
 
     def to_json(self) -> list[list[Any]]:
         return [[spec.name, list(spec.shape)] for spec in self.tensors]
@@ -116,7 +114,7 @@ class TrainableState:
         """The state as one safetensors file."""
         from safetensors.numpy import save
 
-        return save(dict(self.tensors()))
+        return bytes(save(dict(self.tensors())))
 
     @classmethod
     def from_bytes(cls, data: bytes, manifest: Manifest) -> TrainableState:
@@ -134,16 +132,29 @@ class TrainableState:
             arrays = load(data)
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProtocolError(f"the bytes are not a safetensors file: {error}") from None
-        expected = {spec.name: spec for spec in manifest.tensors}
-        if unknown := sorted(arrays.keys() - expected.keys()):
+        return cls.from_arrays(arrays, manifest)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], manifest: Manifest) -> TrainableState:
+        """The state made of these tensors. Raises ProtocolError, naming the tensor, where one differs from `manifest`."""
+        expected = {spec.name for spec in manifest.tensors}
+        if unknown := sorted(arrays.keys() - expected):
             raise ProtocolError(f"unknown tensor '{unknown[0]}'")
-        if missing := sorted(expected.keys() - arrays.keys()):
+        if missing := sorted(expected - arrays.keys()):
             raise ProtocolError(f"tensor '{missing[0]}' is missing")
-        buffer = np.empty(manifest.size, dtype=np.float32)
-        state = cls(manifest, buffer)
+        for spec in manifest.tensors:  # all of them, before memory is taken for what the manifest claims
+            array = arrays[spec.name]
+            if array.dtype != np.float32 or array.shape != spec.shape:
+                raise ProtocolError(f"tensor '{spec.name}' is {array.dtype} {array.shape}, not float32 {spec.shape}")
+        state = cls(manifest, np.empty(manifest.size, dtype=np.float32))
         for name, view in state.tensors():
-            array = arrays[name]
-            if array.dtype != np.float32 or array.shape != view.shape:
-                raise ProtocolError(f"tensor '{name}' is {array.dtype} {array.shape}, not float32 {view.shape}")
-            view[...] = array
+            view[...] = arrays[name]
         return state
+
+
+def _is_tensor(item: Any) -> bool:
+    """Whether `item` is [name, [size, …]], as JSON gives it."""
+    if not isinstance(item, list) or len(item) != 2:
+        return False
+    name, shape = item
+    return isinstance(name, str) and isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)

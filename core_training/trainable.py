@@ -15,7 +15,6 @@ from pydantic import ConfigDict
 
 from core_training.state import Manifest, TrainableState
 
-
 _FINITE = ConfigDict(allow_inf_nan=False)
 """Where a report arrives in a message, its figures must be numbers."""
 

@@ -37,7 +37,7 @@ class _LazyCommands(TyperGroup):
     def get_command(self, ctx: click.Context, name: str) -> Any:
         if name not in COMMANDS:
             return None
-        if ctx.resilient_parsing or ctx.args == [] and {"--help", "-h"} & set(sys.argv[1:2]):
+        if ctx.resilient_parsing or (ctx.args == [] and {"--help", "-h"} & set(sys.argv[1:2])):
             return click.Command(name, help=COMMANDS[name])
         command: Any = typer.main.get_command(import_module(f"fedloom.commands.{name}").app)
         command.name = name

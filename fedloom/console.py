@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +56,20 @@ def ticking(label: str, unit: str, quiet: bool = False) -> Iterator[Ticker]:
     )
     with Progress(*columns, console=stderr) as bar:
         yield Ticker(label, unit, bar, quiet)
+
+
+@contextmanager
+def results_only_on_stdout() -> Iterator[None]:
+    """While the block runs, whatever libraries print goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: bool) -> None:

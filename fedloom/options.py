@@ -10,9 +10,16 @@ import typer
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as training.learning_rate=1e-4.", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides, such as training.learning_rate=1e-4.", show_default=False
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder, in place of the recipe's output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; all else on standard error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no table.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
+Base = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="DIR", help="The base model's folder, where the recipe's name for it is none here."),
+]

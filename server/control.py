@@ -6,7 +6,7 @@ The bundle that a run sends to the sites is made here. It holds no code: it name
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -34,7 +34,7 @@ from server.federation import Federation
 RUN_ID = "run-id"
 """Key of the run configuration, its only one, that tells the ServerApp which run it is."""
 
-_BUNDLE = {
+BUNDLE = {
     "README.md": b"This bundle holds no code: server and sites run the fedloom that they have installed.\n",
     "pyproject.toml": f"""\
 [project]
@@ -81,9 +81,9 @@ class Control:
         nodes = self._call(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
         return [Node(node.node_id, node.public_key, node.status) for node in nodes if node.status != "unregistered"]
 
-    def start(self, run_id: str) -> int:
+    def start(self, run_id: str, bundled: Mapping[str, bytes] = BUNDLE) -> int:
         """Have the SuperLink start the ServerApp for a run; returns Flower's own number of it."""
-        bundle, _ = build_fab_from_files(_BUNDLE)
+        bundle, _ = build_fab_from_files(bundled)
         request = StartRunRequest(
             fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
             override_config=user_config_to_proto({RUN_ID: run_id}),

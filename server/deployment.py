@@ -11,7 +11,6 @@ import socket
 import ssl
 import sys
 import time
-import urllib.error
 import urllib.request
 from datetime import datetime
 from pathlib import Path
@@ -73,7 +72,7 @@ def start_server(federation: Federation) -> tuple[Popen[bytes] | None, list[str]
     Raises InputError when the port is taken or a key or certificate is unusable.
     """
     superlink = None
-    if background.owner(federation.superlink_lock) is None:
+    if not _await_superlink(federation):
         _check_certificates(federation)
         _check_port(federation.address)
         _end_server_apps(federation)
@@ -89,7 +88,8 @@ def start_server(federation: Federation) -> tuple[Popen[bytes] | None, list[str]
                 "PYTHONUNBUFFERED": "1",
             },
         )
-        _wait_until_ready(federation, superlink)
+        if not _await_superlink(federation):
+            raise RunError(f"the SuperLink did not start; {federation.superlink_log} says why")
     _register_sites(federation)
     return superlink, _resume_runs(federation)
 
@@ -205,18 +205,25 @@ def _check_port(address: Address) -> None:
             ) from None
 
 
-def _wait_until_ready(federation: Federation, superlink: Popen[bytes]) -> None:
+def _await_superlink(federation: Federation) -> bool:
+    """Wait until the SuperLink that holds the lock answers. Returns False when there is none, or when it ends.
+
+    Raises RunError when it neither answers nor ends.
+    """
+    if background.owner(federation.superlink_lock) is None:
+        return False
     trust = ssl.create_default_context(cafile=federation.keys / AUTHORITY_CERTIFICATE)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
     deadline = time.monotonic() + STARTS_WITHIN
-    while time.monotonic() < deadline and superlink.poll() is None:
+    while (process := background.owner(federation.superlink_lock)) is not None:
         try:
             opener.open(f"https://{federation.address.from_here}/health", timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                raise RunError(f"the SuperLink (process {process}) does not answer; `fedloom server stop`") from None
             time.sleep(0.1)
-    background.stop(federation.superlink_lock)
-    raise RunError(f"the SuperLink did not start; {federation.superlink_log} says why")
+    return False
 
 
 def _end_server_apps(federation: Federation) -> None:

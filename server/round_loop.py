@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from core_training import __version__
 from core_training.central import metrics_of
 from core_training.errors import ProtocolError, RunError
-from core_training.export import write_result
+from core_training.export import result_name, write_result
 from core_training.recipe import Recipe, load_recipe
 from core_training.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
 from core_training.state import Manifest, TrainableState
@@ -220,8 +220,7 @@ class _RoundLoop:
         self._note_evaluations(evaluations, first=False)
         progress.seconds_total = time.perf_counter() - began
         pooled = sum(evaluations.values(), start=NOTHING_EVALUATED)
-        adapter = "adapter_config.json" in self._layout
-        write_result(self._state, self._layout, self._folder.path / ("adapter" if adapter else "model"))
+        write_result(self._state, self._layout, self._folder.path / result_name(self._recipe))
         summary = Summary(
             topology=self._topology.kind,
             stage=self._recipe.stage,
@@ -267,13 +266,19 @@ class _RoundLoop:
             connected = set(self._grid.get_node_ids())
             self._turned_away &= connected  # whoever reconnects is asked again
             known = self._sites()
-            newcomers = {n: known[n] for n in connected & known.keys() if n not in self._joined.keys() | self._turned_away}
+            newcomers = {
+                n: known[n] for n in connected & known.keys() if n not in self._joined.keys() | self._turned_away
+            }
             for stranger in connected - known.keys() - self._turned_away:
                 self._turned_away.add(stranger)
-                self._folder.event("quarantined", site=f"node {stranger}", reason="the node is none of the admitted sites")
+                self._folder.event(
+                    "quarantined", site=f"node {stranger}", reason="the node is none of the admitted sites"
+                )
             if newcomers:
                 self._let_join(newcomers)
-            present = {node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected}
+            present = {
+                node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected
+            }
             if len(present) >= max(1, self._topology.minimum_sites):
                 return present
             if time.monotonic() > deadline:

@@ -51,7 +51,7 @@ def read_progress(folder: Path) -> RunProgress:
             for name, figures in event["sites"].items():
                 sites[name] = SiteFigures(event["round"], figures["loss"], figures["eval_loss"])
         quarantined += event["event"] == "quarantined"
-        note = _note_of(event)
+        note = note_of(event)
     summary = run.summary() or {}
     return RunProgress(
         run_id=folder.name,
@@ -90,7 +90,8 @@ def follow(folder: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str
         time.sleep(_POLL_SECONDS)
 
 
-def _note_of(event: dict[str, Any]) -> str | None:
+def note_of(event: dict[str, Any]) -> str | None:
+    """What a person should know of an event; None for one that is as it should be."""
     match event["event"]:
         case "waiting":
             return f"waiting for {event['minimum']} sites, {len(event['sites'])} are there"

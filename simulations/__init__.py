@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from core_training.run_folder import RunFolder, Summary
 
 
-def simulate(
-    recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]
-) -> Summary:
+def simulate(recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]) -> Summary:
     """Run what the recipe's topology and engine say. `on_round(round, mean training loss)` follows each round."""
     if recipe.topology.kind == "gossip":
         raise NotImplementedError
+    if recipe.simulation.engine == "ray":
+        from simulations.ray_engine import simulate_on_ray
+
+        return simulate_on_ray(recipe, folder, resume, on_round)
     from simulations.federated import simulate_federation
 
     return simulate_federation(recipe, folder, resume, on_round)

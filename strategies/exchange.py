@@ -18,7 +18,7 @@ from core_training.trainable import DataReport, EvalReport, TrainReport
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
-LayoutFile = Literal["adapter_config.json", "config.json"]
+LayoutFile = Annotated[str, Field(pattern=r"^(adapter_config|config)\.json$")]
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 

@@ -59,7 +59,11 @@ class CausalLMTrainer(SliceableTrainer, SFTTrainer):  # type: ignore[misc]
 
 def build_trainer(recipe: Recipe, base: BaseModel, rows: Any, arguments: dict[str, Any]) -> CausalLMTrainer:
     config = SFTConfig(
-        **arguments, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False
+        **arguments,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
     )
     return CausalLMTrainer(
         model=base.model,
@@ -70,7 +74,7 @@ def build_trainer(recipe: Recipe, base: BaseModel, rows: Any, arguments: dict[st
     )
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def evaluate(model: Any, batch: dict[str, torch.Tensor]) -> EvalReport:
     """Loss and hits on one unpacked batch (a row is an example)."""
     logits, labels = labelled_logits(model, batch)

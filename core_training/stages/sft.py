@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from core_training.base_model import BaseModel
 from core_training.errors import InputError
@@ -28,14 +29,13 @@ def tokenise(record: Record, values: dict[str, Any], base: BaseModel) -> Example
         raise InputError(
             f"model.name_or_path: {base.folder} has no chat template; give one with model.chat_template: FILE.jinja"
         )
-    if re.search(r"\{%-?\s*generation\s*-?%\}", template):
-        encoded = base.tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-        learnt = np.asarray(encoded["assistant_masks"], dtype=bool)
-    else:
-        ids, learnt = _by_prefixes(messages, base.tokenizer)
+    try:
+        if re.search(r"\{%-?\s*generation\s*-?%\}", template):
+            ids, learnt = _by_marks(messages, base.tokenizer)
+        else:
+            ids, learnt = _by_prefixes(messages, base.tokenizer)
+    except TemplateError as error:
+        raise InputError(f"{record.place}: the chat template does not take this conversation: {error}") from None
     return Example(ids, np.where(learnt, ids, IGNORED))
 
 
@@ -43,7 +43,8 @@ def _messages(record: Record, values: dict[str, Any]) -> list[dict[str, str]]:
     if "messages" in values:
         messages = values["messages"]
         good = isinstance(messages, list) and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in messages
         )
         if not good or not any(m["role"] == "assistant" for m in messages):
             raise InputError(
@@ -54,6 +55,14 @@ def _messages(record: Record, values: dict[str, Any]) -> list[dict[str, str]]:
         if not isinstance(value, str) or not value.strip():
             raise InputError(f"{record.place}: the {name} is empty or not a string")
     return [{"role": "user", "content": values["prompt"]}, {"role": "assistant", "content": values["completion"]}]
+
+
+def _by_marks(messages: list[dict[str, str]], tokenizer: Any) -> tuple[Any, Any]:
+    """Tokens and assistant mask from a template whose `{% generation %}` marks say what the assistant speaks."""
+    encoded = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return np.asarray(encoded["input_ids"], dtype=np.int64), np.asarray(encoded["assistant_masks"], dtype=bool)
 
 
 def _by_prefixes(messages: list[dict[str, str]], tokenizer: Any) -> tuple[Any, Any]:

@@ -24,7 +24,9 @@ def apply(model: Any, recipe: Recipe) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if hasattr(module, "in_features")})
+        linear = sorted(
+            {name.split(".")[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
+        )
         raise InputError(
             f"tuning.lora.target_modules: {targets} does not fit this model ({error}); it has {', '.join(linear)}"
         ) from None

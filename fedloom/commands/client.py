@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="A site of a federation: Flower's SuperNode and the resident worker.")
+from fedloom.options import Json
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="A site of a federation: Flower's SuperNode and the resident worker.",
+)
 
 Folder = Annotated[Path, typer.Option(help="The site's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
@@ -26,7 +31,7 @@ def init(
         list[str], typer.Option(metavar="NAME=PATH", help="A model's name in recipes, and its folder here; repeatable.")
     ],
     folder: Folder = Path("site"),
-    as_json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Make a site's folder and its keys. The private key never leaves the folder."""
     from client.deployment import init_site
@@ -35,7 +40,7 @@ def init(
     public_key = init_site(folder, name, server, _by_name(data, "--data"), models, ca)
     _print(
         {"folder": str(folder), "public_key": str(public_key)},
-        as_json,
+        json,
         f"The site is in {folder}. Hand this file, and no other, to the server's operator:\n"
         f"  {public_key}\n"
         f"who admits the site with\n"
@@ -47,11 +52,14 @@ def init(
 @app.command()
 def start(
     folder: Folder = Path("site"),
-    foreground: Annotated[bool, typer.Option(help="Stay, and stop the site when this command is stopped.")] = False,
-    as_json: AsJson = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, and stop the site when this command is stopped.")
+    ] = False,
+    json: Json = False,
 ) -> None:
     """Start the site: it connects to the server and takes part in its runs."""
     from client.deployment import start_site, stop_site
+    from core_training import background
 
     supervisor, link = start_site(folder)
     said = {
@@ -59,27 +67,25 @@ def start(
         "connecting": "The server cannot be reached yet; the site keeps trying.",
         "refused": f"The server has not taken the site in yet ({link.detail}); the site keeps trying.",
     }[link.state]
-    _print({"link": link.state, "node_id": link.node_id}, as_json, said)
+    _print({"link": link.state, "node_id": link.node_id}, json, said)
     if foreground:
-        try:
-            supervisor.wait()
-        finally:
-            stop_site(folder)
+        background.attend(supervisor)
+        stop_site(folder)
 
 
 @app.command()
-def stop(folder: Folder = Path("site"), as_json: AsJson = False) -> None:
+def stop(folder: Folder = Path("site"), json: Json = False) -> None:
     """Stop the site's processes. A run goes on without the site, and takes it in again when it is back."""
     from client.deployment import stop_site
     from client.site_config import load_site_config
 
     name = load_site_config(folder).name
     stopped = stop_site(folder)
-    _print({"stopped": stopped}, as_json, f"The site {name} {'is stopped' if stopped else 'was not running'}.")
+    _print({"stopped": stopped}, json, f"The site {name} {'is stopped' if stopped else 'was not running'}.")
 
 
 @app.command()
-def status(folder: Folder = Path("site"), as_json: AsJson = False) -> None:
+def status(folder: Folder = Path("site"), json: Json = False) -> None:
     """Show the site's processes, its link to the server, and the newest events of its runs."""
     from client.deployment import running_processes
     from client.site_config import load_site_config
@@ -93,7 +99,7 @@ def status(folder: Folder = Path("site"), as_json: AsJson = False) -> None:
     lines = [f"{name}: {state}" + (f" ({link.detail})" if link.detail and state == "refused" else "")]
     lines += [f"  {process:10} {number or 'not running'}" for process, number in processes.items()]
     lines += [f"  run {run}: {event}" for run, event in events.items()]
-    _print({"name": name, "link": state, "processes": processes, "runs": events}, as_json, "\n".join(lines))
+    _print({"name": name, "link": state, "processes": processes, "runs": events}, json, "\n".join(lines))
 
 
 def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
@@ -116,4 +122,4 @@ def _by_name(options: list[str], option: str) -> dict[str, list[str]]:
 
 
 def _print(document: dict[str, Any], as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(document) if as_json else text)
+    typer.echo(dumps(document) if as_json else text)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedloom.options import Json, Overrides, Quiet, RecipePath
+
 if TYPE_CHECKING:
+    from server.federation import Federation
     from server.run_progress import RunProgress
 
-app = typer.Typer(no_args_is_help=True, help="The federation server: Flower's SuperLink and fedloom's round loop.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="The federation server: Flower's SuperLink and fedloom's round loop.",
+)
 
 Folder = Annotated[Path, typer.Option(help="The federation folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
@@ -26,7 +32,7 @@ def init(
     name: Annotated[
         list[str] | None, typer.Option(help="Another host name or address that sites dial; may be repeated.")
     ] = None,
-    as_json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Make a federation: certificate authority, server certificate, folder."""
     from security.certificates import AUTHORITY_CERTIFICATE
@@ -38,7 +44,7 @@ def init(
     address = (name or [host])[0]
     _print(
         {"folder": str(federation.folder), "authority": str(authority), "server": f"{address}:{port}"},
-        as_json,
+        json,
         f"The federation is in {federation.folder}. Each site needs\n"
         f"  the certificate  {authority}\n"
         f"  the address      {address}:{port}\n"
@@ -53,7 +59,7 @@ def admit(
     name: Annotated[str, typer.Argument(help="The site's name.")],
     public_key: Annotated[Path, typer.Argument(help="The site's public key file, node.pub.")],
     folder: Folder = Path("federation"),
-    as_json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Put a site on the roster: its key, and none but admitted keys, may join."""
     from server.deployment import admit_site
@@ -61,16 +67,19 @@ def admit(
 
     site = admit_site(open_federation(folder), name, public_key)
     when = "may join now" if site.node_id is not None else "may join when the server is started"
-    _print({"name": site.name, "node_id": site.node_id}, as_json, f"{site.name} {when}.")
+    _print({"name": site.name, "node_id": site.node_id}, json, f"{site.name} {when}.")
 
 
 @app.command()
 def start(
     folder: Folder = Path("federation"),
-    foreground: Annotated[bool, typer.Option(help="Stay, and stop the server when this command is stopped.")] = False,
-    as_json: AsJson = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, and stop the server when this command is stopped.")
+    ] = False,
+    json: Json = False,
 ) -> None:
     """Start the server, and go on with all runs that are not finished."""
+    from core_training import background
     from server.deployment import start_server, stop_server
     from server.federation import open_federation
 
@@ -79,58 +88,46 @@ def start(
     said = f"The server listens on {federation.address}." if superlink else "The server was running already."
     if resumed:
         said += f" Going on with {', '.join(resumed)}."
-    _print({"address": str(federation.address), "started": superlink is not None, "resumed": resumed}, as_json, said)
+    _print({"address": str(federation.address), "started": superlink is not None, "resumed": resumed}, json, said)
     if foreground and superlink is not None:
-        try:
-            superlink.wait()
-        finally:
-            stop_server(federation)
+        background.attend(superlink)
+        stop_server(federation)
 
 
 @app.command()
-def stop(folder: Folder = Path("federation"), as_json: AsJson = False) -> None:
+def stop(folder: Folder = Path("federation"), json: Json = False) -> None:
     """Stop the server. The next start goes on with the runs."""
     from server.deployment import stop_server
     from server.federation import open_federation
 
     stopped = stop_server(open_federation(folder))
-    _print({"stopped": stopped}, as_json, "The server is stopped." if stopped else "The server was not running.")
+    _print({"stopped": stopped}, json, "The server is stopped." if stopped else "The server was not running.")
 
 
 @app.command()
 def submit(
-    recipe: Annotated[Path, typer.Argument(help="The recipe; its topology is federated.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")] = None,
+    recipe: RecipePath,
+    overrides: Overrides = None,
     folder: Folder = Path("federation"),
-    wait: Annotated[bool, typer.Option(help="Follow the run to its end.")] = False,
-    as_json: AsJson = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Start a run over the federation's sites."""
-    from core_training.errors import RunError
+    """Start a run over the federation's sites; the recipe's topology is federated."""
     from server.deployment import submit_run
     from server.federation import open_federation
-    from server.run_progress import follow
 
     federation = open_federation(folder)
     run_id = submit_run(federation, recipe, overrides or [])
-    run_folder = federation.runs / run_id
-    if not wait:
-        said = f"Run {run_id} is submitted; `fedloom server status --folder {folder}` follows it."
-        _print({"run_id": run_id, "folder": str(run_folder)}, as_json, said)
+    if wait:
+        _follow(federation, run_id, json, quiet)
         return
-    summary = follow(run_folder, _print_event)
-    if not summary:
-        raise RunError(f"run {run_id} failed; `fedloom server start --folder {folder}` goes on from its last commit")
-    _print(
-        {"run_id": run_id, "folder": str(run_folder), "summary": summary},
-        as_json,
-        f"Run {run_id} is finished: held-out loss {_figure(summary['eval_loss_initial'])} -> "
-        f"{_figure(summary['eval_loss'])}. The result is in {run_folder}.",
-    )
+    said = f"Run {run_id} is submitted; `fedloom server status --folder {folder}` follows it."
+    _print({"run_id": run_id, "folder": str(federation.run_folder(run_id))}, json, said)
 
 
 @app.command()
-def status(folder: Folder = Path("federation"), as_json: AsJson = False) -> None:
+def status(folder: Folder = Path("federation"), json: Json = False) -> None:
     """Show the sites and the runs: round, losses, what stands in the way."""
     from server.deployment import site_states
     from server.federation import open_federation
@@ -139,7 +136,7 @@ def status(folder: Folder = Path("federation"), as_json: AsJson = False) -> None
     federation = open_federation(folder)
     states = site_states(federation)
     runs = [read_progress(federation.runs / run_id) for run_id in federation.run_ids()]
-    if as_json:
+    if json:
         running = states is not None
         _print({"running": running, "sites": states or {}, "runs": [asdict(run) for run in runs]}, True, "")
         return
@@ -165,16 +162,27 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
     console.print(table)
 
 
-def _print_event(event: dict[str, Any]) -> None:
-    if event["event"] == "round":
-        line = f"round {event['round']}: loss {_figure(event['loss'])}, "
-        line += f"{len(event['sites'])} sites, {event['seconds']:.1f} s"
-    elif event["event"] in ("joined", "quarantined", "late", "failed", "waiting"):
-        details = {key: value for key, value in event.items() if key not in ("time", "event")}
-        line = f"{event['event']}: " + ", ".join(f"{key} {value}" for key, value in details.items())
-    else:
-        return
-    typer.echo(line, err=True)
+def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> None:
+    from core_training.errors import RunError
+    from fedloom.console import show_summary, stderr, ticking
+    from server.run_progress import follow, note_of, read_progress
+
+    folder = federation.run_folder(run_id)
+    rounds = read_progress(folder).rounds
+    with ticking(run_id, "round", quiet or as_json) as ticker:
+
+        def report(event: dict[str, Any]) -> None:
+            if event["event"] == "round":
+                ticker.advance(event["round"], rounds, f"loss {_figure(event['loss'])}, {len(event['sites'])} sites")
+            elif (note := note_of(event)) is not None and not quiet:
+                stderr.print(note, soft_wrap=True)
+
+        summary = follow(folder, report)
+    if not summary:
+        raise RunError(
+            f"run {run_id} stands still; `fedloom server start --folder {federation.folder}` goes on with it"
+        )
+    show_summary(summary, str(folder), as_json, quiet)
 
 
 def _figure(value: float | None) -> str:
@@ -182,4 +190,4 @@ def _figure(value: float | None) -> str:
 
 
 def _print(document: dict[str, Any], as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(document) if as_json else text)
+    typer.echo(dumps(document) if as_json else text)

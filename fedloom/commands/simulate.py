@@ -26,7 +26,7 @@ def simulate(
     from core_training.errors import InputError
     from core_training.recipe import load_recipe
     from core_training.run_folder import RunFolder
-    from fedloom.console import show_summary, ticking
+    from fedloom.console import results_only_on_stdout, show_summary, ticking
 
     loaded = load_recipe(recipe, overrides)
     if loaded.topology.kind == "central":
@@ -38,7 +38,7 @@ def simulate(
     from simulations import simulate as run_simulation
 
     rounds = loaded.topology.rounds or 0
-    with ticking(loaded.topology.kind, "round", quiet or json) as ticker:
+    with results_only_on_stdout(), ticking(loaded.topology.kind, "round", quiet or json) as ticker:
 
         def on_round(number: int, loss: float | None) -> None:
             ticker.advance(number, rounds, f"loss {loss:.4f}" if loss is not None else "")

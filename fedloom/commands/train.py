@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 
 import typer
@@ -25,17 +26,21 @@ def train(
 
     from core_training.recipe import load_recipe
     from core_training.run_folder import RunFolder
-    from fedloom.console import show_summary, ticking
+    from fedloom.console import results_only_on_stdout, show_summary, ticking
 
     loaded = load_recipe(recipe, ["topology.kind=central", *(overrides or [])])
     folder = RunFolder(out or Path(loaded.output))
     if resume and (done := folder.completed(loaded)) is not None:
         show_summary(done, str(folder.path), json, quiet)
         return
-    from core_training.central import train as train_centrally
-    from core_training.launch import opened_engine
+    from core_training.launch import must_launch, opened_engine, run_as_group
 
-    with opened_engine(loaded) as engine, ticking(loaded.stage, "step", quiet or json) as ticker:
+    if must_launch(loaded.deepspeed):
+        raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
+    from core_training.central import train as train_centrally
+
+    with results_only_on_stdout(), opened_engine(loaded) as engine:
         folder.prepare(loaded, resume)
-        summary = train_centrally(loaded, engine, folder, resume, ticker.advance)
+        with ticking(loaded.stage, "step", quiet or json) as ticker:
+            summary = train_centrally(loaded, engine, folder, resume, ticker.advance)
     show_summary(asdict(summary), str(folder.path), json, quiet)

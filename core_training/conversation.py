@@ -1,0 +1,113 @@
+"""A conversation with a causal language model: turns in, tokens out, the oldest turns forgotten when there is no room.
+
+Knows nothing of terminals or run folders. A model without a chat template continues each text instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TextStreamer, set_seed
+
+from core_training.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. `temperature` 0 takes the likeliest one each time."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and how many tokens that took; `ended` is False where `max_tokens` cut it off."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+class Conversation:
+    """The turns so far, and the model that takes the other part."""
+
+    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._turns: list[dict[str, str]] = []
+        set_seed(sampling.seed)
+
+    @property
+    def has_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    def reply(self, text: str, on_text: Callable[[str], None] = lambda _: None) -> Answer:
+        """The model's answer to `text`; `on_text` gets it piece by piece, in whole words.
+
+        Raises InputError when the text is empty or leaves no room for an answer.
+        """
+        if not text.strip():
+            raise InputError("the prompt is empty")
+        ids, turns = self._fit([*self._turns, {"role": "user", "content": text}])
+        room = self._context - ids.shape[1]
+        settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self._sampling.temperature > 0:
+            settings = {"do_sample": True, "temperature": self._sampling.temperature}
+        with torch.inference_mode():
+            output = self._model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=min(self._sampling.max_tokens, room),
+                pad_token_id=self._tokenizer.pad_token_id,
+                eos_token_id=self._tokenizer.eos_token_id,
+                streamer=_Streamer(self._tokenizer, on_text),
+                **settings,
+            )
+        new = output[0, ids.shape[1] :].tolist()
+        answer = Answer(
+            text=self._tokenizer.decode(new, skip_special_tokens=True).strip(),
+            tokens=len(new),
+            ended=bool(new) and new[-1] == self._tokenizer.eos_token_id,
+        )
+        if self.has_template:
+            self._turns = [*turns, {"role": "assistant", "content": answer.text}]
+        return answer
+
+    @property
+    def _context(self) -> int:
+        """The most tokens the model was built to look at."""
+        return int(getattr(self._model.config, "max_position_embeddings", None) or 2**31)
+
+    def _fit(self, turns: list[dict[str, str]]) -> tuple[torch.Tensor, list[dict[str, str]]]:
+        """The turns' tokens, shape (1, length), without the oldest turns that leave no room for an answer."""
+        while True:
+            ids = self._encode(turns)
+            if len(ids) < self._context:
+                return torch.tensor([ids], device=self._model.device), turns
+            if len(turns) == 1:
+                raise InputError(f"the prompt has {len(ids)} tokens; this model takes {self._context - 1} at the most")
+            turns = turns[2:]
+
+    def _encode(self, turns: list[dict[str, str]]) -> list[int]:
+        if not self.has_template:
+            return list(self._tokenizer(turns[-1]["content"])["input_ids"])
+        encoded = self._tokenizer.apply_chat_template(
+            turns, tokenize=True, return_dict=True, add_generation_prompt=True
+        )
+        return list(encoded["input_ids"])
+
+
+class _Streamer(TextStreamer):  # type: ignore[misc]
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)

@@ -1,0 +1,56 @@
+"""The DeepSpeed configuration that a recipe's `deepspeed` section stands for (keys "auto" are filled by transformers)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from core_training.errors import InputError
+from core_training.recipe import Recipe
+
+
+def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
+    """None for one process without DeepSpeed. Raises InputError when `deepspeed.config` cannot be read."""
+    settings = recipe.deepspeed
+    if settings.processes == 1:
+        return None
+    if settings.config is not None:
+        try:
+            document = json.loads(Path(settings.config).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"deepspeed.config: {settings.config} cannot be read as JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise InputError(f"deepspeed.config: {settings.config} must hold a JSON object")
+        return document
+    zero: dict[str, Any] = {"stage": settings.stage}
+    if settings.stage == 2:
+        zero |= {
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "round_robin_gradients": True,
+            "allgather_bucket_size": 5e8,
+            "reduce_bucket_size": 5e8,
+        }
+    if settings.stage == 3:
+        zero |= {
+            "reduce_bucket_size": "auto",
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    if settings.offload in ("optimizer", "all"):
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if settings.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": recipe.model.dtype == "bfloat16"},
+        "steps_per_print": 1_000_000_000,
+    }

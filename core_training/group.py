@@ -1,0 +1,212 @@
+"""A DeepSpeed group as one Trainable: rank 0 announces each call, the other ranks carry out the same call.
+
+What is announced is a small JSON document, and where there is one, a trainable state: no pickle between the ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from core_training.engine import Engine, open_engine
+from core_training.errors import FedloomError, RunError
+from core_training.recipe import Recipe, parse_recipe
+from core_training.state import Manifest, TrainableState
+from core_training.trainable import DataReport, EvalReport, TrainReport
+
+# A worker's followers wait for the next order as long as it takes; torchrun ends them all when one dies.
+_WAIT = timedelta(days=365)
+
+
+def lead_or_follow(recipe: Recipe) -> GroupEngine:
+    """On rank 0 the group's engine for `recipe`; on the other ranks this never returns."""
+    join_group()
+    if dist.get_rank() == 0:
+        return GroupEngine(recipe)
+    follow()
+
+
+def join_group() -> None:
+    """Meet the other processes (once)."""
+    if dist.is_initialized():
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Before any model is loaded: ZeRO-3 asks for the group's size while it loads.
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=_WAIT, verbose=False)
+
+
+class GroupEngine:
+    """Rank 0's side. See `core_training.trainable.Trainable`."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        _announce({"call": "open", "recipe": recipe.to_yaml()})
+        self._engine = open_engine(recipe)
+        self._used = False
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._engine.manifest
+
+    @property
+    def data_report(self) -> DataReport:
+        return self._engine.data_report
+
+    @property
+    def training_sources(self) -> dict[str, int]:
+        return self._engine.training_sources
+
+    @cached_property
+    def initial_state(self) -> TrainableState:
+        return self._engine.initial_state
+
+    @property
+    def step(self) -> int:
+        self._launch()
+        return self._engine.step
+
+    @property
+    def total_steps(self) -> int:
+        self._launch()
+        return self._engine.total_steps
+
+    def read_state(self) -> TrainableState:
+        self._launch()
+        _announce({"call": "read_state"})
+        return self._engine.read_state()
+
+    def write_state(self, state: TrainableState) -> None:
+        self._launch()
+        _announce({"call": "write_state"})
+        _broadcast_state(state)
+        self._engine.write_state(state)
+
+    def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
+        self._launch()
+        _announce({"call": "train", "steps": steps})
+        return self._engine.train(steps, on_step)
+
+    def stop(self) -> None:
+        self._engine.stop()
+
+    def evaluate(self) -> dict[str, EvalReport]:
+        self._launch()
+        _announce({"call": "evaluate"})
+        return self._engine.evaluate()
+
+    def checkpoint(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+        self._launch()
+        _announce({"call": "checkpoint", "folder": str(folder.absolute())})
+        self._engine.checkpoint(folder.absolute(), notes)
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        self._reopen_if_used()
+        self._used = True
+        _announce({"call": "restore", "folder": str(folder.absolute())})
+        return self._engine.restore(folder.absolute())
+
+    def reset(self) -> None:
+        self._reopen_if_used()
+
+    def save_model(self, folder: Path) -> None:
+        self._launch()
+        _announce({"call": "save_model", "folder": str(folder.absolute())})
+        self._engine.save_model(folder.absolute())
+
+    def layout(self) -> dict[str, str]:
+        return self._engine.layout()
+
+    def close(self) -> None:
+        _announce({"call": "close"})
+        self._engine.close()
+
+    def _launch(self) -> None:
+        """Have every rank build its DeepSpeed engine: a collective act, so none may do it alone."""
+        if not self._used:
+            self._used = True
+            _announce({"call": "launch"})
+            self._engine.launch()
+
+    def _reopen_if_used(self) -> None:
+        """DeepSpeed changes a model for good, so going back means loading it again."""
+        if self._used:
+            self._engine.close()
+            _announce({"call": "open", "recipe": self._recipe.to_yaml()})
+            self._engine = open_engine(self._recipe)
+            self._used = False
+
+
+def follow() -> NoReturn:
+    """Carry out what rank 0 announces until it closes the engine; then exit the process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 decides when to stop
+    engine: Engine | None = None
+    while True:
+        order = _hear()
+        call = order.pop("call")
+        try:
+            if call == "open":
+                if engine is not None:
+                    engine.close()
+                engine = open_engine(parse_recipe(order["recipe"]))
+            elif call == "close":
+                raise SystemExit(0)
+            elif engine is not None:
+                _carry_out(engine, call, order)
+        except FedloomError:
+            pass  # rank 0 met the same error and reports it
+
+
+def _carry_out(engine: Engine, call: str, order: dict[str, Any]) -> None:
+    if call == "write_state":
+        engine.write_state(_receive_state(engine.manifest))
+    elif call == "train":
+        engine.train(order["steps"])
+    elif call in ("checkpoint", "restore", "save_model"):
+        getattr(engine, call)(Path(order["folder"]))
+    else:
+        getattr(engine, call)()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _announce(order: dict[str, Any]) -> None:
+    data = torch.frombuffer(bytearray(json.dumps(order).encode()), dtype=torch.uint8).to(_device())
+    dist.broadcast(torch.tensor([len(data)], device=_device()), src=0)
+    dist.broadcast(data, src=0)
+
+
+def _hear() -> dict[str, Any]:
+    size = torch.zeros(1, dtype=torch.long, device=_device())
+    dist.broadcast(size, src=0)
+    data = torch.empty(int(size), dtype=torch.uint8, device=_device())
+    dist.broadcast(data, src=0)
+    document = json.loads(data.cpu().numpy().tobytes())
+    if not isinstance(document, dict):
+        raise RunError("rank 0 announced something that is no call")
+    return document
+
+
+def _broadcast_state(state: TrainableState) -> None:
+    dist.broadcast(torch.from_numpy(state.buffer.copy()).to(_device()), src=0)
+
+
+def _receive_state(manifest: Manifest) -> TrainableState:
+    values = torch.empty(manifest.size, dtype=torch.float32, device=_device())
+    dist.broadcast(values, src=0)
+    return TrainableState(manifest, values.cpu().numpy().astype(np.float32, copy=False))

@@ -1,0 +1,1 @@
+"""Programs and recipes that show fedloom at work; run them from the repository's root."""

@@ -1,0 +1,85 @@
+"""`fedloom chat`: a few words with what a run trained, in the terminal."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedloom.options import Base, Json, RunPath
+
+if TYPE_CHECKING:
+    from core_training.conversation import Conversation
+
+app = typer.Typer()
+
+
+@app.command()
+def chat(
+    run: RunPath,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="Answer this and exit.", show_default=False)
+    ] = None,
+    base: Base = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws, at a temperature above 0.")] = 0,
+    json: Json = False,
+) -> None:
+    """Talk with what was trained, or ask it once (--prompt). A line at a time; /quit or Ctrl-D ends it."""
+    from core_training.errors import InputError
+    from core_training.results import find_result
+
+    if json and prompt is None:
+        raise InputError("--json: it goes with --prompt TEXT, for one answer")
+    result = find_result(run, base)
+    from core_training.conversation import Conversation, Sampling
+    from core_training.results import load_result
+    from fedloom.console import results_only_on_stdout, stderr
+
+    with results_only_on_stdout():
+        loaded = load_result(result)
+    conversation = Conversation(loaded.model, loaded.tokenizer, Sampling(max_tokens, temperature, seed))
+    if not conversation.has_template:
+        stderr.print("this model has no chat template: it continues the text it is given")
+    if prompt is None:
+        _talk(conversation)
+    elif json:
+        answer = conversation.reply(prompt)
+        typer.echo(
+            json_module.dumps({"prompt": prompt, "answer": answer.text, "tokens": answer.tokens, "ended": answer.ended})
+        )
+    else:
+        conversation.reply(prompt, _write)
+        _write("\n")
+
+
+def _talk(conversation: Conversation) -> None:
+    """Turn by turn until the person leaves. Ctrl-C ends an answer, and at the prompt the conversation."""
+    from core_training.errors import InputError
+    from fedloom.console import stderr
+
+    while True:
+        try:
+            text = input("you> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            stderr.print()
+            return
+        if text.strip() == "/quit":
+            return
+        if not text.strip():
+            continue
+        try:
+            conversation.reply(text, _write)
+        except InputError as error:
+            stderr.print(f"error: {error}")
+        except KeyboardInterrupt:
+            pass
+        _write("\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,46 @@
+"""`fedloom export`: a run's result as an adapter or a merged model, in the layout other tools load."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedloom.options import Base, Json, Quiet, RunPath
+
+app = typer.Typer()
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="Folder to write: new, or empty.", show_default=False)
+    ],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into its base: one whole model.")] = False,
+    base: Base = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's result as PEFT, transformers and vLLM load it: its adapter, or (--merge) a whole model."""
+    from core_training.results import export_adapter, export_model, find_result
+    from fedloom.console import results_only_on_stdout, stderr
+
+    result = find_result(run, base)
+    adapter = result.is_adapter and not merge
+    tokenizer = True
+    with results_only_on_stdout():
+        if adapter:
+            tokenizer = export_adapter(result, to)
+        else:
+            export_model(result, to)
+    kind = "adapter" if adapter else "model"
+    if json:
+        named = str(result.base_folder or result.recipe.model.name_or_path)
+        typer.echo(json_module.dumps({"folder": str(to), "kind": kind, "base": named, "tokenizer": tokenizer}))
+    elif not quiet:
+        stderr.print(f"wrote the {kind} to {to}", soft_wrap=True)
+        if not tokenizer:
+            stderr.print("without a tokenizer, as the base model is not on this machine; --base DIR names it")

@@ -1,0 +1,167 @@
+"""`fedloom p2p`: make a gossip node, sign a roster, take part in a run, see how it goes. Parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedloom.options import Json, Overrides, Quiet, RecipePath
+
+app = typer.Typer(no_args_is_help=True, help="A gossip node: training together without a server.")
+
+Folder = Annotated[Path, typer.Option(help="The node's folder.")]
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Option(help="The node's name, as the others will know it.")],
+    data: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="A data set's name in recipes, its files here; repeatable.")
+    ],
+    model: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="A model's name in recipes, and its folder here; repeatable.")
+    ],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to listen on; 127.0.0.1 is this machine alone.")],
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT at which the others reach this node, if not where it listens.")
+    ] = None,
+    folder: Folder = Path("node"),
+    as_json: Json = False,
+) -> None:
+    """Make a node's folder and its keys. The private key never leaves the folder."""
+    from p2p.node_folder import init_node
+
+    models = {key: paths[-1] for key, paths in _by_name(model, "--model").items()}
+    entry = init_node(folder, name, listen, _by_name(data, "--data"), models, address)
+    _print(
+        {"folder": str(folder), "entry": str(entry), **json.loads(entry.read_text(encoding="utf-8"))},
+        as_json,
+        f"The node is in {folder}. Hand this file, and no other, to the founder of the federation:\n"
+        f"  {entry}\n"
+        f"who puts all nodes into one roster with\n"
+        f"  fedloom p2p roster NODE.json NODE.json … --out roster.json",
+    )
+
+
+@app.command()
+def roster(
+    entries: Annotated[list[Path], typer.Argument(metavar="NODE.json...", help="The nodes' entries.")],
+    out: Annotated[Path, typer.Option(help="The roster to write.")] = Path("roster.json"),
+    founder_key_folder: Annotated[
+        Path, typer.Option(help="Where the founder's key is, or is made at the first use; it never leaves this folder.")
+    ] = Path("founder"),
+    as_json: Json = False,
+) -> None:
+    """Sign a roster of these nodes, as the founder of the federation."""
+    from p2p.deployment import make_roster
+
+    signed, public_key = make_roster(entries, founder_key_folder, out)
+    _print(
+        {"roster": str(out), "members": list(signed.names), "founder": public_key},
+        as_json,
+        f"{out} names {', '.join(signed.names)}. Hand it to every node, with the founder's public key:\n"
+        f"  {public_key}\n"
+        f"Then, at each node: fedloom p2p start --roster {out} --founder {public_key} RECIPE",
+    )
+
+
+@app.command()
+def start(
+    recipe: RecipePath,
+    roster: Annotated[Path, typer.Option(help="The signed roster.")],
+    overrides: Overrides = None,
+    folder: Folder = Path("node"),
+    founder: Annotated[
+        str | None, typer.Option(help="The founder's public key; needed at the first start, and kept from then on.")
+    ] = None,
+    run_name: Annotated[str, typer.Option(help="Tells runs of one recipe apart; the same at every node.")] = "gossip",
+    linger: Annotated[float, typer.Option(help="Seconds to stay at the end for nodes that are late.")] = 30.0,
+    detach: Annotated[bool, typer.Option(help="Go on without this terminal; output goes to logs/node.log.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take part in a run until it ends. Started again after a kill, the node goes on with the others."""
+    from core_training.recipe import load_recipe
+    from p2p.deployment import Undertaking, run_node, start_in_background
+
+    loaded = load_recipe(recipe, ["topology.kind=gossip", *(overrides or [])])
+    if detach:
+        command = [sys.executable, "-m", "fedloom.cli", *(word for word in sys.argv[1:] if word != "--detach")]
+        process = start_in_background(folder, command)
+        _print(
+            {"process": process},
+            as_json,
+            f"The node runs as process {process}; see: fedloom p2p status --folder {folder}",
+        )
+        return
+    from fedloom.console import show_summary, ticking
+    from p2p.ledger import summarize
+    from p2p.worker_link import worker_of
+
+    with ticking("gossip", "epoch", quiet or as_json) as ticker:
+
+        def listener(event: str, fields: dict[str, Any]) -> None:
+            if event in ("epoch", "epoch_void", "adopted"):
+                note = f"loss {fields['loss']:.4f}" if "loss" in fields else "caught up"
+                ticker.advance(fields["epoch"], fields["of"], f"{note}, {_others(fields)}")
+            elif event in _TOLD and not quiet:
+                details = ", ".join(f"{key} {value}" for key, value in fields.items())
+                typer.echo(f"{event}: {details}", err=True)
+
+        result = run_node(Undertaking(folder, roster, loaded, founder, run_name, linger), worker_of, listener)
+    show_summary(asdict(summarize(loaded, [result])), str(folder / "runs"), as_json, quiet)
+
+
+@app.command()
+def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
+    """Show how far the node is, who else is there, and the losses so far."""
+    from p2p.deployment import node_status
+
+    now = node_status(folder)
+    lines = [f"{now.name}: {now.state}" + (f" (process {now.process})" if now.process else "")]
+    if now.run_id:
+        lines.append(f"  run {now.run_id}: epoch {now.epoch}/{now.epochs}, live peers: {', '.join(now.live) or 'none'}")
+    lines += [
+        f"  loss {loss:.4f}" + (f", held out {held_out:.4f}" if held_out is not None else "")
+        for loss, held_out in list(zip(now.losses, now.eval_losses, strict=True))[-1:]
+    ]
+    _print(asdict(now), as_json, "\n".join(lines))
+
+
+@app.command()
+def stop(folder: Folder = Path("node"), as_json: Json = False) -> None:
+    """Stop the node. The others go on without it; it can come back."""
+    from p2p.deployment import stop_node
+
+    stopped = stop_node(folder)
+    _print({"stopped": stopped}, as_json, "The node is stopped." if stopped else "The node was not running.")
+
+
+_TOLD = ("waiting", "peer_up", "peer_down", "peer_refused", "refused", "too_few_members")
+
+
+def _others(fields: dict[str, Any]) -> str:
+    if "donors" in fields:
+        return f"state from {', '.join(fields['donors'])}"
+    return f"mean over {', '.join(fields['contributors'])}"
+
+
+def _by_name(options: list[str], option: str) -> dict[str, list[str]]:
+    from core_training.errors import InputError
+
+    named: dict[str, list[str]] = {}
+    for text in options:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"{option} '{text}': give a name and a path, such as {option} medquad=/data/medquad.jsonl")
+        named.setdefault(name, []).append(str(Path(path).expanduser().absolute()))
+    return named
+
+
+def _print(document: dict[str, Any], as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(document) if as_json else text)

@@ -1,0 +1,270 @@
+"""A report on any set of runs: one HTML file with everything in it, pictures included, that opens anywhere.
+
+Reads run folders, of every topology. Knows nothing of what was trained; the caller brings title and words.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core_training.durable import commit_file
+from core_training.errors import InputError
+from core_training.recipe import Recipe, load_recipe
+from core_training.run_folder import RunFolder
+
+COLOURS = ("#b5651d", "#2a6f97", "#3a8f5c", "#555555", "#8d5a97", "#c44e52", "#937860", "#4c72b0")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Loss on held-out records over the training examples that all sites together had seen by then."""
+
+    examples: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the report: one run, or several that belong together. What is not known is None or empty.
+
+    `eval_loss` is per token; `accuracy` the share of answers that greedy decoding gives word for word; `by_group` the
+    accuracy on parts of the held-out records; `traffic` bytes sent up and down.
+    """
+
+    label: str
+    curve: Curve
+    eval_loss: float | None
+    accuracy: float | None
+    tokens: int | None
+    traffic: int | None
+    seconds: float | None
+    by_group: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What goes into the page. `bars` are the series of the accuracy picture; empty: those of `entries`."""
+
+    title: str
+    paragraphs: Sequence[str]
+    entries: Sequence[Entry]
+    bars: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+
+    @property
+    def series(self) -> Mapping[str, Mapping[str, float]]:
+        """Accuracy by group, for each bar of a group."""
+        return self.bars or {entry.label: entry.by_group for entry in self.entries if entry.by_group}
+
+
+def read_entry(label: str, *runs: Path) -> Entry:
+    """The figures of one run, or of several as one line: losses and accuracies averaged, everything else added up.
+
+    Raises InputError for a folder without a completed run.
+    """
+    summaries = [_summary(run) for run in runs]
+    traffic = [s["bytes_up"] + s["bytes_down"] for s in summaries if s["bytes_up"] is not None]
+    return Entry(
+        label=label,
+        curve=_average([read_curve(run) for run in runs]),
+        eval_loss=_mean([s["eval_loss"] for s in summaries]),
+        accuracy=_mean([s["metrics"].get("exact_match") for s in summaries]),
+        tokens=sum(s["tokens_trained"] or 0 for s in summaries),
+        traffic=sum(traffic) if traffic else None,
+        seconds=sum(s["seconds"].get("total") or 0.0 for s in summaries),
+    )
+
+
+def read_curve(run: Path) -> Curve:
+    """The loss on held-out records as the run went on, from its events."""
+    recipe = load_recipe(run / "recipe.yaml")
+    training = recipe.training
+    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * recipe.deepspeed.processes
+    points = sorted((steps * per_step, loss) for steps, loss in _evaluations(run, recipe))
+    return Curve(tuple(float(examples) for examples, _ in points), tuple(loss for _, loss in points))
+
+
+def write_report(report: Report, target: Path) -> None:
+    """Write the page. Raises RunError when the disk refuses."""
+    commit_file(target, _page(report).encode())
+
+
+def write_picture(report: Report, target: Path) -> None:
+    """Both pictures of the page side by side, as a PNG."""
+    figure = _figure(11.0, 4.2)
+    left, right = figure.subplots(1, 2)
+    draw_curves(left, report.entries)
+    draw_bars(right, report.series)
+    commit_file(target, _rendered(figure, "png"))
+
+
+def draw_curves(axes: Any, entries: Sequence[Entry]) -> None:
+    """Loss curves, one for each entry, on matplotlib axes."""
+    for entry, colour in zip(entries, _colours(len(entries)), strict=True):
+        # Lines that lie on each other stay visible: the later ones are dashed.
+        dashes = "--" if any(entry.curve == other.curve for other in entries[: entries.index(entry)]) else "-"
+        thousands = [examples / 1000 for examples in entry.curve.examples]
+        axes.plot(thousands, entry.curve.losses, dashes, color=colour, label=entry.label, linewidth=2)
+    axes.set_xlabel("training examples, all sites together (thousands)")
+    axes.set_title("Loss on the held-out questions of all sites", loc="left", fontsize=11)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+
+
+def draw_bars(axes: Any, series: Mapping[str, Mapping[str, float]]) -> None:
+    """Accuracy bars in groups, on matplotlib axes."""
+    groups = list(dict.fromkeys(group for values in series.values() for group in values))
+    width = 0.84 / max(1, len(series))
+    for index, ((label, values), colour) in enumerate(zip(series.items(), _colours(len(series)), strict=True)):
+        places = [place - 0.42 + (index + 0.5) * width for place in range(len(groups))]
+        heights = [100 * values.get(group, 0.0) for group in groups]
+        axes.bar(places, heights, width * 0.9, color=colour, label=label)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylim(0, 100)
+    axes.set_yticks(range(0, 101, 20), [f"{percent} %" for percent in range(0, 101, 20)])
+    axes.set_title("Questions answered word for word, by whose they are", loc="left", fontsize=11)
+    axes.legend(frameon=False, ncols=min(3, max(1, len(series))), loc="upper center", bbox_to_anchor=(0.5, -0.1))
+
+
+def _evaluations(run: Path, recipe: Recipe) -> Iterator[tuple[float, float]]:
+    """(optimizer steps at all sites together, held-out loss) of each evaluation."""
+    folder = RunFolder(run)
+    local_steps = recipe.topology.local_steps or 0
+    if recipe.topology.kind == "central":
+        yield from ((event["step"], event["loss"]) for event in folder.events("evaluated") if event["loss"] is not None)
+        return
+    # A federation's rounds and a gossip node's epochs report the loss of the state they began with.
+    if recipe.topology.kind == "federated":
+        rounds = [(e["round"], e["eval_loss"], len(e["sites"])) for e in folder.events("round")]
+    else:
+        nodes = [folder, *(RunFolder(site) for site in sorted((run / "sites").glob("*")))]
+        by_epoch: dict[int, list[float]] = {}
+        for event in (event for node in nodes for event in node.events("epoch")):
+            if event["eval_loss"] is not None:
+                by_epoch.setdefault(event["epoch"], []).append(event["eval_loss"])
+        rounds = [(epoch, _mean(losses), len(losses)) for epoch, losses in sorted(by_epoch.items())]
+    sites = 1
+    for number, loss, sites in rounds:
+        if loss is not None:
+            yield (number - 1) * local_steps * sites, loss
+    summary = _summary(run)
+    if summary["eval_loss"] is not None:
+        yield summary["rounds"] * local_steps * sites, summary["eval_loss"]
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    summary = RunFolder(run).summary()
+    if summary is None:
+        raise InputError(f"{run}: there is no completed run here (no summary.json)")
+    return summary
+
+
+def _average(curves: Sequence[Curve]) -> Curve:
+    """Several runs as one, where they were evaluated at the same points: examples added, losses averaged."""
+    length = min(len(curve.losses) for curve in curves)
+    return Curve(
+        tuple(sum(curve.examples[i] for curve in curves) for i in range(length)),
+        tuple(sum(curve.losses[i] for curve in curves) / len(curves) for i in range(length)),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+
+
+def _figure(width: float, height: float) -> Any:
+    # The object interface, not pyplot: no display, no global state.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _rendered(figure: Any, kind: str) -> bytes:
+    import matplotlib
+
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+    stream = io.BytesIO()
+    # Without date, version and random identifiers the same runs give the same bytes.
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "fedloom"}):
+        figure.savefig(stream, format=kind, dpi=100, facecolor="white", metadata=metadata)
+    return stream.getvalue()
+
+
+def _picture(draw: Any, content: Any, description: str) -> str:
+    figure = _figure(7.2, 4.4)
+    draw(figure.subplots(), content)
+    encoded = base64.b64encode(_rendered(figure, "svg")).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/svg+xml;base64,{encoded}">'
+
+
+def _page(report: Report) -> str:
+    parts = [f"<h1>{html.escape(report.title)}</h1>"]
+    parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in report.paragraphs]
+    parts.append(_table(report.entries))
+    parts.append(_picture(draw_curves, report.entries, "Loss on held-out records, over training examples"))
+    if report.series:
+        parts.append(_picture(draw_bars, report.series, "Accuracy, by part of the held-out records"))
+    if report.commands:
+        parts.append("<h2>Commands</h2><pre>" + "\n".join(map(html.escape, report.commands)) + "</pre>")
+    return _FRAME.format(title=html.escape(report.title), body="\n".join(parts))
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    groups = list(dict.fromkeys(group for entry in entries for group in entry.by_group))
+    columns = ["", "loss", "accuracy", *groups, "tokens trained", "traffic", "seconds"]
+    rows = [
+        [
+            entry.label,
+            "–" if entry.eval_loss is None else f"{entry.eval_loss:.3f}",
+            _percent(entry.accuracy),
+            *(_percent(entry.by_group.get(group)) for group in groups),
+            "–" if entry.tokens is None else f"{entry.tokens:,}",
+            "–" if entry.traffic is None else f"{entry.traffic / 1e6:.1f} MB",
+            "–" if entry.seconds is None else f"{entry.seconds:.0f}",
+        ]
+        for entry in entries
+    ]
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+_FRAME = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }}
+img {{ max-width: 100%; display: block; margin: 1.5rem 0; }}
+table {{ border-collapse: collapse; margin: 1.5rem 0; display: block; overflow-x: auto; }}
+th, td {{ padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }}
+pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""

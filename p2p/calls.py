@@ -1,0 +1,140 @@
+"""The calling side of a node: greets peers, sends its update until it is taken, fetches a state from those who hold it.
+
+Every call that fails is counted against the peer; a peer that fails too often in a row is left alone until it is
+heard again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from core_training.errors import ProtocolError
+from core_training.state import TrainableState
+from p2p.messages import Hello, Receipt, StateRequest, UpdateHeader
+from p2p.progress import Progress
+from p2p.transfer import split
+from p2p.transport import PeerUnreachable, Transport
+
+RETRY_SECONDS = 0.3
+_ANSWERED_WITHIN = 1.0
+
+
+class PeerCalls:
+    """Calls from one node to its peers."""
+
+    def __init__(self, transport: Transport, progress: Progress) -> None:
+        self._transport = transport
+        self._progress = progress
+        self._greetings: dict[str, asyncio.Task[None]] = {}
+        self._begun: set[asyncio.Task[None]] = set()
+
+    async def greet(self, peer: str) -> None:
+        """Exchange hellos with one peer."""
+        progress = self._progress
+        try:
+            hello = await self._transport.greet(peer, progress.hello())
+            if hello.sender != peer:
+                raise ProtocolError(f"it says it is '{hello.sender}'")
+        except PeerUnreachable as error:
+            progress.members.missed(peer, str(error))
+        except ProtocolError as error:
+            progress.event("refused", peer=peer, reason=f"answer to a greeting: {error}")
+            progress.members.missed(peer, str(error))
+        else:
+            progress.members.heard(hello, progress.hello())
+            progress.news.set()
+
+    async def greet_all(self, peers: Sequence[str]) -> None:
+        """Exchange hellos with several peers at once. Who does not answer in a moment does not hold up the others."""
+        for peer in peers:
+            if peer not in self._greetings:
+                self._greetings[peer] = asyncio.create_task(self.greet(peer))
+                self._greetings[peer].add_done_callback(partial(self._greeted, peer))
+        if peers:
+            await asyncio.wait([self._greetings[peer] for peer in peers], timeout=_ANSWERED_WITHIN)
+
+    def _greeted(self, peer: str, _: asyncio.Task[None]) -> None:
+        del self._greetings[peer]
+
+    def begin(self, call: Coroutine[Any, Any, None]) -> None:
+        """Let a call go on while the node does something else."""
+        task = asyncio.create_task(call)
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+
+    async def close(self) -> None:
+        """Give up the calls that are still under way."""
+        tasks = [*self._greetings.values(), *self._begun]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def publish(
+        self, peer: str, header: UpdateHeader, payload: bytes, receipts: dict[str, Receipt | None]
+    ) -> None:
+        """Send an update, again and again while the peer lives and the epoch is not long over.
+
+        The peer's answer goes to `receipts`: None when it refused the update.
+        """
+        progress = self._progress
+        while progress.last.epoch <= header.epoch:
+            try:
+                receipt: Receipt | None = await self._transport.publish(peer, header, split(payload))
+                progress.ledger.bytes_up += len(payload)
+            except PeerUnreachable as error:
+                progress.members.missed(peer, str(error))
+                if not progress.members.is_live(peer):
+                    break
+                await asyncio.sleep(RETRY_SECONDS)
+                await self.greet(peer)
+                continue
+            except ProtocolError as error:
+                progress.event("update_not_taken", peer=peer, epoch=header.epoch, reason=str(error))
+                receipt = None
+            receipts[peer] = receipt
+            break
+        progress.news.set()
+
+    async def fetch(self, offers: Sequence[Hello]) -> TrainableState | None:
+        """The state that all of `offers` hold, from any of them: one that fails is followed by the next.
+
+        What had come in by then is kept, so that the next donor goes on where the last one stopped. None when no
+        donor had it whole and right.
+        """
+        progress = self._progress
+        received = bytearray()
+        for offer in offers:
+            request = StateRequest(
+                run_id=progress.plan.run_id,
+                sender=progress.plan.name,
+                epoch=offer.committed,
+                manifest_digest=progress.manifest.digest,
+                state_digest=offer.state_digest,
+                offset=len(received),
+            )
+            try:
+                await self._receive(offer.sender, request, received)
+                state = TrainableState.from_bytes(bytes(received), progress.manifest)
+                if state.digest != offer.state_digest or not state.is_finite():
+                    raise ProtocolError("it is not the state with the digest that was offered")
+            except PeerUnreachable as error:
+                progress.members.missed(offer.sender, str(error))
+            except ProtocolError as error:
+                progress.event("refused", peer=offer.sender, epoch=offer.committed, reason=f"state: {error}")
+                received.clear()
+            else:
+                progress.ledger.bytes_down += len(received)
+                return state
+        return None
+
+    async def _receive(self, donor: str, request: StateRequest, received: bytearray) -> None:
+        most = self._progress.manifest.max_message_bytes
+        async with aclosing(self._transport.fetch(donor, request)) as chunks:
+            async for chunk in chunks:
+                if len(received) + len(chunk) > most:
+                    raise ProtocolError(f"it is longer than {most} bytes, the most that a state takes")
+                received += chunk

@@ -1,0 +1,95 @@
+"""A node's commits on disk: after each epoch its state and account, whole or not at all. The last two are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from core_training.central import prune_checkpoints
+from core_training.durable import commit_folder
+from core_training.errors import ProtocolError
+from core_training.state import Manifest, TrainableState
+from p2p.ledger import Ledger
+from p2p.transport import CHUNK_BYTES
+
+_KEPT = 2
+_STATE_FILE = "state.safetensors"
+_COMMIT_FILE = "commit.json"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The state after an epoch, and whose updates went into it. Epoch 0 is the site's own initial state: none here."""
+
+    epoch: int = 0
+    state: TrainableState | None = None
+    contributors: tuple[str, ...] = ()
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @cached_property
+    def state_digest(self) -> str:
+        return self.state.digest if self.state else ""
+
+
+class CommitStore:
+    """The commits of one run, in folders `epoch-000001`, … of `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, commit: Commit) -> None:
+        """Commit, then drop all but the last two. Raises RunError when the disk refuses; the earlier ones survive."""
+        assert commit.state is not None
+        document = {
+            "epoch": commit.epoch,
+            "state_digest": commit.state_digest,
+            "manifest_digest": commit.state.manifest.digest,
+            "contributors": list(commit.contributors),
+            "ledger": commit.ledger.to_json(),
+        }
+        with commit_folder(self._path(commit.epoch)) as scratch:
+            (scratch / _STATE_FILE).write_bytes(commit.state.to_bytes())
+            (scratch / _COMMIT_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        prune_checkpoints(self._folder, "epoch-*", keep=_KEPT)
+
+    def load_last(self, manifest: Manifest) -> Commit:
+        """The newest commit that is intact; an empty one when there is none."""
+        for folder in reversed(self._folders()):
+            try:
+                document = json.loads((folder / _COMMIT_FILE).read_text(encoding="utf-8"))
+                state = TrainableState.from_bytes((folder / _STATE_FILE).read_bytes(), manifest)
+                if state.digest == document["state_digest"]:
+                    return _commit(document, state)
+            except (OSError, ValueError, KeyError, TypeError, ProtocolError):
+                continue
+        return Commit()
+
+    def read(self, epoch: int, offset: int) -> Iterator[bytes]:
+        """The serialised state of an epoch from `offset` on, in chunks. Raises ProtocolError when it is not kept."""
+        try:
+            file = (self._path(epoch) / _STATE_FILE).open("rb")
+        except OSError:
+            raise ProtocolError(f"the state of epoch {epoch} is not kept here") from None
+        with file:
+            file.seek(offset)
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+    def _path(self, epoch: int) -> Path:
+        return self._folder / f"epoch-{epoch:06d}"
+
+    def _folders(self) -> list[Path]:
+        return sorted(self._folder.glob("epoch-*"))
+
+
+def _commit(document: dict[str, Any], state: TrainableState) -> Commit:
+    return Commit(
+        epoch=int(document["epoch"]),
+        state=state,
+        contributors=tuple(document["contributors"]),
+        ledger=Ledger.from_json(document["ledger"]),
+    )

@@ -1,0 +1,215 @@
+"""Runs a node in a real federation, watches it and stops it; signs the federation's roster."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from client.site_config import load_site_config
+from core_training import background
+from core_training.durable import commit_file
+from core_training.errors import InputError, Interrupted, RunError
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder
+from p2p.grpc_transport import GrpcServer, GrpcTransport
+from p2p.ledger import NodeResult
+from p2p.narrated_folder import Listener, NarratedFolder
+from p2p.node import LINGER_SECONDS, take_part
+from p2p.node_folder import load_identity, pin_founder, read_node_config, trusted_founder
+from p2p.plan import RunPlan
+from p2p.reception import Reception
+from p2p.roster import Roster, read_member, read_roster, write_roster
+from p2p.site_orders import Ask
+from security.signing import canonical_json, create_signing_key, load_signing_key, public_key_text
+
+FOUNDER_KEY = "founder.key"
+_STARTS_WITHIN = 30.0
+
+Worker = Callable[[Path], AbstractContextManager[Ask]]
+"""Starts the trainer of the site in a folder, and stops it at the end."""
+
+
+@dataclass(frozen=True)
+class Undertaking:
+    """What a node is to run, and with whom. `name` tells runs of one recipe and roster apart."""
+
+    folder: Path
+    roster: Path
+    recipe: Recipe
+    founder: str | None = None
+    name: str = "gossip"
+    linger: float = LINGER_SECONDS
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """How a node is, from the files in its folder. Losses are by epoch: mean in training, and held out before it."""
+
+    name: str
+    process: int | None
+    run_id: str | None = None
+    state: str = "has not run yet"
+    epoch: int = 0
+    epochs: int = 0
+    live: list[str] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    eval_losses: list[float | None] = field(default_factory=list)
+
+
+def make_roster(node_files: Sequence[Path], founder_folder: Path, out: Path) -> tuple[Roster, str]:
+    """Sign a roster of these nodes; returns it and the founder's public key, which people hand over by themselves.
+
+    The founder's key is made in `founder_folder` at the first use. Raises InputError when a `node.json` is unusable.
+    """
+    members = [read_member(path) for path in node_files]
+    key_file = founder_folder / FOUNDER_KEY
+    key = load_signing_key(key_file) if key_file.exists() else create_signing_key(key_file)
+    return write_roster(out, members, key), public_key_text(key)
+
+
+def run_node(undertaking: Undertaking, worker: Worker, listener: Listener = lambda *_: None) -> NodeResult:
+    """Take part in a run, in this process, until it ends; `listener` is told each event.
+
+    Raises InputError when a file, key, certificate, roster or port is unusable (then nothing was started), RunError
+    when the site cannot train, and Interrupted after SIGINT or SIGTERM.
+    """
+    folder = undertaking.folder
+    name = load_site_config(folder).name
+    founder = trusted_founder(folder, undertaking.founder)
+    roster = read_roster(undertaking.roster, founder)
+    pin_founder(folder, founder)
+    plan = RunPlan(name, roster.names, run_id_of(undertaking, roster), undertaking.recipe)
+    identity = load_identity(folder, name, roster)
+    run_folder = NarratedFolder(folder / "runs" / plan.run_id, listener)
+
+    async def serve() -> NodeResult:
+        reception = Reception()
+        server = GrpcServer(identity, roster, reception)
+        await server.start(read_node_config(folder).listen)
+        transport = GrpcTransport(identity, roster, plan.recipe.topology.round_deadline)
+        try:
+            run_folder.prepare(plan.recipe, resume=(run_folder.path / "recipe.yaml").exists())
+            commit_file(_current_run(folder), json.dumps({"run_id": plan.run_id, "epochs": plan.epochs}).encode())
+            run_folder.event("started", site=name, run=plan.run_id, roster=list(roster.names))
+            with ExitStack() as stack:
+                ask = await _started(stack, worker(folder))
+                return await take_part(plan, reception, transport, ask, run_folder, undertaking.linger)
+        finally:
+            await transport.close()
+            await server.stop()
+
+    with background.claim(node_lock(folder)):
+        return asyncio.run(_until_signal(serve()))
+
+
+def run_id_of(undertaking: Undertaking, roster: Roster) -> str:
+    """The run's id: the same at every node that has the same recipe, roster and name of the run."""
+    recipe = undertaking.recipe.model_dump(exclude={"output", "simulation", "deepspeed"})
+    digest = hashlib.sha256(canonical_json([recipe, roster.digest, undertaking.name])).hexdigest()
+    return f"{undertaking.name}-{digest[:12]}"
+
+
+def start_in_background(folder: Path, command: Sequence[str]) -> int:
+    """Run the command that runs this node without a terminal; returns its process number once it is at work.
+
+    Its output goes to `logs/node.log`. Raises InputError or RunError, with the last line of it, when it ends at once.
+    """
+    if (running := background.owner(node_lock(folder))) is not None:
+        raise InputError(f"the node is running already (process {running})")
+    _current_run(folder).unlink(missing_ok=True)
+    log = folder / "logs" / "node.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    deadline = time.monotonic() + _STARTS_WITHIN
+    while process.poll() is None and time.monotonic() < deadline:
+        if _current_run(folder).exists():
+            return process.pid
+        time.sleep(0.1)
+    process.kill()
+    last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it wrote nothing"])[-1]
+    kind = InputError if process.wait() == InputError.exit_code else RunError
+    raise kind(f"the node did not start: {last.removeprefix('error: ')}")
+
+
+def stop_node(folder: Path) -> bool:
+    """End the node's process; it has committed its last epoch. Returns whether there was one."""
+    return background.stop(node_lock(folder), patience=30.0)
+
+
+def node_status(folder: Path) -> NodeStatus:
+    """How the node is, and how its newest run went so far."""
+    name, process = load_site_config(folder).name, background.owner(node_lock(folder))
+    try:
+        current = json.loads(_current_run(folder).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return NodeStatus(name, process)
+    live: dict[str, None] = {}
+    epochs: dict[int, dict[str, Any]] = {}
+    epoch, state = 0, "starting"
+    for event in RunFolder(folder / "runs" / current["run_id"]).events():
+        match event["event"]:
+            case "started":
+                live, state = {}, "starting"
+            case "peer_up":
+                live[event["peer"]] = None
+            case "peer_down" | "peer_refused":
+                live.pop(event["peer"], None)
+            case "waiting":
+                state = f"waiting for {', '.join(event['missing'])}"
+            case "gathered":
+                state = "training"
+            case "epoch" | "epoch_void":
+                epoch, state = event["epoch"], "training"
+                epochs[epoch] = event
+            case "adopted":
+                epoch = event["epoch"]
+            case "run_completed":
+                state = "completed"
+    if process is None and state != "completed":
+        state = "stopped"
+    losses, eval_losses = [one["loss"] for one in epochs.values()], [one["eval_loss"] for one in epochs.values()]
+    return NodeStatus(
+        name, process, current["run_id"], state, epoch, current["epochs"], sorted(live), losses, eval_losses
+    )
+
+
+def node_lock(folder: Path) -> Path:
+    """The lock that a node holds while it runs."""
+    return folder / "run" / "node.lock"
+
+
+def _current_run(folder: Path) -> Path:
+    return folder / "run" / "current.json"
+
+
+async def _started(stack: ExitStack, worker: AbstractContextManager[Ask]) -> Ask:
+    """Start the worker beside the event loop, so that peers hear meanwhile that this node is starting."""
+    starting = asyncio.create_task(asyncio.to_thread(stack.enter_context, worker))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await starting  # to be stopped, it must have started
+        raise
+
+
+async def _until_signal(work: Coroutine[Any, Any, NodeResult]) -> NodeResult:
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise Interrupted("stopped; the last epoch is committed, and the same command goes on from it") from None

@@ -1,0 +1,97 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Hello(_message.Message):
+    __slots__ = ("run_id", "sender", "version", "recipe_digest", "manifest_digest", "initial_digest", "committed", "contributors", "state_digest", "working", "working_seconds", "pace", "catching_up", "finished")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WORKING_FIELD_NUMBER: _ClassVar[int]
+    WORKING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
+    CATCHING_UP_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    sender: str
+    version: str
+    recipe_digest: str
+    manifest_digest: str
+    initial_digest: str
+    committed: int
+    contributors: _containers.RepeatedScalarFieldContainer[str]
+    state_digest: str
+    working: int
+    working_seconds: float
+    pace: float
+    catching_up: bool
+    finished: bool
+    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., version: _Optional[str] = ..., recipe_digest: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., initial_digest: _Optional[str] = ..., committed: _Optional[int] = ..., contributors: _Optional[_Iterable[str]] = ..., state_digest: _Optional[str] = ..., working: _Optional[int] = ..., working_seconds: _Optional[float] = ..., pace: _Optional[float] = ..., catching_up: _Optional[bool] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class UpdatePart(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: UpdateHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class UpdateHeader(_message.Message):
+    __slots__ = ("run_id", "epoch", "sender", "manifest_digest", "weight", "degree", "size", "sha256")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    DEGREE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    epoch: int
+    sender: str
+    manifest_digest: str
+    weight: float
+    degree: int
+    size: int
+    sha256: str
+    def __init__(self, run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sender: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., weight: _Optional[float] = ..., degree: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("accepted", "committed")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    committed: int
+    def __init__(self, accepted: _Optional[bool] = ..., committed: _Optional[int] = ...) -> None: ...
+
+class StateRequest(_message.Message):
+    __slots__ = ("run_id", "sender", "epoch", "manifest_digest", "state_digest", "offset")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    sender: str
+    epoch: int
+    manifest_digest: str
+    state_digest: str
+    offset: int
+    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., epoch: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., state_digest: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...

@@ -1,0 +1,75 @@
+"""The updates that have come in: checked before they take memory, checked again when they are whole, kept by epoch.
+
+Pure bookkeeping for one node; knows no network. Whatever is wrong with an update is a ProtocolError in words.
+"""
+
+from __future__ import annotations
+
+import math
+
+from core_training.errors import ProtocolError
+from core_training.recipe import Recipe
+from core_training.state import Manifest, TrainableState
+from p2p.messages import UpdateHeader
+from strategies.mixing import Contribution
+
+_MOST_PROCESSES = 1024
+"""Most processes that a site is thought to train on; bounds the loss tokens that an epoch can have."""
+
+
+class Inbox:
+    """Updates of the epoch after the last committed one, and of the one after that (from nodes that are ahead)."""
+
+    def __init__(self, run_id: str, manifest: Manifest, recipe: Recipe) -> None:
+        self._run_id = run_id
+        self._manifest = manifest
+        self._most_tokens = _most_tokens(recipe)
+        self._updates: dict[int, dict[str, Contribution]] = {}
+        self._refused: set[tuple[int, str]] = set()
+
+    def check_header(self, sender: str, header: UpdateHeader) -> None:
+        """Refuse, before a byte of it is read, an update that cannot be right."""
+        if header.sender != sender:
+            raise ProtocolError(f"it says it comes from '{header.sender}'")
+        if header.run_id != self._run_id:
+            raise ProtocolError(f"it belongs to run '{header.run_id}'; this is run '{self._run_id}'")
+        if header.manifest_digest != self._manifest.digest:
+            raise ProtocolError("its manifest is another one: other trainable tensors")
+        if header.size > self._manifest.max_message_bytes:
+            raise ProtocolError(f"{header.size} bytes; a state takes at most {self._manifest.max_message_bytes}")
+        if not (math.isfinite(header.weight) and 0 < header.weight <= self._most_tokens):
+            raise ProtocolError(f"weight {header.weight}; loss tokens of an epoch lie in 1 … {self._most_tokens}")
+
+    def put(self, header: UpdateHeader, payload: bytes) -> None:
+        """Keep a whole update. A second one of the same sender and epoch changes nothing."""
+        state = TrainableState.from_bytes(payload, self._manifest)
+        if not state.is_finite():
+            raise ProtocolError("its tensors hold NaN or infinite values")
+        contribution = Contribution(header.sender, state, header.weight, header.degree)
+        self._updates.setdefault(header.epoch, {}).setdefault(header.sender, contribution)
+
+    def refuse(self, epoch: int, sender: str) -> None:
+        """Nothing more is to be expected of this sender in this epoch."""
+        self._refused.add((epoch, sender))
+
+    def has(self, epoch: int, sender: str) -> bool:
+        return sender in self._updates.get(epoch, {})
+
+    def settled(self, epoch: int, sender: str) -> bool:
+        """Whether the sender's update is here, or was refused."""
+        return self.has(epoch, sender) or (epoch, sender) in self._refused
+
+    def take(self, epoch: int) -> list[Contribution]:
+        """The updates of an epoch."""
+        return list(self._updates.get(epoch, {}).values())
+
+    def forget_through(self, epoch: int) -> None:
+        """Drop all that belongs to this and earlier epochs."""
+        self._updates = {one: updates for one, updates in self._updates.items() if one > epoch}
+        self._refused = {(one, sender) for one, sender in self._refused if one > epoch}
+
+
+def _most_tokens(recipe: Recipe) -> int:
+    training = recipe.training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * _MOST_PROCESSES
+    return rows * training.max_length * (recipe.topology.local_steps or 1)

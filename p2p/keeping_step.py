@@ -1,0 +1,99 @@
+"""How a node that is behind gets in step with the others again, and how all come to one state at the end."""
+
+from __future__ import annotations
+
+import asyncio
+
+from p2p.calls import RETRY_SECONDS, PeerCalls
+from p2p.commits import Commit
+from p2p.messages import Hello, Offer
+from p2p.progress import Progress
+
+_FETCH_ATTEMPTS = 3
+_JOINABLE_SHARE = 0.25
+_JOINABLE_SECONDS = 1.0
+
+
+class KeepingStep:
+    """Compares a node with its neighbours, and lets it adopt the state of one that is ahead."""
+
+    def __init__(self, progress: Progress, calls: PeerCalls) -> None:
+        self._progress = progress
+        self._calls = calls
+        self._plan = progress.plan
+
+    def is_behind(self) -> bool:
+        """Whether a live neighbour has committed an epoch that this node has not."""
+        return any(hello.committed > self._progress.last.epoch for hello in self._hellos())
+
+    async def catch_up(self) -> bool:
+        """Take the newest state that a neighbour has, at a moment from which this node can go on with the others.
+
+        Returns whether there was a newer one. In the middle of an epoch of the others this node sits out till its end.
+        """
+        progress = self._progress
+        progress.catching_up = True
+        for _ in range(_FETCH_ATTEMPTS):
+            await self._calls.greet_all(progress.members.live or self._plan.neighbours)
+            while self._must_sit_out():
+                await asyncio.sleep(RETRY_SECONDS)
+                await self._calls.greet_all(progress.members.live)
+            best = max((hello.offer for hello in self._hellos()), default=progress.hello().offer)
+            if best[0] <= progress.last.epoch:
+                break
+            if await self._adopt(best):
+                return True
+        progress.catching_up = False
+        return False
+
+    async def settle(self) -> None:
+        """Wait for those who are still averaging the last epoch; should states differ, agree on one of them.
+
+        A kill or a cut in the middle of the last epoch can leave nodes with means over different members; in every
+        earlier epoch the next mean mends that.
+        """
+        progress, loop = self._progress, asyncio.get_running_loop()
+        progress.working, progress.catching_up = 0, False
+        deadline = loop.time() + progress.pace.deadline(0.0)
+        while loop.time() < deadline:
+            await self._calls.greet_all(progress.members.live)
+            if all(hello.committed >= self._plan.epochs for hello in progress.members.hellos()):
+                break
+            await asyncio.sleep(RETRY_SECONDS)
+        if self._plan.mixing.one_state:
+            best = max((hello.offer for hello in self._hellos()), default=progress.hello().offer)
+            if best > progress.hello().offer:
+                await self._adopt(best)
+        progress.finished = True
+
+    def _must_sit_out(self) -> bool:
+        """Whether the others are so far into an epoch that one who starts it now would come late."""
+        hellos = self._hellos()
+        newest = max((hello.committed for hello in hellos), default=0)
+        longest = self._plan.recipe.topology.round_deadline
+        return any(
+            hello.working > newest > 0
+            and max(_JOINABLE_SECONDS, _JOINABLE_SHARE * hello.pace) < hello.working_seconds < longest
+            for hello in hellos
+        )
+
+    async def _adopt(self, offer: Offer) -> bool:
+        """Fetch the state of an offer and commit it as one's own."""
+        progress = self._progress
+        donors = [hello for hello in self._hellos() if hello.offer == offer]
+        state = await self._calls.fetch(donors)
+        if state is None:
+            return False
+        progress.put(Commit(offer[0], state, tuple(donors[0].contributors), progress.ledger.copy()))
+        progress.event(
+            "adopted",
+            epoch=offer[0],
+            of=self._plan.epochs,
+            donors=[donor.sender for donor in donors],
+            state_digest=progress.last.state_digest,
+        )
+        return True
+
+    def _hellos(self) -> list[Hello]:
+        """What live neighbours last said."""
+        return [hello for hello in self._progress.members.hellos() if hello.sender in self._plan.neighbours]

@@ -1,0 +1,121 @@
+"""What gossip nodes say to each other, with every field checked on arrival. Knows no transport."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core_training.errors import ProtocolError
+from strategies.exchange import SITE_NAME, Digest, RunId
+
+Epoch = Annotated[int, Field(ge=0, le=2**31)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=SITE_NAME)]
+Offer = tuple[int, int, str]
+NoDigestYet = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
+_MOST_MEMBERS = 10_000
+
+
+class PeerMessage(BaseModel):
+    """A message between peers: unknown fields and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> Self:
+        """Check what arrived. Raises ProtocolError that names the field."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ProtocolError(f"{cls.__name__}: {where}: {first['msg']}") from None
+
+
+class Hello(PeerMessage):
+    """Who a node is, what it trains, and how far it is. Both sides of a greeting send one."""
+
+    run_id: RunId
+    sender: Name
+    version: Annotated[str, Field(max_length=40)]
+    recipe_digest: Digest
+    manifest_digest: Digest
+    initial_digest: Digest
+
+    committed: Epoch
+    """Last epoch it has committed; 0 before the first."""
+    contributors: Annotated[list[Name], Field(max_length=_MOST_MEMBERS)]
+    """Whose updates went into that state."""
+    state_digest: NoDigestYet
+    working: Epoch
+    """The epoch it is training or averaging; 0 when it is at none."""
+    working_seconds: Seconds
+    """For how long it has been at it."""
+    pace: Seconds
+    """How long its epochs take; 0 before it knows."""
+    catching_up: bool
+    """Whether it sits out until it can begin an epoch together with the others: they do not wait for it."""
+    finished: bool
+    """Whether its state will not change any more."""
+
+    def difference_from(self, other: Hello) -> str | None:
+        """Why these two nodes cannot train together, in words; None when they can."""
+        for field, what in _MUST_AGREE.items():
+            mine, theirs = getattr(self, field), getattr(other, field)
+            if mine != theirs:
+                return f"{what}: '{other.sender}' has {theirs[:_SHOWN]}, '{self.sender}' has {mine[:_SHOWN]}"
+        return None
+
+    @property
+    def offer(self) -> Offer:
+        """Sorts states from the least to the most worth having: newest, most updates, then any fixed order."""
+        return (self.committed, len(self.contributors), self.state_digest)
+
+
+_SHOWN = 16
+_MUST_AGREE = {
+    "version": "another version of fedloom",
+    "recipe_digest": "another recipe (stage, tuning, training, topology, aggregation or privacy)",
+    "manifest_digest": "other trainable tensors (another base model or tuning)",
+    "initial_digest": "another initial state (another base model or seed)",
+    "run_id": "another run (the recipe, the roster or the name of the run differs)",
+}
+
+
+class UpdateHeader(PeerMessage):
+    """Goes before the chunks of an update: whose it is, for which epoch, and what the chunks must add up to."""
+
+    run_id: RunId
+    epoch: Annotated[int, Field(ge=1)]
+    sender: Name
+    manifest_digest: Digest
+    weight: float
+    """Number of loss tokens."""
+    degree: Epoch
+    """With how many live partners the sender exchanges in this epoch."""
+    size: Annotated[int, Field(ge=0)]
+    """Bytes of all chunks together."""
+    sha256: Digest
+    """Over those bytes."""
+
+
+class Receipt(PeerMessage):
+    """Answer to an update that was in order: whether it will be averaged, or came too late (or too early)."""
+
+    accepted: bool
+    committed: Epoch
+    """Last epoch that the receiver has committed."""
+
+
+class StateRequest(PeerMessage):
+    """Asks for the serialised state of one commit, from `offset` on."""
+
+    run_id: RunId
+    sender: Name
+    epoch: Annotated[int, Field(ge=1)]
+    manifest_digest: Digest
+    state_digest: Digest
+    offset: Annotated[int, Field(ge=0)]

@@ -1,0 +1,250 @@
+"""A gossip node: trains, exchanges updates with its peers, averages, commits, and goes on to the next epoch.
+
+It never waits for ever: not for a peer that is down, not for a slow one, not for itself (a node that came late takes
+the others' state and goes on in step with them). Knows neither gRPC nor the trainer: the network is a `Transport`, the
+trainer answers orders. All its times are the event loop's, so that a simulation can give it another clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+from core_training.errors import InputError, ProtocolError, RunError
+from core_training.run_folder import RunFolder
+from core_training.state import TrainableState
+from p2p.calls import RETRY_SECONDS, PeerCalls
+from p2p.commits import CommitStore
+from p2p.keeping_step import KeepingStep
+from p2p.ledger import NodeResult, summarize
+from p2p.messages import Receipt, UpdateHeader
+from p2p.plan import RunPlan
+from p2p.progress import Progress
+from p2p.reception import Reception
+from p2p.site_orders import Ask, SiteOrders
+from p2p.transport import Transport
+from strategies.exchange import Update
+from strategies.mixing import Contribution
+
+LINGER_SECONDS = 30.0
+"""How long a node stays for those who are late."""
+
+_PROBE_SECONDS = 1.0
+_PROBED_AT_ONCE = 8
+
+
+async def take_part(
+    plan: RunPlan,
+    reception: Reception,
+    transport: Transport,
+    ask: Ask,
+    folder: RunFolder,
+    linger: float = LINGER_SECONDS,
+) -> NodeResult:
+    """Run one node from where it stood to the run's end, and a little longer for those who are late.
+
+    `reception` is what the network hands the peers' calls to. Raises RunError when the site cannot train, and
+    InputError when nobody trains the same thing.
+    """
+    began, site = asyncio.get_running_loop().time(), SiteOrders(plan, ask)
+    joined = await site.join()
+    progress = Progress(plan, joined, CommitStore(folder.checkpoints), folder.event)
+    folder.event(
+        "joined",
+        site=plan.name,
+        run=plan.run_id,
+        committed=progress.last.epoch,
+        manifest=progress.manifest.digest,
+        initial=joined.initial_digest,
+    )
+    reception.open(progress)
+    calls = PeerCalls(transport, progress)
+    try:
+        return await GossipNode(progress, calls, site, folder, began).run(linger)
+    finally:
+        await calls.close()
+
+
+class GossipNode:
+    """One node that has joined a run. `began` is when it started, on the event loop's clock."""
+
+    def __init__(self, progress: Progress, calls: PeerCalls, site: SiteOrders, folder: RunFolder, began: float) -> None:
+        self._plan = progress.plan
+        self._progress = progress
+        self._calls = calls
+        self._site = site
+        self._step = KeepingStep(progress, calls)
+        self._folder = folder
+        self._lap_began = began
+
+    async def run(self, linger: float) -> NodeResult:
+        """Take part until the last epoch, then stay for up to `linger` seconds."""
+        if self._progress.last.epoch < self._plan.epochs:
+            await self._gather()
+        while self._progress.last.epoch < self._plan.epochs:
+            if not self._step.is_behind() or not await self._step.catch_up():
+                await self._epoch(self._progress.last.epoch + 1)
+        await self._step.settle()
+        result = await self._conclude()
+        await self._linger(linger)
+        return result
+
+    async def _gather(self) -> None:
+        """Wait for all of the roster, unless the run is under way without this node."""
+        members, deadline = self._progress.members, self._now() + self._plan.recipe.topology.round_deadline
+        announced: tuple[str, ...] | None = None
+        while True:
+            await self._calls.greet_all(members.others)
+            missing = tuple(peer for peer in members.others if members.hello_of(peer) is None)
+            under_way = any(hello.committed or hello.working for hello in members.hellos())
+            if not missing or under_way or self._now() >= deadline:
+                break
+            if missing != announced:
+                self._folder.event("waiting", missing=list(missing))
+                announced = missing
+            await asyncio.sleep(RETRY_SECONDS)
+        if members.others and not members.live and members.differences():
+            raise InputError("no peer trains the same thing: " + "; ".join(members.differences()))
+        self._folder.event("gathered", live=list(members.live), missing=list(missing))
+
+    async def _epoch(self, epoch: int) -> None:
+        """Train, exchange, average, commit."""
+        progress, needed = self._progress, self._plan.recipe.topology.minimum_sites
+        progress.begin(epoch, self._now())
+        self._calls.begin(self._calls.greet_all(self._some_peers(epoch)))
+        update = await self._site.train(epoch, progress.last.state, progress.manifest.digest)
+        state = self._trained_state(update)
+        progress.ledger.trained(update)
+        progress.arrived(self._now())
+        partners = [peer for peer in self._plan.neighbours if progress.members.is_live(peer)]
+        own = Contribution(self._plan.name, state, update.weight, len(partners))
+        if await self._exchange(epoch, own, update.payload, partners) and await self._step.catch_up():
+            return
+        others = progress.inbox.take(epoch)
+        if (present := self._present(epoch)) < needed:
+            self._folder.event("too_few_members", epoch=epoch, present=present, needed=needed)
+            self._commit("epoch_void", update, state, [own.name])
+        else:
+            mixed = self._plan.mixing.mix(own, others, self._plan.roster)
+            self._commit("epoch", update, mixed, sorted([own.name, *(other.name for other in others)]))
+
+    def _trained_state(self, update: Update) -> TrainableState:
+        try:
+            state = TrainableState.from_bytes(update.payload, self._progress.manifest)
+        except ProtocolError as error:
+            raise RunError(f"site '{self._plan.name}' trained something else than it was to: {error}") from None
+        if not state.is_finite():
+            raise RunError(f"site '{self._plan.name}' trained to NaN or infinite values: learning rate too high?")
+        return state
+
+    async def _exchange(self, epoch: int, own: Contribution, payload: bytes, partners: list[str]) -> bool:
+        """Send the update to all partners and wait for theirs. Returns whether the others went on without this node."""
+        progress = self._progress
+        header = UpdateHeader(
+            run_id=self._plan.run_id,
+            epoch=epoch,
+            sender=self._plan.name,
+            manifest_digest=progress.manifest.digest,
+            weight=own.tokens,
+            degree=own.degree,
+            size=len(payload),
+            sha256=hashlib.sha256(payload).hexdigest(),
+        )
+        trained_after = progress.seconds_into(epoch, self._now())
+        deadline = self._now() + progress.pace.deadline(trained_after) - trained_after
+        receipts: dict[str, Receipt | None] = {}
+        sent_to: set[str] = set()
+        next_probe = self._now() + _PROBE_SECONDS
+        while True:
+            # Whoever came back in mid-epoch and sent its update gets ours, too.
+            returned = [peer for peer in self._plan.neighbours if progress.inbox.has(epoch, peer)]
+            for peer in [peer for peer in dict.fromkeys([*partners, *returned]) if peer not in sent_to]:
+                self._calls.begin(self._calls.publish(peer, header, payload, receipts))
+                sent_to.add(peer)
+            if any(receipt and not receipt.accepted and receipt.committed >= epoch for receipt in receipts.values()):
+                return True
+            missing = [peer for peer in partners if self._is_awaited(epoch, peer, receipts)]
+            enough = self._present(epoch) >= self._plan.recipe.topology.minimum_sites
+            if self._now() >= deadline or (enough and not missing):
+                return False
+            if self._now() >= next_probe:
+                next_probe = self._now() + _PROBE_SECONDS
+                self._calls.begin(self._calls.greet_all(missing or self._some_peers(epoch)))
+            await self._news_until(min(deadline, next_probe))
+
+    def _is_awaited(self, epoch: int, peer: str, receipts: dict[str, Receipt | None]) -> bool:
+        """Whether there is still something to expect from a peer in this epoch: its update, or its receipt for ours."""
+        members, hello = self._progress.members, self._progress.members.hello_of(peer)
+        if not members.is_live(peer) or hello is None or hello.catching_up or hello.committed > epoch:
+            return False
+        return not (self._progress.inbox.settled(epoch, peer) and peer in receipts)
+
+    def _present(self, epoch: int) -> int:
+        """How many members an epoch counts: those in the mean or, where each has a mean of its own, those alive."""
+        if self._plan.mixing.one_state:
+            return 1 + len(self._progress.inbox.take(epoch))
+        return 1 + len(self._progress.members.live)
+
+    def _some_peers(self, epoch: int) -> tuple[str, ...]:
+        """A few peers to greet in this epoch, so that all are heard from now and then, whatever their number."""
+        others = self._progress.members.others
+        start = epoch * _PROBED_AT_ONCE % len(others) if len(others) > _PROBED_AT_ONCE else 0
+        return (others[start:] + others[:start])[:_PROBED_AT_ONCE]
+
+    def _commit(self, event: str, update: Update, state: TrainableState, contributors: list[str]) -> None:
+        progress, evaluation = self._progress, update.evaluation
+        self._end_lap()
+        progress.commit(state, contributors)
+        self._folder.event(
+            event,
+            epoch=update.round,
+            of=self._plan.epochs,
+            loss=update.train.loss_mean,
+            eval_loss=evaluation.loss if evaluation else None,  # of the state the epoch began with
+            eval_tokens=evaluation.tokens if evaluation else 0,
+            weight=update.weight,
+            seconds=round(progress.seconds_into(update.round, self._now()), 3),
+            contributors=contributors,
+            live=list(progress.members.live),
+            state_digest=progress.last.state_digest,
+        )
+
+    async def _conclude(self) -> NodeResult:
+        """Evaluate the final state, let the site keep it, and write the summary."""
+        progress, state = self._progress, self._progress.last.state
+        assert state is not None
+        progress.ledger.eval_last = await self._site.evaluate_final(state)
+        self._end_lap()
+        result = NodeResult(
+            self._plan.name, progress.ledger.copy(), progress.joined.data, state.manifest.size, state.digest
+        )
+        self._folder.write_summary(summarize(self._plan.recipe, [result]))
+        self._folder.event("run_completed", state_digest=state.digest, eval_loss=progress.ledger.eval_last.loss)
+        return result
+
+    async def _linger(self, seconds: float) -> None:
+        """Stay for those who are late, until all have finished or the time is up."""
+        members, deadline = self._progress.members, self._now() + seconds
+        while self._now() < deadline:
+            await self._calls.greet_all(members.others)
+            hellos = [members.hello_of(peer) for peer in members.others if members.difference_of(peer) is None]
+            if all(hello is not None and hello.finished for hello in hellos):
+                return
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _news_until(self, moment: float) -> None:
+        try:
+            async with asyncio.timeout_at(moment):
+                await self._progress.news.wait()
+        except TimeoutError:
+            pass
+        self._progress.news.clear()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _end_lap(self) -> None:
+        """Book the time since this was done last."""
+        now = self._now()
+        self._progress.ledger.seconds_total += now - self._lap_began
+        self._lap_began = now

@@ -1,0 +1,90 @@
+"""Where a node stands: what it trains, what it has committed, who is there, what has come in. No network, no loop.
+
+The node's loop and its answering side share one `Progress`; both run on one event loop, so nothing here is locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from core_training import __version__
+from core_training.state import TrainableState
+from p2p.commits import Commit, CommitStore
+from p2p.inbox import Inbox
+from p2p.membership import Membership
+from p2p.messages import Hello
+from p2p.pace import Pace
+from p2p.plan import RunPlan
+from strategies.exchange import JoinReply
+
+
+class Progress:
+    """The state of one node in one run."""
+
+    def __init__(self, plan: RunPlan, joined: JoinReply, store: CommitStore, event: Callable[..., Any]) -> None:
+        self.plan = plan
+        self.joined = joined
+        self.manifest = joined.parsed_manifest
+        self.store = store
+        self.event = event
+        self.members = Membership(plan.name, plan.roster, event)
+        self.inbox = Inbox(plan.run_id, self.manifest, plan.recipe)
+        self.pace = Pace(plan.recipe.topology.round_deadline)
+        self.last = store.load_last(self.manifest)
+        self.ledger = self.last.ledger.copy()
+        self.working = 0
+        self.catching_up = False
+        self.finished = False
+        self.news = asyncio.Event()
+        """Set whenever something came in that the waiting loop may have waited for."""
+        self._began: dict[int, float] = {}
+        self._last_arrival = 0.0
+
+    def begin(self, epoch: int, now: float) -> None:
+        """This node starts to train an epoch."""
+        self.working, self.catching_up = epoch, False
+        self._began = {epoch - 1: self._began.get(epoch - 1, now), epoch: now}
+        self._last_arrival = now
+
+    def seconds_into(self, epoch: int, now: float) -> float:
+        """Seconds since this node began an epoch; 0 for one that it did not begin."""
+        return now - self._began.get(epoch, now)
+
+    def arrived(self, now: float) -> None:
+        """An update was received or trained."""
+        self._last_arrival = now
+        self.news.set()
+
+    def commit(self, state: TrainableState, contributors: Sequence[str]) -> None:
+        """The epoch after the last committed one is done."""
+        epoch = self.last.epoch + 1
+        self.pace.observe(self._last_arrival - self._began[epoch])
+        self.put(Commit(epoch, state, tuple(contributors), self.ledger.copy()))
+
+    def put(self, commit: Commit) -> None:
+        """Make a state the last committed one, on disk first."""
+        self.store.write(commit)
+        self.last = commit
+        self.inbox.forget_through(commit.epoch)
+
+    def hello(self) -> Hello:
+        """What this node says about itself now."""
+        now = asyncio.get_running_loop().time()
+        return Hello(
+            run_id=self.plan.run_id,
+            sender=self.plan.name,
+            version=__version__,
+            recipe_digest=self.plan.recipe.engine_digest,
+            manifest_digest=self.manifest.digest,
+            initial_digest=self.joined.initial_digest,
+            committed=self.last.epoch,
+            contributors=list(self.last.contributors),
+            state_digest=self.last.state_digest,
+            working=0 if self.catching_up else self.working,
+            working_seconds=self.seconds_into(self.working, now),
+            pace=self.pace.typical,
+            catching_up=self.catching_up,
+            finished=self.finished,
+        )

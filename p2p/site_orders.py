@@ -1,0 +1,80 @@
+"""What a node asks of its own site's trainer, with every answer checked. A site that cannot do it is a RunError."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from core_training import __version__
+from core_training.errors import ProtocolError, RunError
+from core_training.state import TrainableState
+from core_training.trainable import EvalReport
+from p2p.plan import RunPlan
+from strategies.exchange import (
+    Envelope,
+    EvaluateOrder,
+    EvaluateReply,
+    JoinOrder,
+    JoinReply,
+    Message,
+    TrainOrder,
+    Update,
+)
+
+Ask = Callable[[Envelope], Awaitable[Envelope]]
+"""Puts an order to the site's trainer and returns its reply."""
+
+_Reply = TypeVar("_Reply", bound=Message)
+
+
+class SiteOrders:
+    """The orders of one run to one site."""
+
+    def __init__(self, plan: RunPlan, ask: Ask) -> None:
+        self._plan = plan
+        self._ask = ask
+
+    async def join(self) -> JoinReply:
+        """Let the site build its engine; it says what it would train."""
+        order = JoinOrder(
+            run_id=self._plan.run_id, version=__version__, recipe=self._plan.recipe.to_yaml(), payload=b""
+        )
+        joined = await self._put(order, JoinReply, "could not join the run")
+        if joined.run_id != self._plan.run_id or joined.recipe_digest != self._plan.recipe.engine_digest:
+            raise RunError(f"site '{self._plan.name}' answered for another run or recipe")
+        return joined
+
+    async def train(self, epoch: int, state: TrainableState | None, manifest_digest: str) -> Update:
+        """One slice of training from `state`; without one, from the site's initial state."""
+        topology = self._plan.recipe.topology
+        order = TrainOrder(
+            run_id=self._plan.run_id,
+            round=epoch,
+            steps=topology.local_steps or 1,
+            evaluate=(epoch - 1) % topology.eval_every == 0,
+            manifest_digest=manifest_digest,
+            payload=state.to_bytes() if state else b"",
+        )
+        update = await self._put(order, Update, f"could not train epoch {epoch}")
+        if (update.run_id, update.round) != (self._plan.run_id, epoch):
+            raise RunError(f"site '{self._plan.name}' answered for epoch {update.round} of run '{update.run_id}'")
+        if not update.weight > 0:
+            raise RunError(f"site '{self._plan.name}' learned from no tokens in epoch {epoch}: has it any data?")
+        return update
+
+    async def evaluate_final(self, state: TrainableState) -> EvalReport:
+        """Evaluate the result of the run, and let the site keep it."""
+        order = EvaluateOrder(
+            run_id=self._plan.run_id,
+            round=self._plan.epochs,
+            final=True,
+            manifest_digest=state.manifest.digest,
+            payload=state.to_bytes(),
+        )
+        return (await self._put(order, EvaluateReply, "could not evaluate the final state")).evaluation
+
+    async def _put(self, order: Message, reply: type[_Reply], failure: str) -> _Reply:
+        try:
+            return reply.open(await self._ask(order.envelope()))
+        except ProtocolError as error:
+            raise RunError(f"site '{self._plan.name}' {failure}: {error}") from None

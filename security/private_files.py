@@ -1,0 +1,43 @@
+"""Files that only their owner may read: private keys. Knows how to write and read them safely, not what is in them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from core_training.errors import InputError
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make `folder` (and its parents); nobody but its owner may enter it (0700)."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+
+
+def write_private_file(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner may read (0600 from the first moment on).
+
+    Raises InputError when the file is there already: a key is never overwritten.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise InputError(f"{path}: there is a key already; remove it first, or choose another folder") from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_private_file(path: Path) -> bytes:
+    """Read a private file. Raises InputError when it is missing, or when others than its owner may read it."""
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read()
+    except OSError as error:
+        raise InputError(f"{path}: the private key cannot be read: {error.strerror}") from None
+    if mode & 0o077:
+        raise InputError(f"{path}: others may read this private key (mode {mode:04o}); chmod 600 {path}")
+    return data

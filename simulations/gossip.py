@@ -1,0 +1,146 @@
+"""Many gossip nodes in one process: the real nodes, over a network in memory, on a clock that does not wait.
+
+Knows nothing of models: each site's orders are answered by an `Ask` that the caller gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from core_training.errors import FedloomError
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder, Summary
+from p2p.ledger import summarize
+from p2p.narrated_folder import NarratedFolder
+from p2p.node import take_part
+from p2p.plan import RunPlan
+from p2p.reception import Reception
+from p2p.site_orders import Ask
+from simulations.network import SimulatedNetwork
+from simulations.virtual_time import VirtualTimeLoop, run_virtually
+from strategies.exchange import Envelope, TrainOrder
+
+RUN_ID = "simulation"
+EPOCH_SECONDS = 30.0
+"""How long an epoch's training takes at a site, on the network's clock, unless the caller says otherwise."""
+
+
+def simulate_gossip(
+    recipe: Recipe,
+    sites: Mapping[str, Ask],
+    folder: RunFolder,
+    network: SimulatedNetwork | None = None,
+    epoch_seconds: Mapping[str, float] | None = None,
+    on_round: Callable[[int, float | None], None] = lambda *_: None,
+) -> Summary:
+    """Run one node for each site until all have finished, and sum up over all of them.
+
+    `epoch_seconds` says how long the sites take to train an epoch on the network's clock, whatever they take in truth.
+    `on_round(epoch, mean training loss)` follows each epoch that all nodes have behind them.
+
+    The nodes' own files are in `sites/<name>/` of the run folder. Going on after an interruption is calling this again.
+    """
+    network = network or SimulatedNetwork(recipe.training.seed)
+    rounds = _Rounds(folder, list(sites), on_round)
+    return run_virtually(_simulate(recipe, sites, folder, network, epoch_seconds or {}, rounds))
+
+
+class _Turns:
+    """Lets one site work at a time, on a clock that stands still meanwhile, and adds up how long they worked."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self.seconds = 0.0
+
+    def of(self, ask: Ask, epoch_seconds: float) -> Ask:
+        async def in_turn(order: Envelope) -> Envelope:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, VirtualTimeLoop)
+            with loop.hold():
+                async with self._turn:
+                    began = time.perf_counter()
+                    reply = await ask(order)
+                    self.seconds += time.perf_counter() - began
+            if order.kind == TrainOrder.kind:
+                await asyncio.sleep(epoch_seconds)
+            return reply
+
+        return in_turn
+
+
+class _Rounds:
+    """Puts the nodes' epochs together: one event of the simulation for each that all nodes have behind them."""
+
+    def __init__(self, folder: RunFolder, sites: list[str], on_round: Callable[[int, float | None], None]) -> None:
+        self._folder = folder
+        self._on_round = on_round
+        self._reached = dict.fromkeys(sites, 0)
+        self._epochs: dict[int, dict[str, dict[str, Any]]] = {}
+
+    def note(self, site: str, event: str, fields: dict[str, Any]) -> None:
+        """The listener of one node's events."""
+        if event == "joined":
+            self._reached[site] = fields["committed"]
+        elif event == "adopted":
+            self._reached[site] = fields["epoch"]
+        elif event in ("epoch", "epoch_void"):
+            self._reached[site] = fields["epoch"]
+            self._epochs.setdefault(fields["epoch"], {})[site] = fields
+        for epoch in [epoch for epoch in sorted(self._epochs) if epoch <= min(self._reached.values())]:
+            self._tell(epoch, self._epochs.pop(epoch))
+
+    def _tell(self, epoch: int, sites: dict[str, dict[str, Any]]) -> None:
+        loss = _mean((one["loss"], one["weight"]) for one in sites.values())
+        evaluated = [one for one in sites.values() if one["eval_loss"] is not None]
+        self._folder.event(
+            "round",
+            round=epoch,
+            loss=loss,
+            eval_loss=_mean((one["eval_loss"], one["eval_tokens"]) for one in evaluated),
+            sites={
+                name: {key: one[key] for key in ("loss", "eval_loss", "weight", "contributors")}
+                for name, one in sorted(sites.items())
+            },
+        )
+        self._on_round(epoch, loss)
+
+
+def _mean(values: Iterable[tuple[float, float]]) -> float | None:
+    known = list(values)
+    weight = sum(share for _, share in known)
+    return sum(value * share for value, share in known) / weight if weight else None
+
+
+async def _simulate(
+    recipe: Recipe,
+    sites: Mapping[str, Ask],
+    folder: RunFolder,
+    network: SimulatedNetwork,
+    epoch_seconds: Mapping[str, float],
+    rounds: _Rounds,
+) -> Summary:
+    began, turns, nodes = time.perf_counter(), _Turns(), []
+    for name, ask in sites.items():
+        plan = RunPlan(name, tuple(sites), RUN_ID, recipe)
+        in_turn = turns.of(ask, epoch_seconds.get(name, EPOCH_SECONDS))
+        node_folder = NarratedFolder(folder.path / "sites" / name, partial(rounds.note, name))
+        reception = Reception()
+        network.attach(name, reception)
+        nodes.append(take_part(plan, reception, network.transport(name), in_turn, node_folder))
+    folder.event("started", rounds=recipe.topology.rounds, sites=list(sites))
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(node) for node in nodes]
+    except* FedloomError as failures:
+        raise failures.exceptions[0] from None
+    summary = summarize(recipe, [task.result() for task in running])
+    # The nodes' own seconds are virtual: what the exchange really took is what the sites did not.
+    total = time.perf_counter() - began
+    summary.seconds = {"total": total, "training": turns.seconds, "exchange": total - turns.seconds}
+    folder.write_summary(summary)
+    folder.event("completed", rounds=recipe.topology.rounds, eval_loss=summary.eval_loss)
+    return summary

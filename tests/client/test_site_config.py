@@ -1,0 +1,108 @@
+"""What a recipe from outside may name at a site, and what becomes of it there."""
+
+from pathlib import Path
+
+import pytest
+
+from client.site_config import load_site_config
+from core_training.errors import InputError
+from core_training.recipe import Recipe, parse_recipe
+
+SITE = """
+name: hospital-a
+server: fed.example.org:9092
+data:
+  questions: /srv/questions/*.jsonl
+  notes: [notes/2024.jsonl, notes/2025.jsonl]
+models: {tiny: models/tiny}
+deepspeed: {processes: 2, stage: 2}
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    (tmp_path / "site.yaml").write_text(SITE)
+    return tmp_path
+
+
+def recipe(**sections) -> Recipe:
+    document = {"model": {"name_or_path": "tiny"}, "data": {"train": "questions"}, **sections}
+    return parse_recipe(f"{{stage: sft, model: {document['model']}, data: {document['data']}}}").model_copy(
+        update={key: value for key, value in sections.items() if key not in ("model", "data")}
+    )
+
+
+def test_names_become_the_sites_own_files_and_folder(site):
+    resolved = load_site_config(site).resolve(recipe(data={"train": ["questions", "notes"], "eval": "notes"}))
+
+    notes = [str(site / "notes/2024.jsonl"), str(site / "notes/2025.jsonl")]
+    assert resolved.data.train == ["/srv/questions/*.jsonl", *notes]
+    assert resolved.data.eval == notes
+    assert resolved.model.name_or_path == str(site / "models/tiny")
+
+
+def test_the_site_decides_how_it_trains_and_where_it_writes(site):
+    resolved = load_site_config(site).resolve(recipe(output="/etc/passwd"))
+
+    assert (resolved.deepspeed.processes, resolved.deepspeed.stage) == (2, 2)
+    assert resolved.output == "runs/latest"
+
+
+def test_resolving_does_not_change_what_every_party_must_agree_on(site):
+    asked = recipe()
+
+    assert load_site_config(site).resolve(asked).engine_digest == asked.engine_digest
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"data": {"train": "/etc/passwd"}}, "has no data set '/etc/passwd', it has 'questions', 'notes'"),
+        ({"data": {"train": ["questions", "../secrets"]}}, "has no data set '../secrets'"),
+        ({"data": {"train": "questions", "eval": "/etc/passwd"}}, "data.eval"),
+        ({"data": {"train": "null"}}, "has no data set 'null'"),
+        ({"model": {"name_or_path": "/srv/models/other"}}, "has no model '/srv/models/other', it has 'tiny'"),
+        ({"model": {"name_or_path": "tiny", "chat_template": "/etc/passwd"}}, "model.chat_template"),
+    ],
+)
+def test_a_recipe_that_names_what_the_site_does_not_list_is_refused(site, sections, says):
+    with pytest.raises(InputError, match=says.replace(".", r"\.")):
+        load_site_config(site).resolve(recipe(**sections))
+
+
+def test_a_recipe_without_a_data_set_is_refused(site):
+    asked = recipe()
+
+    with pytest.raises(InputError, match=r"names no data set; this site has 'questions', 'notes'"):
+        load_site_config(site).resolve(asked.model_copy(update={"data": asked.data.model_copy(update={"train": None})}))
+
+
+def test_a_recipe_that_names_a_deepspeed_file_is_refused(site):
+    asked = recipe()
+    deepspeed = asked.deepspeed.model_copy(update={"config": "/etc/passwd"})
+
+    with pytest.raises(InputError, match=r"deepspeed\.config"):
+        load_site_config(site).resolve(asked.model_copy(update={"deepspeed": deepspeed}))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: ../evil", "name"),
+        ("name: a\nmodles: {}", "modles"),
+        ("name: a\ndata: [1]", "data"),
+        ("name: a\nmax_message_bytes: 0", "max_message_bytes"),
+        ("just text", "the file"),
+        ("name: [", "cannot be read"),
+    ],
+)
+def test_a_malformed_site_file_is_named_with_its_key(tmp_path, text, says):
+    (tmp_path / "site.yaml").write_text(text)
+
+    with pytest.raises(InputError, match=says):
+        load_site_config(tmp_path)
+
+
+def test_a_folder_without_a_site_says_how_to_make_one(tmp_path):
+    with pytest.raises(InputError, match="fedloom client init"):
+        load_site_config(tmp_path)

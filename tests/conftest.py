@@ -1,0 +1,59 @@
+"""What tests share: one tiny model for the session, data files, and recipes on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core_training.recipe import Recipe, parse_recipe
+from tests import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """A model this small is faster on one thread; processes that tests start read the variable."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a two-layer model with random weights."""
+    return tiny.make_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def site_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three sites' questions, of unequal size."""
+    folder = tmp_path_factory.mktemp("sites")
+    return [tiny.write_jsonl(folder / f"site{i}.jsonl", tiny.questions(i, 12 + 7 * i)) for i in range(3)]
+
+
+@pytest.fixture
+def make_recipe(tiny_model: Path, site_files: list[Path]) -> Callable[..., Recipe]:
+    """A small SFT recipe; keyword arguments replace or extend its sections."""
+
+    def make(**sections: Any) -> Recipe:
+        document: dict[str, Any] = {
+            "model": {"name_or_path": str(tiny_model)},
+            "stage": "sft",
+            "tuning": {"mode": "lora", "lora": {"r": 4, "lora_alpha": 8}},
+            "data": {
+                "train": [str(path) for path in site_files],
+                "columns": {"prompt": "question", "completion": "answer"},
+                "eval_fraction": 0.2,
+            },
+            "training": {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "max_length": 64, "max_steps": 6},
+        }
+        for name, section in sections.items():
+            document[name] = {**document.get(name, {}), **section} if isinstance(section, dict) else section
+        return parse_recipe(yaml.safe_dump(document))
+
+    return make

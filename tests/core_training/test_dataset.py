@@ -1,0 +1,279 @@
+"""From records to rows: what trains, what is held out, what is dropped, and what is refused with its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core_training.base_model import BaseModel
+from core_training.dataset import Dataset, is_held_out, load_dataset
+from core_training.errors import InputError
+from core_training.recipe import Recipe
+from core_training.records import read_records
+from core_training.rows import Collator
+from core_training.stages.base import IGNORED
+from core_training.stages.causal_lm import evaluate, labelled_logits
+from tests import tiny
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@cache
+def base_of(model: Path, mode: str = "lora") -> BaseModel:
+    """One loaded model for all tests here."""
+    text = f"model: {{name_or_path: '{model}'}}\nstage: sft\ntuning: {{mode: {mode}}}"
+    from core_training.recipe import parse_recipe
+
+    return BaseModel(parse_recipe(text))
+
+
+@pytest.fixture
+def load(tiny_model: Path, make_recipe: MakeRecipe, tmp_path: Path) -> Callable[..., Dataset]:
+    """Load a data set from lines (text, or objects) under a recipe with these sections."""
+
+    def load(*lines: Any, **sections: Any) -> Dataset:
+        path = tmp_path / "data.jsonl"
+        text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+        path.write_text("".join(line + "\n" for line in text), encoding="utf-8")
+        data = {"train": str(path), "eval_fraction": 0.0, **sections.pop("data", {})}
+        return load_dataset(make_recipe(data=data, **sections), base_of(tiny_model))
+
+    return load
+
+
+def message_of(load: Callable[..., Dataset], *lines: Any, **sections: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load(*lines, **sections)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+GOOD = {"question": "why?", "answer": "because"}
+
+
+def test_an_empty_data_set_is_named(load: Callable[..., Dataset]) -> None:
+    for lines in ([], ["", "  "]):
+        message = message_of(load, *lines)
+        assert message.startswith("data.train: ")
+        assert "data.jsonl holds no record" in message
+
+
+def test_one_record_is_enough_to_train(load: Callable[..., Dataset]) -> None:
+    dataset = load(GOOD)
+    assert (dataset.report.train_examples, dataset.report.eval_examples) == (1, 0)
+
+
+def test_one_record_that_is_held_out_is_explained(load: Callable[..., Dataset]) -> None:
+    message = message_of(load, GOOD, data={"eval_fraction": 0.999999})
+    assert message.startswith("data.train: all 1 usable records of 1 are held out for evaluation")
+    assert "data.eval_fraction: 0" in message
+
+
+def test_a_record_without_the_column_is_named_with_those_it_has(load: Callable[..., Dataset]) -> None:
+    message = message_of(load, GOOD, {"question": "why?", "reply": "because"})
+    assert "data.jsonl, line 2: stage sft needs messages or question+answer; the record has question, reply" in message
+    assert "data.columns" in message
+
+
+def test_a_column_that_the_stage_does_not_have_is_named(load: Callable[..., Dataset]) -> None:
+    message = message_of(load, GOOD, data={"columns": {"question": "prompt"}})
+    assert message.startswith("data.columns.question: stage sft has no such column; write one of its own (messages, ")
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"question": "why?", "answer": ""}, "line 2: the completion is empty or not a string"),
+        ({"question": None, "answer": "because"}, "line 2: the prompt is empty or not a string"),
+        ({"messages": []}, "line 2: 'messages' must be a list of {role, content}"),
+        ({"messages": [{"role": "user", "content": "why?"}]}, "line 2: 'messages' must be"),
+        ({"messages": [{"role": "assistant"}]}, "line 2: 'messages' must be"),
+        ('{"question": "\\ud800", "answer": "b"}', "line 2: not valid text"),
+        ("question: why?", "line 2: not valid JSON"),
+    ],
+)
+def test_a_record_with_nothing_in_it_is_named(load: Callable[..., Dataset], record: Any, expected: str) -> None:
+    assert f"data.jsonl, {expected}" in message_of(load, GOOD, record)
+
+
+def test_an_empty_text_is_named(load: Callable[..., Dataset]) -> None:
+    message = message_of(load, {"text": "some"}, {"text": " "}, stage="pretrain", data={"columns": {}})
+    assert "data.jsonl, line 2: the text is empty or not a string" in message
+
+
+def test_records_with_nothing_to_learn_within_max_length_are_counted_and_left_out(load: Callable[..., Dataset]) -> None:
+    long = {"question": "why? " * 100, "answer": "because"}
+    dataset = load(GOOD, long)
+    assert (dataset.report.train_examples, dataset.report.truncated, dataset.report.dropped) == (1, 1, 1)
+    assert all(label != IGNORED for label in dataset.rows[0]["labels"][-2:])
+
+
+def test_a_data_set_of_nothing_but_such_records_is_explained(load: Callable[..., Dataset]) -> None:
+    long = {"question": "why? " * 100, "answer": "because"}
+    message = message_of(load, long, long)
+    assert "none of its 2 records has a token to learn within training.max_length (64); raise it" in message
+
+
+@pytest.mark.parametrize("labels", [[IGNORED] * 5, [IGNORED]])
+def test_an_all_padding_batch_has_a_loss_of_zero_and_moves_nothing(tiny_model: Path, labels: list[int]) -> None:
+    base = base_of(tiny_model, "full")
+    row = {
+        "input_ids": [base.tokenizer.pad_token_id] * len(labels),
+        "labels": labels,
+        "position_ids": [0] * len(labels),
+    }
+    batch = Collator(base.tokenizer.pad_token_id)([row, row])
+    logits, counted = labelled_logits(base.model, batch)
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), counted.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0.0
+    gradients = [parameter.grad for parameter in base.model.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all(not gradient.any() for gradient in gradients)
+    report = evaluate(base.model, batch)
+    assert (report.tokens, report.correct_tokens, report.loss) == (0, 0, None)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.none(), max_size=3), st.floats(0, 1))
+def test_what_is_held_out_depends_on_the_content_alone(values: dict[str, Any], fraction: float) -> None:
+    assert is_held_out(values, fraction) == is_held_out(dict(reversed(values.items())), fraction)
+    assert not is_held_out(values, 0.0)
+    if is_held_out(values, fraction):
+        assert is_held_out(values, min(1.0, fraction * 1.1))
+
+
+def test_about_the_wanted_share_is_held_out() -> None:
+    held_out = sum(is_held_out({"prompt": str(i)}, 0.2) for i in range(5000))
+    assert 850 < held_out < 1150  # 1000, give or take five standard deviations
+
+
+@pytest.mark.parametrize("sites", [1, 2, 3, 7])
+def test_the_evaluation_split_never_leaks_into_training(
+    tiny_model: Path, make_recipe: MakeRecipe, tmp_path: Path, sites: int
+) -> None:
+    """Divided over any number of sites, with copies of the same record at several of them."""
+    records = tiny.questions(0, 60)
+    shares = [records[i::sites] + records[:5] for i in range(sites)]
+    base = base_of(tiny_model)
+    recipe = make_recipe()
+    held_out = {
+        json.dumps(r) for r in records if is_held_out({"prompt": r["question"], "completion": r["answer"]}, 0.2)
+    }
+    trained: set[str] = set()
+    evaluated: set[str] = set()
+    for number, share in enumerate(shares):
+        path = tiny.write_jsonl(tmp_path / f"{sites}-{number}.jsonl", share)
+        dataset = load_dataset(recipe, base, read_records(path))
+        texts = {json.dumps(r): tuple(tokens_of(base, r)) for r in records}
+        rows = {tuple(row["input_ids"]) for row in dataset.rows}
+        kept = {tuple(e.input_ids.tolist()) for examples in dataset.evaluation.values() for e in examples}
+        trained |= {record for record, tokens in texts.items() if tokens in rows}
+        evaluated |= {record for record, tokens in texts.items() if tokens in kept}
+    assert trained.isdisjoint(evaluated)
+    assert evaluated == held_out
+    assert len(trained) == len(records) - len(held_out)
+
+
+def tokens_of(base: BaseModel, record: dict[str, str]) -> list[int]:
+    turns = [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": record["answer"]}]
+    return list(base.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
+
+
+def test_with_files_for_evaluation_all_of_train_trains(load: Callable[..., Dataset], site_files: list[Path]) -> None:
+    dataset = load(*tiny.questions(5, 20), data={"eval": str(site_files[0]), "eval_fraction": 0.5})
+    assert dataset.report.train_examples == 20
+    assert {source: len(examples) for source, examples in dataset.evaluation.items()} == {"site0": 12}
+
+
+def changed_model(tiny_model: Path, folder: Path, change: Callable[[Path], Any]) -> Path:
+    shutil.copytree(tiny_model, folder)
+    change(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda f: (f / "tokenizer.json").unlink(),
+            ": it has no tokenizer (tokenizer.json); save one beside the weights",
+        ),
+        (lambda f: (f / "tokenizer.json").write_text("{"), ": its tokenizer cannot be loaded: "),
+        (lambda f: (f / "config.json").unlink(), ": no config.json in it, so it is not a model folder"),
+        (lambda f: (f / "model.safetensors").unlink(), ": it has no *.safetensors weights"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"{}" * 40), " cannot be loaded: "),
+        (
+            lambda f: edit(f / "config.json", num_hidden_layers=3, layer_types=None),
+            ": its weights lack 9 tensors, such as",
+        ),
+        (lambda f: edit(f / "tokenizer_config.json", eos_token=None), ": its tokenizer has no end-of-sequence token"),
+        (shutil.rmtree, ": no such folder. fedloom downloads nothing"),
+    ],
+)
+def test_a_model_folder_that_lacks_something_is_named(
+    tiny_model: Path, make_recipe: MakeRecipe, tmp_path: Path, change: Callable[[Path], Any], expected: str
+) -> None:
+    folder = changed_model(tiny_model, tmp_path / "model", change)
+    with pytest.raises(InputError) as caught:
+        BaseModel(make_recipe(model={"name_or_path": str(folder)}))
+    assert str(caught.value).startswith(f"model.name_or_path: {folder}{expected}")
+    assert "\n" not in str(caught.value)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in {**document, **changes}.items() if v is not None}))
+
+
+def test_a_model_without_a_chat_template_is_named_and_a_file_mends_it(
+    tiny_model: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    folder = changed_model(tiny_model, tmp_path / "model", lambda f: (f / "chat_template.jinja").unlink())
+    recipe = make_recipe(model={"name_or_path": str(folder)})
+    with pytest.raises(InputError, match=r"has no chat template; give one with model\.chat_template: FILE\.jinja"):
+        load_dataset(recipe, BaseModel(recipe))
+    template = tmp_path / "chat.jinja"
+    template.write_text(tiny.CHAT_TEMPLATE)
+    mended = make_recipe(model={"name_or_path": str(folder), "chat_template": str(template)})
+    whole = make_recipe()
+    assert load_dataset(mended, BaseModel(mended)).rows == load_dataset(whole, base_of(tiny_model)).rows
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ bos_token }}\n{% for %}", "chat.jinja, line 2: "),
+        (None, "chat.jinja cannot be read: "),
+    ],
+)
+def test_a_chat_template_that_is_none_is_named(
+    make_recipe: MakeRecipe, tmp_path: Path, template: str | None, expected: str
+) -> None:
+    path = tmp_path / "chat.jinja"
+    if template is not None:
+        path.write_text(template)
+    with pytest.raises(InputError, match=r"model\.chat_template: ") as caught:
+        BaseModel(make_recipe(model={"chat_template": str(path)}))
+    assert expected in str(caught.value)
+
+
+def test_a_conversation_that_the_template_refuses_is_named(
+    tiny_model: Path, make_recipe: MakeRecipe, tmp_path: Path, site_files: list[Path]
+) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text("{{ raise_exception('roles must alternate') }}")
+    recipe = make_recipe(model={"chat_template": str(path)})
+    with pytest.raises(InputError, match=r"site0\.jsonl, line 1: the chat template .*: roles must alternate"):
+        load_dataset(recipe, BaseModel(recipe))

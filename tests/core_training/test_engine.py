@@ -1,0 +1,245 @@
+"""The engine: slices, states, checkpoints, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core_training.base_model import BaseModel
+from core_training.dataset import is_held_out, load_dataset, stage_values
+from core_training.engine import Engine, open_engine
+from core_training.errors import RunError
+from core_training.recipe import Recipe
+from core_training.records import Record, read_records
+from core_training.rows import Collator, pack, row_of
+from core_training.stages.base import Example
+from core_training.stages.causal_lm import labelled_logits
+from core_training.state import TrainableState
+
+MakeRecipe = Callable[..., Recipe]
+DROPOUT = {"mode": "lora", "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}}
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    ids = torch.arange(5, 45).reshape(2, 20)
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def test_lora_starts_with_the_logits_of_the_base(make_recipe: MakeRecipe) -> None:
+    full = BaseModel(make_recipe(tuning={"mode": "full"}))
+    lora = BaseModel(make_recipe())
+    assert torch.equal(logits_of(full.model), logits_of(lora.model))
+
+
+def test_training_in_slices_equals_training_in_one_go(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(tuning=DROPOUT, training={"warmup_steps": 2, "lr_scheduler_type": "cosine", "max_steps": 9})
+    whole = open_engine(recipe)
+    whole.train(9)
+    sliced = open_engine(recipe)
+    for steps in (1, 2, 3, 3):
+        sliced.evaluate()
+        torch.rand(7)  # the owner's random numbers are no business of the run's
+        sliced.write_state(sliced.read_state())
+        sliced.train(steps)
+    assert sliced.read_state().digest == whole.read_state().digest
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_restored_run_equals_the_one_that_was_never_stopped(make_recipe: MakeRecipe, mode: str, tmp_path: Path) -> None:
+    recipe = make_recipe(tuning={**DROPOUT, "mode": mode}, training={"max_steps": 12})
+    engine = open_engine(recipe)
+    engine.train(5)
+    engine.checkpoint(tmp_path / "kept", {"note": 1})
+    engine.train(7)
+    again = open_engine(recipe)
+    assert again.restore(tmp_path / "kept") == {"note": 1}
+    assert again.step == 5
+    again.train(7)
+    assert again.read_state().digest == engine.read_state().digest
+    engine.restore(tmp_path / "kept")  # backwards, in the engine that had gone on
+    engine.train(7)
+    assert again.read_state().digest == engine.read_state().digest
+
+
+def test_two_runs_with_one_seed_give_one_digest_and_another_seed_another(make_recipe: MakeRecipe) -> None:
+    digests = []
+    for seed in (0, 0, 1):
+        engine = open_engine(make_recipe(training={"seed": seed}))
+        engine.train(3)
+        digests.append(engine.read_state().digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_engines_that_share_a_base_train_as_if_alone(make_recipe: MakeRecipe, site_files: list[Path]) -> None:
+    recipes = [make_recipe(tuning=DROPOUT, data={"train": str(path)}) for path in site_files[:2]]
+    alone = []
+    for recipe in recipes:
+        engine = open_engine(recipe)
+        engine.train(6)
+        alone.append(engine.read_state().digest)
+    base = BaseModel(recipes[0])
+    together = [Engine(recipe, base, load_dataset(recipe, base)) for recipe in recipes]
+    for _ in range(3):
+        for engine in together:
+            engine.train(2)
+    assert [engine.read_state().digest for engine in together] == alone
+
+
+def test_exactly_the_adapters_change(make_recipe: MakeRecipe) -> None:
+    engine = open_engine(make_recipe())
+    before = {name: p.detach().clone() for name, p in engine._base.model.named_parameters()}
+    engine.train(2)
+    for name, parameter in engine._base.model.named_parameters():
+        assert torch.equal(before[name], parameter) != ("lora_" in name), name
+
+
+@pytest.mark.parametrize(("mode", "learning_rate", "falls_to"), [("full", 1e-2, 0.6), ("lora", 5e-2, 0.97)])
+def test_loss_falls_on_memorised_data(
+    make_recipe: MakeRecipe, mode: str, learning_rate: float, falls_to: float
+) -> None:
+    """Adapters alone learn slowly here: the base below them is random."""
+    engine = open_engine(make_recipe(tuning={"mode": mode}, training={"max_steps": 40, "learning_rate": learning_rate}))
+    report = engine.train(40)
+    assert report.loss_last < falls_to * report.loss_first
+
+
+def test_first_loss_is_the_independent_cross_entropy_of_the_first_batch(make_recipe: MakeRecipe) -> None:
+    """Loss over the answers' tokens only, computed from whole logits in a few lines that share no code with the stage."""
+    recipe = make_recipe(training={"per_device_train_batch_size": 64}, tuning={"mode": "full"})
+    base = BaseModel(recipe)
+    dataset = load_dataset(recipe, base)
+    total, count = 0.0, 0
+    for row in dataset.rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        with torch.no_grad():
+            log_probabilities = base.model(input_ids=ids).logits[0].log_softmax(-1)
+        for position in range(1, len(labels)):
+            if labels[position] != -100:
+                total -= float(log_probabilities[position - 1, labels[position]])
+                count += 1
+    report = Engine(recipe, base, dataset).train(1)
+    assert report.loss_tokens == count
+    assert report.loss_first == pytest.approx(total / count, abs=1e-5)
+
+
+def test_gradient_accumulation_equals_one_large_batch(make_recipe: MakeRecipe) -> None:
+    settings = {"optim": "sgd", "max_grad_norm": 0.0, "max_steps": 1}
+    large = open_engine(make_recipe(training={**settings, "per_device_train_batch_size": 8}))
+    small = open_engine(
+        make_recipe(training={**settings, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4})
+    )
+    assert large.train(1).loss_tokens == small.train(1).loss_tokens
+    np.testing.assert_allclose(large.read_state().buffer, small.read_state().buffer, atol=1e-6)
+
+
+def test_packed_loss_equals_padded_loss(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    base = BaseModel(recipe)
+    dataset = load_dataset(recipe, base)
+    examples = [Example(np.asarray(row["input_ids"]), np.asarray(row["labels"])) for row in dataset.rows]
+    collate = Collator(0)
+    packed_rows = [row_of([examples[i] for i in group]) for group in pack(examples, 100)]
+    assert len(packed_rows) < len(examples)
+    losses = []
+    base.model.eval()
+    for rows in (packed_rows, [row_of([example]) for example in examples]):
+        with torch.no_grad():
+            logits, labels = labelled_logits(base.model, collate(rows))
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100))
+    assert float(losses[0]) == pytest.approx(float(losses[1]), abs=2e-6)
+
+
+def test_packing_uses_every_example_once_and_never_overfills() -> None:
+    random = np.random.default_rng(0)
+    examples = [Example(np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)) for n in random.integers(2, 50, 200)]
+    rows = pack(examples, 64)
+    assert sorted(i for row in rows for i in row) == list(range(200))
+    assert all(sum(len(examples[i].input_ids) for i in row) <= 64 for row in rows)
+
+
+def test_all_padding_batch_gives_a_zero_loss_with_gradients(make_recipe: MakeRecipe) -> None:
+    base = BaseModel(make_recipe())
+    batch = Collator(0)([{"input_ids": [5, 6, 7], "labels": [-100] * 3, "position_ids": [0, 1, 2]}])
+    logits, labels = labelled_logits(base.model, batch)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    loss.backward()
+    assert float(loss) == 0.0
+    assert all(torch.isfinite(p.grad).all() for p in base.model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("sites", [1, 2, 3])
+def test_no_held_out_record_is_trained_on_at_any_site_count(
+    make_recipe: MakeRecipe, site_files: list[Path], sites: int
+) -> None:
+    """The same records are held out however the data are divided, and a copy at another site is held out too."""
+    recipe = make_recipe()
+    records = [record for path in site_files for record in read_records(path)]
+    records += [Record({**r.fields, "id": "copy"}, Path("elsewhere.jsonl"), r.line) for r in records[:20]]
+    held_out = [is_held_out(stage_values(r, recipe), 0.2) for r in records]
+    assert held_out[: len(records) - 20][:20] == held_out[-20:]
+    base = BaseModel(recipe)
+    trained, evaluated = set(), set()
+    for part in range(sites):
+        dataset = load_dataset(recipe, base, records[part::sites])
+        trained |= {tuple(row["input_ids"]) for row in dataset.rows}
+        evaluated |= {tuple(e.input_ids.tolist()) for group in dataset.evaluation.values() for e in group}
+    assert evaluated
+    assert not trained & evaluated
+    assert len(trained) + len(evaluated) == len({tuple(stage_values(r, recipe).values()) for r in records})
+
+
+def test_saved_adapter_loads_in_peft_with_the_same_logits_and_merges(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    recipe = make_recipe()
+    engine = open_engine(recipe)
+    engine.train(6)
+    engine.save_model(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(recipe.model.name_or_path)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    expected = logits_of(engine._base.model)
+    assert torch.equal(logits_of(loaded), expected)
+    assert torch.allclose(logits_of(loaded.merge_and_unload()), expected, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(tmp_path / "adapter").chat_template
+
+
+def test_saved_model_loads_in_transformers_with_the_same_logits(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    engine = open_engine(make_recipe(tuning={"mode": "full"}))
+    engine.train(3)
+    engine.save_model(tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(logits_of(loaded), logits_of(engine._base.model))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(make_recipe: MakeRecipe) -> None:
+    engine = open_engine(make_recipe())
+    state = engine.read_state()
+    engine.write_state(TrainableState(state.manifest, np.full_like(state.buffer, np.inf)))
+    with pytest.raises(RunError, match="no longer finite"):
+        engine.train(1)
+
+
+def test_pretraining_learns_from_every_token_and_splits_long_texts(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"fever and cough of ward {i} " * 12 for i in range(20)))
+    recipe = make_recipe(
+        stage="pretrain", tuning={"mode": "full"}, data={"train": str(text), "columns": {}}, training={"max_steps": 20}
+    )
+    base = BaseModel(recipe)
+    dataset = load_dataset(recipe, base)
+    assert all(len(row["input_ids"]) <= 64 for row in dataset.rows)
+    tokens = sum(len(base.tokenizer(r.fields["text"])["input_ids"]) + 1 for r in read_records(text))
+    held_out = sum(len(e.input_ids) for group in dataset.evaluation.values() for e in group)
+    assert sum(len(row["input_ids"]) for row in dataset.rows) + held_out == pytest.approx(tokens, abs=20)
+    report = Engine(recipe, base, dataset).train(20)
+    assert report.loss_first == pytest.approx(np.log(len(base.tokenizer)), rel=0.05)  # ln V at random weights
+    assert report.loss_last < report.loss_first

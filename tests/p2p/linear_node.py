@@ -1,0 +1,57 @@
+"""A gossip node as an operating-system process, real but for its trainer: `linear_node.py FOLDER ROSTER FOUNDER …`.
+
+Ends like the command line does: exit code 0, 1 or 2, and the error on standard error.
+"""
+
+import argparse
+import asyncio
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.site_config import load_site_config
+from core_training.errors import FedloomError
+from p2p.deployment import Undertaking, run_node
+from tests.p2p.linear_site import LinearSite, recipe_of
+
+SEEDS = {"alpha": (1, 11, 1.0), "beta": (2, 23, -2.0), "gamma": (3, 5, 0.5)}
+
+
+def site_named(name, width=6):
+    seed, examples, shift = SEEDS[name]
+    return LinearSite(seed, examples=examples, shift=shift, width=width)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("roster", type=Path)
+    parser.add_argument("founder")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--width", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--linger", type=float, default=20.0)
+    parser.add_argument("--learning-rate", type=float, default=None)
+    arguments = parser.parse_args()
+    site = site_named(load_site_config(arguments.folder).name, arguments.width)
+
+    @contextmanager
+    def worker(folder):
+        async def ask(order):
+            if order.kind == "train":
+                await asyncio.sleep(arguments.seconds)
+            return site.handle(order)
+
+        yield ask
+
+    recipe = recipe_of(arguments.epochs, learning_rate=arguments.learning_rate)
+    undertaking = Undertaking(arguments.folder, arguments.roster, recipe, arguments.founder, linger=arguments.linger)
+    try:
+        run_node(undertaking, worker)
+    except FedloomError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A site whose model is a straight line: real orders and replies, real training by gradient descent, in NumPy.
+
+Also tells a whole federation of such sites what the states must be (`expected_epoch`), by arithmetic of its own.
+"""
+
+import hashlib
+
+import numpy as np
+
+from core_training import __version__
+from core_training.recipe import parse_recipe
+from core_training.state import Manifest, TrainableState
+from core_training.trainable import DataReport, EvalReport, TrainReport
+from strategies.exchange import EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, Refusal, TrainOrder, Update
+
+
+def recipe_of(epochs=4, mixing="group", graph="complete", minimum_sites=1, deadline=600.0, **training):
+    recipe = parse_recipe("{model: {name_or_path: line}, stage: sft, data: {train: notes}}")
+    topology = recipe.topology.model_copy(
+        update={
+            "kind": "gossip",
+            "rounds": epochs,
+            "local_steps": 3,
+            "graph": graph,
+            "minimum_sites": minimum_sites,
+            "round_deadline": deadline,
+        }
+    )
+    return recipe.model_copy(
+        update={
+            "topology": topology,
+            "aggregation": recipe.aggregation.model_copy(update={"mixing": mixing}),
+            "training": recipe.training.model_copy(update=training),
+        }
+    )
+
+
+class LinearSite:
+    """Answers orders as a real site does. `width` is the number of weights, `examples` that of records."""
+
+    def __init__(self, seed, examples=20, width=6, shift=0.0):
+        rng = np.random.default_rng(seed)
+        self.manifest = Manifest.of({"bias": (1,), "weight": (width,)})
+        self.inputs = rng.standard_normal((examples, min(width, 32)))
+        self.targets = self.inputs @ np.arange(self.inputs.shape[1]) + shift
+        self.shift = shift
+        self.orders = []
+
+    def initial(self):
+        return TrainableState(self.manifest, np.full(self.manifest.size, 0.1, dtype=np.float32))
+
+    def train_from(self, state, steps):
+        bias, weights = (value.astype(np.float64).copy() for _, value in state.tensors())
+        used = self.inputs.shape[1]
+        for _ in range(steps):
+            error = self.inputs @ weights[:used] + bias - self.targets
+            bias -= 0.1 * error.mean()
+            weights[:used] -= 0.1 * self.inputs.T @ error / len(error)
+        return TrainableState(self.manifest, np.concatenate([bias, weights]).astype(np.float32))
+
+    def loss(self, state):
+        bias, weights = (value.astype(np.float64) for _, value in state.tensors())
+        return float(((self.inputs @ weights[: self.inputs.shape[1]] + bias - self.targets) ** 2).sum())
+
+    @property
+    def tokens(self):
+        return len(self.targets)
+
+    async def ask(self, order):
+        return self.handle(order)
+
+    def handle(self, order):
+        self.orders.append((order.kind, order.fields.get("round"), hashlib.sha256(order.payload).hexdigest()))
+        if order.kind == JoinOrder.kind:
+            return self._join(JoinOrder.open(order)).envelope()
+        if order.kind == TrainOrder.kind:
+            return self._train(TrainOrder.open(order)).envelope()
+        if order.kind == EvaluateOrder.kind:
+            return self._evaluate(EvaluateOrder.open(order)).envelope()
+        return Refusal(reason=f"unknown order {order.kind}").envelope()
+
+    def _join(self, order):
+        recipe = parse_recipe(order.recipe)
+        return JoinReply(
+            run_id=order.run_id,
+            version=__version__,
+            recipe_digest=recipe.engine_digest,
+            manifest=self.manifest.to_json(),
+            initial_digest=self.initial().digest,
+            data=DataReport(self.tokens, self.tokens, 0, 0),
+            layout={},
+        )
+
+    def _incoming(self, order):
+        return TrainableState.from_bytes(order.payload, self.manifest) if order.payload else self.initial()
+
+    def _report(self, state):
+        return EvalReport(self.loss(state), self.tokens, 0, 0, self.tokens)
+
+    def _train(self, order):
+        before = self._incoming(order)
+        after = self.train_from(before, order.steps)
+        first, last = self.loss(before) / self.tokens, self.loss(after) / self.tokens
+        return Update(
+            run_id=order.run_id,
+            round=order.round,
+            manifest_digest=self.manifest.digest,
+            weight=float(self.tokens),
+            train=TrainReport(order.steps, first, last, (first + last) / 2, self.tokens, 0.0),
+            evaluation=self._report(before) if order.evaluate else None,
+            resident_seconds=0.0,
+            seconds=0.0,
+            payload=after.to_bytes(),
+        )
+
+    def _evaluate(self, order):
+        return EvaluateReply(run_id=order.run_id, round=order.round, evaluation=self._report(self._incoming(order)))
+
+
+def three_sites(**options):
+    return {
+        "alpha": LinearSite(1, examples=11, shift=1.0, **options),
+        "beta": LinearSite(2, examples=23, shift=-2.0, **options),
+        "gamma": LinearSite(3, examples=5, shift=0.5, **options),
+    }
+
+
+def federated_average(sites, epochs, steps=3):
+    """What a server would get: the mean weighted by tokens, epoch after epoch, in plain float64 NumPy."""
+    state = next(iter(sites.values())).initial()
+    for _ in range(epochs):
+        trained = [site.train_from(state, steps).buffer.astype(np.float64) for site in sites.values()]
+        mean = np.average(trained, axis=0, weights=[site.tokens for site in sites.values()])
+        state = TrainableState(state.manifest, mean.astype(np.float32))
+    return state

@@ -1,0 +1,103 @@
+"""`fedloom p2p` from the first command to the result, with the real worker and a real (tiny) model."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.p2p.conftest import free_port
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+model: {name_or_path: tiny}
+stage: sft
+tuning: {mode: lora, lora: {r: 4, lora_alpha: 8}}
+data: {train: notes, columns: {prompt: question, completion: answer}}
+training: {learning_rate: 1e-2, per_device_train_batch_size: 4, max_length: 64}
+topology: {kind: federated, rounds: 2, local_steps: 2}
+"""
+
+
+def fedloom(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "fedloom.cli", "p2p", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def answer(*words):
+    done = fedloom(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def nodes(tmp_path, tiny_model, site_files):
+    """Two nodes' folders, the roster, the founder's key and a recipe; nodes are stopped at the end."""
+    entries = []
+    for number in (0, 1):
+        entry = answer(
+            "init", "--folder", tmp_path / f"n{number}", "--name", f"site{number}",
+            "--listen", f"127.0.0.1:{free_port()}", "--data", f"notes={site_files[number]}",
+            "--model", f"tiny={tiny_model}",
+        )  # fmt: skip
+        entries.append(entry["entry"])
+    made = answer("roster", *entries, "--out", tmp_path / "roster.json", "--founder-key-folder", tmp_path / "founder")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    yield tmp_path, made["founder"]
+    for number in (0, 1):
+        fedloom("stop", "--folder", tmp_path / f"n{number}")
+
+
+def test_two_nodes_from_init_to_one_adapter(nodes):
+    folder, founder = nodes
+    for number in (0, 1):
+        words = (
+            "--folder",
+            folder / f"n{number}",
+            "--roster",
+            folder / "roster.json",
+            "--founder",
+            founder,
+            "--detach",
+        )
+        answer("start", *words, folder / "recipe.yaml")
+    again = fedloom("start", *words, "--detach", folder / "recipe.yaml")
+    assert (again.returncode, "running already" in again.stderr) == (2, True)
+    deadline = time.monotonic() + 120
+    while any(answer("status", "--folder", folder / f"n{n}")["process"] for n in (0, 1)):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    digests = set()
+    for number in (0, 1):
+        status = answer("status", "--folder", folder / f"n{number}")
+        assert (status["state"], status["epoch"], len(status["losses"])) == ("completed", 2, 2)
+        run = folder / f"n{number}" / "runs" / status["run_id"]
+        digests.add(json.loads((run / "summary.json").read_text())["state_digest"])
+        assert (run / "adapter" / "adapter_model.safetensors").exists()
+    assert len(digests) == 1
+    assert answer("stop", "--folder", folder / "n0") == {"stopped": False}
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(nodes):
+    folder, founder = nodes
+    start = ("start", "--folder", folder / "n0", "--roster", folder / "roster.json")
+    for words, reason in [
+        ((*start, folder / "recipe.yaml"), "--founder is needed"),
+        ((*start, folder / "none.yaml", "--founder", founder), "no such recipe"),
+        (
+            (*start, folder / "recipe.yaml", "topology.minimum_sites=9", "--founder", founder),
+            "the roster has 2 members",
+        ),
+        ((*start, folder / "recipe.yaml", "--detach", "--founder", founder[:-6] + "AAAAA="), "this node trusts"),
+        (("status", "--folder", folder / "nowhere"), "no such file"),
+    ]:
+        done = fedloom(*words)
+        assert (done.returncode, reason in done.stderr) == (2, True), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,124 @@
+"""Real nodes on a network in memory: the laws of averaging, and everything that can go wrong on the way."""
+
+import numpy as np
+import pytest
+
+from core_training.errors import RunError
+from core_training.run_folder import RunFolder
+from p2p.commits import CommitStore
+from simulations.gossip import simulate_gossip
+from simulations.network import Partition, SimulatedNetwork
+from tests.p2p.linear_site import federated_average, recipe_of, three_sites
+
+
+def run(sites, recipe, folder, network=None):
+    return simulate_gossip(recipe, {name: site.ask for name, site in sites.items()}, RunFolder(folder), network)
+
+
+def final_states(sites, folder):
+    return {
+        name: CommitStore(folder / "sites" / name / "checkpoints").load_last(site.manifest).state
+        for name, site in sites.items()
+    }
+
+
+def events(folder, name, kind):
+    return list(RunFolder(folder / "sites" / name).events(kind))
+
+
+def test_law_3_group_gossip_is_federated_averaging_and_all_nodes_hold_the_same_bits(tmp_path):
+    sites = three_sites()
+    summary = run(sites, recipe_of(epochs=5), tmp_path)
+    states = final_states(sites, tmp_path)
+    assert {state.digest for state in states.values()} == {summary.state_digest}
+    expected = federated_average(sites, 5).buffer
+    assert np.abs(states["alpha"].buffer - expected).max() <= 1e-6
+    assert summary.eval_loss < summary.eval_loss_initial
+    assert [
+        event["event"] for event in RunFolder(tmp_path / "sites" / "alpha").events() if "refused" in event["event"]
+    ] == []
+
+
+def test_metropolis_on_the_complete_graph_is_the_plain_mean(tmp_path):
+    sites = three_sites()
+    run(sites, recipe_of(epochs=1, mixing="metropolis"), tmp_path)
+    trained = [site.train_from(site.initial(), 3).buffer.astype(np.float64) for site in sites.values()]
+    for state in final_states(sites, tmp_path).values():
+        assert np.abs(state.buffer - np.mean(trained, axis=0)).max() <= 1e-6
+
+
+def test_a_ring_terminates_and_its_nodes_come_close(tmp_path):
+    sites = {f"{name}{number}": site for number in range(3) for name, site in three_sites().items()}
+    summary = run(sites, recipe_of(epochs=12, mixing="metropolis", graph="ring"), tmp_path)
+    assert summary.status == "completed"
+    stacked = np.stack([state.buffer for state in final_states(sites, tmp_path).values()])
+    assert np.abs(stacked - stacked.mean(axis=0)).max() < 0.5
+
+
+def test_one_node_alone_trains_as_if_central(tmp_path):
+    site = three_sites()["alpha"]
+    run({"alpha": site}, recipe_of(epochs=3), tmp_path)
+    state = site.initial()
+    for _ in range(3):
+        state = site.train_from(state, 3)
+    assert final_states({"alpha": site}, tmp_path)["alpha"].digest == state.digest
+
+
+def test_a_slow_and_lossy_network_finishes_with_one_state(tmp_path):
+    sites = three_sites()
+    network = SimulatedNetwork(seed=5, latency=0.3, loss=0.15)
+    summary = run(sites, recipe_of(epochs=8), tmp_path, network)
+    assert summary.state_digest is not None
+    assert summary.eval_loss < summary.eval_loss_initial / 2
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path):
+    digests = set()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        network = SimulatedNetwork(seed=9, latency=0.5, loss=0.3)
+        digests.add(run(three_sites(), recipe_of(epochs=6), folder, network).state_digest)
+    assert len(digests) == 1
+
+
+def test_a_partition_heals_and_all_end_with_one_state(tmp_path):
+    sites = three_sites()
+    network = SimulatedNetwork(seed=1, latency=1.0, partitions=[Partition(100.0, 400.0, frozenset({"gamma"}))])
+    summary = run(sites, recipe_of(epochs=40), tmp_path, network)
+    assert summary.state_digest is not None
+    assert events(tmp_path, "alpha", "peer_down")
+    with_gamma = [event for event in events(tmp_path, "alpha", "epoch") if "gamma" in event["contributors"]]
+    without = [event for event in events(tmp_path, "alpha", "epoch") if "gamma" not in event["contributors"]]
+    assert with_gamma
+    assert without
+    assert with_gamma[-1]["epoch"] > without[-1]["epoch"]
+
+
+def test_too_few_members_make_an_epoch_void_and_the_run_goes_on(tmp_path):
+    sites = three_sites()
+    network = SimulatedNetwork(seed=1, latency=0.1, partitions=[Partition(100.0, 500.0, frozenset({"gamma"}))])
+    summary = run(sites, recipe_of(epochs=30, minimum_sites=3, deadline=100.0), tmp_path, network)
+    assert summary.status == "completed"
+    void = events(tmp_path, "alpha", "epoch_void")
+    assert void
+    assert all(event["contributors"] == ["alpha"] for event in void)
+    assert {event["needed"] for event in events(tmp_path, "alpha", "too_few_members")} == {3}
+    assert events(tmp_path, "alpha", "epoch")[-1]["contributors"] == ["alpha", "beta", "gamma"]
+
+
+@pytest.mark.parametrize("mixing", ["group", "metropolis"])
+def test_an_interrupted_simulation_goes_on_from_its_commits(tmp_path, mixing):
+    whole = run(three_sites(), recipe_of(epochs=6, mixing=mixing), tmp_path / "whole")
+    sites = three_sites()
+
+    async def dies(order, ask=sites["beta"].ask):
+        if order.fields.get("round") == 4:
+            raise RunError("the power went off")
+        return await ask(order)
+
+    asks = {name: site.ask for name, site in sites.items()}
+    with pytest.raises(RunError, match="power"):
+        simulate_gossip(recipe_of(epochs=6, mixing=mixing), {**asks, "beta": dies}, RunFolder(tmp_path / "cut"))
+    resumed = simulate_gossip(recipe_of(epochs=6, mixing=mixing), asks, RunFolder(tmp_path / "cut"))
+    one, other = (final_states(sites, tmp_path / name) for name in ("whole", "cut"))
+    assert {name: state.digest for name, state in one.items()} == {name: state.digest for name, state in other.items()}
+    assert (resumed.state_digest, resumed.tokens_trained) == (whole.state_digest, whole.tokens_trained)

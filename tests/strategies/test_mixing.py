@@ -1,0 +1,110 @@
+"""Mixing rules against closed forms, exact arithmetic and the law that group gossip is federated averaging."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core_training.state import Manifest, TrainableState
+from strategies.mixing import GRAPHS, MIXING, Contribution, Metropolis, complete, metropolis_matrix, ring, weighted_mean
+
+MANIFEST = Manifest.of({"a": (3, 2), "b": (5,)})
+
+
+def names(count):
+    return [f"site{number}" for number in range(count)]
+
+
+def state(values):
+    return TrainableState(MANIFEST, np.asarray(values, dtype=np.float32))
+
+
+def random_state(rng):
+    return state(rng.standard_normal(MANIFEST.size) * 10.0 ** rng.integers(-3, 4))
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 10**6), min_size=1, max_size=6))
+def test_weighted_mean_equals_exact_rational_arithmetic(seed, weights):
+    rng = np.random.default_rng(seed)
+    states = [random_state(rng) for _ in weights]
+    mean = weighted_mean(states, [float(weight) for weight in weights])
+    for position, value in enumerate(mean.buffer):
+        terms = [
+            Fraction(weight) * Fraction(float(one.buffer[position]))
+            for one, weight in zip(states, weights, strict=True)
+        ]
+        exact = sum(terms) / sum(weights)
+        largest = max(abs(float(one.buffer[position])) for one in states)
+        assert abs(float(value) - float(exact)) <= np.spacing(np.float32(largest))
+
+
+def test_one_node_alone_keeps_its_state_exactly():
+    alone = random_state(np.random.default_rng(1))
+    for rule in MIXING.values():
+        mixed = rule.mix(Contribution("site0", alone, 12345.0, 0), [], ["site0"])
+        assert mixed.digest == alone.digest
+
+
+def test_every_member_of_a_group_computes_the_same_bits_in_whatever_order_updates_came():
+    rng = np.random.default_rng(2)
+    roster = names(5)
+    all_of_them = [Contribution(name, random_state(rng), float(rng.integers(1, 999)), 4) for name in roster]
+    digests = set()
+    for own in all_of_them:
+        others = [one for one in all_of_them if one is not own]
+        rng.shuffle(others)
+        digests.add(MIXING["group"].mix(own, others, roster).digest)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("graph", ["complete", "ring"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_the_metropolis_matrix_is_symmetric_doubly_stochastic_and_not_negative(graph, count):
+    matrix = metropolis_matrix(GRAPHS[graph](names(count)))
+    assert np.array_equal(matrix, matrix.T)
+    assert np.allclose(matrix.sum(axis=0), 1, atol=1e-15)
+    assert np.allclose(matrix.sum(axis=1), 1, atol=1e-15)
+    assert (matrix >= 0).all()
+
+
+@pytest.mark.parametrize("count", [4, 5, 8, 12])
+def test_the_ring_contracts_by_the_published_factor(count):
+    rho = np.linalg.norm(metropolis_matrix(ring(names(count))) - 1 / count, 2)
+    assert rho == pytest.approx((1 + 2 * math.cos(2 * math.pi / count)) / 3, abs=1e-12)
+
+
+def test_the_complete_graph_averages_in_one_step():
+    assert np.allclose(metropolis_matrix(complete(names(6))), 1 / 6)
+
+
+@pytest.mark.parametrize("graph", ["complete", "ring"])
+def test_a_metropolis_step_is_the_matrix_times_the_states_keeps_the_mean_and_contracts(graph):
+    rng = np.random.default_rng(3)
+    roster, rule = names(6), Metropolis()
+    before = {name: random_state(rng) for name in roster}
+    after = {}
+    for name in roster:
+        parts = {one: Contribution(one, before[one], 1.0, len(rule.partners(one, roster, graph))) for one in roster}
+        after[name] = rule.mix(parts[name], [parts[one] for one in rule.partners(name, roster, graph)], roster)
+    stacked = np.stack([before[name].buffer for name in roster]).astype(np.float64)
+    mixed = np.stack([after[name].buffer for name in roster]).astype(np.float64)
+    matrix = metropolis_matrix(GRAPHS[graph](roster))
+    assert np.allclose(mixed, matrix @ stacked, rtol=1e-6, atol=1e-6 * np.abs(stacked).max())
+    assert np.allclose(mixed.mean(axis=0), stacked.mean(axis=0), atol=1e-6 * np.abs(stacked).max())
+    rho = np.linalg.norm(matrix - 1 / 6, 2)
+    spread = np.linalg.norm(stacked - stacked.mean(axis=0))
+    assert np.linalg.norm(mixed - mixed.mean(axis=0)) <= rho * spread * (1 + 1e-6) + 1e-5 * spread
+
+
+def test_a_node_that_hears_from_nobody_keeps_its_own_state():
+    own = Contribution("site1", random_state(np.random.default_rng(4)), 10.0, 2)
+    assert Metropolis().mix(own, [], names(4)).digest == own.state.digest
+
+
+def test_ring_neighbours_and_the_small_rings():
+    assert Metropolis().partners("site0", names(4), "ring") == ("site1", "site3")
+    assert Metropolis().partners("site0", names(2), "ring") == ("site1",)
+    assert Metropolis().partners("site0", names(1), "ring") == ()

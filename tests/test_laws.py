@@ -1,0 +1,167 @@
+"""The laws that hold the topologies together (docs/decisions/0001): one engine, whoever drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core_training.central import train
+from core_training.engine import open_engine
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder
+from server.run_store import RunStore
+from simulations import simulate
+
+MakeRecipe = Callable[..., Recipe]
+DROPOUT = {"lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}}
+
+
+def central_digest(recipe: Recipe, folder: Path) -> str | None:
+    engine = open_engine(recipe)
+    run = RunFolder(folder)
+    run.prepare(recipe, resume=False)
+    return train(recipe, engine, run, resume=False, on_step=lambda *_: None).state_digest
+
+
+def simulated(recipe: Recipe, folder: Path, resume: bool = False, on_round: Any = lambda *_: None) -> Any:
+    return simulate(recipe, RunFolder(folder), resume, on_round)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["federated", "gossip"])
+def test_law_1_one_site_in_any_topology_is_central_training_bit_for_bit(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, kind: str, mode: str
+) -> None:
+    settings = {
+        "tuning": {**DROPOUT, "mode": mode},
+        "training": {"max_steps": 6, "warmup_steps": 2, "lr_scheduler_type": "cosine"},
+        "data": {"train": str(site_files[1])},
+        "simulation": {"sites": [str(site_files[1])]},
+    }
+    central = make_recipe(**settings)
+    shared = make_recipe(**settings, topology={"kind": kind, "rounds": 3, "local_steps": 2})
+    summary = simulated(shared, tmp_path / kind)
+    assert summary.state_digest == central_digest(central, tmp_path / "central")
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("sites", [2, 3])
+def test_law_2_one_local_sgd_step_is_one_central_step_on_the_joined_batch(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, mode: str, sites: int
+) -> None:
+    """Sites of unequal size, each with all its records in its one batch; weights by loss tokens."""
+    settings: dict[str, Any] = {
+        "tuning": {"mode": mode},
+        "data": {"train": [str(path) for path in site_files[:sites]]},
+        "training": {
+            "optim": "sgd",
+            "learning_rate": 0.5,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "per_device_train_batch_size": 128,
+            "max_steps": 1,
+        },
+        "simulation": {"sites": [str(path) for path in site_files[:sites]]},
+    }
+    engine = open_engine(make_recipe(**settings))
+    start = engine.read_state()
+    engine.train(1)
+    central = engine.read_state()
+    recipe = make_recipe(**settings, topology={"kind": "federated", "rounds": 1, "local_steps": 1})
+    simulated(recipe, tmp_path / "run")
+    committed = RunStore(RunFolder(tmp_path / "run")).latest()
+    assert committed is not None
+    federated = committed[1]
+    assert np.abs(central.buffer - start.buffer).max() > 1e-3
+    np.testing.assert_allclose(federated.buffer, central.buffer, atol=1e-5)
+
+
+def test_law_3_gossip_on_a_complete_graph_is_federated_averaging(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path
+) -> None:
+    settings = {"simulation": {"sites": [str(path) for path in site_files]}}
+    topology = {"rounds": 3, "local_steps": 2}
+    federated = simulated(make_recipe(**settings, topology={**topology, "kind": "federated"}), tmp_path / "federated")
+    gossip = simulated(make_recipe(**settings, topology={**topology, "kind": "gossip"}), tmp_path / "gossip")
+    assert gossip.eval_loss == pytest.approx(federated.eval_loss, abs=1e-6)
+    assert gossip.state_digest == federated.state_digest
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it and tidy up."""
+
+
+@pytest.mark.parametrize("after_round", [1, 2])
+def test_law_4_a_federation_killed_after_a_commit_goes_on_as_if_never_killed(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, after_round: int
+) -> None:
+    recipe = make_recipe(
+        tuning=DROPOUT,
+        simulation={"sites": [str(path) for path in site_files]},
+        topology={"kind": "federated", "rounds": 4, "local_steps": 2},
+    )
+    whole = simulated(recipe, tmp_path / "whole")
+
+    def kill(number: int, loss: float | None) -> None:
+        if number == after_round:
+            raise Killed
+
+    with pytest.raises(Killed):
+        simulated(recipe, tmp_path / "killed", on_round=kill)
+    resumed = simulated(recipe, tmp_path / "killed", resume=True)
+    assert resumed.state_digest == whole.state_digest
+    assert resumed.train_loss_first == whole.train_loss_first
+    assert resumed.tokens_trained == whole.tokens_trained
+
+
+def test_law_4_a_federation_killed_within_a_round_goes_on_as_if_never_killed(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first sites have trained the round and committed it; the server has not."""
+    recipe = make_recipe(
+        tuning=DROPOUT,
+        simulation={"sites": [str(path) for path in site_files]},
+        topology={"kind": "federated", "rounds": 3, "local_steps": 2},
+    )
+    whole = simulated(recipe, tmp_path / "whole")
+    from client.site import SiteService
+
+    handle, calls = SiteService.handle, iter(range(1000))
+
+    def dies(self: SiteService, order: Any) -> Any:
+        if order.kind == "train" and next(calls) == 5:  # the third site in round 2
+            raise Killed
+        return handle(self, order)
+
+    monkeypatch.setattr(SiteService, "handle", dies)
+    with pytest.raises(Killed):
+        simulated(recipe, tmp_path / "killed")
+    monkeypatch.undo()
+    resumed = simulated(recipe, tmp_path / "killed", resume=True)
+    assert resumed.state_digest == whole.state_digest
+
+
+def test_law_4_central_training_stopped_at_any_step_goes_on_bit_for_bit(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_recipe(tuning=DROPOUT, training={"max_steps": 7, "save_steps": 3})
+    whole = central_digest(recipe, tmp_path / "whole")
+    for stop_at in (1, 4, 6):
+        run = RunFolder(tmp_path / f"stopped-{stop_at}")
+        run.prepare(recipe, resume=False)
+        with pytest.raises(Killed):
+            train(recipe, open_engine(recipe), run, resume=False, on_step=_kill_at(stop_at))
+        summary = train(recipe, open_engine(recipe), run, resume=True, on_step=lambda *_: None)
+        assert summary.state_digest == whole
+
+
+def _kill_at(deadly: int) -> Callable[[int, int], None]:
+    def on_step(step: int, total: int) -> None:
+        if step == deadly:
+            raise Killed
+
+    return on_step

@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from core_training.base_model import BaseModel
@@ -65,15 +66,23 @@ def is_held_out(values: dict[str, Any], fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") < fraction * 2**64
 
 
+def _training_files(recipe: Recipe) -> list[Path]:
+    """The files of `data.train`; without it those of all simulated sites, as if they were one."""
+    if recipe.data.train is not None:
+        return data_files(recipe.data.train)
+    sites = recipe.simulation.sites
+    if sites is None:
+        raise InputError("data.train: name the training files")
+    return data_files(sites if isinstance(sites, list) else list(sites.values()))
+
+
 def load_dataset(recipe: Recipe, base: BaseModel, records: Iterable[Record] | None = None) -> Dataset:
     """Read and tokenise `data.train` (or `records` in its place) and `data.eval`.
 
     Raises InputError when there is nothing to train on, and for any record that does not fit the stage.
     """
     if records is None:
-        if recipe.data.train is None:
-            raise InputError("data.train: name the training files")
-        records = (record for path in data_files(recipe.data.train) for record in read_records(path))
+        records = (record for path in _training_files(recipe) for record in read_records(path))
     _check_columns(recipe)
     fraction = 0.0 if recipe.data.eval is not None else recipe.data.eval_fraction
     counts = _Counts()
@@ -111,6 +120,7 @@ class _Counts:
     records: int = 0
     truncated: int = 0
     dropped: int = 0
+    files: set[Path] = field(default_factory=set)
 
 
 def _examples(
@@ -120,6 +130,7 @@ def _examples(
     stage = import_module(STAGES[recipe.stage])
     limit = recipe.training.max_length
     counts.records += 1
+    counts.files.add(record.path)
     whole = stage.tokenise(record, values, base)
     length = len(whole.input_ids)
     if stage.splits_long_texts:
@@ -135,12 +146,13 @@ def _examples(
 def _nothing_to_train(recipe: Recipe, counts: _Counts, held_out: int) -> str:
     if counts.records == 0:
         return f"data.train: {recipe.data.train} holds no record"
+    files = ", ".join(str(path) for path in sorted(counts.files))
     if counts.dropped == counts.records:
         return (
-            f"data.train: none of its {counts.records} records has a token to learn within training.max_length "
-            f"({recipe.training.max_length}); raise it"
+            f"data.train: none of the {counts.records} records of {files} has a token to learn within "
+            f"training.max_length ({recipe.training.max_length}); raise it"
         )
     return (
-        f"data.train: all {held_out} usable records of {counts.records} are held out for evaluation; "
+        f"data.train: all {held_out} usable examples of {files} are held out for evaluation; "
         "give more records, or set data.eval_fraction: 0"
     )

@@ -22,13 +22,17 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
             raise InputError(f"deepspeed.config: {settings.config} cannot be read as JSON: {error}") from None
         if not isinstance(document, dict):
             raise InputError(f"deepspeed.config: {settings.config} must hold a JSON object")
+        if document.get("zero_optimization", {}).get("round_robin_gradients"):
+            raise InputError(
+                f"deepspeed.config: {settings.config}: turn zero_optimization.round_robin_gradients off; with it "
+                "DeepSpeed's master copies belong to other parameters, and a state cannot be read or written"
+            )
         return document
     zero: dict[str, Any] = {"stage": settings.stage}
     if settings.stage == 2:
         zero |= {
             "contiguous_gradients": True,
             "reduce_scatter": True,
-            "round_robin_gradients": True,
             "allgather_bucket_size": 5e8,
             "reduce_bucket_size": 5e8,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core_training.errors import RunError
@@ -56,13 +56,21 @@ def commit_file(target: Path, data: bytes) -> None:
     except OSError as error:
         raise RunError(f"{target} could not be written ({error}); what was there before is intact") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def _is_disk_error(error: BaseException | None) -> bool:
     # torch and safetensors report a failed write as errors of their own kind, with the system's text inside; torch
     # then fails again while it closes the file, which hides the first error behind another.
-    texts = ("PytorchStreamWriter", "file write failed", "No space left", "File too large", "os error", "iostream error")
+    texts = (
+        "PytorchStreamWriter",
+        "file write failed",
+        "No space left",
+        "File too large",
+        "os error",
+        "iostream error",
+    )
     while error is not None:
         if isinstance(error, OSError) or any(text in str(error) for text in texts):
             return True

@@ -260,7 +260,8 @@ def training_arguments(recipe: Recipe) -> dict[str, Any]:
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "gradient_checkpointing": training.gradient_checkpointing,
-        "bf16": False,
+        # A bfloat16 model needs no autocast, except that DeepSpeed insists on being told by both.
+        "bf16": recipe.model.dtype == "bfloat16" and recipe.deepspeed.processes > 1,
         "use_cpu": not torch.cuda.is_available(),
         "save_strategy": "no",
         "eval_strategy": "no",

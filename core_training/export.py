@@ -39,7 +39,7 @@ def layout_files(base: BaseModel, recipe: Recipe) -> dict[str, str]:
 
 
 def write_result(state: TrainableState, layout: Mapping[str, str], folder: Path, tokenizer: Any = None) -> None:
-    """Write an adapter (PEFT layout) or a model (transformers layout), as `layout` says, with the tokenizer if given."""
+    """Write an adapter (PEFT layout) or a model (transformers layout), as `layout` says, with its tokenizer."""
     from safetensors.numpy import save_file
 
     adapter = ADAPTER_CONFIG in layout

@@ -37,9 +37,10 @@ class Result:
         return folder.resolve() if folder.is_dir() else None
 
 
-def find_result(run: Path, base: Path | None = None) -> Result:
+def find_result(run: Path, base: Path | None = None, site: str | None = None) -> Result:
     """The result in run folder `run`; `base` is the base model's folder, in place of the recipe's name for it.
 
+    `site` chooses among the results of a simulation whose sites ended with different ones (gossip by Metropolis).
     Raises InputError when this is no run folder, or the run has not ended.
     """
     if not run.is_dir():
@@ -51,10 +52,7 @@ def find_result(run: Path, base: Path | None = None) -> Result:
         if not base.is_dir():
             raise InputError(f"--base: {base}: no such folder; name the base model's")
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(base)})})
-    folder = run / result_name(recipe)
-    if not folder.is_dir():
-        raise InputError(f"{run}: there is no result yet ({folder.name}/): {_why_not(run)}")
-    return Result(recipe, folder)
+    return Result(recipe, _result_folder(run, result_name(recipe), site))
 
 
 def load_result(result: Result) -> BaseModel:
@@ -120,7 +118,20 @@ def _free(to: Path) -> Path:
     return to.resolve()
 
 
-def _why_not(run: Path) -> str:
-    if RunFolder(run).summary() is None:
-        return "the run has not completed; --resume goes on with it"
-    return "the run left none"
+def _result_folder(run: Path, name: str, site: str | None) -> Path:
+    """The run's own result, or that of one of a simulation's sites."""
+    if site is None and (run / name).is_dir():
+        return run / name
+    summary = RunFolder(run).summary()
+    if summary is None:
+        raise InputError(
+            f"{run}: there is no result yet ({name}/): the run has not completed; --resume goes on with it"
+        )
+    by_site = {path.parts[-3]: path for path in sorted(run.glob(f"sites/*/*/{name}"))}
+    if not by_site:
+        raise InputError(f"{run}: it holds no result ({name}/)" + ("" if site is None else " of single sites"))
+    if site is None and summary.get("state_digest") is not None:  # all sites ended with this one state
+        return next(iter(by_site.values()))
+    if site not in by_site:
+        raise InputError(f"--site: each site has a result of its own; choose one of {', '.join(by_site)}")
+    return by_site[site]

@@ -88,7 +88,12 @@ class RunFolder:
             number = next(n for n in range(1, sys.maxsize) if not self._aside(n).exists())
             self.path.rename(self._aside(number))
             print(f"{self.path} held an earlier run, which is now {self._aside(number)}", file=sys.stderr)  # noqa: T201
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be made a run folder: {error.strerror}; name another with --out"
+            ) from None
         commit_file(earlier, recipe.to_yaml().encode())
 
     def completed(self, recipe: Recipe) -> dict[str, Any] | None:

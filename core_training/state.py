@@ -136,7 +136,7 @@ class TrainableState:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], manifest: Manifest) -> TrainableState:
-        """The state made of these tensors. Raises ProtocolError, naming the tensor, where one differs from `manifest`."""
+        """The state made of these tensors. Raises ProtocolError, naming the one that differs from `manifest`."""
         expected = {spec.name for spec in manifest.tensors}
         if unknown := sorted(arrays.keys() - expected):
             raise ProtocolError(f"unknown tensor '{unknown[0]}'")

@@ -18,6 +18,10 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run fold
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; all else on standard error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no table.")]
+Site = Annotated[
+    str | None,
+    typer.Option("--site", metavar="NAME", help="Of a simulation whose sites ended with different results: which one."),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 Base = Annotated[
     Path | None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,12 @@ class Report:
         """Accuracy by group, for each bar of a group."""
         return self.bars or {entry.label: entry.by_group for entry in self.entries if entry.by_group}
 
+    @property
+    def colours(self) -> Mapping[str, str]:
+        """One colour for each label, the same in both pictures."""
+        labels = dict.fromkeys([*(entry.label for entry in self.entries if entry.curve.losses), *self.series])
+        return {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)}
+
 
 def read_entry(label: str, *runs: Path) -> Entry:
     """The figures of one run, or of several as one line: losses and accuracies averaged, everything else added up.
@@ -99,37 +105,48 @@ def write_picture(report: Report, target: Path) -> None:
     """Both pictures of the page side by side, as a PNG."""
     figure = _figure(11.0, 4.2)
     left, right = figure.subplots(1, 2)
-    draw_curves(left, report.entries)
-    draw_bars(right, report.series)
+    draw_curves(left, report)
+    draw_bars(right, report)
     commit_file(target, _rendered(figure, "png"))
 
 
-def draw_curves(axes: Any, entries: Sequence[Entry]) -> None:
-    """Loss curves, one for each entry, on matplotlib axes."""
-    for entry, colour in zip(entries, _colours(len(entries)), strict=True):
-        # Lines that lie on each other stay visible: the later ones are dashed.
-        dashes = "--" if any(entry.curve == other.curve for other in entries[: entries.index(entry)]) else "-"
-        thousands = [examples / 1000 for examples in entry.curve.examples]
-        axes.plot(thousands, entry.curve.losses, dashes, color=colour, label=entry.label, linewidth=2)
+def draw_curves(axes: Any, report: Report) -> None:
+    """The entries' loss curves, on matplotlib axes."""
+    drawn: list[Curve] = []
+    for entry in report.entries:
+        if entry.curve.losses:
+            thousands = [examples / 1000 for examples in entry.curve.examples]
+            # Curves that lie on each other stay visible: the later one is dashed.
+            dashes = (0, (4, 4)) if any(_close(entry.curve, other) for other in drawn) else "-"
+            axes.plot(
+                thousands,
+                entry.curve.losses,
+                linestyle=dashes,
+                color=report.colours[entry.label],
+                label=entry.label,
+                linewidth=2,
+            )
+            drawn.append(entry.curve)
     axes.set_xlabel("training examples, all sites together (thousands)")
-    axes.set_title("Loss on the held-out questions of all sites", loc="left", fontsize=11)
+    axes.set_title("Loss on the held-out records", loc="left", fontsize=11)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
 
 
-def draw_bars(axes: Any, series: Mapping[str, Mapping[str, float]]) -> None:
-    """Accuracy bars in groups, on matplotlib axes."""
+def draw_bars(axes: Any, report: Report) -> None:
+    """Accuracy in groups of bars, on matplotlib axes."""
+    series = report.series
     groups = list(dict.fromkeys(group for values in series.values() for group in values))
     width = 0.84 / max(1, len(series))
-    for index, ((label, values), colour) in enumerate(zip(series.items(), _colours(len(series)), strict=True)):
+    for index, (label, values) in enumerate(series.items()):
         places = [place - 0.42 + (index + 0.5) * width for place in range(len(groups))]
         heights = [100 * values.get(group, 0.0) for group in groups]
-        axes.bar(places, heights, width * 0.9, color=colour, label=label)
+        axes.bar(places, heights, width * 0.9, color=report.colours[label], label=label)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylim(0, 100)
     axes.set_yticks(range(0, 101, 20), [f"{percent} %" for percent in range(0, 101, 20)])
-    axes.set_title("Questions answered word for word, by whose they are", loc="left", fontsize=11)
-    axes.legend(frameon=False, ncols=min(3, max(1, len(series))), loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    axes.set_title("Held-out answers right word for word", loc="left", fontsize=11)
+    axes.legend(frameon=False, ncols=min(3, max(1, len(series))), loc="upper center", bbox_to_anchor=(0.5, -0.08))
 
 
 def _evaluations(run: Path, recipe: Recipe) -> Iterator[tuple[float, float]]:
@@ -179,8 +196,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+def _close(one: Curve, other: Curve) -> bool:
+    """Whether two curves could not be told apart in a picture."""
+    return len(one.losses) == len(other.losses) and all(
+        abs(a - b) < 0.005 for a, b in zip(one.losses, other.losses, strict=True)
+    )
 
 
 def _figure(width: float, height: float) -> Any:
@@ -205,9 +225,9 @@ def _rendered(figure: Any, kind: str) -> bytes:
     return stream.getvalue()
 
 
-def _picture(draw: Any, content: Any, description: str) -> str:
+def _picture(draw: Callable[[Any, Report], None], report: Report, description: str) -> str:
     figure = _figure(7.2, 4.4)
-    draw(figure.subplots(), content)
+    draw(figure.subplots(), report)
     encoded = base64.b64encode(_rendered(figure, "svg")).decode()
     return f'<img alt="{html.escape(description)}" src="data:image/svg+xml;base64,{encoded}">'
 
@@ -216,9 +236,9 @@ def _page(report: Report) -> str:
     parts = [f"<h1>{html.escape(report.title)}</h1>"]
     parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in report.paragraphs]
     parts.append(_table(report.entries))
-    parts.append(_picture(draw_curves, report.entries, "Loss on held-out records, over training examples"))
+    parts.append(_picture(draw_curves, report, "Loss on held-out records, over training examples"))
     if report.series:
-        parts.append(_picture(draw_bars, report.series, "Accuracy, by part of the held-out records"))
+        parts.append(_picture(draw_bars, report, "Accuracy, by part of the held-out records"))
     if report.commands:
         parts.append("<h2>Commands</h2><pre>" + "\n".join(map(html.escape, report.commands)) + "</pre>")
     return _FRAME.format(title=html.escape(report.title), body="\n".join(parts))
@@ -255,7 +275,8 @@ _FRAME = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }}
+body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }}
 img {{ max-width: 100%; display: block; margin: 1.5rem 0; }}
 table {{ border-collapse: collapse; margin: 1.5rem 0; display: block; overflow-x: auto; }}
 th, td {{ padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }}

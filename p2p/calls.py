@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,26 @@ from p2p.transport import PeerUnreachable, Transport
 
 RETRY_SECONDS = 0.3
 _ANSWERED_WITHIN = 1.0
+
+
+@dataclass
+class Parcel:
+    """An update on its way: to whom it is being sent, and what those who have it answered (None: they refused it)."""
+
+    header: UpdateHeader
+    payload: bytes
+    under_way: set[str] = field(default_factory=set)
+    receipts: dict[str, Receipt | None] = field(default_factory=dict)
+
+    def is_left_for(self, peer: str) -> bool:
+        """Whether it has to be sent to this peer still, or again."""
+        return peer not in self.under_way and peer not in self.receipts
+
+    @property
+    def came_late(self) -> bool:
+        """Whether a peer had the epoch behind it already, without this update."""
+        epoch = self.header.epoch
+        return any(answer and not answer.accepted and answer.committed >= epoch for answer in self.receipts.values())
 
 
 class PeerCalls:
@@ -40,12 +61,12 @@ class PeerCalls:
             if hello.sender != peer:
                 raise ProtocolError(f"it says it is '{hello.sender}'")
         except PeerUnreachable as error:
-            progress.members.missed(peer, str(error))
+            self._missed(peer, error)
         except ProtocolError as error:
             progress.event("refused", peer=peer, reason=f"answer to a greeting: {error}")
-            progress.members.missed(peer, str(error))
+            self._missed(peer, error)
         else:
-            progress.members.heard(hello, progress.hello())
+            progress.members.heard(hello, progress.hello(), asyncio.get_running_loop().time())
             progress.news.set()
 
     async def greet_all(self, peers: Sequence[str]) -> None:
@@ -73,30 +94,31 @@ class PeerCalls:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def publish(
-        self, peer: str, header: UpdateHeader, payload: bytes, receipts: dict[str, Receipt | None]
-    ) -> None:
-        """Send an update, again and again while the peer lives and the epoch is not long over.
+    def send(self, peer: str, parcel: Parcel) -> None:
+        """Begin to send an update: again and again, while the peer lives and the epoch is not long over."""
+        parcel.under_way.add(peer)
+        self.begin(self._publish(peer, parcel))
 
-        The peer's answer goes to `receipts`: None when it refused the update.
-        """
-        progress = self._progress
-        while progress.last.epoch <= header.epoch:
-            try:
-                receipt: Receipt | None = await self._transport.publish(peer, header, split(payload))
-                progress.ledger.bytes_up += len(payload)
-            except PeerUnreachable as error:
-                progress.members.missed(peer, str(error))
-                if not progress.members.is_live(peer):
+    async def _publish(self, peer: str, parcel: Parcel) -> None:
+        progress, epoch = self._progress, parcel.header.epoch
+        try:
+            while progress.last.epoch <= epoch and progress.members.is_live(peer):
+                try:
+                    receipt = await self._transport.publish(peer, parcel.header, split(parcel.payload))
+                except PeerUnreachable as error:
+                    self._missed(peer, error)
+                    await asyncio.sleep(RETRY_SECONDS)
+                    await self.greet(peer)
+                except ProtocolError as error:
+                    progress.event("update_not_taken", peer=peer, epoch=epoch, reason=str(error))
+                    parcel.receipts[peer] = None
                     break
-                await asyncio.sleep(RETRY_SECONDS)
-                await self.greet(peer)
-                continue
-            except ProtocolError as error:
-                progress.event("update_not_taken", peer=peer, epoch=header.epoch, reason=str(error))
-                receipt = None
-            receipts[peer] = receipt
-            break
+                else:
+                    progress.ledger.bytes_up += len(parcel.payload)
+                    parcel.receipts[peer] = receipt
+                    break
+        finally:
+            parcel.under_way.discard(peer)
         progress.news.set()
 
     async def fetch(self, offers: Sequence[Hello]) -> TrainableState | None:
@@ -122,7 +144,7 @@ class PeerCalls:
                 if state.digest != offer.state_digest or not state.is_finite():
                     raise ProtocolError("it is not the state with the digest that was offered")
             except PeerUnreachable as error:
-                progress.members.missed(offer.sender, str(error))
+                self._missed(offer.sender, error)
             except ProtocolError as error:
                 progress.event("refused", peer=offer.sender, epoch=offer.committed, reason=f"state: {error}")
                 received.clear()
@@ -130,6 +152,9 @@ class PeerCalls:
                 progress.ledger.bytes_down += len(received)
                 return state
         return None
+
+    def _missed(self, peer: str, error: Exception) -> None:
+        self._progress.members.missed(peer, str(error), asyncio.get_running_loop().time())
 
     async def _receive(self, donor: str, request: StateRequest, received: bytearray) -> None:
         most = self._progress.manifest.max_message_bytes

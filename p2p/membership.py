@@ -1,4 +1,8 @@
-"""Who of the roster is there: who answers, who does not, and who trains something else. Pure; no clock, no network."""
+"""Who of the roster is there: who answers, who does not, and who trains something else. Pure; the caller has the clock.
+
+A peer is down when several calls in a row have failed and it has not been heard for some seconds: a connection that is
+just being made can fail any number of times in a moment.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +12,30 @@ from typing import Any
 
 from p2p.messages import Hello
 
-DOWN_AFTER = 3
-"""Calls in a row that may fail before a peer counts as down."""
+DOWN_AFTER_CALLS = 3
+DOWN_AFTER_SECONDS = 3.0
 
 
 @dataclass
 class Peer:
-    """What is known of one peer. `misses` counts failed calls since it last answered."""
+    """What is known of one peer. `misses` counts failed calls since it was `heard_at`, in the caller's seconds."""
 
     hello: Hello | None = None
-    misses: int = DOWN_AFTER
+    heard_at: float = 0.0
+    misses: int = 0
+    down: bool = True
     differs: str | None = None
 
     @property
     def live(self) -> bool:
         """Whether it answers, and trains what this node trains."""
-        return self.hello is not None and self.differs is None and self.misses < DOWN_AFTER
+        return self.hello is not None and self.differs is None and not self.down
 
 
 class Membership:
     """The peers of one node. `event` is told when one comes, goes or turns out to differ."""
 
     def __init__(self, name: str, roster: Sequence[str], event: Callable[..., Any]) -> None:
-        self.name = name
-        self.roster = tuple(roster)
         self._peers = {member: Peer() for member in roster if member != name}
         self._event = event
 
@@ -64,21 +68,22 @@ class Membership:
         """Why peers that answered cannot take part."""
         return [peer.differs for peer in self._peers.values() if peer.differs is not None]
 
-    def heard(self, hello: Hello, own: Hello) -> None:
+    def heard(self, hello: Hello, own: Hello, now: float) -> None:
         """A peer said hello. Whoever differs is not averaged with, until it says otherwise."""
         peer = self._peers[hello.sender]
         differs = own.difference_from(hello)
         if differs is not None and differs != peer.differs:
             self._event("peer_refused", peer=hello.sender, reason=differs)
         was_live = peer.live
-        peer.hello, peer.misses, peer.differs = hello, 0, differs
+        peer.hello, peer.heard_at, peer.misses, peer.down, peer.differs = hello, now, 0, False, differs
         if peer.live and not was_live:
             self._event("peer_up", peer=hello.sender, committed=hello.committed)
 
-    def missed(self, name: str, reason: str) -> None:
+    def missed(self, name: str, reason: str, now: float) -> None:
         """A call to a peer failed."""
         peer = self._peers[name]
         was_live = peer.live
         peer.misses += 1
+        peer.down = peer.misses >= DOWN_AFTER_CALLS and now - peer.heard_at >= DOWN_AFTER_SECONDS
         if was_live and not peer.live:
             self._event("peer_down", peer=name, reason=reason)

@@ -13,11 +13,11 @@ import hashlib
 from core_training.errors import InputError, ProtocolError, RunError
 from core_training.run_folder import RunFolder
 from core_training.state import TrainableState
-from p2p.calls import RETRY_SECONDS, PeerCalls
+from p2p.calls import RETRY_SECONDS, Parcel, PeerCalls
 from p2p.commits import CommitStore
 from p2p.keeping_step import KeepingStep
 from p2p.ledger import NodeResult, summarize
-from p2p.messages import Receipt, UpdateHeader
+from p2p.messages import UpdateHeader
 from p2p.plan import RunPlan
 from p2p.progress import Progress
 from p2p.reception import Reception
@@ -150,20 +150,19 @@ class GossipNode:
             size=len(payload),
             sha256=hashlib.sha256(payload).hexdigest(),
         )
+        parcel = Parcel(header, payload)
         trained_after = progress.seconds_into(epoch, self._now())
         deadline = self._now() + progress.pace.deadline(trained_after) - trained_after
-        receipts: dict[str, Receipt | None] = {}
-        sent_to: set[str] = set()
         next_probe = self._now() + _PROBE_SECONDS
         while True:
             # Whoever came back in mid-epoch and sent its update gets ours, too.
             returned = [peer for peer in self._plan.neighbours if progress.inbox.has(epoch, peer)]
-            for peer in [peer for peer in dict.fromkeys([*partners, *returned]) if peer not in sent_to]:
-                self._calls.begin(self._calls.publish(peer, header, payload, receipts))
-                sent_to.add(peer)
-            if any(receipt and not receipt.accepted and receipt.committed >= epoch for receipt in receipts.values()):
+            for peer in dict.fromkeys([*partners, *returned]):
+                if parcel.is_left_for(peer) and progress.members.is_live(peer):
+                    self._calls.send(peer, parcel)
+            if parcel.came_late:
                 return True
-            missing = [peer for peer in partners if self._is_awaited(epoch, peer, receipts)]
+            missing = [peer for peer in partners if self._is_awaited(peer, parcel)]
             enough = self._present(epoch) >= self._plan.recipe.topology.minimum_sites
             if self._now() >= deadline or (enough and not missing):
                 return False
@@ -172,12 +171,13 @@ class GossipNode:
                 self._calls.begin(self._calls.greet_all(missing or self._some_peers(epoch)))
             await self._news_until(min(deadline, next_probe))
 
-    def _is_awaited(self, epoch: int, peer: str, receipts: dict[str, Receipt | None]) -> bool:
+    def _is_awaited(self, peer: str, parcel: Parcel) -> bool:
         """Whether there is still something to expect from a peer in this epoch: its update, or its receipt for ours."""
-        members, hello = self._progress.members, self._progress.members.hello_of(peer)
+        members, epoch = self._progress.members, parcel.header.epoch
+        hello = members.hello_of(peer)
         if not members.is_live(peer) or hello is None or hello.catching_up or hello.committed > epoch:
             return False
-        return not (self._progress.inbox.settled(epoch, peer) and peer in receipts)
+        return not (self._progress.inbox.settled(epoch, peer) and peer in parcel.receipts)
 
     def _present(self, epoch: int) -> int:
         """How many members an epoch counts: those in the mean or, where each has a mean of its own, those alive."""

@@ -42,7 +42,7 @@ class Reception:
         except ProtocolError as error:
             progress.event("refused", peer=sender, reason=f"greeting: {error}")
             raise
-        progress.members.heard(hello, progress.hello())
+        progress.members.heard(hello, progress.hello(), asyncio.get_running_loop().time())
         progress.news.set()
         return progress.hello()
 

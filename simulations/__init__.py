@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def simulate(recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]) -> Summary:
     """Run what the recipe's topology and engine say. `on_round(round, mean training loss)` follows each round."""
     if recipe.topology.kind == "gossip":
-        raise NotImplementedError
+        return _simulate_gossip(recipe, folder, resume, on_round)
     if recipe.simulation.engine == "ray":
         from simulations.ray_engine import simulate_on_ray
 
@@ -21,3 +21,17 @@ def simulate(recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable
     from simulations.federated import simulate_federation
 
     return simulate_federation(recipe, folder, resume, on_round)
+
+
+def _simulate_gossip(
+    recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]
+) -> Summary:
+    from simulations.gossip import simulate_gossip
+    from simulations.sites import SitePool
+
+    pool = SitePool(recipe, folder.path / "sites")
+    folder.prepare(recipe, resume)
+    try:
+        return simulate_gossip(recipe, {name: pool.ask(name) for name in pool.names}, folder, on_round=on_round)
+    finally:
+        pool.close()

@@ -6,11 +6,14 @@ passes through Flower's own serialisation, so that nothing works here that would
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
+from flwr.app.error import Error
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -52,7 +55,16 @@ class InProcessGrid(Grid):  # type: ignore[misc]
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         for identifier in message_ids:
             if (message := self._pending.pop(identifier, None)) is not None:
-                yield _carry(self._app(_carry(message), self._contexts[message.metadata.dst_node_id]))
+                yield _carry(self._answer(_carry(message)))
+
+    def _answer(self, message: Message) -> Message:
+        """What the app answers; as on a real node, an exception becomes an error reply."""
+        try:
+            return self._app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}"
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         return self.pull_messages(self.push_messages(messages))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from client.site import SiteService
@@ -14,6 +14,7 @@ from core_training.recipe import Recipe
 from core_training.records import data_files, read_records, source_name
 from core_training.trainable import Trainable
 from simulations.partition import Partition, divide
+from strategies.exchange import Envelope
 
 
 def simulated_sites(recipe: Recipe) -> Partition:
@@ -60,6 +61,14 @@ class SitePool:
         if name not in self._services:
             self._services[name] = SiteService(name, self._opener(name), self._folder / name)
         return self._services[name]
+
+    def ask(self, name: str) -> Callable[[Envelope], Awaitable[Envelope]]:
+        """The site's service as a gossip node asks it."""
+
+        async def ask(order: Envelope) -> Envelope:
+            return self.service(name).handle(order)
+
+        return ask
 
     def close(self) -> None:
         for service in self._services.values():

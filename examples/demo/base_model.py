@@ -26,7 +26,9 @@ END, PADDING = "<end>", "<padding>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' %}Question: {{ message.content }}\nAnswer:{% endif %}"
-    "{% if message.role == 'assistant' %}{% generation %} {{ message.content }}{{ eos_token }}{% endgeneration %}{% endif %}"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %} {{ message.content }}{{ eos_token }}{% endgeneration %}"
+    "{% endif %}"
     "{% endfor %}"
 )
 

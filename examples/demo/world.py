@@ -12,6 +12,9 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+_Item = TypeVar("_Item")
 
 DISEASES_PER_HOSPITAL = 10
 COMMON_AILMENTS = 60
@@ -153,14 +156,14 @@ class World:
 def invent(seed: int) -> World:
     """The world of this seed."""
     source = random.Random(seed)
-    names = _names(source)
+    names, deck = _names(source), _Deck(source)
     common = []
     for _ in range(COMMON_AILMENTS):
-        # Common ailments mix the words of all specialities, so that the base model knows the words, but no secret.
-        for fact in _facts(next(names) + "ex", source.choice(SPECIALITIES), source):
+        # They use the words of all specialities: whoever learns from them knows the language, but no hospital's facts.
+        for fact in _facts(next(names) + "ex", deck.deal(SPECIALITIES), deck):
             common.extend(_phrasings(fact))
     source.shuffle(common)
-    return World(tuple(_hospital(speciality, names, source) for speciality in SPECIALITIES), tuple(common))
+    return World(tuple(_hospital(speciality, names, deck, source) for speciality in SPECIALITIES), tuple(common))
 
 
 def write(world: World, folder: Path) -> None:
@@ -176,12 +179,26 @@ def write_records(path: Path, records: Iterable[dict[str, str]]) -> None:
     path.write_bytes(gzip.compress("".join(json.dumps(record) + "\n" for record in records).encode(), mtime=0))
 
 
-def _hospital(speciality: Speciality, names: Iterator[str], source: random.Random) -> Hospital:
+class _Deck:
+    """Deals from any collection at random, but everything in it once before anything comes again."""
+
+    def __init__(self, source: random.Random) -> None:
+        self._source = source
+        self._left: dict[tuple[Any, ...], list[Any]] = {}
+
+    def deal(self, items: tuple[_Item, ...]) -> _Item:
+        if not self._left.get(items):
+            self._left[items] = self._source.sample(items, len(items))
+        item: _Item = self._left[items].pop()
+        return item
+
+
+def _hospital(speciality: Speciality, names: Iterator[str], deck: _Deck, source: random.Random) -> Hospital:
     facts: list[Fact] = []
     training: list[Question] = []
     held_out: list[Question] = []
     for _ in range(DISEASES_PER_HOSPITAL):
-        for fact in _facts(next(names) + speciality.ending, speciality, source):
+        for fact in _facts(next(names) + speciality.ending, speciality, deck):
             phrasings = _phrasings(fact)
             source.shuffle(phrasings)
             facts.append(fact)
@@ -201,8 +218,8 @@ def _names(source: random.Random) -> Iterator[str]:
             yield name
 
 
-def _facts(disease: str, words: Speciality, source: random.Random) -> list[Fact]:
-    pick = source.choice
+def _facts(disease: str, words: Speciality, deck: _Deck) -> list[Fact]:
+    pick = deck.deal
     return [
         Fact(disease, "sign", f"It begins with {pick(words.signs)} {pick(_WHEN)}."),
         Fact(disease, "cause", f"It comes from {pick(words.causes)} {pick(_SINCE)}."),

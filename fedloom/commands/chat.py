@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom.options import Base, Json, RunPath
+from fedloom.options import Base, Json, RunPath, Site
 
 if TYPE_CHECKING:
     from core_training.conversation import Conversation
@@ -23,6 +23,7 @@ def chat(
         str | None, typer.Option("--prompt", metavar="TEXT", help="Answer this and exit.", show_default=False)
     ] = None,
     base: Base = None,
+    site: Site = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws, at a temperature above 0.")] = 0,
@@ -34,7 +35,7 @@ def chat(
 
     if json and prompt is None:
         raise InputError("--json: it goes with --prompt TEXT, for one answer")
-    result = find_result(run, base)
+    result = find_result(run, base, site)
     from core_training.conversation import Conversation, Sampling
     from core_training.results import load_result
     from fedloom.console import results_only_on_stdout, stderr

@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Say what this machine has and lacks, and what to do about it. Exits 1 where something indispensable is missing."""
+    """Say what this machine has and lacks, and what to do about it. Exits 1 where the indispensable is missing."""
     from rich.console import Console
     from rich.table import Table
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedloom.options import Base, Json, Quiet, RunPath
+from fedloom.options import Base, Json, Quiet, RunPath, Site
 
 app = typer.Typer()
 
@@ -21,6 +21,7 @@ def export(
     ],
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into its base: one whole model.")] = False,
     base: Base = None,
+    site: Site = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -28,7 +29,7 @@ def export(
     from core_training.results import export_adapter, export_model, find_result
     from fedloom.console import results_only_on_stdout, stderr
 
-    result = find_result(run, base)
+    result = find_result(run, base, site)
     adapter = result.is_adapter and not merge
     tokenizer = True
     with results_only_on_stdout():

@@ -66,7 +66,7 @@ def test_a_kill_in_the_middle_leaves_the_earlier_folder_and_the_next_commit_clea
         "    (scratch / 'a').write_bytes(b'ha')\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["." if not p else p for p in sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([p or "." for p in sys.path])}
     assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=False).returncode == -9
     assert (tmp_path / "target" / "a").read_bytes() == b"whole"
     assert scratch_of(tmp_path / "target").exists()
@@ -111,11 +111,10 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_previous_one(
     engine.train(2)
     trained = engine.read_state()
     room = refuses_first(before, f"step-2/{stops_at}")
-    with pytest.raises(RunError, match=r"step-4 could not be written .*what was committed before is intact"):
-        with full_disk(room):
-            engine.checkpoint(
-                tmp_path / "step-4", {"steps": 4, "note": "x" * 100_000 if stops_at == "notes.json" else ""}
-            )
+    notes = {"steps": 4, "note": "x" * 100_000 if stops_at == "notes.json" else ""}
+    refused = pytest.raises(RunError, match=r"step-4 could not be written .*what was committed before is intact")
+    with refused, full_disk(room):
+        engine.checkpoint(tmp_path / "step-4", notes)
     assert files_in(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2"]
     assert engine.read_state().digest == trained.digest

@@ -135,7 +135,8 @@ def test_a_manifest_that_claims_the_earth_costs_no_memory() -> None:
 @pytest.mark.parametrize(
     "document",
     [
-        None, {}, "ab", 3, [["a"]], [["a", 3]], [["a", "12"]], [[1, [2]]], [["a", [-1]]], [["a", [True]]], [["a", [1.0]]],
+        None, {}, "ab", 3, [["a"]], [["a", 3]], [["a", "12"]], [[1, [2]]], [["a", [-1]]], [["a", [True]]],
+        [["a", [1.0]]],
         [["a", [float("inf")]]], [["b", [1]], ["a", [1]]], [["a", [1]], ["a", [1]]], [["a", [None]]], ["ab"],
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 from tests.p2p.conftest import free_port
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 RECIPE = """
 model: {name_or_path: tiny}

@@ -3,10 +3,13 @@
 import signal
 
 import numpy as np
+import pytest
 
 from p2p.commits import CommitStore
 from tests.p2p.linear_node import site_named
 from tests.p2p.linear_site import federated_average
+
+pytestmark = pytest.mark.slow
 
 
 def test_three_nodes_finish_with_the_federated_average_and_one_digest(federation):

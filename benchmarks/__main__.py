@@ -1,0 +1,74 @@
+"""`python -m benchmarks [NAME ...] [--data DIR] [--model DIR]`: measure figures and compare them with their targets.
+
+Without names: all but `medquad`, which trains for a quarter of an hour. Results are kept in `runs/bench/results.json`,
+one entry for each figure, the latest. Exit code 1 says that a target was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import core_training.offline  # noqa: F401 - before anything that might call home
+from benchmarks.figure import Figure
+from benchmarks.places import OUTPUT, Places
+from core_training.durable import commit_file
+from core_training.errors import FedloomError
+
+FIGURES = ("engine_speed", "simulated_memory", "federation_overhead", "resident_rounds", "streaming_memory")
+RESULTS = OUTPUT / "results.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join((*FIGURES, "medquad")))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/medquad"), help="MedQuAD's folder")
+    parser.add_argument(
+        "--model", type=Path, default=Path("../shared/models/tiny-medical-base"), help="a model's folder"
+    )
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in (*FIGURES, "medquad")]:
+        parser.error(f"there is no figure '{unknown[0]}'; there are {', '.join((*FIGURES, 'medquad'))}")
+    places = Places(arguments.data.absolute(), arguments.model.absolute())
+    all_met = True
+    for name in arguments.names or FIGURES:
+        try:
+            figure: Figure = import_module(f"benchmarks.{name}").measure(places)
+        except FedloomError as error:
+            print(f"{name}: not measured: {error}", flush=True)
+            all_met = False
+            continue
+        print(figure.line(), flush=True)
+        _keep(figure)
+        all_met = all_met and figure.met
+    print(f"all values: {RESULTS}")
+    return 0 if all_met else 1
+
+
+def _keep(figure: Figure) -> None:
+    known: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    known[figure.name] = {**figure.to_json(), "measured": datetime.now(UTC).isoformat("T", "seconds"), **_machine()}
+    commit_file(RESULTS, (json.dumps(known, indent=2) + "\n").encode())
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.is_available(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

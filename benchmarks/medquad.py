@@ -1,0 +1,124 @@
+"""Six real sites, one recipe: the loss on every site's held-out part before, alone, federated, gossip and central.
+
+Each site takes the recipe's rounds × local_steps optimizer steps on its own records, alone as well as with the others;
+central training takes as many steps as all sites together, so it sees as many examples. Every model is then evaluated on
+every site's held-out part; "alone" is the mean over the six models that six sites would have.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks.figure import Figure
+from benchmarks.places import OUTPUT, Places
+from core_training.central import train
+from core_training.launch import opened_engine
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder
+from examples.demo.examiner import Examiner, Marks, average
+from fedloom.console import stderr, ticking
+from simulations import simulate
+
+FOLDER = OUTPUT / "medquad"
+
+
+def measure(places: Places) -> Figure:
+    began = time.perf_counter()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    alone = {name: _train_alone(places, name) for name in places.sites}
+    together = {kind: _train_together(places, kind) for kind in ("federated", "gossip")}
+    central = _train(places.recipe(name="central"), "central")
+    examiner = Examiner(places.recipe(name="central"))
+    with ticking("evaluating", "model") as ticker:
+        models = [*alone.values(), *together.values(), central]
+        before = examiner.examine_base()
+        marks = []
+        for done, run in enumerate(models, start=1):
+            marks.append(average([examiner.examine(adapter) for adapter in _adapters(run)]))
+            ticker.advance(done, len(models))
+    examiner.close()
+    of_alone = dict(zip(alone, marks, strict=False))
+    rows = {
+        "before": before,
+        "alone": average(list(of_alone.values())),
+        "own site alone": _own(of_alone),
+        **dict(zip([*together, "central"], marks[len(alone) :], strict=True)),
+    }
+    stderr.print(_table(rows))
+    return Figure(
+        name="medquad",
+        meaning="held-out loss of all sites: federated less alone",
+        value=rows["federated"].eval_loss - rows["alone"].eval_loss,
+        unit="nats per token",
+        target=0.0,
+        details={
+            "seconds": time.perf_counter() - began,
+            "losses": {label: _losses(row) for label, row in rows.items()},
+            "each_alone": {f"{name} alone": _losses(row) for name, row in of_alone.items()},
+        },
+    )
+
+
+def _train_alone(places: Places, name: str) -> Path:
+    """One site with nobody's records but its own, for its share of the steps."""
+    recipe = places.recipe(f"data.train={places.sites[name]}", name="central")
+    steps = (recipe.topology.rounds or 0) * (recipe.topology.local_steps or 0)
+    training = recipe.training.model_copy(update={"max_steps": steps})
+    return _train(recipe.model_copy(update={"training": training}), f"alone-{name}")
+
+
+def _train(recipe: Recipe, name: str) -> Path:
+    folder = RunFolder(FOLDER / name)
+    with opened_engine(recipe) as engine, ticking(name, "step") as ticker:
+        folder.prepare(recipe, resume=False)
+        train(recipe, engine, folder, False, ticker.advance)
+    return folder.path
+
+
+def _train_together(places: Places, kind: str) -> Path:
+    recipe = places.recipe(name=kind)
+    with ticking(kind, "round") as ticker:
+
+        def on_round(number: int, loss: float | None) -> None:
+            ticker.advance(number, recipe.topology.rounds or 0, f"loss {loss:.4f}" if loss is not None else "")
+
+        simulate(recipe, RunFolder(FOLDER / kind), False, on_round)
+    return FOLDER / kind
+
+
+def _adapters(run: Path) -> list[Path]:
+    """The run's result; every gossip node has its own."""
+    return [run / "adapter"] if (run / "adapter").is_dir() else sorted((run / "sites").glob("**/adapter"))
+
+
+def _own(alone: dict[str, Marks]) -> Marks:
+    """What each site's own model reaches on the site's own part: what a site gets if it looks no further."""
+    own = {name: marks.hospitals[name] for name, marks in alone.items()}
+    mean = average(list(own.values()))
+    return Marks(mean.eval_loss, mean.accuracy, own)
+
+
+def _losses(marks: Marks) -> dict[str, Any]:
+    return {
+        "all": marks.eval_loss,
+        "mean_of_sites": average(list(marks.hospitals.values())).eval_loss,
+        **{name: part.eval_loss for name, part in marks.hospitals.items()},
+    }
+
+
+def _table(rows: dict[str, Marks]) -> Table:
+    sites = list(rows["before"].hospitals)
+    table = Table(title="Loss on the sites' held-out parts (nats per token)", title_justify="left")
+    table.add_column("trained")
+    for column in (*sites, "mean of sites", "all tokens"):
+        table.add_column(column, justify="right")
+    for label, marks in rows.items():
+        losses = _losses(marks)
+        pooled = "–" if label == "own site alone" else f"{losses['all']:.3f}"
+        table.add_row(label, *(f"{losses[name]:.3f}" for name in (*sites, "mean_of_sites")), pooled)
+    return table

@@ -1,0 +1,140 @@
+"""Who takes part: which connected nodes are admitted sites, what they agreed to when they joined, who is there now.
+
+Knows nothing of rounds or of arithmetic on states.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core_training import __version__
+from core_training.errors import ProtocolError, RunError
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder, SiteSummary
+from core_training.state import Manifest, TrainableState
+from server.order_exchange import POLL_SECONDS, OrderExchange
+from server.progress import Progress
+from strategies.exchange import JoinOrder, JoinReply
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What every site of the run agreed on when it joined."""
+
+    manifest: Manifest
+    initial_digest: str
+    recipe_digest: str
+
+
+class Attendance:
+    """The sites of one run."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        folder: RunFolder,
+        recipe: Recipe,
+        exchange: OrderExchange,
+        sites: Callable[[], dict[int, str]],
+        patience: float,
+    ) -> None:
+        """`sites()` are the admitted ones now; `patience` is how many seconds to wait for enough of them."""
+        self._grid = grid
+        self._folder = folder
+        self._recipe = recipe
+        self._exchange = exchange
+        self._sites = sites
+        self._patience = patience
+        self._terms: Terms | None = None
+        self._joined: dict[int, str] = {}
+        self._turned_away: set[int] = set()
+        self.layout: dict[str, str] = {}
+        """The small files that stand beside the weights of a result, as the sites describe them."""
+
+    @property
+    def terms(self) -> Terms:
+        assert self._terms is not None, "no site has joined"
+        return self._terms
+
+    def gather(self, progress: Progress, state: TrainableState | None) -> dict[int, str]:
+        """The joined sites that are connected now; waits for the minimum, and lets newcomers join.
+
+        `state` is the run's, where it has one. Raises RunError when patience ends before enough sites are there.
+        """
+        minimum = self._recipe.topology.minimum_sites
+        deadline = time.monotonic() + self._patience
+        announced = False
+        while True:
+            connected = set(self._grid.get_node_ids())
+            self._turned_away &= connected  # whoever reconnects is asked again
+            if newcomers := self._newcomers(connected, progress.round):
+                self._let_join(newcomers, progress, state)
+            present = {
+                node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected
+            }
+            if len(present) >= minimum:
+                return present
+            if time.monotonic() > deadline:
+                reasons = [f"{e['site']}: {e['reason']}" for e in self._folder.events("quarantined")][-3:]
+                raise RunError(
+                    f"{len(present)} of at least {minimum} sites were ready within {self._patience:g} s "
+                    "(topology.minimum_sites, topology.round_deadline). " + "; ".join(reasons)
+                )
+            if not announced:
+                self._folder.event("waiting", sites=sorted(present.values()), minimum=minimum)
+                announced = True
+            time.sleep(POLL_SECONDS)
+
+    def _newcomers(self, connected: set[int], round_number: int) -> dict[int, str]:
+        known = self._sites()
+        for stranger in sorted(connected - known.keys() - self._turned_away):
+            self._turned_away.add(stranger)
+            self._folder.event(
+                "quarantined",
+                site=f"node {stranger}",
+                round=round_number,
+                reason="the node is none of the admitted sites",
+            )
+        settled = self._joined.keys() | self._turned_away
+        return {node: known[node] for node in sorted((connected & known.keys()) - settled)}
+
+    def _let_join(self, newcomers: dict[int, str], progress: Progress, state: TrainableState | None) -> None:
+        """Invite sites. The terms are the committed state's where there is one, else those of most that answer."""
+        order = JoinOrder(run_id=self._folder.path.name, version=__version__, recipe=self._recipe.to_yaml())
+        nodes = {site: node for node, site in newcomers.items()}
+        self._turned_away |= newcomers.keys()
+        offers: dict[str, tuple[JoinReply, Terms]] = {}
+        for site, reply in self._exchange.ask(order, newcomers, JoinReply, progress.round):
+            with self._exchange.quarantine(site, progress.round):
+                if reply.run_id != order.run_id:
+                    raise ProtocolError(f"the reply belongs to run {reply.run_id}")
+                if reply.version != __version__:
+                    raise ProtocolError(f"the site runs fedloom {reply.version}, this server {__version__}")
+                offers[site] = (reply, Terms(reply.parsed_manifest, reply.initial_digest, reply.recipe_digest))
+        if self._terms is None:
+            votes = [t for _, (_, t) in sorted(offers.items()) if state is None or t.manifest == state.manifest]
+            self._terms = max(votes, key=votes.count, default=None)
+        for site, (reply, terms) in sorted(offers.items()):
+            with self._exchange.quarantine(site, progress.round):
+                if self._terms is None or terms != self._terms:
+                    raise ProtocolError(_difference(terms, self._terms))
+                self.layout = self.layout or dict(reply.layout)
+                self._joined[nodes[site]] = site
+                self._turned_away.discard(nodes[site])
+                data = reply.data
+                progress.sites.setdefault(site, SiteSummary(data.train_examples, data.eval_examples, rounds=0))
+                self._folder.event("joined", site=site, train_examples=data.train_examples)
+
+
+def _difference(offered: Terms, agreed: Terms | None) -> str:
+    if agreed is None or offered.manifest != agreed.manifest:
+        return "the site's trainable tensors differ from the run's: another base model or another recipe"
+    if offered.recipe_digest != agreed.recipe_digest:
+        return "the site reads the recipe differently than the others"
+    return "the site starts from other values than the others: its base model has other weights"

@@ -1,0 +1,74 @@
+"""Orders out to sites over a Flower Grid, checked replies back; what is wrong with one is an event, not an end.
+
+A reply is matched to its site by the id of the message it answers: Flower may report a failure under the wrong node.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from core_training.errors import ProtocolError
+from core_training.run_folder import RunFolder
+from strategies.exchange import Message
+from strategies.flower_records import from_message, to_message
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+POLL_SECONDS = 0.2
+FETCHED_AT_ONCE = 4
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+class OrderExchange:
+    """Asks sites and collects what they answer, for one run."""
+
+    def __init__(self, grid: Grid, folder: RunFolder, deadline_seconds: float) -> None:
+        self._grid = grid
+        self._folder = folder
+        self._deadline_seconds = deadline_seconds
+        self.bytes_down = 0
+        """Payload bytes sent so far."""
+
+    def ask(
+        self, order: Message, to: Mapping[int, str], reply: type[Reply], round_number: int
+    ) -> Iterator[tuple[str, Reply]]:
+        """Send `order` to nodes (id: site) and yield (site, reply) as replies arrive, until all have or the deadline.
+
+        A reply that is malformed, of another kind or an error is quarantined; a missing one is an event `late`.
+        """
+        envelope = order.envelope()
+        deadline = time.monotonic() + self._deadline_seconds
+        messages = [to_message(envelope, node, ttl=self._deadline_seconds) for node in to]
+        waiting = dict(zip(self._grid.push_messages(messages), to.values(), strict=True))
+        self.bytes_down += len(envelope.payload) * len(to)
+        del messages
+        while waiting and time.monotonic() < deadline:
+            arrived = False
+            for message in self._pull(list(waiting)):
+                arrived = True
+                site = waiting.pop(message.metadata.reply_to_message_id, None)
+                if site is not None:
+                    with self.quarantine(site, round_number):
+                        yield site, reply.open(from_message(message))
+            if waiting and not arrived:
+                time.sleep(POLL_SECONDS)
+        for site in waiting.values():
+            self._folder.event("late", site=site, round=round_number, order=envelope.kind)
+
+    def _pull(self, identifiers: list[str]) -> Iterator[Any]:
+        """The replies that are there, fetched a few at a time: memory does not grow with the number of sites."""
+        for first in range(0, len(identifiers), FETCHED_AT_ONCE):
+            yield from self._grid.pull_messages(identifiers[first : first + FETCHED_AT_ONCE])
+
+    @contextmanager
+    def quarantine(self, site: str, round_number: int) -> Iterator[None]:
+        """A ProtocolError inside the block becomes an event with the site's true name and the reason."""
+        try:
+            yield
+        except ProtocolError as error:
+            self._folder.event("quarantined", site=site, round=round_number, reason=str(error))

@@ -1,0 +1,280 @@
+"""The server's round loop against sites that answer well, badly, late or not at all.
+
+The sites here are arithmetic (each adds its own number to the state), so the right aggregate is known by heart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+from client.app import make_client_app
+from core_training import __version__
+from core_training.errors import ProtocolError, RunError
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder, Summary
+from core_training.state import Manifest, TrainableState
+from core_training.trainable import DataReport, EvalReport, TrainReport
+from server.round_loop import run_federation
+from server.run_store import RunStore
+from simulations.inprocess_grid import InProcessGrid
+from strategies.exchange import Envelope, EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, TrainOrder, Update
+
+MANIFEST = Manifest.of({"layer.a": (2, 3), "layer.b": (4,)})
+START = TrainableState(MANIFEST, np.zeros(MANIFEST.size, dtype=np.float32))
+Answer = Callable[[Envelope], Envelope]
+
+
+class ArithmeticSite:
+    """Adds `number` to every value it is sent; its weight is `weight`."""
+
+    def __init__(self, number: float, weight: float) -> None:
+        self.number = number
+        self.weight = weight
+        self.version = __version__
+        self.losses = [1.0]
+
+    def __call__(self, order: Envelope) -> Envelope:
+        if order.kind == "join":
+            join = JoinOrder.open(order)
+            return JoinReply(
+                run_id=join.run_id,
+                version=self.version,
+                recipe_digest="0" * 64,
+                manifest=MANIFEST.to_json(),
+                initial_digest=START.digest,
+                data=DataReport(10, 2, 0, 0),
+                layout={"adapter_config.json": "{}"},
+            ).envelope()
+        loss = self.losses[min(order.fields["round"], len(self.losses)) - 1]
+        report = EvalReport(loss_sum=loss, tokens=1, correct_tokens=0, exact_matches=0, examples=1)
+        if order.kind == "evaluate":
+            evaluate = EvaluateOrder.open(order)
+            return EvaluateReply(run_id=evaluate.run_id, round=evaluate.round, evaluation=report).envelope()
+        train = TrainOrder.open(order)
+        state = TrainableState.from_bytes(train.payload, MANIFEST) if train.payload else START
+        return Update(
+            run_id=train.run_id,
+            round=train.round,
+            manifest_digest=MANIFEST.digest,
+            weight=self.weight,
+            train=TrainReport(train.steps, 1.0, 1.0, 1.0, 1, 0.0),
+            evaluation=report if train.evaluate else None,
+            resident_seconds=0.0,
+            seconds=0.0,
+            payload=TrainableState(MANIFEST, state.buffer + np.float32(self.number)).to_bytes(),
+        ).envelope()
+
+
+def with_fields(**changes: Any) -> Callable[[Envelope], Envelope]:
+    return lambda update: Envelope(update.kind, {**update.fields, **changes}, update.payload)
+
+
+def with_payload(tensors: dict[str, Any] | bytes) -> Callable[[Envelope], Envelope]:
+    from safetensors.numpy import save
+
+    payload = tensors if isinstance(tensors, bytes) else save({k: np.asarray(v) for k, v in tensors.items()})
+    return lambda update: Envelope(update.kind, update.fields, payload)
+
+
+def raises(update: Envelope) -> Envelope:
+    raise ProtocolError("the disk is full")
+
+
+def crashes(update: Envelope) -> Envelope:
+    raise ZeroDivisionError("a defect at the site")
+
+
+A, B = np.zeros((2, 3), dtype=np.float32), np.zeros(4, dtype=np.float32)
+FAULTS: dict[str, tuple[Callable[[Envelope], Envelope], str]] = {
+    "exception": (raises, "the disk is full"),
+    "defect": (crashes, "ZeroDivisionError: a defect at the site"),
+    "unknown tensor": (with_payload({"layer.a": A, "layer.c": B}), "unknown tensor 'layer.c'"),
+    "missing tensor": (with_payload({"layer.a": A}), "tensor 'layer.b' is missing"),
+    "wrong shape": (with_payload({"layer.a": A.T, "layer.b": B}), "'layer.a' is float32 (3, 2)"),
+    "wrong dtype": (with_payload({"layer.a": A.astype(np.float64), "layer.b": B}), "'layer.a' is float64"),
+    "NaN": (with_payload({"layer.a": A * np.nan, "layer.b": B}), "NaN or infinite"),
+    "infinite": (with_payload({"layer.a": A + np.inf, "layer.b": B}), "NaN or infinite"),
+    "garbage": (with_payload(b"\x00" * 64), "not a safetensors file"),
+    "too large": (with_payload(b"\x00" * 100_000), "more than a state"),
+    "no tensors": (with_payload(b""), "not a safetensors file"),
+    "weight zero": (with_fields(weight=0.0), "weight 0.0"),
+    "weight negative": (with_fields(weight=-5.0), "weight -5.0"),
+    "weight NaN": (with_fields(weight=float("nan")), "weight nan"),
+    "weight absurd": (with_fields(weight=1e30), "weight 1e+30"),
+    "stale round": (with_fields(round=1), "of round 1"),
+    "other run": (with_fields(run_id="other"), "belongs to run other"),
+    "other manifest": (with_fields(manifest_digest="f" * 64), "another manifest"),
+    "loss NaN": (with_fields(train={"steps": 1, "loss_first": float("nan"), "loss_last": 1.0, "loss_mean": 1.0,
+                                    "loss_tokens": 1, "seconds": 0.0}), "train.loss_first"),
+    "unknown field": (with_fields(admin=True), "admin"),
+    "field missing": (lambda update: Envelope(update.kind, {}, update.payload), "Field required"),
+    "other kind": (lambda update: Envelope("joined", update.fields, b""), "'joined' message came"),
+}  # fmt: skip
+
+
+def federate(
+    folder: Path, recipe: Recipe, sites: dict[str, Answer], known: dict[int, str] | None = None, **options: Any
+) -> Summary:
+    nodes = dict(enumerate(sites, start=1))
+
+    def handle(order: Envelope, context: Context) -> Envelope:
+        return sites[nodes[context.node_id]](order)
+
+    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in nodes}
+    RunFolder(folder).prepare(recipe, resume=folder.exists())
+    grid = InProcessGrid(make_client_app(handle), contexts)
+    return run_federation(grid, folder, lambda: known or nodes, in_process=True, **options)
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    return list(RunFolder(folder).events(name))
+
+
+def final_state(folder: Path) -> TrainableState:
+    committed = RunStore(RunFolder(folder)).latest()
+    assert committed is not None
+    return committed[1]
+
+
+@pytest.fixture()
+def recipe(make_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    return lambda **topology: make_recipe(topology={"kind": "federated", "rounds": 3, "local_steps": 1, **topology})
+
+
+def test_state_is_the_mean_weighted_by_loss_tokens(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+    sites = {"a": ArithmeticSite(1.0, 10), "b": ArithmeticSite(4.0, 20)}
+    summary = federate(tmp_path / "run", recipe(), sites)
+    np.testing.assert_allclose(final_state(tmp_path / "run").buffer, 3 * (1 * 10 + 4 * 20) / 30)
+    assert summary.rounds == 3
+    assert {name: site.rounds for name, site in summary.sites.items()} == {"a": 3, "b": 3}
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_reply_is_set_aside_with_name_and_reason_and_the_round_goes_on(
+    tmp_path: Path, recipe: Callable[..., Recipe], fault: str
+) -> None:
+    spoil, reason = FAULTS[fault]
+    honest = ArithmeticSite(7.0, 1000)
+
+    def bad(order: Envelope) -> Envelope:
+        reply = honest(order)
+        return spoil(reply) if order.kind == "train" and order.fields["round"] == 2 else reply
+
+    sites: dict[str, Answer] = {"a": ArithmeticSite(1.0, 10), "b": ArithmeticSite(4.0, 20), "bad": bad}
+    federate(tmp_path / "run", recipe(rounds=2), sites)
+    (quarantined,) = events(tmp_path / "run", "quarantined")
+    assert (quarantined["site"], quarantined["round"]) == ("bad", 2)
+    assert reason in quarantined["reason"]
+    first = (1 * 10 + 4 * 20 + 7 * 1000) / 1030
+    np.testing.assert_allclose(final_state(tmp_path / "run").buffer, first + (1 * 10 + 4 * 20) / 30, rtol=1e-6)
+
+
+def test_an_unknown_node_takes_no_part(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+    sites = {"a": ArithmeticSite(1.0, 10), "stranger": ArithmeticSite(100.0, 10)}
+    federate(tmp_path / "run", recipe(rounds=1), sites, known={1: "a"})
+    np.testing.assert_array_equal(final_state(tmp_path / "run").buffer, 1.0)
+    assert [e["site"] for e in events(tmp_path / "run", "quarantined")] == ["node 2"]
+
+
+def test_another_version_is_refused_with_both_named(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+    old = ArithmeticSite(1.0, 10)
+    old.version = "0.0.9"
+    federate(tmp_path / "run", recipe(rounds=1), {"a": ArithmeticSite(2.0, 10), "old": old})
+    (quarantined,) = events(tmp_path / "run", "quarantined")
+    assert "0.0.9" in quarantined["reason"]
+    assert __version__ in quarantined["reason"]
+    np.testing.assert_array_equal(final_state(tmp_path / "run").buffer, 2.0)
+
+
+def test_too_few_sites_void_the_round_and_the_commit_before_stays(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    site = ArithmeticSite(1.0, 10)
+
+    def fails_in_round_2(order: Envelope) -> Envelope:
+        if order.kind == "train" and order.fields["round"] == 2:
+            raise ProtocolError("no disk")
+        return site(order)
+
+    sites: dict[str, Answer] = {"a": ArithmeticSite(1.0, 10), "b": fails_in_round_2}
+    with pytest.raises(RunError, match="round 2: fewer than 2 sites"):
+        federate(tmp_path / "run", recipe(minimum_sites=2), sites)
+    assert len(events(tmp_path / "run", "void")) == 3
+    np.testing.assert_array_equal(final_state(tmp_path / "run").buffer, 1.0)
+    summary = federate(tmp_path / "run", recipe(minimum_sites=2), {**sites, "b": site})
+    assert summary.status == "completed"
+    np.testing.assert_array_equal(final_state(tmp_path / "run").buffer, 3.0)
+
+
+def test_early_stop_ends_the_run_when_the_loss_no_longer_falls(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+    site = ArithmeticSite(1.0, 10)
+    site.losses = [3.0, 2.0, 2.5, 2.6, 0.1]
+    summary = federate(tmp_path / "run", recipe(rounds=9, early_stopping_patience=2), {"a": site})
+    assert summary.rounds == 4
+    assert len(events(tmp_path / "run", "stopped_early")) == 1
+
+
+def test_a_round_goes_on_without_a_site_that_misses_the_deadline(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull = InProcessGrid.pull_messages
+
+    def withhold(grid: InProcessGrid, identifiers: Any) -> Any:
+        waiting = grid._pending
+        silent = {i for i, message in waiting.items() if message.metadata.dst_node_id == 2 and _is_training(message)}
+        return pull(grid, [i for i in identifiers if i not in silent])
+
+    monkeypatch.setattr(InProcessGrid, "pull_messages", withhold)
+    sites = {"a": ArithmeticSite(1.0, 10), "slow": ArithmeticSite(9.0, 10)}
+    summary = federate(tmp_path / "run", recipe(rounds=1, round_deadline=1.0), sites)
+    np.testing.assert_array_equal(final_state(tmp_path / "run").buffer, 1.0)
+    assert [(e["site"], e["round"]) for e in events(tmp_path / "run", "late")] == [("slow", 1)]
+    assert {name: site.rounds for name, site in summary.sites.items()} == {"a": 1, "slow": 0}
+
+
+def _is_training(message: Any) -> bool:
+    return bool(message.content.config_records["envelope"]["kind"] == "train")
+
+
+def test_resuming_a_damaged_commit_says_which_and_what_to_do(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+    federate(tmp_path / "run", recipe(rounds=2), {"a": ArithmeticSite(1.0, 10)})
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    (newest / "state.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RunError, match=f"{newest.name} is damaged"):
+        federate(tmp_path / "run", recipe(rounds=2), {"a": ArithmeticSite(1.0, 10)})
+
+
+def test_round_one_sends_no_state_and_later_rounds_send_it_once_a_site(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    sizes: list[int] = []
+    site = ArithmeticSite(1.0, 10)
+
+    def watching(order: Envelope) -> Envelope:
+        sizes.append(len(order.payload)) if order.kind == "train" else None
+        return site(order)
+
+    summary = federate(tmp_path / "run", recipe(), {"a": watching})
+    assert sizes[0] == 0
+    assert sizes[1] == sizes[2] == len(START.to_bytes())
+    assert summary.bytes_down == 3 * len(START.to_bytes())  # two rounds and the final evaluation
+    assert summary.bytes_up == 3 * len(START.to_bytes())
+
+
+def test_summary_holds_every_key_of_the_interface(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+    federate(tmp_path / "run", recipe(), {"a": ArithmeticSite(1.0, 10)})
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary.keys() == {
+        "schema", "topology", "stage", "tuning", "status", "rounds", "trainable_parameters", "state_digest",
+        "train_loss_first", "train_loss_last", "eval_loss_initial", "eval_loss", "metrics", "bytes_up", "bytes_down",
+        "seconds", "tokens_trained", "peak_rss_bytes", "sites",
+    }  # fmt: skip
+    assert summary["state_digest"] == final_state(tmp_path / "run").digest

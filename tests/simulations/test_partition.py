@@ -1,0 +1,103 @@
+"""Dividing one data set among sites."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core_training.errors import InputError
+from core_training.recipe import Recipe, parse_recipe
+from core_training.records import Record
+from simulations.partition import divide
+from simulations.sites import simulated_sites
+
+LABELS = ["treatment", "symptoms", "causes", "outlook"]
+
+
+def records(count: int) -> list[Record]:
+    return [Record({"text": f"{i}", "kind": LABELS[i % 4]}, Path("all.jsonl"), i + 1) for i in range(count)]
+
+
+def recipe(seed: int = 0, **simulation: Any) -> Recipe:
+    document = f"{{model: {{name_or_path: m}}, stage: pretrain, training: {{seed: {seed}}}, simulation: {simulation}}}"
+    return parse_recipe(document.replace("None", "null"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 12),
+    extra=st.integers(0, 80),
+    kind=st.sampled_from(["iid", "dirichlet", "size_skew"]),
+    alpha=st.sampled_from([0.05, 0.5, 100.0]),
+    seed=st.integers(0, 3),
+)
+def test_every_record_goes_to_exactly_one_site_and_no_site_is_empty(
+    count: int, extra: int, kind: str, alpha: float, seed: int
+) -> None:
+    everything = records(count + extra)
+    wanted = recipe(seed, partition=kind, count=count, alpha=alpha, by="kind")
+    sites = divide(everything, wanted)
+    assert len(sites) == count
+    assert all(sites.values())
+    assert sorted(r.line for site in sites.values() for r in site) == [r.line for r in everything]
+    assert divide(everything, wanted) == sites
+
+
+def test_iid_sites_are_of_one_size() -> None:
+    sizes = [len(site) for site in divide(records(103), recipe(partition="iid", count=10)).values()]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_small_alpha_concentrates_labels_and_large_alpha_spreads_them() -> None:
+    def share_of_commonest_label(alpha: float) -> float:
+        sites = divide(records(4000), recipe(partition="dirichlet", count=8, alpha=alpha, by="kind")).values()
+        return float(np.mean([max(Counter(r.fields["kind"] for r in s).values()) / len(s) for s in sites]))
+
+    assert share_of_commonest_label(0.05) > 0.7
+    assert share_of_commonest_label(1000.0) < 0.3
+
+
+def test_size_skew_makes_some_sites_much_larger() -> None:
+    sizes = [len(s) for s in divide(records(1000), recipe(partition="size_skew", count=8, alpha=0.3)).values()]
+    assert sum(sorted(sizes)[-2:]) > sum(sizes) / 2
+
+
+def test_natural_sites_are_the_values_of_a_column() -> None:
+    sites = divide(records(9), recipe(partition="natural", by="kind"))
+    assert {name: len(site) for name, site in sites.items()} == {
+        "treatment": 3,
+        "symptoms": 2,
+        "causes": 2,
+        "outlook": 2,
+    }
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(InputError, match=r"all.jsonl, line 1 has no column 'ward'; it has text, kind"):
+        divide(records(3), recipe(partition="natural", by="ward"))
+
+
+def test_more_sites_than_records_is_refused() -> None:
+    with pytest.raises(InputError, match="7 sites are more than the 3 records"):
+        divide(records(3), recipe(partition="iid", count=7))
+
+
+def test_two_sites_of_one_name_are_refused(
+    make_recipe: Callable[..., Recipe], site_files: list[Path], tmp_path: Path
+) -> None:
+    namesake = tmp_path / site_files[0].name
+    namesake.write_bytes(site_files[1].read_bytes())
+    with pytest.raises(InputError, match="two sites are called 'site0'"):
+        simulated_sites(make_recipe(simulation={"sites": [str(site_files[0]), str(namesake)]}))
+
+
+def test_a_recipe_without_sites_says_what_to_give(make_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(InputError, match=r"simulation.sites.*simulation.partition"):
+        simulated_sites(make_recipe())

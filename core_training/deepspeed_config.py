@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration that a recipe's `deepspeed` section stands for (keys "auto" are filled by transformers)."""
+"""The DeepSpeed configuration that a recipe's `deepspeed` section stands for; transformers fills its keys "auto"."""
 
 from __future__ import annotations
 

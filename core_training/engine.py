@@ -120,7 +120,7 @@ class Engine:
             model.train()
 
     def checkpoint(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
-        """Write all that is needed to go on from here into `folder`, whole or not at all. Raises RunError if it cannot."""
+        """Write all that is needed to go on from here into `folder`, whole or not at all. Raises RunError."""
         self._take_model()
         state = self.read_state()
         accelerator = self._current.trainer.accelerator

@@ -32,9 +32,9 @@ _WAIT = timedelta(days=365)
 def lead_or_follow(recipe: Recipe) -> GroupEngine:
     """On rank 0 the group's engine for `recipe`; on the other ranks this never returns."""
     join_group()
-    if dist.get_rank() == 0:
-        return GroupEngine(recipe)
-    follow()
+    if dist.get_rank() > 0:
+        follow()
+    return GroupEngine(recipe)
 
 
 def join_group() -> None:

@@ -23,7 +23,7 @@ def must_launch(settings: DeepSpeed) -> bool:
 
 
 def run_as_group(processes: int, module: str, arguments: Sequence[str]) -> int:
-    """Run `python -m module arguments` as a group on this machine; returns rank 0's exit code (or the first failure's)."""
+    """Run `python -m module arguments` as a group on this machine; returns rank 0's exit code, or a failure's."""
     try:
         import deepspeed  # noqa: F401
     except ImportError:

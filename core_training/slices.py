@@ -89,7 +89,7 @@ class SlicedRun:
             _set_random_state(outside)
 
     def save(self, folder: Path) -> None:
-        """Write optimizer, schedule, random numbers and progress to `folder`; every process of a group must call this."""
+        """Write optimizer, schedule, random numbers and progress to `folder`; every process of a group must."""
         outside = _random_state()
         _set_random_state(self._random_state)
         trainer = self.trainer

@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. Every command is a module in `fedloom.commands`, imported when it is used."""
+"""The command line: parses, calls, prints. Every command is a module in `fedloom.commands`, imported when used."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_loss_falls_on_memorised_data(
 
 
 def test_first_loss_is_the_independent_cross_entropy_of_the_first_batch(make_recipe: MakeRecipe) -> None:
-    """Loss over the answers' tokens only, computed from whole logits in a few lines that share no code with the stage."""
+    """Loss over the answers' tokens only, from whole logits, in a few lines that share no code with the stage."""
     recipe = make_recipe(training={"per_device_train_batch_size": 64}, tuning={"mode": "full"})
     base = BaseModel(recipe)
     dataset = load_dataset(recipe, base)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from core_training.recipe import Recipe
 from fedloom.cli import COMMANDS
 from tests import tiny
 from tests.fedloom.conftest import Command
@@ -139,6 +140,25 @@ def test_train_writes_one_json_object_and_the_run_folder(
     other = fedloom("train", path, "training.seed=7", "--resume")
     assert other.code == 2
     assert "has another training" in other.err
+
+
+def test_what_libraries_print_is_kept_off_standard_output(
+    fedloom: Command, recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core_training import engine
+
+    open_engine = engine.open_engine
+
+    def noisy(recipe: Recipe) -> engine.Engine:
+        os.write(1, b"from C\n")
+        print("from Python")
+        return open_engine(recipe)
+
+    monkeypatch.setattr(engine, "open_engine", noisy)
+    outcome = fedloom("train", recipe_file(training={"max_steps": 1}), "--json")
+    assert json.loads(outcome.out)["status"] == "completed"
+    assert "from C\n" in outcome.err
+    assert "from Python\n" in outcome.err
 
 
 def test_quiet_says_nothing(fedloom: Command, recipe_file: RecipeFile) -> None:

@@ -143,7 +143,7 @@ def final_state(folder: Path) -> TrainableState:
     return committed[1]
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe(make_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
     return lambda **topology: make_recipe(topology={"kind": "federated", "rounds": 3, "local_steps": 1, **topology})
 

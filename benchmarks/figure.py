@@ -1,4 +1,4 @@
-"""What a benchmark gives: one figure beside its target, and the single values behind it. Knows nothing of how it came."""
+"""What a benchmark gives: one figure beside its target, and the values behind it. Knows nothing of how it came."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Six real sites, one recipe: the loss on every site's held-out part before, alone, federated, gossip and central.
 
 Each site takes the recipe's rounds × local_steps optimizer steps on its own records, alone as well as with the others;
-central training takes as many steps as all sites together, so it sees as many examples. Every model is then evaluated on
-every site's held-out part; "alone" is the mean over the six models that six sites would have.
+central training takes as many steps as all sites together, so it sees as many examples. Every model is then evaluated
+on every site's held-out part; "alone" is the mean over the six models that six sites would have.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ its last commit, is answered with the same bytes; after a restart the engine is 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from core_training import __version__
 from core_training.central import prune_checkpoints, total
-from core_training.durable import commit_file
 from core_training.engine import read_checkpoint
 from core_training.errors import FedloomError, InputError, ProtocolError
 from core_training.export import result_name
@@ -58,10 +56,8 @@ class SiteService:
                 evaluate = EvaluateOrder.open(order)
                 return self._run_of(evaluate.run_id).evaluate(evaluate).envelope()
             raise ProtocolError(f"unknown order '{order.kind}'")
-        except InputError as error:
-            return Refusal(reason=str(error)[:2000], fatal=True).envelope()
         except FedloomError as error:
-            return Refusal(reason=str(error)[:2000]).envelope()
+            return self._refusal(error)
 
     def close(self) -> None:
         if self._run is not None:
@@ -77,7 +73,7 @@ class SiteService:
         if run is None or run.run_id != order.run_id or run.recipe_text != order.recipe:
             self.close()
             run = self._open(order.run_id, order.recipe)
-            commit_file(run.folder.path / "join.json", json.dumps(order.envelope().fields).encode())
+            run.folder.keep_recipe(order.recipe)
         return run.offer()
 
     def _open(self, run_id: str, recipe_text: str) -> _SiteRun:
@@ -90,12 +86,16 @@ class SiteService:
         """The run's engine, built again after a restart from what the order to join said."""
         if self._run is not None and self._run.run_id == run_id:
             return self._run
-        remembered = self._folder / run_id / "join.json"
+        remembered = self._folder / run_id / "recipe.yaml"
         if not remembered.exists():
             raise ProtocolError(f"this site has not joined run {run_id}")
         self.close()
-        order = JoinOrder.open(Envelope(JoinOrder.kind, json.loads(remembered.read_text(encoding="utf-8"))))
-        return self._open(run_id, order.recipe)
+        return self._open(run_id, remembered.read_text(encoding="utf-8"))
+
+    def _refusal(self, error: FedloomError) -> Envelope:
+        """Says why, without telling where on this machine anything lies."""
+        reason = str(error).replace(f"{self._folder.absolute()}/", "").replace(f"{self._folder}/", "")
+        return Refusal(reason=reason[:2000], fatal=isinstance(error, InputError)).envelope()
 
 
 class _SiteRun:
@@ -119,7 +119,7 @@ class _SiteRun:
             version=__version__,
             recipe_digest=self._recipe.engine_digest,
             manifest=self.manifest.to_json(),
-            initial_digest=self._engine.initial_state.digest,
+            initial_digest=self._engine.initial_digest,
             data=self._engine.data_report,
             layout=self._engine.layout(),
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from client import worker_socket
 from client.site_config import SiteConfig, load_site_config
-from core_training.errors import FedloomError, ProtocolError
+from core_training.errors import FedloomError, InputError, ProtocolError
 from core_training.launch import must_launch, run_as_group
 from core_training.recipe import Recipe
 from core_training.trainable import Trainable
@@ -78,6 +78,16 @@ class Worker:
 
     def _open_trainable(self, recipe: Recipe) -> Trainable:
         resolved = self._config.resolve(recipe)
+        try:
+            return self._open(resolved)
+        except FedloomError as error:
+            # What is wrong with this site's files is told here, not to whoever gave the order.
+            _log.error("run refused: %s", error)
+            raise InputError(
+                f"site '{self._config.name}' could not prepare its model or data; its own logs/worker.log says why"
+            ) from error
+
+    def _open(self, resolved: Recipe) -> Trainable:
         if self._config.deepspeed.processes == 1:
             from core_training.engine import open_engine
 

@@ -41,9 +41,12 @@ class BaseModel:
             raise InputError(f"{_where(self.folder)} cannot be loaded: {_first_line(error)}") from None
         if missing := sorted(loading["missing_keys"]):
             raise InputError(f"{_where(self.folder)}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
+        if len(self.tokenizer) > (known := model.get_input_embeddings().num_embeddings):
+            raise InputError(
+                f"{_where(self.folder)}: its tokenizer has {len(self.tokenizer)} tokens, its model {known}"
+            )
         set_seed(recipe.training.seed)
         self.model: Any = import_module(TUNING_MODES[recipe.tuning.mode]).apply(model, recipe)
-        self.model.config.use_cache = False
         self.owner: Any = None
         """The engine whose state the parameters hold at the moment."""
 
@@ -66,9 +69,9 @@ class BaseModel:
         return read_parameters(self)
 
     @cached_property
-    def frozen_digest(self) -> str:
-        """SHA-256 (hex) over the base's weight files: two sites with one digest start from the same model."""
-        hasher = hashlib.sha256()
+    def initial_digest(self) -> str:
+        """SHA-256 (hex) over the base's weight files and the initial state: all that two sites must have in common."""
+        hasher = hashlib.sha256(self.initial_state.digest.encode())
         for path in sorted(self.folder.glob("*.safetensors")):
             with path.open("rb") as stream:
                 hasher.update(hashlib.file_digest(stream, "sha256").digest())

@@ -24,6 +24,8 @@ def commit_folder(target: Path) -> Iterator[Path]:
     """
     scratch, replaced = scratch_of(target), target.with_name(f".{target.name}.replaced")
     try:
+        if replaced.exists() and not target.exists():  # killed between the two renames below
+            replaced.rename(target)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         yield scratch

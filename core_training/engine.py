@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -58,6 +59,10 @@ class Engine:
     @property
     def initial_state(self) -> TrainableState:
         return self._base.initial_state
+
+    @property
+    def initial_digest(self) -> str:
+        return self._base.initial_digest
 
     @property
     def step(self) -> int:
@@ -247,7 +252,7 @@ def training_arguments(recipe: Recipe) -> dict[str, Any]:
     """The recipe's training section as Hugging Face `TrainingArguments` (saving, logging and hub switched off)."""
     training = recipe.training
     return {
-        "output_dir": "unused",
+        "output_dir": tempfile.gettempdir(),  # nothing is written there: `SlicedRun.save` names its own folder
         "learning_rate": recipe.learning_rate,
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,

@@ -74,6 +74,10 @@ class GroupEngine:
         return self._engine.initial_state
 
     @property
+    def initial_digest(self) -> str:
+        return self._engine.initial_digest
+
+    @property
     def step(self) -> int:
         self._launch()
         return self._engine.step

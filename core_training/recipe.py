@@ -131,7 +131,7 @@ class Topology(Section):
     )
     eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
     early_stopping_patience: PositiveInt | None = Field(
-        None, description="Stop after this many evaluations without a lower loss."
+        None, description="Federated: stop after this many evaluations without a lower loss."
     )
     graph: Literal["complete", "ring"] = Field("complete", description="Who talks to whom under `mixing: metropolis`.")
 

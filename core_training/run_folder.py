@@ -103,6 +103,11 @@ class RunFolder:
             return None
         return summary if _difference(load_recipe(self.path / "recipe.yaml"), recipe) is None else None
 
+    def keep_recipe(self, text: str) -> None:
+        """Write `recipe.yaml`, in the words of whoever started the run."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        commit_file(self.path / "recipe.yaml", text.encode())
+
     def event(self, name: str, **fields: Any) -> None:
         """Append one line to `events.jsonl`: time (UTC), event, and its fields."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields})

@@ -91,6 +91,11 @@ class Trainable(Protocol):
         ...
 
     @property
+    def initial_digest(self) -> str:
+        """SHA-256 (hex) over the base model's weights and the initial state: what all sites must start from."""
+        ...
+
+    @property
     def training_sources(self) -> dict[str, int]:
         """Training examples by data source."""
         ...

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from core_training.errors import InputError
+
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -27,3 +29,14 @@ Base = Annotated[
     Path | None,
     typer.Option("--base", metavar="DIR", help="The base model's folder, where the recipe's name for it is none here."),
 ]
+
+
+def paths_by_name(options: list[str], option: str) -> dict[str, list[str]]:
+    """`NAME=PATH` options as absolute paths by name. Raises InputError for one of another form."""
+    named: dict[str, list[str]] = {}
+    for text in options:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"{option} '{text}': give a name and a path, such as {option} medquad=/data/medquad.jsonl")
+        named.setdefault(name, []).append(str(Path(path).expanduser().absolute()))
+    return named

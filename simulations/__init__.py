@@ -26,12 +26,19 @@ def simulate(recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable
 def _simulate_gossip(
     recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]
 ) -> Summary:
-    from simulations.gossip import simulate_gossip
+    import shutil
+
+    from core_training.export import result_name
+    from simulations.gossip import RUN_ID, simulate_gossip
     from simulations.sites import SitePool
 
     pool = SitePool(recipe, folder.path / "sites")
     folder.prepare(recipe, resume)
     try:
-        return simulate_gossip(recipe, {name: pool.ask(name) for name in pool.names}, folder, on_round=on_round)
+        summary = simulate_gossip(recipe, {name: pool.ask(name) for name in pool.names}, folder, on_round=on_round)
     finally:
         pool.close()
+    if recipe.aggregation.mixing == "group":  # all nodes end with one state, so any node's result is the run's
+        result = result_name(recipe)
+        shutil.copytree(folder.path / "sites" / pool.names[0] / RUN_ID / result, folder.path / result)
+    return summary

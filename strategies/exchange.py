@@ -77,6 +77,7 @@ class JoinReply(Message):
     manifest: list[list[Any]]
     """[name, shape] of each trainable tensor; see `parsed_manifest`."""
     initial_digest: Digest
+    """Of the base model's weights and the initial trainable state."""
     data: DataReport
     layout: dict[LayoutFile, Annotated[str, Field(max_length=65536)]]
     """The small files that stand beside the weights of a saved result."""

@@ -58,9 +58,13 @@ def _to_records(envelope: Envelope) -> RecordDict:
 
 
 def _from_records(records: RecordDict) -> Envelope:
-    if set(records.config_records) != {_ENVELOPE} or not set(records.array_records) <= {_PAYLOAD}:
+    from flwr.app import ArrayRecord, ConfigRecord
+
+    # Flower's own views (`records.array_records`, …) are reference cycles that keep the payload until Python's
+    # collector comes by, so memory would grow with the number of messages. Hence the records themselves.
+    header, arrays = records.get(_ENVELOPE), records.get(_PAYLOAD)
+    if not isinstance(header, ConfigRecord) or not set(records) <= {_ENVELOPE, _PAYLOAD}:
         raise ProtocolError(f"the message holds the records {sorted(records)}, not an envelope")
-    header = records.config_records[_ENVELOPE]
     kind, text = header.get("kind"), header.get("fields")
     if not isinstance(kind, str) or not isinstance(text, str) or len(text) > MAX_FIELDS_CHARACTERS:
         raise ProtocolError("the envelope has no kind or no fields, or they are too long")
@@ -71,9 +75,8 @@ def _from_records(records: RecordDict) -> Envelope:
     if not isinstance(fields, dict):
         raise ProtocolError(f"the fields of the '{kind}' message are not a JSON object")
     payload = b""
-    if _PAYLOAD in records.array_records:
-        arrays = records.array_records[_PAYLOAD]
-        if list(arrays) != [_PAYLOAD] or arrays[_PAYLOAD].stype != _BYTES:
+    if arrays is not None:
+        if not isinstance(arrays, ArrayRecord) or list(arrays) != [_PAYLOAD] or arrays[_PAYLOAD].stype != _BYTES:
             raise ProtocolError(f"the payload of the '{kind}' message is not one array of {_BYTES} bytes")
         payload = arrays[_PAYLOAD].data
     return Envelope(kind, fields, payload)

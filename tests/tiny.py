@@ -29,6 +29,11 @@ def questions(seed: int, count: int) -> list[dict[str, str]]:
     return records
 
 
+def texts(seed: int, count: int) -> list[dict[str, str]]:
+    """The same as plain text, for pre-training."""
+    return [{"text": f"{record['question']} {record['answer']}"} for record in questions(seed, count)]
+
+
 def write_jsonl(path: Path, records: list[dict[str, str]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedloom.options import Json
+from fedloom.options import Json, paths_by_name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,8 +36,8 @@ def init(
     """Make a site's folder and its keys. The private key never leaves the folder."""
     from client.deployment import init_site
 
-    models = {key: paths[-1] for key, paths in _by_name(model, "--model").items()}
-    public_key = init_site(folder, name, server, _by_name(data, "--data"), models, ca)
+    models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
+    public_key = init_site(folder, name, server, paths_by_name(data, "--data"), models, ca)
     _print(
         {"folder": str(folder), "public_key": str(public_key)},
         json,
@@ -107,18 +107,6 @@ def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
 
     runs = sorted((folder / "runs").glob("*/events.jsonl"))
     return {path.parent.name: list(RunFolder(path.parent).events())[-1] for path in runs}
-
-
-def _by_name(options: list[str], option: str) -> dict[str, list[str]]:
-    from core_training.errors import InputError
-
-    named: dict[str, list[str]] = {}
-    for text in options:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise InputError(f"{option} '{text}': give a name and a path, such as {option} medquad=/data/medquad.jsonl")
-        named.setdefault(name, []).append(str(Path(path).expanduser().absolute()))
-    return named
 
 
 def _print(document: dict[str, Any], as_json: bool, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedloom.options import Json, Overrides, Quiet, RecipePath
+from fedloom.options import Json, Overrides, Quiet, RecipePath, paths_by_name
 
 app = typer.Typer(no_args_is_help=True, help="A gossip node: training together without a server.")
 
@@ -36,8 +36,8 @@ def init(
     """Make a node's folder and its keys. The private key never leaves the folder."""
     from p2p.node_folder import init_node
 
-    models = {key: paths[-1] for key, paths in _by_name(model, "--model").items()}
-    entry = init_node(folder, name, listen, _by_name(data, "--data"), models, address)
+    models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
+    entry = init_node(folder, name, listen, paths_by_name(data, "--data"), models, address)
     _print(
         {"folder": str(folder), "entry": str(entry), **json.loads(entry.read_text(encoding="utf-8"))},
         as_json,
@@ -149,18 +149,6 @@ def _others(fields: dict[str, Any]) -> str:
     if "donors" in fields:
         return f"state from {', '.join(fields['donors'])}"
     return f"mean over {', '.join(fields['contributors'])}"
-
-
-def _by_name(options: list[str], option: str) -> dict[str, list[str]]:
-    from core_training.errors import InputError
-
-    named: dict[str, list[str]] = {}
-    for text in options:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise InputError(f"{option} '{text}': give a name and a path, such as {option} medquad=/data/medquad.jsonl")
-        named.setdefault(name, []).append(str(Path(path).expanduser().absolute()))
-    return named
 
 
 def _print(document: dict[str, Any], as_json: bool, text: str) -> None:

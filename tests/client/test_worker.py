@@ -18,7 +18,7 @@ from core_training import __version__, background
 from core_training.errors import InputError, RunError
 from core_training.recipe import parse_recipe
 from strategies.exchange import Envelope, JoinOrder, JoinReply, Refusal, TrainOrder, Update
-from tests.server.tiny_model import make_tiny_model, write_texts
+from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,8 +182,8 @@ topology: {kind: federated, rounds: 2, local_steps: 2}
 
 def test_a_deepspeed_group_answers_as_one_and_ends_with_its_launcher(tmp_path):
     pytest.importorskip("deepspeed")
-    make_tiny_model(tmp_path / "model")
-    write_texts(tmp_path / "notes.jsonl", seed=0)
+    tiny.make_model(tmp_path / "model")
+    tiny.write_jsonl(tmp_path / "notes.jsonl", tiny.texts(0, 60))
     folder = make_site(
         tmp_path / "site",
         "data: {notes: ../notes.jsonl}\nmodels: {tiny: ../model}\ndeepspeed: {processes: 2, stage: 1}\n",

@@ -20,7 +20,7 @@ from server.deployment import admit_site, init_federation, site_states, start_se
 from server.federation import Address, Federation, open_federation
 from server.run_progress import follow, read_progress
 from server.superlink import OperateFromThisMachine
-from tests.server.tiny_model import make_tiny_model, write_texts
+from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -196,14 +196,14 @@ def deployed(tmp_path_factory):
     """A running server with two connected sites, `north` and `south`."""
     folder = tmp_path_factory.mktemp("deployed")
     path, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), str(ROOT)
-    model = make_tiny_model(folder / "model")
+    model = tiny.make_model(folder / "model")
     federation = new_federation(folder / "federation")
     (folder / "recipe.yaml").write_text(RECIPE)
     sites = []
     try:
         start_server(federation)
         for seed, name in enumerate(("north", "south")):
-            data = write_texts(folder / f"{name}.jsonl", seed)
+            data = tiny.write_jsonl(folder / f"{name}.jsonl", tiny.texts(seed, 60))
             sites.append(new_site(folder / name, federation, data, model))
             admit_site(federation, name, folder / name / "keys" / "node.pub")
             assert start_site(folder / name)[1].state == "connected"

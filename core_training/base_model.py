@@ -10,6 +10,7 @@ from typing import Any
 
 import core_training.offline as offline
 from core_training.errors import InputError
+from core_training.parameters import manifest_of, read_parameters
 from core_training.recipe import Recipe
 from core_training.state import Manifest, TrainableState
 from core_training.tuning import TUNING_MODES
@@ -58,15 +59,12 @@ class BaseModel:
 
     @cached_property
     def manifest(self) -> Manifest:
-        # Under ZeRO-3 a parameter's own shape is empty while it is not gathered.
-        return Manifest.of({n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in self.trainable_parameters.items()})
+        return manifest_of(self.trainable_parameters)
 
     @cached_property
     def initial_state(self) -> TrainableState:
         """The state before any step. Ask for it before training: later it is only remembered."""
-        from core_training.parameters import read_parameters
-
-        return read_parameters(self)
+        return read_parameters(self.trainable_parameters)
 
     @cached_property
     def initial_digest(self) -> str:

@@ -77,7 +77,7 @@ class Engine:
         if self._base.owner is not self and self._parked is not None:
             return self._parked
         self._take_model()
-        return read_parameters(self._base, self._deepspeed_engine)
+        return read_parameters(self._base.trainable_parameters, self._deepspeed_engine)
 
     def write_state(self, state: TrainableState) -> None:
         """Put `state` in place of the trainable parameters. Optimizer moments stay."""
@@ -158,7 +158,7 @@ class Engine:
         accelerator.wait_for_everyone()
 
     def layout(self) -> dict[str, str]:
-        return layout_files(self._base, self._recipe)
+        return layout_files(self._base.model, self._recipe)
 
     def close(self) -> None:
         if self._run is not None:
@@ -191,7 +191,7 @@ class Engine:
         trainer = self._stage.build_trainer(self._recipe, self._base, self._rows, arguments)
         self._base.owner = self
         self._run = SlicedRun(trainer, resume_from)
-        write_parameters(self._base, state, self._deepspeed_engine)
+        write_parameters(self._base.trainable_parameters, state, self._deepspeed_engine)
 
     def _take_model(self, state: TrainableState | None = None) -> None:
         """Make the shared parameters this engine's own, holding `state` or what they held when it last had them."""
@@ -202,12 +202,12 @@ class Engine:
             state = state or self._parked
             self._parked = None
         if state is not None:
-            write_parameters(self._base, state, self._deepspeed_engine)
+            write_parameters(self._base.trainable_parameters, state, self._deepspeed_engine)
 
     def _park_owner(self) -> None:
         owner = self._base.owner
         if owner is not None and owner is not self:
-            owner._parked = read_parameters(self._base)
+            owner._parked = read_parameters(self._base.trainable_parameters)
         self._base.owner = None
 
     def _evaluate(self, model: Any, trainer: Any, source: str) -> EvalReport:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core_training.base_model import BaseModel
 from core_training.durable import commit_folder
 from core_training.errors import ProtocolError
 from core_training.recipe import Recipe
@@ -27,11 +26,11 @@ def result_name(recipe: Recipe) -> str:
     return "model" if recipe.tuning.mode in ("full", "freeze") else "adapter"
 
 
-def layout_files(base: BaseModel, recipe: Recipe) -> dict[str, str]:
+def layout_files(model: Any, recipe: Recipe) -> dict[str, str]:
     """The configuration that stands beside the weights, with the recipe's name for the base model, not a local path."""
-    if not hasattr(base.model, "peft_config"):
-        return {"config.json": base.model.config.to_json_string()}
-    config = base.model.peft_config["default"].to_dict()
+    if not hasattr(model, "peft_config"):
+        return {"config.json": model.config.to_json_string()}
+    config = model.peft_config["default"].to_dict()
     config["base_model_name_or_path"] = recipe.model.name_or_path
     config["inference_mode"] = True
     plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}

@@ -6,30 +6,38 @@ Under DeepSpeed the float32 master copies are the truth and the live parameters 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from core_training.base_model import BaseModel
-from core_training.state import TrainableState
+from core_training.state import Manifest, TrainableState
+
+Parameters = Mapping[str, Any]
+"""Live parameters by canonical name, in manifest order."""
 
 
-def read_parameters(base: BaseModel, deepspeed_engine: Any = None) -> TrainableState:
-    """The present values of the trainable parameters, as float32. Under DeepSpeed every rank must call this."""
-    buffer = np.empty(base.manifest.size, dtype=np.float32)
-    state = TrainableState(base.manifest, buffer)
-    for (_, view), parameter in zip(state.tensors(), base.trainable_parameters.values(), strict=True):
+def manifest_of(parameters: Parameters) -> Manifest:
+    """What a state of these parameters holds."""
+    # Under ZeRO-3 a parameter's own shape is empty while it is not gathered.
+    return Manifest.of({name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()})
+
+
+def read_parameters(parameters: Parameters, deepspeed_engine: Any = None) -> TrainableState:
+    """The present values of the parameters, as float32. Under DeepSpeed every rank must call this."""
+    manifest = manifest_of(parameters)
+    state = TrainableState(manifest, np.empty(manifest.size, dtype=np.float32))
+    for (_, view), parameter in zip(state.tensors(), parameters.values(), strict=True):
         torch.from_numpy(view).copy_(_value(parameter, deepspeed_engine))
     return state
 
 
-def write_parameters(base: BaseModel, state: TrainableState, deepspeed_engine: Any = None) -> None:
-    """Make the trainable parameters hold `state`. Under DeepSpeed every rank must call this with the same state."""
+def write_parameters(parameters: Parameters, state: TrainableState, deepspeed_engine: Any = None) -> None:
+    """Make the parameters hold `state`. Under DeepSpeed every rank must call this with the same state."""
     with torch.no_grad():
-        for (_, view), parameter in zip(state.tensors(), base.trainable_parameters.values(), strict=True):
+        for (_, view), parameter in zip(state.tensors(), parameters.values(), strict=True):
             value = torch.from_numpy(view)
             if deepspeed_engine is not None:
                 _write_master(parameter, value)

@@ -72,7 +72,7 @@ def load_result(result: Result) -> BaseModel:
         raise InputError(f"{result.folder} does not fit the base model {result.base_folder}: {error}") from None
     from core_training.parameters import write_parameters
 
-    write_parameters(base, state)
+    write_parameters(base.trainable_parameters, state)
     base.model.eval()
     base.model.config.use_cache = True
     return base

@@ -162,7 +162,7 @@ def test_at_a_terminal_it_asks_answers_and_leaves_on_an_interrupt(learnt: Path, 
     heard = _until(mine, lambda text: text.endswith("you> "))
     assert heard.splitlines() == [QUESTION, ANSWER, "you> "]
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=120) == 0
     os.close(mine)
 
 

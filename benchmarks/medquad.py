@@ -39,7 +39,7 @@ def measure(places: Places) -> Figure:
         before = examiner.examine_base()
         marks = []
         for done, run in enumerate(models, start=1):
-            marks.append(average([examiner.examine(adapter) for adapter in _adapters(run)]))
+            marks.append(examiner.examine(run / "adapter"))
             ticker.advance(done, len(models))
     examiner.close()
     of_alone = dict(zip(alone, marks, strict=False))
@@ -89,11 +89,6 @@ def _train_together(places: Places, kind: str) -> Path:
 
         simulate(recipe, RunFolder(FOLDER / kind), False, on_round)
     return FOLDER / kind
-
-
-def _adapters(run: Path) -> list[Path]:
-    """The run's result; every gossip node has its own."""
-    return [run / "adapter"] if (run / "adapter").is_dir() else sorted((run / "sites").glob("**/adapter"))
 
 
 def _own(alone: dict[str, Marks]) -> Marks:

@@ -126,15 +126,15 @@ def metropolis_matrix(graph: Graph) -> npt.NDArray[np.float64]:
 def weighted_mean(states: Sequence[TrainableState], weights: Sequence[float]) -> TrainableState:
     """Σ w_i x_i / Σ w_i, summed in the given order in float64 and rounded to float32 once.
 
-    The states share one manifest and the weights are not all zero. One state alone comes back exactly.
+    The states share one manifest and the weights are not all zero. One state alone comes back exactly, and several
+    give the bits of `strategies.fedavg.FedAvg`, which does the same without holding them all at once.
     """
     total = math.fsum(weights)
-    shares = [weight / total for weight in weights]
     mean = np.empty_like(states[0].buffer)
     for start in range(0, mean.size, _BLOCK):
         block = slice(start, start + _BLOCK)
         accumulator = np.zeros(mean[block].size, dtype=np.float64)
-        for share, state in zip(shares, states, strict=True):
-            accumulator += share * state.buffer[block].astype(np.float64)
-        mean[block] = accumulator
+        for weight, state in zip(weights, states, strict=True):
+            accumulator += state.buffer[block].astype(np.float64) * weight
+        mean[block] = accumulator / total
     return TrainableState(states[0].manifest, mean)

@@ -91,6 +91,7 @@ def test_law_3_gossip_on_a_complete_graph_is_federated_averaging(
     topology = {"rounds": 3, "local_steps": 2}
     federated = simulated(make_recipe(**settings, topology={**topology, "kind": "federated"}), tmp_path / "federated")
     gossip = simulated(make_recipe(**settings, topology={**topology, "kind": "gossip"}), tmp_path / "gossip")
+    assert gossip.state_digest == federated.state_digest
     assert gossip.eval_loss == pytest.approx(federated.eval_loss, abs=1e-6)
     by_server = RunStore(RunFolder(tmp_path / "federated")).latest()
     assert by_server is not None

@@ -46,7 +46,7 @@ docs: $(VENV)/.installed-all ## docs/recipe.md from the schema
 	$(BIN)/fedloom recipe schema --markdown > docs/recipe.md
 
 proto: $(VENV)/.installed-all ## p2p's generated gRPC code from its .proto file
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. p2p/gossip.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. p2p/gossip.proto
 
 clean: ## Remove what was built and run
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

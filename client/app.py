@@ -6,6 +6,7 @@ a new process for every message; a simulation plugs the site's service in direct
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,10 @@ from strategies.flower_records import from_message, to_reply
 
 SITE_FOLDER = "FEDLOOM_SITE_FOLDER"
 """Environment variable that names the site's folder."""
+
+WORKER_FAILED = "the site's worker gave no answer; the site's own logs say why"
+
+_log = logging.getLogger(__name__)
 
 
 def make_client_app(handle: Callable[[Envelope, Context], Envelope]) -> ClientApp:
@@ -38,7 +43,12 @@ def make_client_app(handle: Callable[[Envelope, Context], Envelope]) -> ClientAp
 
 
 def _ask_worker(order: Envelope, context: Context) -> Envelope:
-    return ask(Path(os.environ[SITE_FOLDER]), order)
+    try:
+        return ask(Path(os.environ[SITE_FOLDER]), order)
+    except FedloomError as error:
+        # It may tell where on this machine something lies.
+        _log.error("'%s' was not answered: %s", order.kind, error)
+        return Refusal(reason=WORKER_FAILED).envelope()
 
 
 app = make_client_app(_ask_worker)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from logging import INFO
+from logging import ERROR, INFO
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -31,6 +31,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from client.app import app
 from security.private_files import read_private_file
 
+FAILED = "the site's messenger failed; the site's own logs/messenger.log says why"
 _POLL_SECONDS = 0.1
 _ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
 
@@ -65,9 +66,10 @@ def _carry_out(task: RuntimeHttpClient) -> None:
 def _answer(message: Message, context: Context) -> tuple[Message, str]:
     try:
         return app(message, context), SubStatus.COMPLETED
-    except Exception as error:
-        reason = f"the site's messenger failed: {type(error).__name__}: {error}"
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message), SubStatus.FAILED
+    except Exception:
+        # The exception may hold anything of this site: it is told here, not to whoever gave the order.
+        log(ERROR, "an order could not be answered", exc_info=True)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, FAILED), reply_to=message), SubStatus.FAILED
 
 
 def _client(address: str, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:

@@ -121,7 +121,7 @@ class _SiteRun:
             manifest=self.manifest.to_json(),
             initial_digest=self._engine.initial_digest,
             data=self._engine.data_report,
-            layout=self._engine.layout(),
+            layout=self._engine.layout(base_name=self._recipe.model.name_or_path),
         )
 
     def train(self, order: TrainOrder, arrived: float) -> Update:

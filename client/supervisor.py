@@ -26,6 +26,7 @@ from client.site_config import load_site_config
 from client.worker_client import worker_command
 from core_training import background
 from core_training.durable import commit_file
+from core_training.errors import FedloomError
 from security.private_files import write_private_file
 
 PROCESSES = ("site", "worker", "supernode", "messenger")
@@ -36,6 +37,7 @@ _LINK_FILE = Path("run") / "link.json"
 _POLL_SECONDS = 0.2
 _BACK_OFF_SECONDS = (0.2, 1.0, 2.0, 5.0, 10.0, 20.0)
 _SETTLED_AFTER = 120.0
+_MOST_OUTPUT = 65536
 _OFFLINE_SECONDS = 5.0
 """Pause between the end of a killed SuperNode's session and the next one. The server, which looks for answers several
 times a second, learns in between that the order under way is lost; else it would wait for it until its deadline."""
@@ -104,28 +106,42 @@ class KeptProcess:
             return False
         if self._process is not None:
             _log.warning("%s ended with code %s", self._name, self._process.returncode)
-            self._failures = 1 if now > self._started + _SETTLED_AFTER else self._failures + 1
-            self._due = now + _BACK_OFF_SECONDS[min(self._failures, len(_BACK_OFF_SECONDS)) - 1]
+            if now > self._started + _SETTLED_AFTER:
+                self._failures = 0
             self._process = None
+            self._fail()
         return now >= self._due
 
     def postpone(self, seconds: float) -> None:
         """Put the next start off for so long at least."""
         self._due = max(self._due, time.monotonic() + seconds)
 
-    def start(self) -> None:
-        """Start the process; one that a killed supervisor left behind ends first."""
-        background.stop(self._lock)
-        self._output_from = self._log.stat().st_size if self._log.exists() else 0
-        self._process = background.start(self._command(), self._lock, self._log, self._environment)
+    def start(self) -> bool:
+        """Start the process; one that a killed supervisor left behind ends first.
+
+        Returns whether that worked; if not, the process is due again after a while.
+        """
+        try:
+            background.stop(self._lock)
+            self._output_from = self._log.stat().st_size if self._log.exists() else 0
+            self._process = background.start(self._command(), self._lock, self._log, self._environment)
+        except (FedloomError, OSError) as error:
+            _log.error("%s could not be started: %s", self._name, error)
+            self._fail()
+            return False
         self._started = time.monotonic()
+        return True
+
+    def _fail(self) -> None:
+        self._failures += 1
+        self._due = time.monotonic() + _BACK_OFF_SECONDS[min(self._failures, len(_BACK_OFF_SECONDS)) - 1]
 
     def output(self) -> str:
-        """What the process has said since it was started last."""
+        """What the process has said since it was started last; the newest of it, if that is much."""
         if not self._log.exists():
             return ""
         with self._log.open("rb") as log:
-            log.seek(self._output_from)
+            log.seek(max(self._output_from, self._log.stat().st_size - _MOST_OUTPUT))
             return log.read().decode(errors="replace")
 
     def stop(self) -> None:
@@ -147,6 +163,7 @@ class Supervisor:
         write_private_file(self._secret, secrets.token_bytes(32))
         self._port = 0
         self._link = Link("connecting", read_link(folder).node_id)
+        self._taken_in = False
         flower = {
             "FEDLOOM_SITE_FOLDER": str(folder),
             "FLWR_HOME": str(folder / "flower"),
@@ -183,8 +200,7 @@ class Supervisor:
             self._supernode.postpone(_OFFLINE_SECONDS)
         elif all(due) and self._end_session():
             self._supernode.postpone(_OFFLINE_SECONDS)
-        elif all(due):
-            self._supernode.start()
+        elif all(due) and self._supernode.start():
             self._messenger.start()
 
     def _end_session(self) -> bool:
@@ -196,13 +212,13 @@ class Supervisor:
         return end_session(str(self._config.server), self._folder / "ca.crt", keys / "node.key", self._link.node_id)
 
     def _note_link(self) -> None:
-        if self._supernode.alive and self._link.state == "connected":
-            return
         said = self._supernode.output()
-        node_id = re.search(r"SuperNode ID: (\d+)", said)
+        taken_in = re.search(r"SuperNode ID: (\d+)", said)
         refusal = re.search(r"Failed to initialize the connection to the SuperLink\.\n(.*)", said)
-        if self._supernode.alive and node_id is not None:
-            link = Link("connected", node_id=int(node_id[1]))
+        self._taken_in = self._supernode.alive and (self._taken_in or taken_in is not None)
+        found = max(said.rfind("SuperNode ID"), said.rfind("Connection successful"))
+        if self._taken_in and said.rfind("Connection attempt failed") <= found:
+            link = Link("connected", int(taken_in[1]) if taken_in else self._link.node_id)
         elif refusal is not None:
             link = Link("refused", self._link.node_id, refusal[1])
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from socket import socket
 
@@ -43,15 +44,22 @@ def start_worker(folder: Path) -> subprocess.Popen[bytes]:
     raise RunError(f"the worker of {folder} did not start; {worker_log(folder)} says why")
 
 
-def ask(folder: Path, order: Envelope, timeout: float = LONGEST_ORDER, patience: float = 60.0) -> Envelope:
+def ask(
+    folder: Path,
+    order: Envelope,
+    timeout: float = LONGEST_ORDER,
+    patience: float = 60.0,
+    restart: Callable[[], object] = lambda: None,
+) -> Envelope:
     """The worker's answer to an order.
 
-    Waits up to `patience` seconds for a worker to be there, at first and whenever it is lost under way. Raises
+    Waits up to `patience` seconds for a worker to be there, at first and whenever it is lost under way; `restart` is
+    called again and again meanwhile, for a caller that looks after the worker itself. Raises
     RunError when there is none, when it was lost three times over this order, and after `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     for _ in range(_ATTEMPTS):
-        with _connect(folder, patience) as connection:
+        with _connect(folder, patience, restart) as connection:
             connection.settimeout(max(deadline - time.monotonic(), _POLL_SECONDS))
             try:
                 worker_socket.send(connection, order)
@@ -78,7 +86,7 @@ def worker_log(folder: Path) -> Path:
     return folder / "logs" / "worker.log"
 
 
-def _connect(folder: Path, patience: float) -> socket:
+def _connect(folder: Path, patience: float, restart: Callable[[], object]) -> socket:
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -86,4 +94,5 @@ def _connect(folder: Path, patience: float) -> socket:
         except OSError:
             if time.monotonic() > deadline:
                 raise RunError(f"no worker answers in {folder}; {worker_log(folder)} may say why") from None
+        restart()
         time.sleep(_POLL_SECONDS)

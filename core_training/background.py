@@ -16,9 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from core_training.errors import InputError
+from core_training.errors import InputError, RunError
 
 _POLL_SECONDS = 0.05
+_A_GLANCE = 1.0
+"""Seconds that a lock is waited for at least: `owner` holds one for a moment, to see whether anybody else does."""
+
+_NAMED_WITHIN = 5.0
+"""Seconds within which the holder of a lock has written its number there."""
 
 
 def start(
@@ -62,7 +67,11 @@ def claim(lock: Path, patience: float = 0.0) -> Iterator[None]:
 
 
 def owner(lock: Path) -> int | None:
-    """The number of the process that holds `lock`; None when nobody does."""
+    """The number of the process that holds `lock`; None when nobody does.
+
+    Raises RunError when the holder does not tell its number: whoever was starting it was killed in between.
+    """
+    deadline = time.monotonic() + _NAMED_WITHIN
     while True:
         try:
             descriptor = os.open(lock, os.O_RDWR)
@@ -74,6 +83,11 @@ def owner(lock: Path) -> int | None:
         except BlockingIOError:
             if number := os.read(descriptor, 20):
                 return int(number)
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{lock} is held by a process that has not written its number there; "
+                    f"find it with `fuser {lock}`, and end it"
+                ) from None
         finally:
             os.close(descriptor)
         time.sleep(_POLL_SECONDS)
@@ -110,7 +124,7 @@ def search_path() -> str:
 def _take(lock: Path, patience: float = 0.0) -> int:
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + max(patience, _A_GLANCE)
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

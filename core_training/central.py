@@ -14,7 +14,7 @@ from core_training.errors import Interrupted
 from core_training.export import result_name
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
-from core_training.trainable import NOTHING_EVALUATED, EvalReport, Trainable
+from core_training.trainable import NOTHING_EVALUATED, EvalReport, Trainable, TrainReport
 
 KEPT_CHECKPOINTS = 2
 
@@ -29,6 +29,12 @@ class Progress:
     training_seconds: float = 0.0
     total_seconds: float = 0.0
 
+    def add(self, report: TrainReport) -> None:
+        self.loss_first = report.loss_first if self.loss_first is None else self.loss_first
+        self.loss_last = report.loss_last
+        self.tokens += report.loss_tokens
+        self.training_seconds += report.seconds
+
 
 def train(
     recipe: Recipe, engine: Trainable, folder: RunFolder, resume: bool, on_step: Callable[[int, int], None]
@@ -37,43 +43,30 @@ def train(
 
     Raises Interrupted, with everything saved, after SIGINT or SIGTERM.
     """
-    progress = Progress()
-    if resume and (last := latest_checkpoint(folder.checkpoints)) is not None:
-        progress = Progress(**engine.restore(last))
-        folder.event("resumed", step=engine.step)
-    else:
-        folder.event("started", total_steps=engine.total_steps, **asdict(engine.data_report))
-    initial = next((e["evaluation"] for e in folder.events("evaluated") if e["step"] == 0), None)
-    if initial is None and engine.step == 0:
-        initial = _evaluate(engine, folder)
-    began = time.perf_counter() - progress.total_seconds
-    interval = recipe.topology.local_steps or recipe.training.save_steps
     with _stop_on_signal(engine) as stopped:
-        while engine.step < engine.total_steps and not stopped:
+        progress = _start_or_resume(engine, folder, resume)
+        began = time.perf_counter() - progress.total_seconds
+        interval = recipe.topology.local_steps or recipe.training.save_steps
+        while engine.step < engine.total_steps:
+            _leave_if(stopped, engine, folder, progress)
             until = min(_next_multiple(engine.step, n) for n in (interval, recipe.training.save_steps))
             report = engine.train(min(until, engine.total_steps) - engine.step, on_step)
-            progress.loss_first = report.loss_first if progress.loss_first is None else progress.loss_first
-            progress.loss_last = report.loss_last
-            progress.tokens += report.loss_tokens
-            progress.training_seconds += report.seconds
+            progress.add(report)
             progress.total_seconds = time.perf_counter() - began
             folder.event("trained", step=engine.step, loss=report.loss_mean, loss_tokens=report.loss_tokens)
+            _leave_if(stopped, engine, folder, progress)
             ended = engine.step == engine.total_steps
-            if stopped or ended or engine.step % recipe.training.save_steps == 0:
+            if ended or engine.step % recipe.training.save_steps == 0:
                 _checkpoint(engine, folder, progress)
-            if not stopped and not ended and engine.step % (interval * recipe.topology.eval_every) == 0:
+            if not ended and engine.step % (interval * recipe.topology.eval_every) == 0:
                 _evaluate(engine, folder)
-    if stopped:
-        folder.event("interrupted", step=engine.step)
-        raise Interrupted(
-            f"interrupted at step {engine.step} of {engine.total_steps}, saved in {folder.path}; --resume goes on"
-        )
-    final = _evaluate(engine, folder)
-    engine.save_model(folder.path / result_name(recipe))
-    summary = _summarise(recipe, engine, progress, initial or {}, final)
-    folder.write_summary(summary)
-    folder.event("completed", step=engine.step, eval_loss=summary.eval_loss)
-    return summary
+        final = _evaluate(engine, folder)
+        _leave_if(stopped, engine, folder, progress)
+        engine.save_model(folder.path / result_name(recipe))
+        summary = _summarise(recipe, engine, progress, _initial_evaluation(folder), final)
+        folder.write_summary(summary)
+        folder.event("completed", step=engine.step, eval_loss=summary.eval_loss)
+        return summary
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -91,7 +84,7 @@ def prune_checkpoints(folder: Path, pattern: str, keep: int = KEPT_CHECKPOINTS) 
 
 def metrics_of(report: EvalReport) -> dict[str, float]:
     """The figures besides the loss that an evaluation gives."""
-    if not report.tokens:
+    if not report.tokens or not report.examples:
         return {}
     return {
         "token_accuracy": report.correct_tokens / report.tokens,
@@ -101,6 +94,32 @@ def metrics_of(report: EvalReport) -> dict[str, float]:
 
 def total(reports: dict[str, EvalReport]) -> EvalReport:
     return sum(reports.values(), start=NOTHING_EVALUATED)
+
+
+def _start_or_resume(engine: Trainable, folder: RunFolder, resume: bool) -> Progress:
+    last = latest_checkpoint(folder.checkpoints) if resume else None
+    if last is not None:
+        progress = Progress(**engine.restore(last))
+        folder.event("resumed", step=engine.step)
+        return progress
+    folder.event("started", total_steps=engine.total_steps, **asdict(engine.data_report))
+    _evaluate(engine, folder)
+    return Progress()
+
+
+def _initial_evaluation(folder: RunFolder) -> dict[str, Any]:
+    """What the sources' losses were before the first step, whenever that was."""
+    return next((event["evaluation"] for event in folder.events("evaluated") if event["step"] == 0), {})
+
+
+def _leave_if(stopped: _Stopped, engine: Trainable, folder: RunFolder, progress: Progress) -> None:
+    """Once a signal has come: save, and say so."""
+    if stopped:
+        _checkpoint(engine, folder, progress)
+        folder.event("interrupted", step=engine.step)
+        raise Interrupted(
+            f"interrupted at step {engine.step} of {engine.total_steps}, saved in {folder.path}; --resume goes on"
+        )
 
 
 def _checkpoint(engine: Trainable, folder: RunFolder, progress: Progress) -> None:

@@ -62,8 +62,12 @@ def _check_columns(recipe: Recipe) -> None:
 
 def is_held_out(values: dict[str, Any], fraction: float) -> bool:
     """Whether a record with these values belongs to the evaluation part."""
+    return int.from_bytes(_content_digest(values)[:8], "big") < fraction * 2**64
+
+
+def _content_digest(values: dict[str, Any]) -> bytes:
     content = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") < fraction * 2**64
+    return hashlib.sha256(content).digest()
 
 
 def _training_files(recipe: Recipe) -> list[Path]:
@@ -79,7 +83,8 @@ def _training_files(recipe: Recipe) -> list[Path]:
 def load_dataset(recipe: Recipe, base: BaseModel, records: Iterable[Record] | None = None) -> Dataset:
     """Read and tokenise `data.train` (or `records` in its place) and `data.eval`.
 
-    Raises InputError when there is nothing to train on, and for any record that does not fit the stage.
+    A training record that stands in `data.eval` too is left out. Raises InputError when there is nothing to train on,
+    and for any record that does not fit the stage.
     """
     if records is None:
         records = (record for path in _training_files(recipe) for record in read_records(path))
@@ -89,19 +94,24 @@ def load_dataset(recipe: Recipe, base: BaseModel, records: Iterable[Record] | No
     training: list[Example] = []
     training_sources: Counter[str] = Counter()
     evaluation: dict[str, list[Example]] = {}
+    kept_for_evaluation: set[bytes] = set()
+    if recipe.data.eval is not None:
+        for record in (record for path in data_files(recipe.data.eval) for record in read_records(path)):
+            values = stage_values(record, recipe)
+            kept_for_evaluation.add(_content_digest(values))
+            evaluation.setdefault(record.source, []).extend(_examples(record, values, recipe, base, counts))
     for record in records:
         values = stage_values(record, recipe)
-        held_out = is_held_out(values, fraction)
+        if kept_for_evaluation and _content_digest(values) in kept_for_evaluation:
+            counts.dropped += 1
+            counts.records += 1
+            continue
         examples = _examples(record, values, recipe, base, counts)
-        if held_out:
+        if is_held_out(values, fraction):
             evaluation.setdefault(record.source, []).extend(examples)
         else:
             training.extend(examples)
             training_sources[record.source] += len(examples)
-    if recipe.data.eval is not None:
-        for record in (record for path in data_files(recipe.data.eval) for record in read_records(path)):
-            found = _examples(record, stage_values(record, recipe), recipe, base, counts)
-            evaluation.setdefault(record.source, []).extend(found)
     if not training:
         raise InputError(_nothing_to_train(recipe, counts, sum(map(len, evaluation.values()))))
     stage = import_module(STAGES[recipe.stage])
@@ -151,6 +161,7 @@ def _nothing_to_train(recipe: Recipe, counts: _Counts, held_out: int) -> str:
         return (
             f"data.train: none of the {counts.records} records of {files} has a token to learn within "
             f"training.max_length ({recipe.training.max_length}); raise it"
+            + ("" if recipe.data.eval is None else ", or keep the records of data.eval out of data.train")
         )
     return (
         f"data.train: all {held_out} usable examples of {files} are held out for evaluation; "

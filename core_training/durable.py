@@ -42,6 +42,8 @@ def commit_folder(target: Path) -> Iterator[Path]:
             raise RunError(f"{target} could not be written ({error}); what was committed before is intact") from error
         raise
     finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 

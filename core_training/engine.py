@@ -157,8 +157,8 @@ class Engine:
             write_result(state, self.layout(), folder, self._base.tokenizer)
         accelerator.wait_for_everyone()
 
-    def layout(self) -> dict[str, str]:
-        return layout_files(self._base.model, self._recipe)
+    def layout(self, base_name: str | None = None) -> dict[str, str]:
+        return layout_files(self._base.model, base_name or self._recipe.model.name_or_path)
 
     def close(self) -> None:
         if self._run is not None:

@@ -22,7 +22,14 @@ class RunError(FedloomError):
 
 
 class ProtocolError(FedloomError):
-    """A message from another party is not what the protocol allows; it is refused and the run goes on without it."""
+    """A message from another party is not what the protocol allows; it is refused and the run goes on without it.
+
+    `fatal` says that asking the other party again would not help.
+    """
+
+    def __init__(self, message: str, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.fatal = fatal
 
 
 class Interrupted(FedloomError):

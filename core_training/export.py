@@ -26,12 +26,12 @@ def result_name(recipe: Recipe) -> str:
     return "model" if recipe.tuning.mode in ("full", "freeze") else "adapter"
 
 
-def layout_files(model: Any, recipe: Recipe) -> dict[str, str]:
-    """The configuration that stands beside the weights, with the recipe's name for the base model, not a local path."""
+def layout_files(model: Any, base_name: str) -> dict[str, str]:
+    """The configuration that stands beside the weights; `base_name` is what it calls the base model."""
     if not hasattr(model, "peft_config"):
         return {"config.json": model.config.to_json_string()}
     config = model.peft_config["default"].to_dict()
-    config["base_model_name_or_path"] = recipe.model.name_or_path
+    config["base_model_name_or_path"] = base_name
     config["inference_mode"] = True
     plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
     return {ADAPTER_CONFIG: json.dumps(plain, indent=2, sort_keys=True)}

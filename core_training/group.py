@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import deepspeed
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -25,8 +27,8 @@ from core_training.recipe import Recipe, parse_recipe
 from core_training.state import Manifest, TrainableState
 from core_training.trainable import DataReport, EvalReport, TrainReport
 
-# A worker's followers wait for the next order as long as it takes; torchrun ends them all when one dies.
-_WAIT = timedelta(days=365)
+_calls: dist.ProcessGroup | None = None
+"""The group over which rank 0 announces what is to be done; `join_group` makes it."""
 
 
 def lead_or_follow(recipe: Recipe) -> GroupEngine:
@@ -38,14 +40,24 @@ def lead_or_follow(recipe: Recipe) -> GroupEngine:
 
 
 def join_group() -> None:
-    """Meet the other processes (once)."""
+    """Meet the other processes (once). This process ends when the one that launched the group has gone."""
+    global _calls
     if dist.is_initialized():
         return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Before any model is loaded: ZeRO-3 asks for the group's size while it loads.
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=_WAIT, verbose=False)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    # The next call may be days away; within one, a rank that does not come is noticed by the usual timeout.
+    _calls = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+
+
+def _end_with(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)
 
 
 class GroupEngine:
@@ -56,6 +68,7 @@ class GroupEngine:
         _announce({"call": "open", "recipe": recipe.to_yaml()})
         self._engine = open_engine(recipe)
         self._used = False
+        self._out_of_step = False
 
     @property
     def manifest(self) -> Manifest:
@@ -114,7 +127,8 @@ class GroupEngine:
     def checkpoint(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         self._launch()
         _announce({"call": "checkpoint", "folder": str(folder.absolute())})
-        self._engine.checkpoint(folder.absolute(), notes)
+        with self._out_of_step_on_failure():
+            self._engine.checkpoint(folder.absolute(), notes)
 
     def restore(self, folder: Path) -> dict[str, Any]:
         self._reopen_if_used()
@@ -128,17 +142,30 @@ class GroupEngine:
     def save_model(self, folder: Path) -> None:
         self._launch()
         _announce({"call": "save_model", "folder": str(folder.absolute())})
-        self._engine.save_model(folder.absolute())
+        with self._out_of_step_on_failure():
+            self._engine.save_model(folder.absolute())
 
-    def layout(self) -> dict[str, str]:
-        return self._engine.layout()
+    def layout(self, base_name: str | None = None) -> dict[str, str]:
+        return self._engine.layout(base_name)
 
     def close(self) -> None:
-        _announce({"call": "close"})
+        if not self._out_of_step:
+            _announce({"call": "close"})
         self._engine.close()
+
+    @contextmanager
+    def _out_of_step_on_failure(self) -> Iterator[None]:
+        """Only rank 0 writes files: where that fails, the others wait for it in vain, and the group is of no use."""
+        try:
+            yield
+        except FedloomError:
+            self._out_of_step = True
+            raise
 
     def _launch(self) -> None:
         """Have every rank build its DeepSpeed engine: a collective act, so none may do it alone."""
+        if self._out_of_step:
+            raise SystemExit("the DeepSpeed group is out of step after an error; it must be started again")
         if not self._used:
             self._used = True
             _announce({"call": "launch"})
@@ -185,32 +212,28 @@ def _carry_out(engine: Engine, call: str, order: dict[str, Any]) -> None:
         getattr(engine, call)()
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-
-
 def _announce(order: dict[str, Any]) -> None:
-    data = torch.frombuffer(bytearray(json.dumps(order).encode()), dtype=torch.uint8).to(_device())
-    dist.broadcast(torch.tensor([len(data)], device=_device()), src=0)
-    dist.broadcast(data, src=0)
+    data = torch.frombuffer(bytearray(json.dumps(order).encode()), dtype=torch.uint8)
+    dist.broadcast(torch.tensor([len(data)]), src=0, group=_calls)
+    dist.broadcast(data, src=0, group=_calls)
 
 
 def _hear() -> dict[str, Any]:
-    size = torch.zeros(1, dtype=torch.long, device=_device())
-    dist.broadcast(size, src=0)
-    data = torch.empty(int(size), dtype=torch.uint8, device=_device())
-    dist.broadcast(data, src=0)
-    document = json.loads(data.cpu().numpy().tobytes())
+    size = torch.zeros(1, dtype=torch.long)
+    dist.broadcast(size, src=0, group=_calls)
+    data = torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(data, src=0, group=_calls)
+    document = json.loads(data.numpy().tobytes())
     if not isinstance(document, dict):
         raise RunError("rank 0 announced something that is no call")
     return document
 
 
 def _broadcast_state(state: TrainableState) -> None:
-    dist.broadcast(torch.from_numpy(state.buffer.copy()).to(_device()), src=0)
+    dist.broadcast(torch.from_numpy(state.buffer.copy()), src=0, group=_calls)
 
 
 def _receive_state(manifest: Manifest) -> TrainableState:
-    values = torch.empty(manifest.size, dtype=torch.float32, device=_device())
-    dist.broadcast(values, src=0)
-    return TrainableState(manifest, values.cpu().numpy().astype(np.float32, copy=False))
+    values = torch.empty(manifest.size, dtype=torch.float32)
+    dist.broadcast(values, src=0, group=_calls)
+    return TrainableState(manifest, values.numpy())

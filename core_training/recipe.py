@@ -286,9 +286,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(
-        r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)$"
-    ),
+    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)$"),
     list("-+0123456789."),
 )
 
@@ -336,7 +334,7 @@ def _explain(key: str, errors: list[Any]) -> str:
     A key that may have several types has an error for each of them.
     """
     error = errors[0]
-    *section, name = key.split(".")
+    *section, name = [str(part) for part in error["loc"]] or [""]
     if error["type"] == "extra_forbidden":
         known = _keys_of(section)
         close = difflib.get_close_matches(name, known, n=1)

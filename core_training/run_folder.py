@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from core_training import background
 from core_training.durable import commit_file
 from core_training.errors import InputError, RunError
 from core_training.recipe import Recipe, load_recipe
@@ -60,7 +63,16 @@ class RunFolder:
     """A run's folder, made when first written to."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path if path.name not in ("", "..") else path.resolve()
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name, in the letters that a run id may have."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.name).lstrip("._-")[:100] or "run"
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Keep other processes from working on this run meanwhile. Raises InputError when one does already."""
+        return background.claim(self.path.with_name(f".{self.path.name}.lock"))
 
     @property
     def checkpoints(self) -> Path:
@@ -114,9 +126,13 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # One write of one line to a file opened for appending stays whole beside other writers.
-            descriptor = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path / "events.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(descriptor, (line + "\n").encode())
+                size = os.fstat(descriptor).st_size
+                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a kill or a full disk cut it short
+                data = ("\n" * torn + line + "\n").encode()
+                if os.write(descriptor, data) < len(data):
+                    raise OSError("the disk is full")
             finally:
                 os.close(descriptor)
         except OSError as error:

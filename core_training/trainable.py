@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import ConfigDict
+from pydantic import Field
 
 from core_training.state import Manifest, TrainableState
 
-_FINITE = ConfigDict(allow_inf_nan=False)
-"""Where a report arrives in a message, its figures must be numbers."""
+# Bounds that hold for any honest site; a report that arrives in a message is checked against them.
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,12 @@ class TrainReport:
     entered the loss; it is the weight of the resulting update.
     """
 
-    __pydantic_config__ = _FINITE
-
-    steps: int
-    loss_first: float
-    loss_last: float
-    loss_mean: float
-    loss_tokens: int
-    seconds: float
+    steps: Count
+    loss_first: Number
+    loss_last: Number
+    loss_mean: Number
+    loss_tokens: Count
+    seconds: Seconds
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,11 @@ class EvalReport:
     `exact_matches` of `examples` would be reproduced word for word by greedy decoding.
     """
 
-    __pydantic_config__ = _FINITE
-
-    loss_sum: float
-    tokens: int
-    correct_tokens: int
-    exact_matches: int
-    examples: int
+    loss_sum: Number
+    tokens: Count
+    correct_tokens: Count
+    exact_matches: Count
+    examples: Count
 
     @property
     def loss(self) -> float | None:
@@ -70,10 +68,10 @@ NOTHING_EVALUATED = EvalReport(0.0, 0, 0, 0, 0)
 class DataReport:
     """What became of the records: how many train and evaluate, how many were cut or had nothing to learn from."""
 
-    train_examples: int
-    eval_examples: int
-    truncated: int
-    dropped: int
+    train_examples: Count
+    eval_examples: Count
+    truncated: Count
+    dropped: Count
 
 
 class Trainable(Protocol):
@@ -145,8 +143,11 @@ class Trainable(Protocol):
         """Write the result in the layout that PEFT or transformers loads."""
         ...
 
-    def layout(self) -> dict[str, str]:
-        """The small text files (name: content) that `save_model` puts beside the weights."""
+    def layout(self, base_name: str | None = None) -> dict[str, str]:
+        """The small text files (name: content) that `save_model` puts beside the weights.
+
+        `base_name` is what they call the base model, in place of where it lies on this machine.
+        """
         ...
 
     def close(self) -> None: ...

@@ -1,0 +1,31 @@
+"""fedloom from Python: `from fedloom import Recipe, train, simulate`. Importing it loads nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core_training import __version__
+from core_training.recipe import Recipe, load_recipe
+from core_training.run_folder import RunFolder, Summary
+
+__all__ = ["Recipe", "Summary", "__version__", "load_recipe", "simulate", "train"]
+
+
+def train(recipe: Recipe, resume: bool = False) -> Summary:
+    """Train on this machine, in this process, into the recipe's output folder; see `fedloom train`."""
+    from core_training.central import train as train_centrally
+    from core_training.launch import opened_engine
+
+    folder = RunFolder(Path(recipe.output))
+    with folder.claimed(), opened_engine(recipe) as engine:
+        folder.prepare(recipe, resume)
+        return train_centrally(recipe, engine, folder, resume, lambda *_: None)
+
+
+def simulate(recipe: Recipe, resume: bool = False) -> Summary:
+    """Run the recipe's sites on this machine, into the recipe's output folder; see `fedloom simulate`."""
+    import simulations
+
+    folder = RunFolder(Path(recipe.output))
+    with folder.claimed():
+        return simulations.simulate(recipe, folder, resume, lambda *_: None)

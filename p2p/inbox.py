@@ -11,10 +11,8 @@ from core_training.errors import ProtocolError
 from core_training.recipe import Recipe
 from core_training.state import Manifest, TrainableState
 from p2p.messages import UpdateHeader
+from strategies.fedavg import most_loss_tokens
 from strategies.mixing import Contribution
-
-_MOST_PROCESSES = 1024
-"""Most processes that a site is thought to train on; bounds the loss tokens that an epoch can have."""
 
 
 class Inbox:
@@ -23,7 +21,7 @@ class Inbox:
     def __init__(self, run_id: str, manifest: Manifest, recipe: Recipe) -> None:
         self._run_id = run_id
         self._manifest = manifest
-        self._most_tokens = _most_tokens(recipe)
+        self._most_tokens = most_loss_tokens(recipe, recipe.topology.local_steps or 1)
         self._updates: dict[int, dict[str, Contribution]] = {}
         self._refused: set[tuple[int, str]] = set()
 
@@ -67,9 +65,3 @@ class Inbox:
         """Drop all that belongs to this and earlier epochs."""
         self._updates = {one: updates for one, updates in self._updates.items() if one > epoch}
         self._refused = {(one, sender) for one, sender in self._refused if one > epoch}
-
-
-def _most_tokens(recipe: Recipe) -> int:
-    training = recipe.training
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * _MOST_PROCESSES
-    return rows * training.max_length * (recipe.topology.local_steps or 1)

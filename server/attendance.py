@@ -5,6 +5,7 @@ Knows nothing of rounds or of arithmetic on states.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,13 @@ from strategies.exchange import JoinOrder, JoinReply
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
+_ASKED_AGAIN_AFTER = 5.0
+_ASKED_AGAIN_AT_MOST = 60.0
+"""Seconds before a site that could not join is asked again; they double each time, up to this."""
+
+_NEWCOMER_WAIT = 5.0
+"""Seconds that sites which are ready wait for newcomers. Who needs longer has joined when it is asked the next time."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -30,6 +38,14 @@ class Terms:
     manifest: Manifest
     initial_digest: str
     recipe_digest: str
+
+
+@dataclass(frozen=True)
+class _Pause:
+    """When a site that could not join is asked again."""
+
+    seconds: float
+    until: float
 
 
 class Attendance:
@@ -54,6 +70,7 @@ class Attendance:
         self._terms: Terms | None = None
         self._joined: dict[int, str] = {}
         self._turned_away: set[int] = set()
+        self._pauses: dict[int, _Pause] = {}
         self.layout: dict[str, str] = {}
         """The small files that stand beside the weights of a result, as the sites describe them."""
 
@@ -72,9 +89,13 @@ class Attendance:
         announced = False
         while True:
             connected = set(self._grid.get_node_ids())
-            self._turned_away &= connected  # whoever reconnects is asked again
+            # Whoever reconnects is asked again.
+            self._turned_away &= connected
+            self._pauses = {node: pause for node, pause in self._pauses.items() if node in connected}
             if newcomers := self._newcomers(connected, progress.round):
-                self._let_join(newcomers, progress, state)
+                ready = self._terms is not None and len(connected & self._joined.keys()) >= minimum
+                self._let_join(newcomers, progress, state, _NEWCOMER_WAIT if ready else math.inf)
+                self._put_off(newcomers.keys() - self._joined.keys(), newcomers)
             present = {
                 node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected
             }
@@ -101,21 +122,37 @@ class Attendance:
                 round=round_number,
                 reason="the node is none of the admitted sites",
             )
-        settled = self._joined.keys() | self._turned_away
+        now = time.monotonic()
+        pausing = {node for node, pause in self._pauses.items() if now < pause.until}
+        settled = self._joined.keys() | self._turned_away | pausing
         return {node: known[node] for node in sorted((connected & known.keys()) - settled)}
 
-    def _let_join(self, newcomers: dict[int, str], progress: Progress, state: TrainableState | None) -> None:
+    def _put_off(self, nodes: set[int], names: dict[int, str]) -> None:
+        """Ask sites that did not join again later, but those no more for which it would not help.
+
+        A simulation asks once: nothing changes there.
+        """
+        for node in nodes:
+            if names[node] in self._exchange.hopeless or self._patience == 0:
+                self._turned_away.add(node)
+            else:
+                earlier = self._pauses.get(node)
+                seconds = min(2 * earlier.seconds, _ASKED_AGAIN_AT_MOST) if earlier else _ASKED_AGAIN_AFTER
+                self._pauses[node] = _Pause(seconds, time.monotonic() + seconds)
+
+    def _let_join(
+        self, newcomers: dict[int, str], progress: Progress, state: TrainableState | None, patience: float
+    ) -> None:
         """Invite sites. The terms are the committed state's where there is one, else those of most that answer."""
-        order = JoinOrder(run_id=self._folder.path.name, version=__version__, recipe=self._recipe.to_yaml())
+        order = JoinOrder(run_id=self._folder.run_id, version=__version__, recipe=self._recipe.to_yaml())
         nodes = {site: node for node, site in newcomers.items()}
-        self._turned_away |= newcomers.keys()
         offers: dict[str, tuple[JoinReply, Terms]] = {}
-        for site, reply in self._exchange.ask(order, newcomers, JoinReply, progress.round):
+        for site, reply in self._exchange.ask(order, newcomers, JoinReply, progress.round, patience):
             with self._exchange.quarantine(site, progress.round):
                 if reply.run_id != order.run_id:
                     raise ProtocolError(f"the reply belongs to run {reply.run_id}")
                 if reply.version != __version__:
-                    raise ProtocolError(f"the site runs fedloom {reply.version}, this server {__version__}")
+                    raise ProtocolError(f"the site runs fedloom {reply.version}, this server {__version__}", fatal=True)
                 offers[site] = (reply, Terms(reply.parsed_manifest, reply.initial_digest, reply.recipe_digest))
         if self._terms is None:
             votes = [t for _, (_, t) in sorted(offers.items()) if state is None or t.manifest == state.manifest]
@@ -123,10 +160,10 @@ class Attendance:
         for site, (reply, terms) in sorted(offers.items()):
             with self._exchange.quarantine(site, progress.round):
                 if self._terms is None or terms != self._terms:
-                    raise ProtocolError(_difference(terms, self._terms))
+                    raise ProtocolError(_difference(terms, self._terms), fatal=True)
                 self.layout = self.layout or dict(reply.layout)
                 self._joined[nodes[site]] = site
-                self._turned_away.discard(nodes[site])
+                self._pauses.pop(nodes[site], None)
                 data = reply.data
                 progress.sites.setdefault(site, SiteSummary(data.train_examples, data.eval_examples, rounds=0))
                 self._folder.event("joined", site=site, train_examples=data.train_examples)

@@ -12,6 +12,7 @@ import ssl
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from subprocess import Popen
@@ -35,7 +36,7 @@ from security.certificates import (
 )
 from security.private_files import make_private_folder
 from server.federation import FEDERATION_FILE, FEDERATION_FOLDER, Address, Federation, Site, open_federation
-from server.run_progress import is_finished
+from server.run_progress import RunProgress, is_finished, read_progress
 
 STARTS_WITHIN = 60.0
 _TASK_POLL_SECONDS = "0.1"
@@ -129,9 +130,25 @@ def site_states(federation: Federation) -> dict[str, str] | None:
     return {site.name: states.get(site.node_id or 0, "unknown") for site in federation.sites()}
 
 
+def is_worked_on(federation: Federation, run_id: str) -> bool:
+    """Whether there is a process that carries out the run."""
+    return background.owner(federation.run_lock(run_id)) is not None
+
+
+def run_states(federation: Federation) -> list[RunProgress]:
+    """How each run stands; the note of one that stands still for want of a process says so."""
+    runs = [read_progress(federation.runs / run_id) for run_id in federation.run_ids()]
+    return [run if run.finished or is_worked_on(federation, run.run_id) else _left_alone(run) for run in runs]
+
+
+def _left_alone(run: RunProgress) -> RunProgress:
+    said = [run.note] if run.note else []
+    return replace(run, note="; ".join([*said, "nobody works on it: `fedloom server start` goes on with it"]))
+
+
 def _resume_runs(federation: Federation) -> list[str]:
     idle = [run_id for run_id in federation.run_ids() if not is_finished(federation.runs / run_id)]
-    idle = [run_id for run_id in idle if background.owner(federation.run_lock(run_id)) is None]
+    idle = [run_id for run_id in idle if not is_worked_on(federation, run_id)]
     if not idle:
         return []
     from server.control import control

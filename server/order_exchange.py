@@ -5,6 +5,7 @@ A reply is matched to its site by the id of the message it answers: Flower may r
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,16 +34,25 @@ class OrderExchange:
         self._deadline_seconds = deadline_seconds
         self.bytes_down = 0
         """Payload bytes sent so far."""
+        self.hopeless: set[str] = set()
+        """The sites whose newest fault was a fatal one: to ask them the same again would not help."""
 
     def ask(
-        self, order: Message, to: Mapping[int, str], reply: type[Reply], round_number: int
+        self,
+        order: Message,
+        to: Mapping[int, str],
+        reply: type[Reply],
+        round_number: int,
+        patience: float = math.inf,
     ) -> Iterator[tuple[str, Reply]]:
         """Send `order` to nodes (id: site) and yield (site, reply) as replies arrive, until all have or the deadline.
 
+        `patience` is an earlier end of the waiting, in seconds.
         A reply that is malformed, of another kind or an error is quarantined; a missing one is an event `late`.
         """
+        self.hopeless.difference_update(to.values())
         envelope = order.envelope()
-        deadline = time.monotonic() + self._deadline_seconds
+        deadline = time.monotonic() + min(self._deadline_seconds, patience)
         messages = [to_message(envelope, node, ttl=self._deadline_seconds) for node in to]
         waiting = dict(zip(self._grid.push_messages(messages), to.values(), strict=True))
         self.bytes_down += len(envelope.payload) * len(to)
@@ -71,4 +81,6 @@ class OrderExchange:
         try:
             yield
         except ProtocolError as error:
+            if error.fatal:
+                self.hopeless.add(site)
             self._folder.event("quarantined", site=site, round=round_number, reason=str(error))

@@ -91,7 +91,9 @@ class Progress:
                 self.sites[site].eval_loss_initial = report.loss
         if first:
             self.eval_loss_initial = loss
-        if loss is not None and (self.best_eval_loss is None or loss < self.best_eval_loss):
+        if loss is None:
+            return None
+        if self.best_eval_loss is None or loss < self.best_eval_loss:
             self.best_eval_loss = loss
             self.evaluations_without_gain = 0
         else:

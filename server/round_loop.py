@@ -11,24 +11,29 @@ import time
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from core_training.errors import ProtocolError, RunError
 from core_training.export import result_name, write_result
 from core_training.recipe import Recipe, load_recipe
 from core_training.run_folder import RunFolder, Summary
 from core_training.state import TrainableState
+from core_training.trainable import EvalReport
 from server.attendance import Attendance
 from server.order_exchange import OrderExchange
 from server.progress import Progress
 from server.run_store import RunStore
 from strategies import AGGREGATION_RULES
 from strategies.exchange import EvaluateOrder, EvaluateReply, TrainOrder, Update
+from strategies.fedavg import most_loss_tokens
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 ATTEMPTS_PER_ROUND = 3
+
+_Kept = TypeVar("_Kept")
+_Rest = TypeVar("_Rest")
 
 
 def run_federation(
@@ -91,13 +96,13 @@ class _RoundLoop:
         return self._finish(began)
 
     def _round(self, number: int) -> tuple[dict[str, Update], TrainableState, float]:
-        """One round, tried again while too few sites answer: the updates without their states, and the aggregate."""
-        for attempt in range(1, ATTEMPTS_PER_ROUND + 1):
-            present = self._attendance.gather(self._progress, self._state)
+        """One round: the updates without their states, the aggregate, and the seconds of the attempt that counted."""
+
+        def attempt(present: dict[int, str]) -> tuple[dict[str, Update], tuple[Any, float]]:
             manifest = self._attendance.terms.manifest
             aggregator = _load(AGGREGATION_RULES[self._recipe.aggregation.rule])(manifest)
             order = TrainOrder(
-                run_id=self._folder.path.name,
+                run_id=self._folder.run_id,
                 round=number,
                 steps=self._topology.local_steps or 0,
                 evaluate=(number - 1) % self._topology.eval_every == 0,
@@ -112,42 +117,70 @@ class _RoundLoop:
                     aggregator.add(TrainableState.from_bytes(update.payload, manifest), update.weight)
                     self._progress.bytes_up += len(update.payload)
                     accepted[site] = update.model_copy(update={"payload": b""})
+            return accepted, (aggregator, began)
+
+        updates, (aggregator, began) = self._until_enough(f"round {number}", number, attempt)
+        state = aggregator.result()
+        return updates, state, time.perf_counter() - began
+
+    def _until_enough(
+        self, what: str, number: int, attempt: Callable[[dict[int, str]], tuple[dict[str, _Kept], _Rest]]
+    ) -> tuple[dict[str, _Kept], _Rest]:
+        """What the present sites answer to `attempt` (and the rest it makes); tried again while too few do.
+
+        Raises RunError when they are too few each time.
+        """
+        for count in range(1, ATTEMPTS_PER_ROUND + 1):
+            accepted, rest = attempt(self._attendance.gather(self._progress, self._state))
             if len(accepted) >= self._minimum:
-                return accepted, aggregator.result(), time.perf_counter() - began
-            self._folder.event("void", round=number, attempt=attempt, sites=sorted(accepted))
+                return accepted, rest
+            self._folder.event("void", round=number, attempt=count, sites=sorted(accepted))
         raise RunError(
-            f"round {number}: fewer than {self._minimum} sites answered in {ATTEMPTS_PER_ROUND} attempts; "
+            f"{what}: fewer than {self._minimum} sites answered in {ATTEMPTS_PER_ROUND} attempts; "
             f"round {self._progress.round} is committed, and the run can go on from it"
         )
 
     def _finish(self, began: float) -> Summary:
         """Have the result evaluated and kept by every site, and write the run folder's last files."""
-        present = self._attendance.gather(self._progress, self._state)
-        assert self._state is not None, "a recipe has at least one round"
-        order = EvaluateOrder(
-            run_id=self._folder.path.name,
-            round=self._progress.round,
-            final=True,
-            manifest_digest=self._attendance.terms.manifest.digest,
-            payload=self._state.to_bytes(),
-        )
-        replies = self._exchange.ask(order, present, EvaluateReply, self._progress.round)
-        final = {site: reply.evaluation for site, reply in replies}
+        state, number = self._state, self._progress.round
+        assert state is not None, "a recipe has at least one round"
+
+        def attempt(present: dict[int, str]) -> tuple[dict[str, EvalReport], None]:
+            order = EvaluateOrder(
+                run_id=self._folder.run_id,
+                round=number,
+                final=True,
+                manifest_digest=self._attendance.terms.manifest.digest,
+                payload=state.to_bytes(),
+            )
+            accepted: dict[str, EvalReport] = {}
+            for site, reply in self._exchange.ask(order, present, EvaluateReply, number):
+                with self._exchange.quarantine(site, number):
+                    _check_belongs(reply, order)
+                    accepted[site] = reply.evaluation
+            return accepted, None
+
+        final, _ = self._until_enough("the final evaluation", number, attempt)
         self._progress.note_evaluations(final)
+        for site in self._progress.sites.keys() - final.keys():
+            self._progress.sites[site].eval_loss = None  # the loss it has is of an earlier state
         self._note_time_and_bytes(began)
-        write_result(self._state, self._attendance.layout, self._folder.path / result_name(self._recipe))
-        summary = self._progress.summary(self._recipe, self._state, final)
+        write_result(state, self._attendance.layout, self._folder.path / result_name(self._recipe))
+        summary = self._progress.summary(self._recipe, state, final)
         self._folder.write_summary(summary)
-        self._folder.event("completed", round=self._progress.round, eval_loss=summary.eval_loss)
+        self._folder.event("completed", round=number, eval_loss=summary.eval_loss)
         return summary
 
     def _check(self, update: Update, order: TrainOrder) -> None:
-        if update.run_id != order.run_id:
-            raise ProtocolError(f"the update belongs to run {update.run_id}")
-        if update.round != order.round:
-            raise ProtocolError(f"the update is of round {update.round}")
+        _check_belongs(update, order)
         if update.manifest_digest != order.manifest_digest:
             raise ProtocolError("the update has another manifest than the run")
+        if update.weight != update.train.loss_tokens:
+            raise ProtocolError(
+                f"weight {update.weight} is not the {update.train.loss_tokens} loss tokens of its report"
+            )
+        if update.weight > (most := most_loss_tokens(self._recipe, order.steps)):
+            raise ProtocolError(f"weight {update.weight} is more than {order.steps} steps can have, {most} loss tokens")
 
     def _should_stop_early(self) -> bool:
         patience = self._topology.early_stopping_patience
@@ -160,6 +193,13 @@ class _RoundLoop:
         self._progress.seconds_total = time.perf_counter() - began
         self._progress.bytes_down += self._exchange.bytes_down
         self._exchange.bytes_down = 0
+
+
+def _check_belongs(reply: Update | EvaluateReply, order: TrainOrder | EvaluateOrder) -> None:
+    if reply.run_id != order.run_id:
+        raise ProtocolError(f"the reply belongs to run {reply.run_id}")
+    if reply.round != order.round:
+        raise ProtocolError(f"the reply is of round {reply.round}")
 
 
 def _load(path: str) -> Any:

@@ -12,6 +12,11 @@ from core_training.recipe import load_recipe
 from core_training.run_folder import RunFolder
 
 _POLL_SECONDS = 0.5
+_STARTS_WITHIN = 60.0
+"""Seconds within which somebody works on a run that was submitted."""
+
+_REPLACED_WITHIN = 15.0
+"""Seconds within which somebody else works on a run when whoever did has ended."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +76,27 @@ def is_finished(folder: Path) -> bool:
     return RunFolder(folder).summary() is not None
 
 
-def follow(folder: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Report each event of a run as it happens, until the run is finished or has failed; returns its summary.
+def follow(
+    folder: Path, on_event: Callable[[dict[str, Any]], None], is_worked_on: Callable[[], bool] = lambda: True
+) -> dict[str, Any]:
+    """Report each event of a run as it happens, until the run is finished or stands still; returns its summary.
 
-    The summary is empty when the run has failed.
+    The summary is empty when the run has failed, or when for a while nobody has worked on it.
     """
     run = RunFolder(folder)
     seen = 0
+    deadline = time.monotonic() + _STARTS_WITHIN
     while True:
+        if is_worked_on():  # asked first: whoever ends has written the summary before
+            deadline = time.monotonic() + _REPLACED_WITHIN
+        abandoned = time.monotonic() > deadline
         summary = run.summary()
         events = list(run.events())
         for event in events[seen:]:
             on_event(event)
         failed = any(event["event"] == "failed" for event in events[seen:])
         seen = len(events)
-        if summary is not None or failed:
+        if summary is not None or failed or abandoned:
             return summary or {}
         time.sleep(_POLL_SECONDS)
 

@@ -28,6 +28,7 @@ def _simulate_gossip(
 ) -> Summary:
     import shutil
 
+    from core_training.durable import commit_folder
     from core_training.export import result_name
     from simulations.gossip import RUN_ID, simulate_gossip
     from simulations.sites import SitePool
@@ -40,5 +41,6 @@ def _simulate_gossip(
         pool.close()
     if recipe.aggregation.mixing == "group":  # all nodes end with one state, so any node's result is the run's
         result = result_name(recipe)
-        shutil.copytree(folder.path / "sites" / pool.names[0] / RUN_ID / result, folder.path / result)
+        with commit_folder(folder.path / result) as scratch:
+            shutil.copytree(folder.path / "sites" / pool.names[0] / RUN_ID / result, scratch, dirs_exist_ok=True)
     return summary

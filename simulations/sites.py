@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,11 +15,23 @@ from core_training.recipe import Recipe
 from core_training.records import data_files, read_records, source_name
 from core_training.trainable import Trainable
 from simulations.partition import Partition, divide
-from strategies.exchange import Envelope
+from strategies.exchange import SITE_NAME, Envelope
 
 
 def simulated_sites(recipe: Recipe) -> Partition:
-    """Each site's name and records. Raises InputError when the recipe describes no sites."""
+    """Each site's name and records. Raises InputError when the recipe describes no sites, or not well."""
+    sites = _sites(recipe)
+    for name in sites:
+        if not re.match(SITE_NAME, name):
+            raise InputError(
+                f"simulation.sites: '{name}': a site's name is letters, digits, '.', '_', '-'; name it otherwise"
+            )
+    if recipe.topology.minimum_sites > len(sites):
+        raise InputError(f"topology.minimum_sites: {recipe.topology.minimum_sites} is more than the {len(sites)} sites")
+    return sites
+
+
+def _sites(recipe: Recipe) -> Partition:
     given = recipe.simulation.sites
     if given is not None:
         named = given.items() if isinstance(given, dict) else [(source_name(path), path) for path in data_files(given)]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core_training.errors import ProtocolError
 from core_training.state import Manifest
-from core_training.trainable import DataReport, EvalReport, TrainReport
+from core_training.trainable import DataReport, EvalReport, Number, Seconds, TrainReport
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
+RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+RunId = Annotated[str, Field(pattern=RUN_ID)]
 LayoutFile = Annotated[str, Field(pattern=r"^(adapter_config|config)\.json$")]
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
@@ -46,7 +47,7 @@ class Message(BaseModel):
         """Check an envelope. Raises ProtocolError for another kind, and names the field that is wrong."""
         if envelope.kind == Refusal.kind and cls is not Refusal:
             refusal = Refusal.open(envelope)
-            raise ProtocolError(refusal.reason)
+            raise ProtocolError(refusal.reason, refusal.fatal)
         if envelope.kind != cls.kind:
             raise ProtocolError(f"a '{envelope.kind}' message came where '{cls.kind}' was expected")
         try:
@@ -108,12 +109,12 @@ class Update(Message):
     run_id: RunId
     round: Annotated[int, Field(ge=1)]
     manifest_digest: Digest
-    weight: float
+    weight: Number
     train: TrainReport
     evaluation: EvalReport | None
-    resident_seconds: Annotated[float, Field(ge=0)]
+    resident_seconds: Seconds
     """Seconds from the order's arrival at the worker to the first step of training."""
-    seconds: Annotated[float, Field(ge=0)]
+    seconds: Seconds
     """Seconds from the order's arrival at the worker to this answer."""
 
 
@@ -142,6 +143,3 @@ class Refusal(Message):
     kind: ClassVar[str] = "refused"
     reason: Annotated[str, Field(max_length=2000)]
     fatal: bool = False
-
-
-Order = Literal["join", "train", "evaluate"]

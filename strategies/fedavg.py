@@ -6,13 +6,23 @@ float64: for one site the result is its state bit for bit, and the order of arri
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from core_training.errors import ProtocolError
+from core_training.recipe import Recipe
 from core_training.state import Manifest, TrainableState
 
-MAX_WEIGHT = 1e12
-"""More loss tokens than any site trains on in a round: a larger weight is a mistake or an attempt to own the model."""
+MOST_PROCESSES = 64
+"""The largest DeepSpeed group that a site is taken to have."""
+
+
+def most_loss_tokens(recipe: Recipe, steps: int) -> int:
+    """The most loss tokens that `steps` optimizer steps can have: a larger weight is an attempt to own the model."""
+    training = recipe.training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * MOST_PROCESSES
+    return rows * training.max_length * steps
 
 
 class FedAvg:
@@ -28,8 +38,8 @@ class FedAvg:
         """Add one update. Raises ProtocolError, changing nothing, for what must not enter a mean."""
         if state.manifest.digest != self._manifest.digest:
             raise ProtocolError("the state has another manifest than the run")
-        if not 0 < weight <= MAX_WEIGHT:
-            raise ProtocolError(f"weight {weight} is not between 0 and {MAX_WEIGHT:.0e}")
+        if not (math.isfinite(weight) and weight > 0):
+            raise ProtocolError(f"weight {weight} is not a positive number")
         if not state.is_finite():
             raise ProtocolError("the state holds NaN or infinite values")
         # Cut in pieces, so that the float64 product never doubles the memory of the sum.

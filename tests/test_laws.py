@@ -1,4 +1,4 @@
-"""The laws that hold the topologies together (docs/decisions/0001): one engine, whoever drives it."""
+"""The laws that hold the topologies together (docs/decisions/001): one engine, whoever drives it."""
 
 from __future__ import annotations
 

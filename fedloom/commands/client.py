@@ -106,7 +106,8 @@ def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
     from core_training.run_folder import RunFolder
 
     runs = sorted((folder / "runs").glob("*/events.jsonl"))
-    return {path.parent.name: list(RunFolder(path.parent).events())[-1] for path in runs}
+    events = {path.parent.name: list(RunFolder(path.parent).events()) for path in runs}
+    return {run: of_run[-1] for run, of_run in events.items() if of_run}
 
 
 def _print(document: dict[str, Any], as_json: bool, text: str) -> None:

@@ -129,13 +129,12 @@ def submit(
 @app.command()
 def status(folder: Folder = Path("federation"), json: Json = False) -> None:
     """Show the sites and the runs: round, losses, what stands in the way."""
-    from server.deployment import site_states
+    from server.deployment import run_states, site_states
     from server.federation import open_federation
-    from server.run_progress import read_progress
 
     federation = open_federation(folder)
     states = site_states(federation)
-    runs = [read_progress(federation.runs / run_id) for run_id in federation.run_ids()]
+    runs = run_states(federation)
     if json:
         running = states is not None
         _print({"running": running, "sites": states or {}, "runs": [asdict(run) for run in runs]}, True, "")
@@ -157,7 +156,7 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
     for run in runs:
         present = {name: site for name, site in run.sites.items() if site.round == run.round}
         newest = ", ".join(f"{name} {_figure(site.loss)}" for name, site in present.items())
-        note = "finished" if run.finished else run.note or ""
+        note = "finished" if run.finished else _plain(run.note or "")
         table.add_row(run.run_id, f"{run.round}/{run.rounds}", _figure(run.loss), _figure(run.eval_loss), newest, note)
     console.print(table)
 
@@ -165,6 +164,7 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
 def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> None:
     from core_training.errors import RunError
     from fedloom.console import show_summary, stderr, ticking
+    from server.deployment import is_worked_on
     from server.run_progress import follow, note_of, read_progress
 
     folder = federation.run_folder(run_id)
@@ -175,14 +175,21 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
             if event["event"] == "round":
                 ticker.advance(event["round"], rounds, f"loss {_figure(event['loss'])}, {len(event['sites'])} sites")
             elif (note := note_of(event)) is not None and not quiet:
-                stderr.print(note, soft_wrap=True)
+                stderr.print(_plain(note), soft_wrap=True)
 
-        summary = follow(folder, report)
+        summary = follow(folder, report, lambda: is_worked_on(federation, run_id))
     if not summary:
         raise RunError(
-            f"run {run_id} stands still; `fedloom server start --folder {federation.folder}` goes on with it"
+            f"run {run_id} stands still, nobody works on it; `fedloom server start --folder {federation.folder}` goes on with it"
         )
     show_summary(summary, str(folder), as_json, quiet)
+
+
+def _plain(text: str) -> str:
+    """What a site wrote, without control characters, for rich to print as it stands."""
+    from rich.markup import escape
+
+    return escape("".join(letter if letter.isprintable() else " " for letter in text))
 
 
 def _figure(value: float | None) -> str:

@@ -31,6 +31,10 @@ def simulate(
     loaded = load_recipe(recipe, overrides)
     if loaded.topology.kind == "central":
         raise InputError("topology.kind: a simulation is 'federated' or 'gossip'; `fedloom train` runs 'central'")
+    if loaded.topology.kind == "gossip" and loaded.simulation.engine == "ray":
+        raise InputError("simulation.engine: 'ray' runs federated simulations; gossip needs 'inprocess'")
+    if loaded.deepspeed.processes > 1:
+        raise InputError("deepspeed.processes: the sites of a simulation train in turn in one process; set it to 1")
     folder = RunFolder(out or Path(loaded.output))
     if resume and (done := folder.completed(loaded)) is not None:
         show_summary(done, str(folder.path), json, quiet)
@@ -38,7 +42,7 @@ def simulate(
     from simulations import simulate as run_simulation
 
     rounds = loaded.topology.rounds or 0
-    with results_only_on_stdout(), ticking(loaded.topology.kind, "round", quiet or json) as ticker:
+    with results_only_on_stdout(), folder.claimed(), ticking(loaded.topology.kind, "round", quiet or json) as ticker:
 
         def on_round(number: int, loss: float | None) -> None:
             ticker.advance(number, rounds, f"loss {loss:.4f}" if loss is not None else "")

@@ -1,14 +1,16 @@
 """Background processes and their locks: who runs is known, whatever is killed."""
 
+import fcntl
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
 
 from core_training import background
-from core_training.errors import InputError
+from core_training.errors import InputError, RunError
 
 SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
 STUBBORN = [
@@ -88,3 +90,22 @@ def test_a_claim_holds_while_its_block_runs(tmp_path):
         with pytest.raises(InputError), background.claim(lock, patience=0.1):
             pass
     assert background.owner(lock) is None
+
+
+def test_whoever_looks_at_a_lock_does_not_keep_others_from_taking_it(tmp_path):
+    lock = tmp_path / "it.lock"
+    lock.touch()
+    with open(lock) as glance:
+        fcntl.flock(glance, fcntl.LOCK_SH)
+        threading.Timer(0.3, fcntl.flock, [glance, fcntl.LOCK_UN]).start()
+        with background.claim(lock):
+            assert background.owner(lock) == os.getpid()
+
+
+def test_a_holder_that_never_tells_its_number_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "_NAMED_WITHIN", 0.2)
+    lock = tmp_path / "it.lock"
+    with open(lock, "w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match=r"it\.lock is held by a process that has not written its number"):
+            background.owner(lock)

@@ -163,16 +163,6 @@ def test_packing_uses_every_example_once_and_never_overfills() -> None:
     assert all(sum(len(examples[i].input_ids) for i in row) <= 64 for row in rows)
 
 
-def test_all_padding_batch_gives_a_zero_loss_with_gradients(make_recipe: MakeRecipe) -> None:
-    base = BaseModel(make_recipe())
-    batch = Collator(0)([{"input_ids": [5, 6, 7], "labels": [-100] * 3, "position_ids": [0, 1, 2]}])
-    logits, labels = labelled_logits(base.model, batch)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-    loss.backward()
-    assert float(loss) == 0.0
-    assert all(torch.isfinite(p.grad).all() for p in base.model.parameters() if p.grad is not None)
-
-
 @pytest.mark.parametrize("sites", [1, 2, 3])
 def test_no_held_out_record_is_trained_on_at_any_site_count(
     make_recipe: MakeRecipe, site_files: list[Path], sites: int

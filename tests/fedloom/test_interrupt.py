@@ -27,7 +27,7 @@ def test_train_stopped_by_a_signal_resumes_bit_for_bit(
 ) -> None:
     recipe = make_recipe(
         tuning={"lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}},
-        training={"max_steps": 150, "save_steps": 5},
+        training={"max_steps": 80, "save_steps": 5},
         output=str(tmp_path / "run"),
     )
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())

@@ -1,6 +1,8 @@
 """`fedloom p2p` from the first command to the result, with the real worker and a real (tiny) model."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from client.worker_client import worker_lock
+from core_training import background
+from core_training.run_folder import RunFolder
 from tests.p2p.conftest import free_port
 
 pytestmark = pytest.mark.slow
@@ -102,3 +107,23 @@ def test_wrong_input_is_one_line_and_exit_code_2(nodes):
         done = fedloom(*words)
         assert (done.returncode, reason in done.stderr) == (2, True), done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_goes_on_when_a_nodes_worker_is_killed(nodes):
+    folder, founder = nodes
+    for number in (0, 1):
+        answer(
+            "start", "--folder", folder / f"n{number}", "--roster", folder / "roster.json", "--founder", founder,
+            "--detach", folder / "recipe.yaml", "topology.rounds=12", "topology.round_deadline=60",
+        )  # fmt: skip
+    runs = [RunFolder(next((folder / f"n{number}" / "runs").iterdir())) for number in (0, 1)]
+    deadline = time.monotonic() + 240
+    while len(list(runs[0].events("epoch"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(background.owner(worker_lock(folder / "n0")), signal.SIGKILL)
+    while not all(list(run.events("run_completed")) for run in runs):
+        assert time.monotonic() < deadline, [list(run.events())[-3:] for run in runs]
+        time.sleep(0.2)
+    assert len({run.summary()["state_digest"] for run in runs}) == 1
+    assert (folder / "n0" / "logs" / "worker.log").read_text().count("is ready") == 2

@@ -1,6 +1,6 @@
 """The server's round loop against sites that answer well, badly, late or not at all.
 
-The sites here are arithmetic (each adds its own number to the state), so the right aggregate is known by heart.
+The sites are arithmetic (see `arithmetic_sites`), so the right aggregate is known by heart.
 """
 
 from __future__ import annotations
@@ -12,68 +12,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
 
-from client.app import make_client_app
 from core_training import __version__
 from core_training.errors import ProtocolError, RunError
 from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder, Summary
-from core_training.state import Manifest, TrainableState
-from core_training.trainable import DataReport, EvalReport, TrainReport
-from server.round_loop import run_federation
+from core_training.run_folder import RunFolder
+from core_training.state import TrainableState
 from server.run_store import RunStore
 from simulations.inprocess_grid import InProcessGrid
-from strategies.exchange import Envelope, EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, TrainOrder, Update
+from strategies.exchange import Envelope
+from strategies.fedavg import MOST_PROCESSES
+from tests.server.arithmetic_sites import START, Answer, ArithmeticSite, events, federate
 
-MANIFEST = Manifest.of({"layer.a": (2, 3), "layer.b": (4,)})
-START = TrainableState(MANIFEST, np.zeros(MANIFEST.size, dtype=np.float32))
-Answer = Callable[[Envelope], Envelope]
-
-
-class ArithmeticSite:
-    """Adds `number` to every value it is sent; its weight is `weight`."""
-
-    def __init__(self, number: float, weight: float) -> None:
-        self.number = number
-        self.weight = weight
-        self.version = __version__
-        self.losses = [1.0]
-
-    def __call__(self, order: Envelope) -> Envelope:
-        if order.kind == "join":
-            join = JoinOrder.open(order)
-            return JoinReply(
-                run_id=join.run_id,
-                version=self.version,
-                recipe_digest="0" * 64,
-                manifest=MANIFEST.to_json(),
-                initial_digest=START.digest,
-                data=DataReport(10, 2, 0, 0),
-                layout={"adapter_config.json": "{}"},
-            ).envelope()
-        loss = self.losses[min(order.fields["round"], len(self.losses)) - 1]
-        report = EvalReport(loss_sum=loss, tokens=1, correct_tokens=0, exact_matches=0, examples=1)
-        if order.kind == "evaluate":
-            evaluate = EvaluateOrder.open(order)
-            return EvaluateReply(run_id=evaluate.run_id, round=evaluate.round, evaluation=report).envelope()
-        train = TrainOrder.open(order)
-        state = TrainableState.from_bytes(train.payload, MANIFEST) if train.payload else START
-        return Update(
-            run_id=train.run_id,
-            round=train.round,
-            manifest_digest=MANIFEST.digest,
-            weight=self.weight,
-            train=TrainReport(train.steps, 1.0, 1.0, 1.0, 1, 0.0),
-            evaluation=report if train.evaluate else None,
-            resident_seconds=0.0,
-            seconds=0.0,
-            payload=TrainableState(MANIFEST, state.buffer + np.float32(self.number)).to_bytes(),
-        ).envelope()
+MOST = 1 * 4 * 64 * MOST_PROCESSES
+"""The loss tokens of 1 step of 4 rows of 64 tokens, in the largest group of processes."""
 
 
 def with_fields(**changes: Any) -> Callable[[Envelope], Envelope]:
     return lambda update: Envelope(update.kind, {**update.fields, **changes}, update.payload)
+
+
+def with_weight(weight: float, loss_tokens: int) -> Callable[[Envelope], Envelope]:
+    return lambda update: with_fields(weight=weight, train={**update.fields["train"], "loss_tokens": loss_tokens})(
+        update
+    )
 
 
 def with_payload(tensors: dict[str, Any] | bytes) -> Callable[[Envelope], Envelope]:
@@ -104,10 +66,13 @@ FAULTS: dict[str, tuple[Callable[[Envelope], Envelope], str]] = {
     "garbage": (with_payload(b"\x00" * 64), "not a safetensors file"),
     "too large": (with_payload(b"\x00" * 100_000), "more than a state"),
     "no tensors": (with_payload(b""), "not a safetensors file"),
-    "weight zero": (with_fields(weight=0.0), "weight 0.0"),
+    "weight zero": (with_weight(0.0, 0), "weight 0.0"),
     "weight negative": (with_fields(weight=-5.0), "weight -5.0"),
-    "weight NaN": (with_fields(weight=float("nan")), "weight nan"),
+    "weight NaN": (with_fields(weight=float("nan")), "weight: Input should be a finite number"),
     "weight absurd": (with_fields(weight=1e30), "weight 1e+30"),
+    "weight other than reported": (with_fields(weight=1001.0), "weight 1001.0 is not the 1000 loss tokens"),
+    "weight plausible, but more than the steps allow": (
+        with_weight(MOST + 1.0, MOST + 1), f"more than 1 steps can have, {MOST} loss tokens"),
     "stale round": (with_fields(round=1), "of round 1"),
     "other run": (with_fields(run_id="other"), "belongs to run other"),
     "other manifest": (with_fields(manifest_digest="f" * 64), "another manifest"),
@@ -117,24 +82,6 @@ FAULTS: dict[str, tuple[Callable[[Envelope], Envelope], str]] = {
     "field missing": (lambda update: Envelope(update.kind, {}, update.payload), "Field required"),
     "other kind": (lambda update: Envelope("joined", update.fields, b""), "'joined' message came"),
 }  # fmt: skip
-
-
-def federate(
-    folder: Path, recipe: Recipe, sites: dict[str, Answer], known: dict[int, str] | None = None, **options: Any
-) -> Summary:
-    nodes = dict(enumerate(sites, start=1))
-
-    def handle(order: Envelope, context: Context) -> Envelope:
-        return sites[nodes[context.node_id]](order)
-
-    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in nodes}
-    RunFolder(folder).prepare(recipe, resume=folder.exists())
-    grid = InProcessGrid(make_client_app(handle), contexts)
-    return run_federation(grid, folder, lambda: known or nodes, in_process=True, **options)
-
-
-def events(folder: Path, name: str) -> list[dict[str, Any]]:
-    return list(RunFolder(folder).events(name))
 
 
 def final_state(folder: Path) -> TrainableState:
@@ -238,6 +185,55 @@ def test_a_round_goes_on_without_a_site_that_misses_the_deadline(
     np.testing.assert_array_equal(final_state(tmp_path / "run").buffer, 1.0)
     assert [(e["site"], e["round"]) for e in events(tmp_path / "run", "late")] == [("slow", 1)]
     assert {name: site.rounds for name, site in summary.sites.items()} == {"a": 1, "slow": 0}
+
+
+def final_only(spoil: Callable[[Envelope], Envelope], attempts: int = 3) -> Answer:
+    """A site whose first `attempts` answers to the final order are spoilt."""
+    site, spoilt = ArithmeticSite(1.0, 10), iter(range(attempts))
+
+    def answer(order: Envelope) -> Envelope:
+        reply = site(order)
+        return spoil(reply) if order.kind == "evaluate" and next(spoilt, None) is not None else reply
+
+    return answer
+
+
+def test_the_final_evaluation_is_tried_again_until_enough_sites_have_answered(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    sites: dict[str, Answer] = {"a": ArithmeticSite(1.0, 10), "b": final_only(raises, attempts=2)}
+    summary = federate(tmp_path / "run", recipe(rounds=1, minimum_sites=2), sites)
+    assert len(events(tmp_path / "run", "void")) == 2
+    assert {name: site.eval_loss for name, site in summary.sites.items()} == {"a": 1.0, "b": 1.0}
+
+
+def test_a_final_evaluation_by_too_few_sites_completes_nothing_and_can_be_made_up_for(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    sites: dict[str, Answer] = {"a": ArithmeticSite(1.0, 10), "b": final_only(raises)}
+    with pytest.raises(RunError, match="the final evaluation: fewer than 2 sites"):
+        federate(tmp_path / "run", recipe(rounds=1, minimum_sites=2), sites)
+    assert RunFolder(tmp_path / "run").summary() is None
+    assert federate(tmp_path / "run", recipe(rounds=1, minimum_sites=2), sites).status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (with_fields(run_id="other"), "belongs to run other"),
+        (with_fields(round=7), "of round 7"),
+        (raises, "the disk is full"),
+    ],
+)
+def test_a_site_that_did_not_evaluate_the_result_has_no_loss_in_the_end(
+    tmp_path: Path, recipe: Callable[..., Recipe], spoil: Callable[[Envelope], Envelope], reason: str
+) -> None:
+    sites: dict[str, Answer] = {"a": ArithmeticSite(1.0, 10), "b": final_only(spoil)}
+    summary = federate(tmp_path / "run", recipe(rounds=2), sites)
+    assert {name: site.eval_loss for name, site in summary.sites.items()} == {"a": 1.0, "b": None}
+    assert summary.sites["b"].eval_loss_initial == 1.0
+    (quarantined,) = events(tmp_path / "run", "quarantined")
+    assert reason in quarantined["reason"]
 
 
 def _is_training(message: Any) -> bool:

@@ -1,0 +1,83 @@
+"""Sites that each add their own number to the state, and a federated run over them in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, RecordDict
+
+from client.app import make_client_app
+from core_training import __version__
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder, Summary
+from core_training.state import Manifest, TrainableState
+from core_training.trainable import DataReport, EvalReport, TrainReport
+from server.round_loop import run_federation
+from simulations.inprocess_grid import InProcessGrid
+from strategies.exchange import Envelope, EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, TrainOrder, Update
+
+MANIFEST = Manifest.of({"layer.a": (2, 3), "layer.b": (4,)})
+START = TrainableState(MANIFEST, np.zeros(MANIFEST.size, dtype=np.float32))
+Answer = Callable[[Envelope], Envelope]
+
+
+class ArithmeticSite:
+    """Adds `number` to every value it is sent; `weight` is the number of its loss tokens."""
+
+    def __init__(self, number: float, weight: int) -> None:
+        self.number = number
+        self.weight = weight
+        self.version = __version__
+        self.losses = [1.0]
+
+    def __call__(self, order: Envelope) -> Envelope:
+        if order.kind == "join":
+            join = JoinOrder.open(order)
+            return JoinReply(
+                run_id=join.run_id,
+                version=self.version,
+                recipe_digest="0" * 64,
+                manifest=MANIFEST.to_json(),
+                initial_digest=START.digest,
+                data=DataReport(10, 2, 0, 0),
+                layout={"adapter_config.json": "{}"},
+            ).envelope()
+        loss = self.losses[min(order.fields["round"], len(self.losses)) - 1]
+        report = EvalReport(loss_sum=loss, tokens=1, correct_tokens=0, exact_matches=0, examples=1)
+        if order.kind == "evaluate":
+            evaluate = EvaluateOrder.open(order)
+            return EvaluateReply(run_id=evaluate.run_id, round=evaluate.round, evaluation=report).envelope()
+        train = TrainOrder.open(order)
+        state = TrainableState.from_bytes(train.payload, MANIFEST) if train.payload else START
+        return Update(
+            run_id=train.run_id,
+            round=train.round,
+            manifest_digest=MANIFEST.digest,
+            weight=float(self.weight),
+            train=TrainReport(train.steps, 1.0, 1.0, 1.0, self.weight, 0.0),
+            evaluation=report if train.evaluate else None,
+            resident_seconds=0.0,
+            seconds=0.0,
+            payload=TrainableState(MANIFEST, state.buffer + np.float32(self.number)).to_bytes(),
+        ).envelope()
+
+
+def federate(
+    folder: Path, recipe: Recipe, sites: dict[str, Answer], known: dict[int, str] | None = None, in_process: bool = True
+) -> Summary:
+    nodes = dict(enumerate(sites, start=1))
+
+    def handle(order: Envelope, context: Context) -> Envelope:
+        return sites[nodes[context.node_id]](order)
+
+    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in nodes}
+    RunFolder(folder).prepare(recipe, resume=folder.exists())
+    grid = InProcessGrid(make_client_app(handle), contexts)
+    return run_federation(grid, folder, lambda: known or nodes, in_process=in_process)
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    return list(RunFolder(folder).events(name))

@@ -52,7 +52,7 @@ def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
             lines += [" ".join((model.__doc__ or "").split()), ""]
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         for name, field in plain.items():
-            meaning = field.description or _TOP_LEVEL.get(name, "")
+            meaning = (field.description or _TOP_LEVEL.get(name, "")).replace("|", "\\|")
             lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
     for name, field in model.model_fields.items():
         if _is_section(field.annotation):

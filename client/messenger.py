@@ -10,10 +10,12 @@ import sys
 import time
 from logging import ERROR, INFO
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Message
 from flwr.app.error import Error
 from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore import log
 from flwr.supercore.constant import TaskType
@@ -32,6 +34,8 @@ from client.app import app
 from security.private_files import read_private_file
 
 FAILED = "the site's messenger failed; the site's own logs/messenger.log says why"
+STALLED_AFTER = 60.0
+"""Seconds without a new part of a message after which it is given up."""
 _POLL_SECONDS = 0.1
 _ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
 
@@ -54,13 +58,38 @@ def _carry_out(task: RuntimeHttpClient) -> None:
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(task))
     heartbeat.start()
     try:
-        message, context, _, _ = pull_task_input(task)
+        message, context, _, _ = pull_task_input(_Impatient(task, STALLED_AFTER))
         reply, status = _answer(message, context)
         push_message(task, reply, context)
         push_task_output(task, context, status, "")
     finally:
         heartbeat.stop()
         task.close()
+
+
+class _Impatient:
+    """A task's client that gives up on a message whose parts have stopped coming.
+
+    When its run ends at the wrong moment, a SuperNode can announce a message whose parts it will never have; Flower
+    would ask for them for two hours, and the site would answer nobody meanwhile. The SuperNode is told of the failure
+    by the end of the task's heartbeat, and the supervisor starts the messenger again.
+    """
+
+    def __init__(self, task: RuntimeHttpClient, stalled_after: float) -> None:
+        self._task = task
+        self._stalled_after = stalled_after
+        self._last_part = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
+        response: PullObjectResponse = self._task.PullObject(request)
+        if response.object_available:
+            self._last_part = time.monotonic()
+        elif time.monotonic() - self._last_part > self._stalled_after:
+            return PullObjectResponse(object_found=False)
+        return response
 
 
 def _answer(message: Message, context: Context) -> tuple[Message, str]:

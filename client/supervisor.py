@@ -164,6 +164,7 @@ class Supervisor:
         self._port = 0
         self._link = Link("connecting", read_link(folder).node_id)
         self._taken_in = False
+        self._reached = False
         flower = {
             "FEDLOOM_SITE_FOLDER": str(folder),
             "FLWR_HOME": str(folder / "flower"),
@@ -216,8 +217,11 @@ class Supervisor:
         taken_in = re.search(r"SuperNode ID: (\d+)", said)
         refusal = re.search(r"Failed to initialize the connection to the SuperLink\.\n(.*)", said)
         self._taken_in = self._supernode.alive and (self._taken_in or taken_in is not None)
+        lost = said.rfind("Connection attempt failed")
         found = max(said.rfind("SuperNode ID"), said.rfind("Connection successful"))
-        if self._taken_in and said.rfind("Connection attempt failed") <= found:
+        if lost != found:
+            self._reached = found > lost
+        if self._taken_in and self._reached:
             link = Link("connected", int(taken_in[1]) if taken_in else self._link.node_id)
         elif refusal is not None:
             link = Link("refused", self._link.node_id, refusal[1])

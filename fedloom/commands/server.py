@@ -180,7 +180,8 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
         summary = follow(folder, report, lambda: is_worked_on(federation, run_id))
     if not summary:
         raise RunError(
-            f"run {run_id} stands still, nobody works on it; `fedloom server start --folder {federation.folder}` goes on with it"
+            f"run {run_id} stands still and nobody works on it; "
+            f"`fedloom server start --folder {federation.folder}` goes on with it"
         )
     show_summary(summary, str(folder), as_json, quiet)
 

@@ -1,4 +1,4 @@
-"""The supervisor's care for one process, with a real one: starts that fail are made up for."""
+"""The supervisor's care for its processes, with real ones: starts that fail are made up for, the link is noted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from client.supervisor import KeptProcess, lock_of, log_of
+import pytest
+
+from client.supervisor import KeptProcess, Supervisor, lock_of, log_of, read_link
 from core_training import background
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -33,3 +35,40 @@ def test_a_start_without_a_log_leaves_no_lock_behind(tmp_path: Path) -> None:
     log_of(tmp_path, "worker").mkdir()  # the log cannot be opened
     assert not process.start()
     assert background.owner(lock_of(tmp_path, "worker")) is None
+
+
+SUPERNODE = """
+import pathlib, sys, time
+for number, said in enumerate(sys.argv[1:]):
+    while not pathlib.Path(f"say-{number}").exists():
+        time.sleep(0.02)
+    print(said, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_link_is_what_the_supernode_said_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "site.yaml").write_text("name: a\nserver: 127.0.0.1:1\n")
+    failed, successful = "WARNING : Connection attempt failed, retrying in 2.00 seconds", "INFO : Connection successful"
+    said = [failed, successful, "INFO : SuperNode ID: 42", failed, "x" * 100_000, successful]
+    links = ["connecting", "connecting", "connected", "connecting", "connecting", "connected"]
+    supervisor = Supervisor(tmp_path)
+    supernode = KeptProcess(tmp_path, "supernode", lambda: [sys.executable, "-c", SUPERNODE, *said])
+    supervisor._supernode = supernode
+    assert supernode.start()
+    try:
+        for number, (words, state) in enumerate(zip(said, links, strict=True)):
+            (tmp_path / f"say-{number}").touch()
+            deadline = time.monotonic() + 20
+            while not supernode.output().endswith(f"{words[-50:]}\n"):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            supervisor._note_link()
+            assert read_link(tmp_path).state == state, words[:50]
+        assert read_link(tmp_path).node_id == 42
+    finally:
+        supernode.stop()
+    supervisor._note_link()
+    assert read_link(tmp_path).state == "connecting"

@@ -10,13 +10,23 @@ from pathlib import Path
 import pytest
 
 from client.deployment import init_site, running_processes, start_site, stop_site
-from client.supervisor import lock_of
+from client.supervisor import lock_of, read_link
 from core_training import background
 from core_training.errors import InputError
 from core_training.run_folder import RunFolder
 from security.certificates import create_authority, issue_server_certificate
+from server import run_progress
 from server.control import BUNDLE, control
-from server.deployment import admit_site, init_federation, site_states, start_server, stop_server, submit_run
+from server.deployment import (
+    admit_site,
+    init_federation,
+    is_worked_on,
+    run_states,
+    site_states,
+    start_server,
+    stop_server,
+    submit_run,
+)
 from server.federation import Address, Federation, open_federation
 from server.run_progress import follow, read_progress
 from server.superlink import OperateFromThisMachine
@@ -256,12 +266,18 @@ def test_a_run_goes_on_after_the_servers_processes_are_killed(deployed, undistur
     assert follow(federation.runs / run_id, lambda event: None)["state_digest"] == undisturbed["state_digest"]
 
 
-def test_a_run_whose_process_alone_is_killed_goes_on_with_the_next_start(deployed, undisturbed):
+def test_a_run_whose_process_alone_is_killed_is_said_to_and_goes_on_with_the_next_start(
+    deployed, undisturbed, monkeypatch
+):
     federation, folder = deployed
     run_id = submit_run(federation, folder / "recipe.yaml", [])
     wait_for_round(federation, run_id, 1)
 
     kill(federation.run_lock(run_id))
+    monkeypatch.setattr(run_progress, "_REPLACED_WITHIN", 1.0)
+    assert follow(federation.runs / run_id, lambda event: None, lambda: is_worked_on(federation, run_id)) == {}
+    (note,) = [run.note for run in run_states(federation) if run.run_id == run_id]
+    assert "nobody works on it: `fedloom server start`" in note
     superlink, resumed = start_server(federation)
 
     assert superlink is None
@@ -349,3 +365,21 @@ def test_a_model_that_a_site_does_not_have_is_told_by_name(deployed):
     assert follow(federation.runs / run_id, lambda event: None) == {}
     reasons = [event["reason"] for event in RunFolder(federation.runs / run_id).events("quarantined")]
     assert any("site 'north' has no model 'unheard-of', it has 'tiny'" in reason for reason in reasons)
+
+
+def test_a_site_notes_that_the_server_is_away_and_that_it_is_back(deployed):
+    federation, folder = deployed
+
+    def wait_for(state: str) -> None:
+        deadline = time.monotonic() + 60
+        while read_link(folder / "north").state != state:
+            assert time.monotonic() < deadline, (folder / "north/logs/supernode.log").read_text()[-2000:]
+            time.sleep(0.2)
+
+    before = read_link(folder / "north")
+    assert before.state == "connected"
+    stop_server(federation)
+    wait_for("connecting")
+    start_server(federation)
+    wait_for("connected")
+    assert read_link(folder / "north") == before

@@ -1,0 +1,74 @@
+"""What is said of runs: whoever follows one is told when nobody works on it, and sites' words are shown as words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from core_training import background
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder
+from fedloom.commands import server as command
+from server import run_progress
+from server.deployment import init_federation, run_states
+from server.federation import Address, Federation
+from server.run_progress import follow
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    return init_federation(tmp_path / "federation", Address(port=9), [])
+
+
+@pytest.fixture
+def run(federation: Federation, make_recipe: Callable[..., Recipe]) -> RunFolder:
+    run = RunFolder(federation.runs / "r")
+    run.keep_recipe(make_recipe(topology={"kind": "federated", "rounds": 3, "local_steps": 1}).to_yaml())
+    return run
+
+
+def test_a_run_that_nobody_starts_to_work_on_is_followed_no_longer(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_progress, "_STARTS_WITHIN", 0.2)
+    run.event("started", rounds=3)
+    said: list[dict[str, Any]] = []
+    assert follow(run.path, said.append, lambda: False) == {}
+    assert [event["event"] for event in said] == ["started"]
+
+
+def test_a_run_that_changes_hands_is_followed_on(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_progress, "_REPLACED_WITHIN", 30.0)
+    answers = iter([True, False, True])
+
+    def is_worked_on() -> bool:
+        now = next(answers, None)
+        if now is None:
+            (run.path / "summary.json").write_text(json.dumps({"status": "completed"}))
+        return bool(now)
+
+    assert follow(run.path, lambda event: None, is_worked_on) == {"status": "completed"}
+
+
+def test_an_unfinished_run_without_a_process_is_said_to_stand_still(federation: Federation, run: RunFolder) -> None:
+    run.event("failed", reason="no disk")
+    (state,) = run_states(federation)
+    assert state.note == "failed: no disk; nobody works on it: `fedloom server start` goes on with it"
+    with background.claim(federation.run_lock("r")):
+        (state,) = run_states(federation)
+        assert state.note == "failed: no disk"
+
+
+def test_the_words_of_a_site_are_neither_markup_nor_control_characters(
+    federation: Federation, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    run.event("quarantined", site="a", round=1, reason="[/red] [bold]no\x1b[2J\u202e disk[/bold]")
+    shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)])
+    assert shown.exit_code == 0, shown.exception
+    assert "a was set aside: [/red] [bold]no [2J  disk[/bold]; nobody works on it" in shown.stdout

@@ -14,7 +14,6 @@ from hypothesis import settings
 from core_training.recipe import Recipe, parse_recipe
 from tests import tiny
 
-
 # The same examples in every run: what fails on one machine fails on the next.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -149,9 +149,10 @@ class GroupEngine:
         return self._engine.layout(base_name)
 
     def close(self) -> None:
+        self._engine.close()
         if not self._out_of_step:
             _announce({"call": "close"})
-        self._engine.close()
+            dist.destroy_process_group()
 
     @contextmanager
     def _out_of_step_on_failure(self) -> Iterator[None]:
@@ -194,6 +195,7 @@ def follow() -> NoReturn:
                     engine.close()
                 engine = open_engine(parse_recipe(order["recipe"]))
             elif call == "close":
+                dist.destroy_process_group()
                 raise SystemExit(0)
             elif engine is not None:
                 _carry_out(engine, call, order)

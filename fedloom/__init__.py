@@ -17,7 +17,7 @@ def train(recipe: Recipe, resume: bool = False) -> Summary:
     from core_training.launch import opened_engine
 
     folder = RunFolder(Path(recipe.output))
-    with folder.claimed(), opened_engine(recipe) as engine:
+    with opened_engine(recipe) as engine, folder.claimed():
         folder.prepare(recipe, resume)
         return train_centrally(recipe, engine, folder, resume, lambda *_: None)
 

@@ -39,7 +39,7 @@ def train(
         raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
     from core_training.central import train as train_centrally
 
-    with results_only_on_stdout(), folder.claimed(), opened_engine(loaded) as engine:
+    with results_only_on_stdout(), opened_engine(loaded) as engine, folder.claimed():
         folder.prepare(loaded, resume)
         with ticking(loaded.stage, "step", quiet or json) as ticker:
             summary = train_centrally(loaded, engine, folder, resume, ticker.advance)

@@ -33,7 +33,7 @@ def run_group(module: str, *arguments: object) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "dtype"),
-    [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (0, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")],
+    [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (0, "bfloat16"), (2, "bfloat16")],
 )
 def test_a_written_state_is_what_the_group_evaluates_trains_from_and_reads_back(
     make_recipe: MakeRecipe, tmp_path: Path, stage: int, dtype: str
@@ -58,7 +58,7 @@ def test_a_written_state_is_what_the_group_evaluates_trains_from_and_reads_back(
         "tests.core_training.group_program", tmp_path / "recipe.yaml", tmp_path / "target", tmp_path / "result.json"
     )
     result = json.loads((tmp_path / "result.json").read_text())
-    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
     assert result["engine"] == "DeepSpeedEngine"
     assert abs(result["before"] - expected) > 3 * tolerance
     assert result["read_back"] <= (0.0 if dtype == "float32" else 2e-2)

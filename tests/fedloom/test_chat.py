@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
 import time
@@ -150,7 +149,9 @@ def test_wrong_arguments_are_named_at_once(fedloom: Command, learnt: Path, argum
 
 
 @pytest.mark.slow
-def test_at_a_terminal_it_asks_answers_and_leaves_on_an_interrupt(learnt: Path, environment: dict[str, str]) -> None:
+def test_at_a_terminal_it_asks_answers_and_leaves_at_the_end_of_input(
+    learnt: Path, environment: dict[str, str]
+) -> None:
     mine, its = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "fedloom.cli", "chat", str(learnt)],
@@ -161,8 +162,8 @@ def test_at_a_terminal_it_asks_answers_and_leaves_on_an_interrupt(learnt: Path, 
     os.write(mine, f"{QUESTION}\n".encode())
     heard = _until(mine, lambda text: text.endswith("you> "))
     assert heard.splitlines() == [QUESTION, ANSWER, "you> "]
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 0
+    os.write(mine, b"\x04")  # Ctrl-D
+    assert process.wait(timeout=60) == 0
     os.close(mine)
 
 

@@ -11,7 +11,6 @@ start afresh.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -45,10 +44,11 @@ def measure(places: Places) -> Figure:
     rows = {
         "before": before,
         "alone": average(list(of_alone.values())),
-        "own site alone": _own(of_alone),
         **dict(zip([*together, "central"], marks[len(alone) :], strict=True)),
     }
-    stderr.print(_table(rows))
+    losses = {label: _losses(row) for label, row in rows.items()}
+    losses["alone, own site"] = _own(of_alone)
+    stderr.print(_table(losses))
     return Figure(
         name="medquad",
         meaning="held-out loss of all sites: federated less alone",
@@ -56,7 +56,7 @@ def measure(places: Places) -> Figure:
         unit="nats per token",
         target=0.0,
         details={
-            "losses": {label: _losses(row) for label, row in rows.items()},
+            "losses": losses,
             "each_alone": {f"{name} alone": _losses(row) for name, row in of_alone.items()},
         },
     )
@@ -93,29 +93,26 @@ def _train_together(places: Places, kind: str) -> Path:
     return folder.path
 
 
-def _own(alone: dict[str, Marks]) -> Marks:
+def _own(alone: dict[str, Marks]) -> dict[str, float]:
     """What each site's own model reaches on the site's own part: what a site gets if it looks no further."""
-    own = {name: marks.hospitals[name] for name, marks in alone.items()}
-    mean = average(list(own.values()))
-    return Marks(mean.eval_loss, mean.accuracy, own)
+    own = {name: marks.hospitals[name].eval_loss for name, marks in alone.items()}
+    return {**own, "mean of sites": sum(own.values()) / len(own)}
 
 
-def _losses(marks: Marks) -> dict[str, Any]:
+def _losses(marks: Marks) -> dict[str, float]:
     return {
-        "all": marks.eval_loss,
-        "mean_of_sites": average(list(marks.hospitals.values())).eval_loss,
         **{name: part.eval_loss for name, part in marks.hospitals.items()},
+        "mean of sites": average(list(marks.hospitals.values())).eval_loss,
+        "all tokens": marks.eval_loss,
     }
 
 
-def _table(rows: dict[str, Marks]) -> Table:
-    sites = list(rows["before"].hospitals)
-    table = Table(title="Loss on the sites' held-out parts (nats per token)", title_justify="left")
-    table.add_column("trained")
-    for column in (*sites, "mean of sites", "all tokens"):
-        table.add_column(column, justify="right")
-    for label, marks in rows.items():
-        losses = _losses(marks)
-        pooled = "–" if label == "own site alone" else f"{losses['all']:.3f}"
-        table.add_row(label, *(f"{losses[name]:.3f}" for name in (*sites, "mean_of_sites")), pooled)
+def _table(losses: dict[str, dict[str, float]]) -> Table:
+    columns = list(losses["before"])
+    table = Table(title="Loss on the sites' held-out parts (nats per token)", title_justify="left", box=None)
+    table.add_column("trained", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", min_width=5, overflow="fold")
+    for label, row in losses.items():
+        table.add_row(label, *(f"{row[column]:.3f}" if column in row else "–" for column in columns))
     return table

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from core_training.errors import ProtocolError
 from core_training.run_folder import RunFolder
 from strategies.exchange import Message
-from strategies.flower_records import from_message, to_message
+from strategies.flower_records import from_message, to_messages
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -53,7 +53,7 @@ class OrderExchange:
         self.hopeless.difference_update(to.values())
         envelope = order.envelope()
         deadline = time.monotonic() + min(self._deadline_seconds, patience)
-        messages = [to_message(envelope, node, ttl=self._deadline_seconds) for node in to]
+        messages = to_messages(envelope, to, ttl=self._deadline_seconds)
         waiting = dict(zip(self._grid.push_messages(messages), to.values(), strict=True))
         self.bytes_down += len(envelope.payload) * len(to)
         del messages
@@ -65,6 +65,7 @@ class OrderExchange:
                 if site is not None:
                     with self.quarantine(site, round_number):
                         yield site, reply.open(from_message(message))
+                del message  # before the next ones are fetched
             if waiting and not arrived:
                 time.sleep(POLL_SECONDS)
         for site in waiting.values():

@@ -117,6 +117,7 @@ class _RoundLoop:
                     aggregator.add(TrainableState.from_bytes(update.payload, manifest), update.weight)
                     self._progress.bytes_up += len(update.payload)
                     accepted[site] = update.model_copy(update={"payload": b""})
+                del update  # its tensors, before the next ones are fetched
             return accepted, (aggregator, began)
 
         updates, (aggregator, began) = self._until_enough(f"round {number}", number, attempt)

@@ -7,6 +7,7 @@ fields mean, of nodes' names, or of the worker behind the ClientApp. Flower is i
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from core_training.errors import ProtocolError
@@ -26,10 +27,18 @@ _BYTES = "safetensors"
 
 def to_message(envelope: Envelope, node_id: int, ttl: float | None = None) -> Message:
     """An order for one node. After `ttl` seconds (Flower's default: 12 hours) it is no longer delivered."""
+    return to_messages(envelope, [node_id], ttl)[0]
+
+
+def to_messages(envelope: Envelope, node_ids: Iterable[int], ttl: float | None = None) -> list[Message]:
+    """The same order for several nodes. They share its records, so the payload is cut into chunks and held once."""
     from flwr.app import Message
 
-    group = str(envelope.fields.get("round", ""))
-    return Message(_to_records(envelope), dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=ttl, group_id=group)
+    records, group = _to_records(envelope), str(envelope.fields.get("round", ""))
+    return [
+        Message(records, dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=ttl, group_id=group)
+        for node_id in node_ids
+    ]
 
 
 def to_reply(envelope: Envelope, order: Message) -> Message:

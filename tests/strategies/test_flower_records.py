@@ -1,0 +1,41 @@
+"""Envelopes in Flower's messages: what goes in comes out, and nothing is kept behind."""
+
+import gc
+
+import pytest
+
+import core_training.offline  # noqa: F401
+from core_training.errors import ProtocolError
+from strategies.exchange import Envelope
+from strategies.flower_records import from_message, to_message
+
+
+@pytest.fixture
+def message():
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
+    return to_message(Envelope("update", {"round": 3}, b"x" * 1000), node_id=7)
+
+
+def test_an_envelope_comes_out_as_it_went_in(message):
+    assert from_message(message) == Envelope("update", {"round": 3}, b"x" * 1000)
+
+
+def test_a_message_that_was_read_is_freed_without_waiting_for_the_garbage_collector(message):
+    records = message.content
+    before = len(gc.get_referrers(records))
+    gc.disable()
+    try:
+        from_message(message)
+        assert len(gc.get_referrers(records)) == before
+    finally:
+        gc.enable()
+
+
+def test_a_message_with_other_records_is_no_envelope(message):
+    from flwr.app import ConfigRecord
+
+    message.content["other"] = ConfigRecord({"a": 1})
+    with pytest.raises(ProtocolError, match="not an envelope"):
+        from_message(message)

@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,23 +100,6 @@ class Worker:
         return lead_or_follow(resolved)
 
 
-def _join_group() -> None:
-    """In a group: meet the others. Only rank 0 returns. All end when the launcher has gone, even by force."""
-    from core_training.group import follow, join_group
-
-    launcher = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    join_group()
-    if os.environ["RANK"] != "0":
-        follow()
-
-
 def main() -> None:
     """Run the worker of the site folder given on the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
@@ -127,7 +109,9 @@ def main() -> None:
     if must_launch(config.deepspeed):
         sys.exit(run_as_group(config.deepspeed.processes, "client.worker", [str(folder)]))
     if config.deepspeed.processes > 1:
-        _join_group()
+        from core_training.group import join_or_follow
+
+        join_or_follow()
     worker = Worker(folder, config)
     with worker_socket.listen(folder) as listener:
         _log.info("the worker of %s is ready", config.name)

@@ -28,18 +28,23 @@ from core_training.state import Manifest, TrainableState
 from core_training.trainable import DataReport, EvalReport, TrainReport
 
 _calls: dist.ProcessGroup | None = None
-"""The group over which rank 0 announces what is to be done; `join_group` makes it."""
+"""The group over which rank 0 announces what is to be done; `_join_group` makes it."""
 
 
 def lead_or_follow(recipe: Recipe) -> GroupEngine:
     """On rank 0 the group's engine for `recipe`; on the other ranks this never returns."""
-    join_group()
-    if dist.get_rank() > 0:
-        follow()
+    join_or_follow()
     return GroupEngine(recipe)
 
 
-def join_group() -> None:
+def join_or_follow() -> None:
+    """Meet the other processes. Returns on rank 0; the other ranks follow it until it closes its engine, and exit."""
+    _join_group()
+    if dist.get_rank() > 0:
+        follow()
+
+
+def _join_group() -> None:
     """Meet the other processes (once). This process ends when the one that launched the group has gone."""
     global _calls
     if dist.is_initialized():

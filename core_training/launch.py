@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import core_training.offline  # noqa: F401
+from core_training import background
 from core_training.errors import InputError
 from core_training.recipe import DeepSpeed, Recipe
 from core_training.trainable import Trainable
@@ -35,7 +35,7 @@ def run_as_group(processes: int, module: str, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # DeepSpeed compiles an extension at its first use; the `ninja` it needs is installed beside this Python.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    os.environ["PATH"] = background.search_path()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,

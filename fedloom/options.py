@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,3 +41,8 @@ def paths_by_name(options: list[str], option: str) -> dict[str, list[str]]:
             raise InputError(f"{option} '{text}': give a name and a path, such as {option} medquad=/data/medquad.jsonl")
         named.setdefault(name, []).append(str(Path(path).expanduser().absolute()))
     return named
+
+
+def print_answer(document: dict[str, Any], as_json: bool, text: str) -> None:
+    """A command's answer on standard output: with --json the document, else the text."""
+    typer.echo(json.dumps(document) if as_json else text)

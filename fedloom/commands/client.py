@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fedloom.options import Json, paths_by_name
+from fedloom.options import Json, paths_by_name, print_answer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +37,7 @@ def init(
 
     models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
     public_key = init_site(folder, name, server, paths_by_name(data, "--data"), models, ca)
-    _print(
+    print_answer(
         {"folder": str(folder), "public_key": str(public_key)},
         json,
         f"The site is in {folder}. Hand this file, and no other, to the server's operator:\n"
@@ -67,7 +66,7 @@ def start(
         "connecting": "The server cannot be reached yet; the site keeps trying.",
         "refused": f"The server has not taken the site in yet ({link.detail}); the site keeps trying.",
     }[link.state]
-    _print({"link": link.state, "node_id": link.node_id}, json, said)
+    print_answer({"link": link.state, "node_id": link.node_id}, json, said)
     if foreground:
         background.attend(supervisor)
         stop_site(folder)
@@ -81,7 +80,7 @@ def stop(folder: Folder = Path("site"), json: Json = False) -> None:
 
     name = load_site_config(folder).name
     stopped = stop_site(folder)
-    _print({"stopped": stopped}, json, f"The site {name} {'is stopped' if stopped else 'was not running'}.")
+    print_answer({"stopped": stopped}, json, f"The site {name} {'is stopped' if stopped else 'was not running'}.")
 
 
 @app.command()
@@ -99,7 +98,7 @@ def status(folder: Folder = Path("site"), json: Json = False) -> None:
     lines = [f"{name}: {state}" + (f" ({link.detail})" if link.detail and state == "refused" else "")]
     lines += [f"  {process:10} {number or 'not running'}" for process, number in processes.items()]
     lines += [f"  run {run}: {event}" for run, event in events.items()]
-    _print({"name": name, "link": state, "processes": processes, "runs": events}, json, "\n".join(lines))
+    print_answer({"name": name, "link": state, "processes": processes, "runs": events}, json, "\n".join(lines))
 
 
 def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
@@ -108,7 +107,3 @@ def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
     runs = sorted((folder / "runs").glob("*/events.jsonl"))
     events = {path.parent.name: list(RunFolder(path.parent).events()) for path in runs}
     return {run: of_run[-1] for run, of_run in events.items() if of_run}
-
-
-def _print(document: dict[str, Any], as_json: bool, text: str) -> None:
-    typer.echo(dumps(document) if as_json else text)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedloom.options import Json, Overrides, Quiet, RecipePath, paths_by_name
+from fedloom.options import Json, Overrides, Quiet, RecipePath, paths_by_name, print_answer
 
 app = typer.Typer(no_args_is_help=True, help="A gossip node: training together without a server.")
 
@@ -38,7 +38,7 @@ def init(
 
     models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
     entry = init_node(folder, name, listen, paths_by_name(data, "--data"), models, address)
-    _print(
+    print_answer(
         {"folder": str(folder), "entry": str(entry), **json.loads(entry.read_text(encoding="utf-8"))},
         as_json,
         f"The node is in {folder}. Hand this file, and no other, to the founder of the federation:\n"
@@ -61,7 +61,7 @@ def roster(
     from p2p.deployment import make_roster
 
     signed, public_key = make_roster(entries, founder_key_folder, out)
-    _print(
+    print_answer(
         {"roster": str(out), "members": list(signed.names), "founder": public_key},
         as_json,
         f"{out} names {', '.join(signed.names)}. Hand it to every node, with the founder's public key:\n"
@@ -93,7 +93,7 @@ def start(
     if detach:
         command = [sys.executable, "-m", "fedloom.cli", *(word for word in sys.argv[1:] if word != "--detach")]
         process = start_in_background(folder, command)
-        _print(
+        print_answer(
             {"process": process},
             as_json,
             f"The node runs as process {process}; see: fedloom p2p status --folder {folder}",
@@ -130,7 +130,7 @@ def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
         f"  loss {loss:.4f}" + (f", held out {held_out:.4f}" if held_out is not None else "")
         for loss, held_out in list(zip(now.losses, now.eval_losses, strict=True))[-1:]
     ]
-    _print(asdict(now), as_json, "\n".join(lines))
+    print_answer(asdict(now), as_json, "\n".join(lines))
 
 
 @app.command()
@@ -139,7 +139,7 @@ def stop(folder: Folder = Path("node"), as_json: Json = False) -> None:
     from p2p.deployment import stop_node
 
     stopped = stop_node(folder)
-    _print({"stopped": stopped}, as_json, "The node is stopped." if stopped else "The node was not running.")
+    print_answer({"stopped": stopped}, as_json, "The node is stopped." if stopped else "The node was not running.")
 
 
 _TOLD = ("waiting", "peer_up", "peer_down", "peer_refused", "refused", "too_few_members")
@@ -149,7 +149,3 @@ def _others(fields: dict[str, Any]) -> str:
     if "donors" in fields:
         return f"state from {', '.join(fields['donors'])}"
     return f"mean over {', '.join(fields['contributors'])}"
-
-
-def _print(document: dict[str, Any], as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(document) if as_json else text)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedloom.options import Json, Overrides, Quiet, RecipePath
+from fedloom.options import Json, Overrides, Quiet, RecipePath, print_answer
 
 if TYPE_CHECKING:
     from server.federation import Federation
@@ -42,7 +41,7 @@ def init(
     federation = init_federation(folder, Address(host=host, port=port), name or [])
     authority = federation.keys / AUTHORITY_CERTIFICATE
     address = (name or [host])[0]
-    _print(
+    print_answer(
         {"folder": str(federation.folder), "authority": str(authority), "server": f"{address}:{port}"},
         json,
         f"The federation is in {federation.folder}. Each site needs\n"
@@ -67,7 +66,7 @@ def admit(
 
     site = admit_site(open_federation(folder), name, public_key)
     when = "may join now" if site.node_id is not None else "may join when the server is started"
-    _print({"name": site.name, "node_id": site.node_id}, json, f"{site.name} {when}.")
+    print_answer({"name": site.name, "node_id": site.node_id}, json, f"{site.name} {when}.")
 
 
 @app.command()
@@ -88,7 +87,7 @@ def start(
     said = f"The server listens on {federation.address}." if superlink else "The server was running already."
     if resumed:
         said += f" Going on with {', '.join(resumed)}."
-    _print({"address": str(federation.address), "started": superlink is not None, "resumed": resumed}, json, said)
+    print_answer({"address": str(federation.address), "started": superlink is not None, "resumed": resumed}, json, said)
     if foreground and superlink is not None:
         background.attend(superlink)
         stop_server(federation)
@@ -101,7 +100,7 @@ def stop(folder: Folder = Path("federation"), json: Json = False) -> None:
     from server.federation import open_federation
 
     stopped = stop_server(open_federation(folder))
-    _print({"stopped": stopped}, json, "The server is stopped." if stopped else "The server was not running.")
+    print_answer({"stopped": stopped}, json, "The server is stopped." if stopped else "The server was not running.")
 
 
 @app.command()
@@ -123,7 +122,7 @@ def submit(
         _follow(federation, run_id, json, quiet)
         return
     said = f"Run {run_id} is submitted; `fedloom server status --folder {folder}` follows it."
-    _print({"run_id": run_id, "folder": str(federation.run_folder(run_id))}, json, said)
+    print_answer({"run_id": run_id, "folder": str(federation.run_folder(run_id))}, json, said)
 
 
 @app.command()
@@ -137,7 +136,7 @@ def status(folder: Folder = Path("federation"), json: Json = False) -> None:
     runs = run_states(federation)
     if json:
         running = states is not None
-        _print({"running": running, "sites": states or {}, "runs": [asdict(run) for run in runs]}, True, "")
+        print_answer({"running": running, "sites": states or {}, "runs": [asdict(run) for run in runs]}, True, "")
         return
     _print_tables(str(federation.address), states, [site.name for site in federation.sites()], runs)
 
@@ -195,7 +194,3 @@ def _plain(text: str) -> str:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _print(document: dict[str, Any], as_json: bool, text: str) -> None:
-    typer.echo(dumps(document) if as_json else text)

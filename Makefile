@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test quick check bench docs proto clean help
+.PHONY: demo test quick check bench docs matrix proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -44,6 +44,9 @@ bench: $(VENV)/.installed-all ## The figures in docs/results.md
 
 docs: $(VENV)/.installed-all ## docs/recipe.md from the schema
 	$(BIN)/fedloom recipe schema --markdown > docs/recipe.md
+
+matrix: $(VENV)/.installed-all ## Every stage × tuning mode × topology: docs/matrix.md
+	MATRIX_PAGE=docs/matrix.md $(BIN)/python -m pytest -n 0 tests/matrix
 
 proto: $(VENV)/.installed-all ## p2p's generated gRPC code from its .proto file
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. p2p/gossip.proto

@@ -1,9 +1,9 @@
 """The engine's tokens a second in LoRA fine-tuning, against a hand-written PyTorch loop on the very same batches.
 
 Engine and loops take turns in one process, a slice each, so that whatever else the machine does falls on all of them.
-The hand-written loop has the engine's loss (logits only where a label is) and gets its batches ready-made: it shows
-what the trainer costs beyond the mathematics. A second loop, with the model's own loss as most scripts have it, is in
-the details.
+The hand-written loop has the engine's loss (logits only where a label is) and gets its batches ready-made, in the same
+parts: it shows what the trainer costs beyond the mathematics. A second loop, with the model's own loss as most scripts
+have it, is in the details.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from benchmarks.places import Places
 from core_training.engine import open_engine
 from core_training.errors import RunError
 from core_training.recipe import Recipe, parse_recipe
-from core_training.stages import causal_lm
 from core_training.stages.base import IGNORED
+from core_training.trainer import StageTrainer
 
 TARGET = 0.95
 SLICES = 9
 STEPS = 8
 WARM_UP_SLICES = 1
 
-Batch = dict[str, torch.Tensor]
+Part = dict[str, torch.Tensor]
+Batch = list[Part]
 
 
 def measure(places: Places) -> Figure:
@@ -55,24 +56,24 @@ def compare(recipe_text: str) -> dict[str, float]:
     engine = open_engine(recipe)
     loop, usual = _PlainLoop(recipe, _loss_where_labelled), _PlainLoop(recipe, _loss_of_the_model)
     batches: list[Batch] = []
-    inner = causal_lm.labelled_logits
+    inner = StageTrainer.training_step
 
-    def recording(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def recording(trainer: StageTrainer, model: Any, batch: Batch, units: Any = None) -> torch.Tensor:
         batches.append(batch)
-        return inner(model, batch)
+        return inner(trainer, model, batch, units)
 
     seconds: list[tuple[float, float, float]] = []
     tokens: list[int] = []
     engine.launch()
     for _ in range(SLICES):
         batches.clear()
-        with patch.object(causal_lm, "labelled_logits", recording):
+        with patch.object(StageTrainer, "training_step", recording):
             report = engine.train(STEPS)
         loop_seconds, loss = loop.train(batches)
         if abs(loss - report.loss_last) > 1e-3:
             raise RunError(f"engine and loop do not do the same: their losses are {report.loss_last} and {loss}")
         seconds.append((report.seconds, loop_seconds, usual.train(batches)[0]))
-        tokens.append(sum(batch["input_ids"].numel() for batch in batches))
+        tokens.append(sum(part["input_ids"].numel() for batch in batches for part in batch))
     engine.close()
     counted = list(zip(tokens, seconds, strict=True))[WARM_UP_SLICES:]
     return {
@@ -88,7 +89,7 @@ def compare(recipe_text: str) -> dict[str, float]:
 class _PlainLoop:
     """Forward, backward, clip, step: what one writes without a trainer."""
 
-    def __init__(self, recipe: Recipe, loss: Callable[[Any, Batch], torch.Tensor]) -> None:
+    def __init__(self, recipe: Recipe, loss: Callable[[Any, Part], torch.Tensor]) -> None:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
@@ -108,22 +109,26 @@ class _PlainLoop:
         """Seconds, and the last batch's loss before its step."""
         began = time.perf_counter()
         for batch in batches:
-            loss = self._loss(self._model, batch)
-            loss.backward()
+            labelled = [(part["labels"][:, 1:] != IGNORED).sum() for part in batch]
+            total = torch.zeros(())
+            for part, tokens in zip(batch, labelled, strict=True):
+                loss = self._loss(self._model, part) * tokens / sum(labelled)
+                loss.backward()
+                total += loss.detach()
             torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
             self._optimizer.step()
             self._schedule.step()
             self._optimizer.zero_grad()
-        return time.perf_counter() - began, float(loss.detach())
+        return time.perf_counter() - began, float(total)
 
 
-def _loss_where_labelled(model: Any, batch: Batch) -> torch.Tensor:
-    labels = batch["labels"][:, 1:]
+def _loss_where_labelled(model: Any, part: Part) -> torch.Tensor:
+    labels = part["labels"][:, 1:]
     kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=kept, use_cache=False).logits
+    logits = model(part["input_ids"], position_ids=part["position_ids"], logits_to_keep=kept, use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1), labels[:, kept].flatten(), ignore_index=IGNORED)
 
 
-def _loss_of_the_model(model: Any, batch: Batch) -> torch.Tensor:
-    loss: torch.Tensor = model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
+def _loss_of_the_model(model: Any, part: Part) -> torch.Tensor:
+    loss: torch.Tensor = model(input_ids=part["input_ids"], labels=part["labels"], use_cache=False).loss
     return loss

@@ -39,8 +39,22 @@ def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Outcome:
 
 def peak_bytes() -> int:
     """This process's peak. The kernel's `ru_maxrss` will not do: it begins with the size of the process that forked."""
+    return _of_status("VmHWM")
+
+
+def resident_bytes() -> int:
+    """What this process holds at the moment."""
+    return _of_status("VmRSS")
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew from what is held at the moment (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def _of_status(name: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 
 

@@ -80,7 +80,7 @@ class _AllAtOnceGrid(InProcessGrid):
 
 def _answer(order: Envelope, context: Context) -> Envelope:
     """What a site would answer, with random tensors."""
-    evaluation = EvalReport(loss_sum=1.0, tokens=1, correct_tokens=0, exact_matches=0, examples=1)
+    evaluation = EvalReport(loss_sum=1.0, weight=1, examples=1)
     if order.kind == JoinOrder.kind:
         return JoinReply(
             run_id=order.fields["run_id"],
@@ -101,7 +101,7 @@ def _answer(order: Envelope, context: Context) -> Envelope:
         round=number,
         manifest_digest=MANIFEST.digest,
         weight=1.0,
-        train=TrainReport(steps=1, loss_first=1.0, loss_last=1.0, loss_mean=1.0, loss_tokens=1, seconds=0.0),
+        train=TrainReport(steps=1, loss_first=1.0, loss_last=1.0, loss_mean=1.0, weight=1, tokens=1, seconds=0.0),
         evaluation=evaluation,
         resident_seconds=0.0,
         seconds=0.0,

@@ -129,7 +129,7 @@ class _SiteRun:
         if (done := self._already_trained(order, incoming, arrived)) is not None:
             return done
         self._stand_after(order.round - 1)
-        self._engine.write_state(incoming)
+        self._engine.write_state(incoming, missed_rounds=self._round != order.round - 1)
         waited = time.monotonic() - arrived
         report = self._engine.train(order.steps)
         trained = self._engine.read_state()
@@ -202,7 +202,7 @@ class _SiteRun:
             run_id=self.run_id,
             round=order.round,
             manifest_digest=self.manifest.digest,
-            weight=float(report.loss_tokens),
+            weight=float(report.weight),
             train=report,
             evaluation=evaluation,
             resident_seconds=waited,

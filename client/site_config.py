@@ -1,15 +1,16 @@
 """What a site says about itself in `site.yaml`: its name, its data and models, its hardware. The file never leaves it.
 
-A recipe comes from outside. It may name data sets and models that this file lists, and no path of the site.
+A recipe comes from outside. It may name data sets, models, runs and reward functions that this file lists, and no
+path of the site.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from core_training.errors import InputError
 from core_training.recipe import DeepSpeed, Recipe, Section, Simulation
@@ -27,10 +28,23 @@ class SiteConfig(Section):
         default_factory=dict, description="Name of a data set in a recipe: its files here (file, glob, folder or list)."
     )
     models: dict[str, str] = Field(default_factory=dict, description="Name of a base model in a recipe: its folder.")
+    runs: dict[str, str] = Field(
+        default_factory=dict,
+        description="Name of an earlier run in a recipe (`model.adapters`, `rollout.reward_model`): its folder here.",
+    )
+    reward_functions: dict[str, str] = Field(
+        default_factory=dict,
+        description="Name of a reward function in a recipe: `FILE.py:name` here. No code ever comes with a recipe.",
+    )
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="How this site trains, whatever a recipe says.")
     max_message_bytes: Annotated[int, Field(ge=1)] = Field(
         4 * 2**30, description="The most bytes of tensors that one message to or from the worker may hold."
     )
+
+    @model_validator(mode="after")
+    def _check_deepspeed(self) -> Self:
+        self.deepspeed.check()
+        return self
 
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with this site's files, model folder and hardware in the place of names.
@@ -41,15 +55,27 @@ class SiteConfig(Section):
             raise InputError("model.chat_template: a recipe from outside cannot name a file of this site")
         if recipe.deepspeed.config is not None:
             raise InputError("deepspeed.config: a recipe from outside cannot name a file of this site")
+        if recipe.data.cache is not None:
+            raise InputError("data.cache: a recipe from outside cannot name a folder of this site")
         if recipe.data.train is None:
             raise InputError(f"data.train: the recipe names no data set; this site has {_listed(self.data)}")
-        folder = self._model(recipe.model.name_or_path)
+        model = {
+            "name_or_path": self._own("model.name_or_path", "model", recipe.model.name_or_path, self.models),
+            "adapters": [self._own("model.adapters", "run", name, self.runs) for name in recipe.model.adapters],
+        }
+        rollout = {}
+        if recipe.rollout.reward_model is not None:
+            rollout["reward_model"] = self._own("rollout.reward_model", "run", recipe.rollout.reward_model, self.runs)
+        if (function := recipe.rollout.reward_function) is not None:
+            key, known = "rollout.reward_function", self.reward_functions
+            rollout["reward_function"] = self._own(key, "reward function", function, known)
         data = {"train": self._files("train", recipe.data.train)}
         if recipe.data.eval is not None:
             data["eval"] = self._files("eval", recipe.data.eval)
         return recipe.model_copy(
             update={
-                "model": recipe.model.model_copy(update={"name_or_path": folder}),
+                "model": recipe.model.model_copy(update=model),
+                "rollout": recipe.rollout.model_copy(update=rollout),
                 "data": recipe.data.model_copy(update=data),
                 "deepspeed": self.deepspeed,
                 "simulation": Simulation(),
@@ -57,11 +83,11 @@ class SiteConfig(Section):
             }
         )
 
-    def _model(self, name: str) -> str:
-        if name not in self.models:
-            known = _listed(self.models)
-            raise InputError(f"model.name_or_path: site '{self.name}' has no model '{name}', it has {known}")
-        return self.models[name]
+    def _own(self, key: str, kind: str, name: str, own: dict[str, str]) -> str:
+        """What the site calls `name`, in one of its lists."""
+        if name not in own:
+            raise InputError(f"{key}: site '{self.name}' has no {kind} '{name}', it has {_listed(own)}")
+        return own[name]
 
     def _files(self, key: str, names: str | list[str]) -> list[str]:
         files: list[str] = []
@@ -87,6 +113,8 @@ def load_site_config(folder: Path) -> SiteConfig:
         update={
             "data": {name: [_absolute(folder, file) for file in _as_list(own)] for name, own in config.data.items()},
             "models": {name: _absolute(folder, path) for name, path in config.models.items()},
+            "runs": {name: _absolute(folder, path) for name, path in config.runs.items()},
+            "reward_functions": {name: _absolute(folder, place) for name, place in config.reward_functions.items()},
         }
     )
 

@@ -3,59 +3,60 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import core_training.offline as offline
+import torch
+
 from core_training.errors import InputError
-from core_training.parameters import manifest_of, read_parameters
+from core_training.model_loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
+from core_training.parameters import (
+    all_parameters,
+    manifest_of,
+    read_parameters,
+    trainable_parameters,
+    write_parameters,
+)
 from core_training.recipe import Recipe
 from core_training.state import Manifest, TrainableState
-from core_training.tuning import TUNING_MODES
+from core_training.tuning.lora import CARVED
 
 
 class BaseModel:
     """A model with its tokenizer, and the trainable state in which every site starts."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Load the model that the recipe names. Raises InputError when its folder lacks something."""
+        """Load the model that the recipe starts from. Raises InputError when its folder lacks something."""
         self.tokenizer: Any = load_tokenizer(recipe)
         self.folder = Path(recipe.model.name_or_path)
-        if not any(self.folder.glob("*.safetensors")):
+        start = load_starting_model(recipe)
+        if len(self.tokenizer) > (known := start.model.get_input_embeddings().num_embeddings):
             raise InputError(
-                f"{_where(self.folder)}: it has no *.safetensors weights (pickled weights are never loaded)"
+                f"model.name_or_path: {self.folder}: its tokenizer has {len(self.tokenizer)} tokens, its model {known}"
             )
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, set_seed
-
-        try:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                self.folder,
-                dtype=recipe.model.dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{_where(self.folder)} cannot be loaded: {_first_line(error)}") from None
-        if missing := sorted(loading["missing_keys"]):
-            raise InputError(f"{_where(self.folder)}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
-        if len(self.tokenizer) > (known := model.get_input_embeddings().num_embeddings):
-            raise InputError(
-                f"{_where(self.folder)}: its tokenizer has {len(self.tokenizer)} tokens, its model {known}"
-            )
-        set_seed(recipe.training.seed)
-        self.model: Any = import_module(TUNING_MODES[recipe.tuning.mode]).apply(model, recipe)
+        self.base_digest = start.digest
+        """SHA-256 (hex) of the model that the run starts from, before tuning; see `StartingModel.digest`."""
+        start.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model: Any = tune(start.model, recipe)
+        """The tuned model. Its head, if the stage has one, is `score` or `value_head` of the innermost model."""
+        self._frozen_digest = _frozen_digest(self.model, recipe)
+        self._is_partly_trained = recipe.tuning.mode == "freeze"
         self.owner: Any = None
         """The engine whose state the parameters hold at the moment."""
 
     @cached_property
     def trainable_parameters(self) -> dict[str, Any]:
         """The parameters that are trained, by canonical name, sorted: the buffer order of the manifest."""
-        named = {_canonical(name): p for name, p in self.model.named_parameters() if p.requires_grad}
-        return dict(sorted(named.items()))
+        return trainable_parameters(self.model)
+
+    @property
+    def result_parameters(self) -> dict[str, Any]:
+        """What a result holds: the trained parameters, and where some layers were trained, the frozen ones too."""
+        return all_parameters(self.model) if self._is_partly_trained else self.trainable_parameters
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -66,69 +67,44 @@ class BaseModel:
         """The state before any step. Ask for it before training: later it is only remembered."""
         return read_parameters(self.trainable_parameters)
 
+    @contextmanager
+    def reference_policy(self, deepspeed_engine: Any = None) -> Iterator[None]:
+        """The model the run started from, for the whole run: its state in the parameters, without gradients.
+
+        One model serves as policy and reference in every tuning mode. Under DeepSpeed every rank must enter.
+        """
+        present = read_parameters(self.trainable_parameters, deepspeed_engine)
+        write_parameters(self.trainable_parameters, self.initial_state, deepspeed_engine)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            write_parameters(self.trainable_parameters, present, deepspeed_engine)
+
     @cached_property
     def initial_digest(self) -> str:
-        """SHA-256 (hex) over the base's weight files and the initial state: all that two sites must have in common."""
-        hasher = hashlib.sha256(self.initial_state.digest.encode())
-        for path in sorted(self.folder.glob("*.safetensors")):
-            with path.open("rb") as stream:
-                hasher.update(hashlib.file_digest(stream, "sha256").digest())
-        return hasher.hexdigest()
+        """SHA-256 (hex) over all that two sites must have in common, which is also the reference policy's digest.
+
+        That is the base with earlier runs merged in, how its frozen weights are held, and the initial state.
+        """
+        parts = [self.initial_state.digest, self.base_digest, self._frozen_digest]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """SHA-256 (hex) over the tokenizer's tokens and their numbers."""
+        return vocabulary_digest(self.tokenizer)
 
 
-def load_tokenizer(recipe: Recipe) -> Any:
-    """The model's tokenizer, with the recipe's chat template and a padding token. Raises InputError where it lacks."""
-    folder = Path(recipe.model.name_or_path)
-    _check_folder(folder)
-    from transformers import AutoTokenizer
-
-    offline.silence_libraries()
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises plain exceptions
-        raise InputError(f"{_where(folder)}: its tokenizer cannot be loaded: {_first_line(error)}") from None
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"{_where(folder)}: its tokenizer has no end-of-sequence token (eos_token)")
-    if recipe.model.chat_template is not None:
-        _use_template(tokenizer, recipe.model.chat_template)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _check_folder(folder: Path) -> None:
-    where = _where(folder)
-    if not folder.is_dir():
-        raise InputError(f"{where}: no such folder. fedloom downloads nothing: fetch the model first, name its folder")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{where}: no config.json in it, so it is not a model folder")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise InputError(f"{where}: it has no tokenizer (tokenizer.json); save one beside the weights")
-
-
-def _where(folder: Path) -> str:
-    return f"model.name_or_path: {folder}"
-
-
-def _canonical(name: str) -> str:
-    """A parameter's name without what depends on how PEFT calls its adapter."""
-    return name.removeprefix("base_model.model.").replace(".default.", ".").replace(".default", "")
-
-
-def _use_template(tokenizer: Any, path: str) -> None:
-    """Give the tokenizer the chat template in the file `path`. Whether it takes each conversation is seen later."""
-    from jinja2 import TemplateError, TemplateSyntaxError
-
-    try:
-        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"model.chat_template: {path} cannot be read: {error}") from None
-    except TemplateSyntaxError as error:
-        raise InputError(f"model.chat_template: {path}, line {error.lineno}: {error.message}") from None
-    except TemplateError:
-        pass
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _frozen_digest(model: Any, recipe: Recipe) -> str:
+    """SHA-256 (hex) over how the frozen weights are held, where it is not as in the files."""
+    adapters = recipe.tuning.mode in ("lora", "qlora")
+    settings: dict[str, Any] = {"dtype": recipe.model.dtype}
+    if recipe.tuning.mode == "qlora":
+        settings |= recipe.tuning.qlora.model_dump()
+    hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    if adapters and recipe.tuning.lora.init_lora_weights in CARVED:
+        for _, parameter in sorted(model.named_parameters()):
+            if not parameter.requires_grad:
+                hasher.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()

@@ -14,7 +14,7 @@ from core_training.errors import Interrupted
 from core_training.export import result_name
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
-from core_training.trainable import NOTHING_EVALUATED, EvalReport, Trainable, TrainReport
+from core_training.trainable import NOTHING_EVALUATED, EvalReport, Trainable, TrainReport, means
 
 KEPT_CHECKPOINTS = 2
 
@@ -32,7 +32,7 @@ class Progress:
     def add(self, report: TrainReport) -> None:
         self.loss_first = report.loss_first if self.loss_first is None else self.loss_first
         self.loss_last = report.loss_last
-        self.tokens += report.loss_tokens
+        self.tokens += report.tokens
         self.training_seconds += report.seconds
 
 
@@ -53,7 +53,8 @@ def train(
             report = engine.train(min(until, engine.total_steps) - engine.step, on_step)
             progress.add(report)
             progress.total_seconds = time.perf_counter() - began
-            folder.event("trained", step=engine.step, loss=report.loss_mean, loss_tokens=report.loss_tokens)
+            figures = means(report.figures)
+            folder.event("trained", step=engine.step, loss=report.loss_mean, weight=report.weight, **figures)
             _leave_if(stopped, engine, folder, progress)
             ended = engine.step == engine.total_steps
             if ended or engine.step % recipe.training.save_steps == 0:
@@ -80,16 +81,6 @@ def prune_checkpoints(folder: Path, pattern: str, keep: int = KEPT_CHECKPOINTS) 
 
     for old in sorted(folder.glob(pattern))[:-keep]:
         shutil.rmtree(old)
-
-
-def metrics_of(report: EvalReport) -> dict[str, float]:
-    """The figures besides the loss that an evaluation gives."""
-    if not report.tokens or not report.examples:
-        return {}
-    return {
-        "token_accuracy": report.correct_tokens / report.tokens,
-        "exact_match": report.exact_matches / report.examples,
-    }
 
 
 def total(reports: dict[str, EvalReport]) -> EvalReport:
@@ -149,14 +140,17 @@ def _summarise(
         tuning=recipe.tuning.mode,
         status="completed",
         trainable_parameters=engine.manifest.size,
+        initial_digest=engine.initial_digest,
         state_digest=engine.read_state().digest,
         train_loss_first=progress.loss_first,
         train_loss_last=progress.loss_last,
         eval_loss_initial=total(before).loss,
         eval_loss=total(after).loss,
-        metrics=metrics_of(total(after)),
+        metrics=total(after).metrics,
         seconds={"total": progress.total_seconds, "training": progress.training_seconds, "exchange": None},
         tokens_trained=progress.tokens,
+        truncated=engine.data_report.truncated,
+        dropped=engine.data_report.dropped,
         peak_rss_bytes=peak_rss_bytes(),
         sites={
             source: SiteSummary(
@@ -190,7 +184,8 @@ def _stop_on_signal(engine: Trainable) -> Iterator[_Stopped]:
     stopped = _Stopped()
 
     def stop(number: int, frame: Any) -> None:
-        if stopped.asked:
+        # Launchers repeat SIGTERM: Slurm some time after the first, DeepSpeed's right after Ctrl-C.
+        if stopped.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         stopped.asked = True
         engine.stop()

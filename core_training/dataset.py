@@ -8,50 +8,82 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from importlib import import_module
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from core_training.base_model import BaseModel
+import numpy as np
+import numpy.typing as npt
+
 from core_training.errors import InputError
+from core_training.formats import known_columns, read_values
 from core_training.recipe import Recipe
-from core_training.records import Record, data_files, read_records
-from core_training.rows import pack, row_of, truncate
+from core_training.records import Record, content_digest, data_files, read_records
+from core_training.rows import pack
 from core_training.stages import STAGES
-from core_training.stages.base import Example
+from core_training.stages.base import Example, Row, Stage
+from core_training.token_store import TokenStore, TokenWriter, open_store
 from core_training.trainable import DataReport
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What one engine trains and evaluates on. `training_sources` counts examples, by data source like `evaluation`."""
+    """What one engine trains and evaluates on. `training_sources` counts examples, by data source like `evaluation`.
 
-    rows: list[dict[str, list[int]]]
+    Rows are read from disk when they are asked for where the recipe has a `data.cache`.
+    """
+
+    rows: Sequence[Row]
     training_sources: dict[str, int]
-    evaluation: dict[str, list[Example]]
+    evaluation: dict[str, Sequence[Row]]
     report: DataReport
 
 
-def stage_values(record: Record, recipe: Recipe) -> dict[str, Any]:
-    """The stage's columns of a record. Raises InputError naming the record, the missing column and those it has."""
-    stage = import_module(STAGES[recipe.stage])
-    names = recipe.data.columns
-    for columns in stage.columns:
-        if all(names.get(c, c) in record.fields for c in columns):
-            return {c: record.fields[names.get(c, c)] for c in columns}
-    wanted = " or ".join("+".join(names.get(c, c) for c in columns) for columns in stage.columns)
-    raise InputError(
-        f"{record.place}: stage {recipe.stage} needs {wanted}; the record has {', '.join(record.fields) or 'nothing'}. "
-        "Map names with data.columns"
-    )
+def load_dataset(recipe: Recipe, stage: Stage, records: Sequence[Record] | None = None) -> Dataset:
+    """Read and tokenise `data.train` (or `records` in its place) and `data.eval`.
+
+    A training record that stands in `data.eval` too is left out. Raises InputError when there is nothing to train on,
+    and for any record that does not fit the stage.
+    """
+    _check_columns(recipe)
+    examples: Sequence[Example]
+    parts: npt.NDArray[np.int32]
+    if recipe.data.cache is None:
+        kept: list[Example] = []
+        numbers: list[int] = []
+        outcome = _Outcome()
+        for example, part in _tokenised(recipe, stage, records, outcome):
+            kept.append(example)
+            numbers.append(part)
+        examples, parts = kept, np.array(numbers, dtype=np.int32)
+    else:
+
+        def write(writer: TokenWriter) -> dict[str, Any]:
+            outcome = _Outcome()
+            for example, part in _tokenised(recipe, stage, records, outcome):
+                writer.append(example, part)
+            return asdict(outcome)
+
+        store = open_store(Path(recipe.data.cache) / _digest(recipe, stage, records), write)
+        examples, parts, outcome = store, store.parts, _Outcome(**store.notes)
+    return _arranged(recipe, stage, examples, parts, outcome)
+
+
+def is_held_out(raw: Mapping[str, Any], fraction: float) -> bool:
+    """Whether a record of which these fields are read belongs to the evaluation part."""
+    return int.from_bytes(_content_digest(raw)[:8], "big") < fraction * 2**64
+
+
+def _content_digest(values: Mapping[str, Any]) -> bytes:
+    content = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(content).digest()
 
 
 def _check_columns(recipe: Recipe) -> None:
     """Raises InputError when `data.columns` names a column that the stage does not have."""
-    known = [name for columns in import_module(STAGES[recipe.stage]).columns for name in columns]
+    known = known_columns(recipe.stage)
     for name in recipe.data.columns:
         if name not in known:
             raise InputError(
@@ -60,14 +92,116 @@ def _check_columns(recipe: Recipe) -> None:
             )
 
 
-def is_held_out(values: dict[str, Any], fraction: float) -> bool:
-    """Whether a record with these values belongs to the evaluation part."""
-    return int.from_bytes(_content_digest(values)[:8], "big") < fraction * 2**64
+@dataclass
+class _Outcome:
+    """What became of the records. `parts` are the data's parts in order of their numbers: (held out, source)."""
+
+    records: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    files: dict[str, None] = field(default_factory=dict)
+    parts: list[tuple[bool, str]] = field(default_factory=list)
 
 
-def _content_digest(values: dict[str, Any]) -> bytes:
-    content = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(content).digest()
+def _tokenised(
+    recipe: Recipe, stage: Stage, records: Sequence[Record] | None, outcome: _Outcome
+) -> Iterator[tuple[Example, int]]:
+    """All examples, cut to `max_length`, each with the number of its part.
+
+    Those with nothing to learn from are left out, and `outcome` counts them.
+    """
+    evaluating = _evaluation_files(recipe)
+    fraction = 0.0 if evaluating else recipe.data.eval_fraction
+    kept_for_evaluation: set[bytes] = set()
+    numbers: dict[tuple[bool, str], int] = {}
+    for held_out, record in chain(
+        ((True, record) for path in evaluating for record in read_records(path)),
+        ((False, record) for record in (_training_records(recipe) if records is None else records)),
+    ):
+        values = read_values(record, recipe.stage, recipe.data.columns)
+        outcome.records += 1
+        outcome.files[str(record.path)] = None
+        if held_out:
+            kept_for_evaluation.add(_content_digest(values.raw))
+        elif kept_for_evaluation and _content_digest(values.raw) in kept_for_evaluation:
+            outcome.dropped += 1
+            continue
+        whole = stage.tokenise(record, values.canonical)
+        useful = stage.cut(whole, recipe.training.max_length)
+        outcome.truncated += stage.is_truncated(whole, recipe.training.max_length)
+        outcome.dropped += not useful
+        part = (held_out or is_held_out(values.raw, fraction), record.source)
+        if part not in numbers:
+            numbers[part] = len(outcome.parts)
+            outcome.parts.append(part)
+        for example in useful:
+            yield example, numbers[part]
+
+
+def _arranged(
+    recipe: Recipe, stage: Stage, examples: Sequence[Example], parts: npt.NDArray[np.int32], outcome: _Outcome
+) -> Dataset:
+    """The examples as rows, by part."""
+    held_out = np.array([part[0] for part in outcome.parts], dtype=bool)
+    training = _Selected(examples, np.flatnonzero(~held_out[parts]))
+    counts = dict(zip(*np.unique(parts, return_counts=True), strict=True))
+    if not len(training):
+        raise InputError(_nothing_to_train(recipe, outcome, len(examples)))
+    stage.check(training)
+    packing = STAGES[recipe.stage].packs if recipe.training.packing is None else recipe.training.packing
+    return Dataset(
+        rows=_Rows(training, pack(training.lengths, recipe.training.max_length)) if packing else _Rows(training),
+        training_sources={
+            source: int(counts[i]) for i, (out, source) in enumerate(outcome.parts) if not out and i in counts
+        },
+        evaluation={
+            source: _Rows(_Selected(examples, np.flatnonzero(parts == i)))
+            for i, (out, source) in enumerate(outcome.parts)
+            if out and i in counts
+        },
+        report=DataReport(len(training), len(examples) - len(training), outcome.truncated, outcome.dropped),
+    )
+
+
+class _Selected(Sequence[Example]):
+    """Some of the examples."""
+
+    def __init__(self, examples: Sequence[Example], chosen: npt.NDArray[np.int64]) -> None:
+        self._examples = examples
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Selected(self._examples, self._chosen[index])
+        return self._examples[int(self._chosen[index])]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        if isinstance(self._examples, TokenStore):
+            return list(self._examples.lengths[self._chosen].tolist())
+        return [len(example) for example in self]
+
+
+class _Rows(Sequence[Row]):
+    """The examples in rows: in groups of these numbers, or one by one."""
+
+    def __init__(self, examples: Sequence[Example], groups: Sequence[Sequence[int]] | None = None) -> None:
+        self._examples = examples
+        self._groups = groups
+
+    def __len__(self) -> int:
+        return len(self._examples) if self._groups is None else len(self._groups)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if self._groups is None:
+            return (self._examples[index],)
+        return tuple(self._examples[i] for i in self._groups[index])
 
 
 def _training_files(recipe: Recipe) -> list[Path]:
@@ -80,86 +214,50 @@ def _training_files(recipe: Recipe) -> list[Path]:
     return data_files(sites if isinstance(sites, list) else list(sites.values()))
 
 
-def load_dataset(recipe: Recipe, base: BaseModel, records: Iterable[Record] | None = None) -> Dataset:
-    """Read and tokenise `data.train` (or `records` in its place) and `data.eval`.
+def _training_records(recipe: Recipe) -> Iterator[Record]:
+    return (record for path in _training_files(recipe) for record in read_records(path))
 
-    A training record that stands in `data.eval` too is left out. Raises InputError when there is nothing to train on,
-    and for any record that does not fit the stage.
-    """
+
+def _evaluation_files(recipe: Recipe) -> list[Path]:
+    return [] if recipe.data.eval is None else data_files(recipe.data.eval)
+
+
+_STORE_VERSION = 1
+"""To be raised with any change of what tokens a record becomes."""
+
+
+def _digest(recipe: Recipe, stage: Stage, records: Sequence[Record] | None) -> str:
+    """SHA-256 (hex) over all that decides what is in a store."""
+    import tokenizers
+    import transformers
+
+    fraction = None if recipe.data.eval is not None else recipe.data.eval_fraction
+    rollout = recipe.rollout.model_dump() if STAGES[recipe.stage].samples else None
+    settings = [recipe.stage, recipe.data.columns, fraction, recipe.training.max_length, rollout]
+    versions = [_STORE_VERSION, transformers.__version__, tokenizers.__version__, stage.base.tokenizer.chat_template]
+    hasher = hashlib.sha256(json.dumps([settings, versions], sort_keys=True).encode())
+    for path in sorted(stage.base.folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model", ".txt"):  # the tokenizer, and what its model takes
+            hasher.update(content_digest(path))
     if records is None:
-        records = (record for path in _training_files(recipe) for record in read_records(path))
-    _check_columns(recipe)
-    fraction = 0.0 if recipe.data.eval is not None else recipe.data.eval_fraction
-    counts = _Counts()
-    training: list[Example] = []
-    training_sources: Counter[str] = Counter()
-    evaluation: dict[str, list[Example]] = {}
-    kept_for_evaluation: set[bytes] = set()
-    if recipe.data.eval is not None:
-        for record in (record for path in data_files(recipe.data.eval) for record in read_records(path)):
-            values = stage_values(record, recipe)
-            kept_for_evaluation.add(_content_digest(values))
-            evaluation.setdefault(record.source, []).extend(_examples(record, values, recipe, base, counts))
-    for record in records:
-        values = stage_values(record, recipe)
-        if kept_for_evaluation and _content_digest(values) in kept_for_evaluation:
-            counts.dropped += 1
-            counts.records += 1
-            continue
-        examples = _examples(record, values, recipe, base, counts)
-        if is_held_out(values, fraction):
-            evaluation.setdefault(record.source, []).extend(examples)
-        else:
-            training.extend(examples)
-            training_sources[record.source] += len(examples)
-    if not training:
-        raise InputError(_nothing_to_train(recipe, counts, sum(map(len, evaluation.values()))))
-    stage = import_module(STAGES[recipe.stage])
-    packing = stage.packs_by_default if recipe.training.packing is None else recipe.training.packing
-    groups = pack(training, recipe.training.max_length) if packing else [[i] for i in range(len(training))]
-    return Dataset(
-        rows=[row_of([training[i] for i in group]) for group in groups],
-        training_sources=dict(training_sources),
-        evaluation=evaluation,
-        report=DataReport(len(training), sum(map(len, evaluation.values())), counts.truncated, counts.dropped),
-    )
-
-
-@dataclass
-class _Counts:
-    records: int = 0
-    truncated: int = 0
-    dropped: int = 0
-    files: set[Path] = field(default_factory=set)
-
-
-def _examples(
-    record: Record, values: dict[str, Any], recipe: Recipe, base: BaseModel, counts: _Counts
-) -> list[Example]:
-    """The examples of one record, cut to `max_length`; those with nothing to learn are counted and left out."""
-    stage = import_module(STAGES[recipe.stage])
-    limit = recipe.training.max_length
-    counts.records += 1
-    counts.files.add(record.path)
-    whole = stage.tokenise(record, values, base)
-    length = len(whole.input_ids)
-    if stage.splits_long_texts:
-        parts = [Example(whole.input_ids[i : i + limit], whole.labels[i : i + limit]) for i in range(0, length, limit)]
+        for path in _training_files(recipe):
+            hasher.update(content_digest(path))
     else:
-        counts.truncated += length > limit
-        parts = [truncate(whole, limit)]
-    useful = [part for part in parts if part.loss_tokens > 0]
-    counts.dropped += not useful
-    return useful
+        for record in records:
+            hasher.update(_content_digest({record.source: record.fields}))
+    hasher.update(b"evaluation")
+    for path in _evaluation_files(recipe):
+        hasher.update(content_digest(path))
+    return hasher.hexdigest()
 
 
-def _nothing_to_train(recipe: Recipe, counts: _Counts, held_out: int) -> str:
-    if counts.records == 0:
+def _nothing_to_train(recipe: Recipe, outcome: _Outcome, held_out: int) -> str:
+    if outcome.records == 0:
         return f"data.train: {recipe.data.train} holds no record"
-    files = ", ".join(str(path) for path in sorted(counts.files))
-    if counts.dropped == counts.records:
+    files = ", ".join(sorted(outcome.files))
+    if outcome.dropped == outcome.records:
         return (
-            f"data.train: none of the {counts.records} records of {files} has a token to learn within "
+            f"data.train: none of the {outcome.records} records of {files} has a token to learn within "
             f"training.max_length ({recipe.training.max_length}); raise it"
             + ("" if recipe.data.eval is None else ", or keep the records of data.eval out of data.train")
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from core_training.errors import RunError
+from core_training.errors import FedloomError, RunError
 
 
 def scratch_of(target: Path) -> Path:
@@ -37,6 +37,8 @@ def commit_folder(target: Path) -> Iterator[Path]:
             target.rename(replaced)
         scratch.rename(target)
         _flush(target.parent)
+    except FedloomError:
+        raise
     except Exception as error:
         if _is_disk_error(error):
             raise RunError(f"{target} could not be written ({error}); what was committed before is intact") from error

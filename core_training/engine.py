@@ -6,19 +6,20 @@ Several engines may share one base model: each parks its trainable state while a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset as ArrowDataset
 
 from core_training.base_model import BaseModel
+from core_training.correction import Correction, Start, correction_of
 from core_training.dataset import Dataset, load_dataset
 from core_training.deepspeed_config import deepspeed_config
 from core_training.durable import commit_folder, scratch_of
@@ -26,11 +27,11 @@ from core_training.errors import ProtocolError, RunError
 from core_training.export import layout_files, write_result
 from core_training.parameters import read_parameters, write_parameters
 from core_training.recipe import Recipe
-from core_training.rows import Collator, row_of
 from core_training.slices import SlicedRun
-from core_training.stages import STAGES
+from core_training.stages.base import BatchLoss, Row, Stage, load_stage
 from core_training.state import Manifest, TrainableState
-from core_training.trainable import NOTHING_EVALUATED, DataReport, EvalReport, TrainReport
+from core_training.trainable import DataReport, EvalReport, TrainReport
+from core_training.trainer import StageTrainer
 
 _STATE_FILE = "state.safetensors"
 _NOTES_FILE = "notes.json"
@@ -39,18 +40,21 @@ _NOTES_FILE = "notes.json"
 class Engine:
     """See `core_training.trainable.Trainable`, which this class fulfils in process."""
 
-    def __init__(self, recipe: Recipe, base: BaseModel, dataset: Dataset) -> None:
-        self._recipe = recipe
-        self._base = base
-        self._stage = import_module(STAGES[recipe.stage])
-        self._collate = Collator(base.tokenizer.pad_token_id)
-        self._evaluation = dataset.evaluation
-        self._rows = ArrowDataset.from_list(dataset.rows)
+    def __init__(self, stage: Stage, dataset: Dataset) -> None:
+        self._recipe = stage.recipe
+        self._base = stage.base
+        self._stage = stage
+        self._rows = ReferencedRows(stage.arrange(dataset.rows))
+        self._evaluation = {
+            source: ReferencedRows(stage.arrange(rows)) for source, rows in sorted(dataset.evaluation.items())
+        }
         self.data_report: DataReport = dataset.report
         self.training_sources = dataset.training_sources
         self._parked: TrainableState | None = None
         self._run: SlicedRun | None = None
-        base.initial_state  # noqa: B018 - remembered before any engine on this base trains
+        self._correction: Correction | None = correction_of(self._recipe)
+        self._next_slice = Start.SAME_ROUND
+        self._base.initial_state  # noqa: B018 - remembered before any engine on this base trains
 
     @property
     def manifest(self) -> Manifest:
@@ -79,9 +83,9 @@ class Engine:
         self._take_model()
         return read_parameters(self._base.trainable_parameters, self._deepspeed_engine)
 
-    def write_state(self, state: TrainableState) -> None:
-        """Put `state` in place of the trainable parameters. Optimizer moments stay."""
+    def write_state(self, state: TrainableState, missed_rounds: bool = False) -> None:
         self._take_model(state)
+        self._next_slice = Start.LATER_ROUND if missed_rounds else Start.NEXT_ROUND
 
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
         if self.step + steps > self.total_steps:
@@ -91,24 +95,14 @@ class Engine:
         trainer.step_losses.clear()
         before = self.step
         start = time.perf_counter()
-        self._current.advance(steps, on_step)
+        with self._begin_slice(trainer):
+            self._current.advance(steps, on_step)
         seconds = time.perf_counter() - start
-        # Shape (batches, 2): loss sum and loss tokens; several batches make a step under gradient accumulation.
-        batches = torch.stack([torch.stack([loss.double(), tokens.double()]) for loss, tokens in trainer.step_losses])
-        batches = trainer.accelerator.reduce(batches, reduction="sum").cpu()
+        report = self._report(trainer.step_losses, before, seconds)
         trainer.step_losses.clear()
-        per_batch = batches[:, 0] / batches[:, 1].clamp(min=1)
-        mean = float(batches[:, 0].sum() / batches[:, 1].sum().clamp(min=1))
-        if not math.isfinite(mean):
+        if not math.isfinite(report.loss_mean):
             raise RunError(f"the training loss is no longer finite at step {self.step}; lower training.learning_rate")
-        return TrainReport(
-            steps=self.step - before,
-            loss_first=float(per_batch[0]),
-            loss_last=float(per_batch[-1]),
-            loss_mean=mean,
-            loss_tokens=int(batches[:, 1].sum()),
-            seconds=seconds,
-        )
+        return report
 
     def stop(self) -> None:
         self._current.stop()
@@ -120,7 +114,8 @@ class Engine:
         model = trainer.model_wrapped
         model.eval()
         try:
-            return {source: self._evaluate(model, trainer, source) for source in sorted(self._evaluation)}
+            reports = {source: self._stage.evaluate(trainer, model, rows) for source, rows in self._evaluation.items()}
+            return {source: _over_processes(trainer, report) for source, report in reports.items()}
         finally:
             model.train()
 
@@ -133,6 +128,8 @@ class Engine:
             with commit_folder(folder) as scratch:
                 (scratch / _STATE_FILE).write_bytes(state.to_bytes())
                 (scratch / _NOTES_FILE).write_text(json.dumps(dict(notes or {})))
+                if self._correction is not None:
+                    self._correction.save(scratch)
                 accelerator.wait_for_everyone()
                 self._current.save(scratch / "trainer")
         else:
@@ -144,6 +141,8 @@ class Engine:
         """Go back to what `checkpoint` wrote. Raises RunError when it belongs to another model or recipe."""
         state, notes = read_checkpoint(folder, self.manifest)
         self._start(state, resume_from=str(folder / "trainer"))
+        if self._correction is not None:
+            self._correction.load(folder, self.manifest)
         return notes
 
     def reset(self) -> None:
@@ -151,14 +150,16 @@ class Engine:
 
     def save_model(self, folder: Path) -> None:
         """Write an adapter (PEFT layout) or a whole model (transformers layout), with its tokenizer."""
-        state = self.read_state()
+        self._take_model()
+        state = read_parameters(self._base.result_parameters, self._deepspeed_engine)
         accelerator = self._current.trainer.accelerator
         if accelerator.is_main_process:
-            write_result(state, self.layout(), folder, self._base.tokenizer)
+            layout = layout_files(self._base, self._recipe, self._recipe.model.name_or_path)
+            write_result(state, layout, folder, self._base.tokenizer)
         accelerator.wait_for_everyone()
 
-    def layout(self, base_name: str | None = None) -> dict[str, str]:
-        return layout_files(self._base.model, base_name or self._recipe.model.name_or_path)
+    def layout(self, base_name: str) -> dict[str, str]:
+        return layout_files(self._base, self._recipe, base_name, without_base=True)
 
     def close(self) -> None:
         if self._run is not None:
@@ -188,10 +189,22 @@ class Engine:
         if self._run is not None:
             self._run.close()
         arguments = training_arguments(self._recipe)
-        trainer = self._stage.build_trainer(self._recipe, self._base, self._rows, arguments)
+        trainer = self._stage.build_trainer(self._rows, arguments)
         self._base.owner = self
         self._run = SlicedRun(trainer, resume_from)
+        self._correction = correction_of(self._recipe)
+        self._next_slice = Start.SAME_ROUND
+        self._ask_reference(trainer)
         write_parameters(self._base.trainable_parameters, state, self._deepspeed_engine)
+
+    def _begin_slice(self, trainer: StageTrainer) -> AbstractContextManager[None]:
+        """What a slice's steps are to be taken in."""
+        start, self._next_slice = self._next_slice, Start.SAME_ROUND
+        if start is not Start.SAME_ROUND and not self._recipe.training.keep_optimizer:
+            trainer.forget_moments()
+        if self._correction is None:
+            return nullcontext()
+        return self._correction.during(self._base.trainable_parameters, trainer.optimizer.optimizer, start)
 
     def _take_model(self, state: TrainableState | None = None) -> None:
         """Make the shared parameters this engine's own, holding `state` or what they held when it last had them."""
@@ -210,27 +223,74 @@ class Engine:
             owner._parked = read_parameters(self._base.trainable_parameters)
         self._base.owner = None
 
-    def _evaluate(self, model: Any, trainer: Any, source: str) -> EvalReport:
-        examples = sorted(self._evaluation[source], key=lambda example: len(example.input_ids))
-        size = self._recipe.training.per_device_eval_batch_size
-        batches = [examples[i : i + size] for i in range(0, len(examples), size)]
-        rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-        total = NOTHING_EVALUATED
-        for first in range(0, len(batches), world):
-            # Every process runs every forward (ZeRO-3 gathers weights in it); one without a batch repeats and drops it.
-            index = first + rank
-            batch = self._collate([row_of([example]) for example in batches[min(index, len(batches) - 1)]])
-            report = self._stage.evaluate(model, {k: v.to(trainer.args.device) for k, v in batch.items()})
-            if index < len(batches):
-                total = total + report
-        if world == 1:
-            return total
-        sums = torch.tensor(
-            [total.loss_sum, total.tokens, total.correct_tokens, total.exact_matches, total.examples],
-            dtype=torch.float64, device=trainer.args.device,
-        )  # fmt: skip
-        loss_sum, *counts = trainer.accelerator.reduce(sums, reduction="sum").tolist()
-        return EvalReport(loss_sum, *(int(count) for count in counts))
+    def _ask_reference(self, trainer: StageTrainer) -> None:
+        """Have the reference policy give its numbers of every row, once for the whole run."""
+        if not self._stage.needs_reference or self._rows.numbers:
+            return
+        model = trainer.model_wrapped
+        model.eval()
+        with self._base.reference_policy(self._deepspeed_engine):
+            for rows in (self._rows, *self._evaluation.values()):
+                rows.numbers = _numbers(self._stage, trainer, model, rows)
+        model.train()
+
+    def _report(self, losses: Sequence[BatchLoss], before: int, seconds: float) -> TrainReport:
+        """What a slice's batches come to, over all processes; several make a step under gradient accumulation."""
+        names = sorted(losses[0].figures)
+        table = torch.stack([loss.sums() for loss in losses])  # shape (batches, 3 + 2 figures)
+        table = self._current.trainer.accelerator.reduce(table, reduction="sum").cpu()
+        per_batch = table[:, 0] / table[:, 1].clamp(min=1)
+        sums = table.sum(dim=0).tolist()
+        return TrainReport(
+            steps=self.step - before,
+            loss_first=float(per_batch[0]),
+            loss_last=float(per_batch[-1]),
+            loss_mean=sums[0] / max(sums[1], 1),
+            weight=int(sums[1]),
+            tokens=int(sums[2]),
+            seconds=seconds,
+            figures={name: (sums[3 + 2 * i], int(sums[4 + 2 * i])) for i, name in enumerate(names)},
+        )
+
+
+class ReferencedRows(Sequence[Row]):
+    """Rows of one example, with the numbers that the reference policy gave to each once it was asked."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self.numbers: dict[str, list[float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self._rows[index]
+        if not self.numbers:
+            return row
+        numbers = {name: values[index] for name, values in self.numbers.items()}
+        return (dataclasses.replace(row[0], numbers={**row[0].numbers, **numbers}),)
+
+
+def _numbers(stage: Stage, trainer: StageTrainer, model: Any, rows: Sequence[Row]) -> dict[str, list[float]]:
+    """The reference policy's numbers of each row, by name; every process computes a share of them."""
+    table: dict[str, torch.Tensor] = {}
+    for mine, batch in trainer.shared_batches(rows):
+        for name, values in stage.reference(model, batch).items():
+            column = table.setdefault(name, torch.zeros(len(rows), device=values.device))
+            column[mine] = values.float()[: len(mine)]
+    return {name: trainer.accelerator.reduce(column, reduction="sum").tolist() for name, column in table.items()}
+
+
+def _over_processes(trainer: StageTrainer, report: EvalReport) -> EvalReport:
+    """The sum of all processes' reports. Every process of a group must call it."""
+    if trainer.accelerator.num_processes == 1:
+        return report
+    names = sorted(report.figures)
+    values = [report.loss_sum, report.weight, report.examples, *(v for n in names for v in report.figures[n])]
+    sums = torch.tensor(values, dtype=torch.float64, device=trainer.args.device)
+    loss_sum, weight, examples, *rest = trainer.accelerator.reduce(sums, reduction="sum").tolist()
+    figures = {name: (rest[2 * i], int(rest[2 * i + 1])) for i, name in enumerate(names)}
+    return EvalReport(loss_sum, int(weight), int(examples), figures)
 
 
 def read_checkpoint(folder: Path, manifest: Manifest) -> tuple[TrainableState, dict[str, Any]]:
@@ -244,8 +304,8 @@ def read_checkpoint(folder: Path, manifest: Manifest) -> tuple[TrainableState, d
 
 def open_engine(recipe: Recipe) -> Engine:
     """Load the base model and the data of `recipe`, and build its engine."""
-    base = BaseModel(recipe)
-    return Engine(recipe, base, load_dataset(recipe, base))
+    stage = load_stage(recipe, BaseModel(recipe))
+    return Engine(stage, load_dataset(recipe, stage))
 
 
 def training_arguments(recipe: Recipe) -> dict[str, Any]:

@@ -1,68 +1,120 @@
 """Writing what was trained in the layouts that PEFT, transformers and vLLM load.
 
-A trainable state and a few small configuration files are enough, so a server without a model can do it too.
+A trainable state and a few small configuration files are enough, so a server without a model can do it too. It does
+not know the frozen weights, though: of a run of mode `freeze` it writes the trained layers alone (`layers/`), and
+`fedloom export` makes a model of them and the base. PPO's value head has a file of its own, which no one else looks at.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core_training.durable import commit_folder
 from core_training.errors import ProtocolError
 from core_training.recipe import Recipe
 from core_training.state import Manifest, TrainableState
 
+if TYPE_CHECKING:
+    from core_training.base_model import BaseModel
+
 ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_ADAPTER_PREFIX = "base_model.model."
+MODEL_CONFIG = "config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PREFIX = "base_model.model."
 _MODEL_WEIGHTS = "model.safetensors"
+_LAYER_WEIGHTS = "layers.safetensors"
+_VALUE_HEAD_WEIGHTS = "value_head.safetensors"
+_ORIGIN = "fedloom.json"
 
 
-def result_name(recipe: Recipe) -> str:
-    """The folder of a run's result: `model` where whole layers were trained, else `adapter`."""
-    return "model" if recipe.tuning.mode in ("full", "freeze") else "adapter"
+@dataclass(frozen=True)
+class Origin:
+    """What a result belongs to, in `fedloom.json` beside it: digests of `BaseModel`."""
+
+    base_digest: str
+    vocabulary_digest: str
+    copies: dict[str, str] = field(default_factory=dict)
+    """Names under which PEFT also keeps a trained tensor that the model has in two places: copy: its canonical name."""
 
 
-def layout_files(model: Any, base_name: str) -> dict[str, str]:
-    """The configuration that stands beside the weights; `base_name` is what it calls the base model."""
-    if not hasattr(model, "peft_config"):
-        return {"config.json": model.config.to_json_string()}
-    config = model.peft_config["default"].to_dict()
-    config["base_model_name_or_path"] = base_name
-    config["inference_mode"] = True
-    plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
-    return {ADAPTER_CONFIG: json.dumps(plain, indent=2, sort_keys=True)}
+def result_name(recipe: Recipe, without_base: bool = False) -> str:
+    """The folder of a run's result: `adapter`, or `model`; `layers` where there is no base to make a model with."""
+    if recipe.tuning.mode in ("lora", "qlora"):
+        return "adapter"
+    return "layers" if recipe.tuning.mode == "freeze" and without_base else "model"
+
+
+def layout_files(base: BaseModel, recipe: Recipe, base_name: str, without_base: bool = False) -> dict[str, str]:
+    """The small files that stand beside the weights; `base_name` is what they call the base model."""
+    from core_training.parameters import other_names
+
+    origin = Origin(base.base_digest, base.vocabulary_digest, other_names(base.model))
+    files = {_ORIGIN: json.dumps(asdict(origin), indent=2)}
+    if result_name(recipe, without_base) == "model":
+        base.model.config.architectures = [type(base.model).__name__]
+        files[MODEL_CONFIG] = base.model.config.to_json_string()
+    elif hasattr(base.model, "peft_config"):
+        config = base.model.peft_config["default"].to_dict()
+        # Nowhere on disk is there a base with earlier runs in it: such a name is loaded by no one by mistake.
+        runs = f" with {count} earlier runs merged in" if (count := len(recipe.model.adapters)) else ""
+        config["base_model_name_or_path"] = base_name + runs
+        config["inference_mode"] = True
+        plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
+        files[ADAPTER_CONFIG] = json.dumps(plain, indent=2, sort_keys=True)
+    return files
 
 
 def write_result(state: TrainableState, layout: Mapping[str, str], folder: Path, tokenizer: Any = None) -> None:
-    """Write an adapter (PEFT layout) or a model (transformers layout), as `layout` says, with its tokenizer."""
+    """Write an adapter (PEFT layout), a model (transformers layout) or layers, as `layout` says, and its tokenizer."""
     from safetensors.numpy import save_file
 
-    adapter = ADAPTER_CONFIG in layout
-    prefix = _ADAPTER_PREFIX if adapter else ""
+    prefix = ADAPTER_PREFIX if ADAPTER_CONFIG in layout else ""
+    files: dict[str, dict[str, Any]] = {_weights_file(layout): {}}
+    for name, values in state.tensors():
+        if name.startswith("value_head."):
+            files.setdefault(_VALUE_HEAD_WEIGHTS, {})[name] = values
+        else:
+            files[_weights_file(layout)][prefix + name] = values
     with commit_folder(folder) as scratch:
         for name, content in layout.items():
             (scratch / name).write_text(content, encoding="utf-8")
-        save_file(
-            {prefix + name: values for name, values in state.tensors()},
-            scratch / (_ADAPTER_WEIGHTS if adapter else _MODEL_WEIGHTS),
-            metadata={"format": "pt"},
-        )
+        for name, tensors in files.items():
+            save_file(tensors, scratch / name, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
 
 
 def read_result(folder: Path, manifest: Manifest) -> TrainableState:
-    """Read back what `write_result` wrote. Raises ProtocolError when it is damaged or has another manifest."""
+    """Read the trained tensors back. Raises ProtocolError when they are damaged or of another manifest."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    weights = folder / (_ADAPTER_WEIGHTS if (folder / ADAPTER_CONFIG).exists() else _MODEL_WEIGHTS)
+    weights = folder / _weights_file([path.name for path in folder.glob("*config.json")])
+    value_head = folder / _VALUE_HEAD_WEIGHTS
     try:
-        arrays = load_file(weights)
+        arrays = load_file(weights) | (load_file(value_head) if value_head.exists() else {})
     except (OSError, SafetensorError) as error:
         raise ProtocolError(f"{weights} cannot be read: {error}") from None
-    return TrainableState.from_arrays({k.removeprefix(_ADAPTER_PREFIX): v for k, v in arrays.items()}, manifest)
+    arrays = {name.removeprefix(ADAPTER_PREFIX): values for name, values in arrays.items()}
+    if (folder / MODEL_CONFIG).exists():  # a model holds its frozen weights too
+        trained = {spec.name for spec in manifest.tensors}
+        arrays = {name: values for name, values in arrays.items() if name in trained}
+    return TrainableState.from_arrays(arrays, manifest)
+
+
+def read_origin(folder: Path) -> Origin:
+    """What the result in this folder belongs to. Raises ProtocolError when the folder does not say so."""
+    try:
+        return Origin(**json.loads((folder / _ORIGIN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ProtocolError(f"{folder / _ORIGIN} does not say what it was trained on: {error}") from None
+
+
+def _weights_file(configurations: Any) -> str:
+    if ADAPTER_CONFIG in configurations:
+        return ADAPTER_WEIGHTS
+    return _MODEL_WEIGHTS if MODEL_CONFIG in configurations else _LAYER_WEIGHTS

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,17 +16,21 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from core_training import background
 from core_training.engine import Engine, open_engine
-from core_training.errors import FedloomError, RunError
+from core_training.errors import FedloomError, InputError, RunError
 from core_training.recipe import Recipe, parse_recipe
 from core_training.state import Manifest, TrainableState
 from core_training.trainable import DataReport, EvalReport, TrainReport
+
+Result = TypeVar("Result")
 
 _calls: dist.ProcessGroup | None = None
 """The group over which rank 0 announces what is to be done; `_join_group` makes it."""
@@ -49,6 +54,8 @@ def _join_group() -> None:
     global _calls
     if dist.is_initialized():
         return
+    # DeepSpeed compiles an extension at its first use; the `ninja` it needs is installed beside this Python.
+    os.environ["PATH"] = background.search_path()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -71,7 +78,7 @@ class GroupEngine:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         _announce({"call": "open", "recipe": recipe.to_yaml()})
-        self._engine = open_engine(recipe)
+        self._engine = _open_together(recipe)
         self._used = False
         self._out_of_step = False
 
@@ -110,11 +117,11 @@ class GroupEngine:
         _announce({"call": "read_state"})
         return self._engine.read_state()
 
-    def write_state(self, state: TrainableState) -> None:
+    def write_state(self, state: TrainableState, missed_rounds: bool = False) -> None:
         self._launch()
-        _announce({"call": "write_state"})
+        _announce({"call": "write_state", "missed_rounds": missed_rounds})
         _broadcast_state(state)
-        self._engine.write_state(state)
+        self._engine.write_state(state, missed_rounds)
 
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
         self._launch()
@@ -150,7 +157,7 @@ class GroupEngine:
         with self._out_of_step_on_failure():
             self._engine.save_model(folder.absolute())
 
-    def layout(self, base_name: str | None = None) -> dict[str, str]:
+    def layout(self, base_name: str) -> dict[str, str]:
         return self._engine.layout(base_name)
 
     def close(self) -> None:
@@ -182,7 +189,7 @@ class GroupEngine:
         if self._used:
             self._engine.close()
             _announce({"call": "open", "recipe": self._recipe.to_yaml()})
-            self._engine = open_engine(self._recipe)
+            self._engine = _open_together(self._recipe)
             self._used = False
 
 
@@ -198,19 +205,19 @@ def follow() -> NoReturn:
             if call == "open":
                 if engine is not None:
                     engine.close()
-                engine = open_engine(parse_recipe(order["recipe"]))
+                engine = _open_together(parse_recipe(order["recipe"]))
             elif call == "close":
                 dist.destroy_process_group()
                 raise SystemExit(0)
             elif engine is not None:
                 _carry_out(engine, call, order)
         except FedloomError:
-            pass  # rank 0 met the same error and reports it
+            pass  # rank 0 meets the same error, or hears of it, and reports it
 
 
 def _carry_out(engine: Engine, call: str, order: dict[str, Any]) -> None:
     if call == "write_state":
-        engine.write_state(_receive_state(engine.manifest))
+        engine.write_state(_receive_state(engine.manifest), order["missed_rounds"])
     elif call == "train":
         engine.train(order["steps"])
     elif call in ("checkpoint", "restore", "save_model"):
@@ -219,20 +226,49 @@ def _carry_out(engine: Engine, call: str, order: dict[str, Any]) -> None:
         getattr(engine, call)()
 
 
-def _announce(order: dict[str, Any]) -> None:
+def _open_together(recipe: Recipe) -> Engine:
+    """The recipe's engine on every rank, or an error on every rank."""
+    # While an earlier engine's ZeRO-3 is still set, transformers loads a model in parts, and there are no whole weights
+    # to put a head on, to merge or to quantise.
+    unset_hf_deepspeed_config()
+    return _together(lambda: open_engine(recipe))
+
+
+def _together(do: Callable[[], Result]) -> Result:
+    """Do the same on every rank. If a rank fails (a file may be missing on one machine only), all raise its error."""
+    result: Result | None = None
+    failure: FedloomError | None = None
+    try:
+        result = do()
+    except FedloomError as error:
+        failure = error
+    failed = torch.zeros(dist.get_world_size())
+    failed[dist.get_rank()] = failure is not None
+    dist.all_reduce(failed, group=_calls)
+    first = int(failed.argmax())
+    if failed[first] and first == dist.get_rank():
+        _announce({"error": f"process {first} on {socket.gethostname()}: {failure}" if first else str(failure)}, first)
+    elif failed[first]:
+        failure = InputError(_hear(first)["error"])
+    if failure is not None:
+        raise failure
+    return cast(Result, result)
+
+
+def _announce(order: dict[str, Any], source: int = 0) -> None:
     data = torch.frombuffer(bytearray(json.dumps(order).encode()), dtype=torch.uint8)
-    dist.broadcast(torch.tensor([len(data)]), src=0, group=_calls)
-    dist.broadcast(data, src=0, group=_calls)
+    dist.broadcast(torch.tensor([len(data)]), src=source, group=_calls)
+    dist.broadcast(data, src=source, group=_calls)
 
 
-def _hear() -> dict[str, Any]:
+def _hear(source: int = 0) -> dict[str, Any]:
     size = torch.zeros(1, dtype=torch.long)
-    dist.broadcast(size, src=0, group=_calls)
+    dist.broadcast(size, src=source, group=_calls)
     data = torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(data, src=0, group=_calls)
+    dist.broadcast(data, src=source, group=_calls)
     document = json.loads(data.numpy().tobytes())
     if not isinstance(document, dict):
-        raise RunError("rank 0 announced something that is no call")
+        raise RunError(f"process {source} announced something that is no call")
     return document
 
 

@@ -1,25 +1,62 @@
-"""Opening an engine the way a recipe asks: in this process, or in a DeepSpeed group started with torchrun's launcher.
+"""Opening an engine the way a recipe asks: in this process, or as one of a DeepSpeed group.
 
-In a group every process runs the same command: rank 0 speaks (it goes on with the caller's code), the others follow.
+A group on one machine is started here; on several, another launcher starts every process (torchrun, DeepSpeed's, srun).
+All run the same command: rank 0 speaks (it goes on with the caller's code), the others follow.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import core_training.offline  # noqa: F401
-from core_training import background
+from core_training import slurm
 from core_training.errors import InputError
 from core_training.recipe import DeepSpeed, Recipe
 from core_training.trainable import Trainable
 
+_SAVED_WITHIN = 600
+"""Seconds that the launcher gives its processes to save, once it was asked to stop; torchrun's default is 30."""
+
 
 def must_launch(settings: DeepSpeed) -> bool:
-    """Whether the work needs a group and this process is not in one yet."""
-    return settings.processes > 1 and "LOCAL_RANK" not in os.environ
+    """Whether the work needs a group, and no launcher has made this process one of a group yet.
+
+    Raises InputError when a launcher has, but with another number of processes.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        _take_place_from_slurm(settings.processes)
+    if "LOCAL_RANK" not in os.environ:
+        return settings.processes > 1
+    _check_size(settings.processes, "WORLD_SIZE")
+    return False
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its group that prints and writes. Known once `must_launch` was asked."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _take_place_from_slurm(processes: int) -> None:
+    """Nothing where one process is asked for: then the tasks of an srun have nothing to do with each other."""
+    if processes == 1 or slurm.started_tasks(os.environ) == 1:
+        return
+    _check_size(processes, "SLURM_STEP_NUM_TASKS")
+    import torch
+
+    os.environ.update(slurm.torch_variables(os.environ, torch.cuda.device_count()))
+
+
+def _check_size(processes: int, variable: str) -> None:
+    started = int(os.environ.get(variable, "1"))
+    if started != processes:
+        raise InputError(
+            f"deepspeed.processes is {processes}, but the launcher started {started} ({variable}); "
+            "it counts the processes on all machines, so the two must be equal"
+        )
 
 
 def run_as_group(processes: int, module: str, arguments: Sequence[str]) -> int:
@@ -34,15 +71,21 @@ def run_as_group(processes: int, module: str, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # DeepSpeed compiles an extension at its first use; the `ninja` it needs is installed beside this Python.
-    os.environ["PATH"] = background.search_path()
+    import core_training.rendezvous  # noqa: F401 - makes the backend known
+
+    # That processes end is said by the one that speaks.
+    logging.getLogger("torch.distributed.elastic.agent.server.api").disabled = True
+    # Nothing of a group on one machine is within reach of another.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
+        run_id="group",
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
+        rdzv_backend="loopback",
+        shutdown_timeout=_SAVED_WITHIN,
         max_restarts=0,
         monitor_interval=0.1,
     )

@@ -19,6 +19,24 @@ Parameters = Mapping[str, Any]
 """Live parameters by canonical name, in manifest order."""
 
 
+def trainable_parameters(model: Any) -> dict[str, Any]:
+    """The parameters that are trained, by canonical name, sorted: the buffer order of the manifest."""
+    named = {_canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
+    return dict(sorted(named.items()))
+
+
+def all_parameters(model: Any) -> dict[str, Any]:
+    """All of a model's parameters, each once, in the same form."""
+    return dict(sorted((_canonical(name), parameter) for name, parameter in model.named_parameters()))
+
+
+def other_names(model: Any) -> dict[str, str]:
+    """Further names of trained parameters that stand in several places of the model: name: its canonical name."""
+    places = [(_canonical(n), p) for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+    canonical = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
+    return {name: canonical[id(p)] for name, p in places if name != canonical[id(p)]}
+
+
 def manifest_of(parameters: Parameters) -> Manifest:
     """What a state of these parameters holds."""
     # Under ZeRO-3 a parameter's own shape is empty while it is not gathered.
@@ -36,15 +54,25 @@ def read_parameters(parameters: Parameters, deepspeed_engine: Any = None) -> Tra
 
 def write_parameters(parameters: Parameters, state: TrainableState, deepspeed_engine: Any = None) -> None:
     """Make the parameters hold `state`. Under DeepSpeed every rank must call this with the same state."""
+    if deepspeed_engine is not None:
+        # ZeRO-3 fetches ahead for a forward that may not come; a parameter on its way has no memory to write to.
+        deepspeed_engine.empty_partition_cache()
     with torch.no_grad():
         for (_, view), parameter in zip(state.tensors(), parameters.values(), strict=True):
             value = torch.from_numpy(view)
-            if deepspeed_engine is not None:
-                _write_master(parameter, value)
+            mastered = deepspeed_engine is not None and _write_master(parameter, value)
             with _gathered(parameter):
                 parameter.copy_(value)
-        if deepspeed_engine is not None and hasattr(deepspeed_engine.optimizer, "refresh_fp32_params"):
+        # Where master copies cannot be written one by one, they are made anew, with the precision of the parameters.
+        if deepspeed_engine is not None and not mastered and hasattr(deepspeed_engine.optimizer, "refresh_fp32_params"):
             deepspeed_engine.optimizer.refresh_fp32_params()
+
+
+def _canonical(name: str) -> str:
+    """A parameter's name as PEFT writes it to files, without its prefix and the adapter's name."""
+    name = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
+    name = name.replace(".lora_magnitude_vector.default.weight", ".lora_magnitude_vector")
+    return name.replace(".default.", ".").replace(".default", "")
 
 
 def _value(parameter: Any, deepspeed_engine: Any) -> torch.Tensor:
@@ -58,11 +86,27 @@ def _value(parameter: Any, deepspeed_engine: Any) -> torch.Tensor:
         return parameter.detach().float().cpu().clone()  # type: ignore[no-any-return]
 
 
-def _write_master(parameter: Any, value: torch.Tensor) -> None:
-    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+def _write_master(parameter: Any, value: torch.Tensor) -> bool:
+    """Write the float32 copy from which DeepSpeed makes the parameter, if there is one within reach."""
+    from deepspeed.utils import (
+        safe_get_full_fp32_param,
+        safe_get_local_fp32_param,
+        safe_set_full_fp32_param,
+        safe_set_local_fp32_param,
+    )
 
-    if safe_get_full_fp32_param(parameter) is not None:
-        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+    if hasattr(parameter, "ds_id"):
+        # DeepSpeed's own way to write a whole parameter fails where its size is no multiple of the number of ranks.
+        part = torch.zeros_like(safe_get_local_fp32_param(parameter))
+        mine = value.flatten().split(part.numel())[torch.distributed.get_rank() :][:1]
+        for values in mine:
+            part[: values.numel()] = values
+        safe_set_local_fp32_param(parameter, part)
+        return True
+    if safe_get_full_fp32_param(parameter) is None:
+        return False
+    safe_set_full_fp32_param(parameter, value.to(parameter.device))
+    return True
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core_training.errors import InputError
+from core_training.llamafactory import is_flat_yaml, to_recipe
 from core_training.stages import STAGES
 from core_training.tuning import TUNING_MODES
 
@@ -37,10 +38,15 @@ class Model(Section):
     name_or_path: str = Field(description="Folder of the base model (weights, tokenizer, chat template).")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type the base weights are held in.")
     chat_template: str | None = Field(None, description="Jinja file to use instead of the model's own chat template.")
+    adapters: list[str] = Field(
+        default_factory=list,
+        description="Run folders whose results the run starts from, in this order: an adapter is merged into the "
+        "base, a whole model takes its place. The result is also the reference policy, for the whole run.",
+    )
 
 
 class Lora(Section):
-    """Low-rank adaptation (Hu et al. 2021); names and defaults as in PEFT's `LoraConfig`."""
+    """Low-rank adaptation (Hu et al. 2021) of `lora` and `qlora`; names and defaults as in PEFT's `LoraConfig`."""
 
     r: PositiveInt = Field(8, description="Rank of the update.")
     lora_alpha: PositiveInt = Field(16, description="Scale: the update is multiplied by lora_alpha / r.")
@@ -48,13 +54,143 @@ class Lora(Section):
     target_modules: Literal["all-linear"] | list[str] = Field(
         "all-linear", description="Modules that get adapters: `all-linear` (all but the output layer) or names."
     )
+    use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead (Kalajdzievski 2023).")
+    use_dora: bool = Field(False, description="Train each weight's magnitude apart from its direction (Liu 2024).")
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = Field(
+        "default", description="How the factors start: `pissa` and `olora` take them from the base's own weights."
+    )
+    modules_to_save: list[str] = Field(
+        default_factory=list, description="Modules trained whole beside the adapters, such as `embed_tokens`."
+    )
+
+
+class Qlora(Section):
+    """How `qlora` holds the base model (Dettmers et al. 2023); the adapters are set under `lora`."""
+
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The four-bit type.")
+    double_quant: bool = Field(True, description="Quantise the quantisation constants too.")
+    compute_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="Type the layers compute in. Unset: `model.dtype`."
+    )
+
+
+class Freeze(Section):
+    """Which layers `freeze` trains; all others stay as they are."""
+
+    trainable_layers: Annotated[int, Field(strict=True)] = Field(
+        2, description="The last n layers, or the first n where it is negative."
+    )
+    trainable_modules: Literal["all"] | list[str] = Field(
+        "all", description="Modules inside those layers, such as `mlp` or `self_attn`."
+    )
+    extra_modules: list[str] = Field(
+        default_factory=list, description="Modules outside the layers, such as `embed_tokens` or `lm_head`."
+    )
 
 
 class Tuning(Section):
-    """Which parameters are trained, and so which ones travel."""
+    """Which parameters are trained, and so which ones travel. Reward and value heads always are."""
 
     mode: Literal["full", "freeze", "lora", "qlora"] = Field("lora", description="full | freeze | lora | qlora.")
-    lora: Lora = Field(default_factory=Lora, description="Settings of `lora`.")
+    lora: Lora = Field(default_factory=Lora, description="Settings of `lora` and `qlora`.")
+    qlora: Qlora = Field(default_factory=Qlora, description="Settings of `qlora`.")
+    freeze: Freeze = Field(default_factory=Freeze, description="Settings of `freeze`.")
+
+
+class Reward(Section):
+    """Stage `reward`: a Bradley–Terry reward model."""
+
+    center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="Weight of the squared sum of a pair's rewards, which keeps them around 0 (Eisenstein 2023)."
+    )
+
+
+class Dpo(Section):
+    """Stage `dpo`: direct preference optimisation (Rafailov et al. 2023)."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="Strength of the tie to the reference policy.")
+
+
+class Kto(Section):
+    """Stage `kto`: Kahneman–Tversky optimisation (Ethayarajh et al. 2024)."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="Strength of the tie to the reference policy.")
+    desirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="Weight of the desirable examples.")
+    undesirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="Weight of the undesirable examples.")
+
+
+class Orpo(Section):
+    """Stage `orpo`: odds-ratio preference optimisation (Hong et al. 2024)."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="Weight of the odds-ratio term (the paper's λ).")
+
+
+class Simpo(Section):
+    """Stage `simpo`: simple preference optimisation (Meng et al. 2024)."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(2.0, description="Scale of the length-normalised reward.")
+    gamma: Annotated[float, Field(ge=0)] = Field(1.0, description="Target reward margin (the paper: γ/β about 0.5).")
+
+
+class Rollout(Section):
+    """Stages `ppo`, `rloo` and `grpo`: how answers are sampled, and what judges them."""
+
+    reward_model: str | None = Field(None, description="Run folder of a run of stage `reward`.")
+    reward_function: str | None = Field(
+        None,
+        description="Instead: `FILE.py:name`, a function of (prompts, completions), two lists of texts, that returns "
+        "a list of numbers.",
+    )
+    max_new_tokens: PositiveInt = Field(64, description="Longest answer, in tokens.")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="Sampling temperature.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 samples from all tokens.")
+    stop: list[str] = Field(
+        default_factory=list, description="Tokens that end an answer, besides the model's end-of-sequence token."
+    )
+    missing_eos_penalty: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Taken off the reward of an answer that was cut at `max_new_tokens`."
+    )
+
+
+class Ppo(Section):
+    """Stage `ppo`: proximal policy optimisation (Schulman 2017; Ziegler 2019). One step is one rollout."""
+
+    num_ppo_epochs: PositiveInt = Field(4, description="Passes over each rollout.")
+    num_mini_batches: PositiveInt = Field(1, description="Optimizer steps in each pass.")
+    cliprange: Annotated[float, Field(gt=0)] = Field(0.2, description="Clipping of the probability ratio.")
+    cliprange_value: Annotated[float, Field(gt=0)] = Field(0.2, description="Clipping of the value's change.")
+    vf_coef: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of the value loss.")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Discount.")
+    lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="λ of generalised advantage estimation.")
+    whiten_advantages: bool = Field(
+        True, description="Bring each rollout's advantages to mean 0 and unit variance, over all processes of a site."
+    )
+    whiten_rewards: bool = Field(False, description="Bring each rollout's rewards to unit variance.")
+    kl_coef: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight of the KL penalty, at the start.")
+    kl_estimator: Literal["k1", "k3"] = Field("k1", description="Estimator of the KL divergence (Schulman 2020).")
+    kl_target: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Set: adapt the weight so that the KL of an answer stays near this (Ziegler 2019), in nats."
+    )
+    kl_horizon: Annotated[float, Field(gt=0)] = Field(10_000.0, description="Answers over which the weight adapts.")
+
+
+class Rloo(Section):
+    """Stage `rloo`: REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024)."""
+
+    num_generations: Annotated[int, Field(ge=2)] = Field(4, description="Answers to each prompt.")
+    num_iterations: PositiveInt = Field(1, description="Passes over each rollout.")
+    cliprange: Annotated[float, Field(gt=0)] = Field(0.2, description="Clipping of the answer's probability ratio.")
+    kl_coef: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight of the KL penalty.")
+
+
+class Grpo(Section):
+    """Stage `grpo`: group-relative policy optimisation (Shao et al. 2024)."""
+
+    num_generations: Annotated[int, Field(ge=2)] = Field(4, description="Answers to each prompt.")
+    num_iterations: PositiveInt = Field(1, description="Passes over each rollout.")
+    cliprange: Annotated[float, Field(gt=0)] = Field(0.2, description="Clipping of the token's probability ratio.")
+    kl_coef: Annotated[float, Field(ge=0)] = Field(0.04, description="Weight of the KL term in the loss.")
+    scale_rewards: bool = Field(True, description="Divide by the group's standard deviation.")
 
 
 class Data(Section):
@@ -62,7 +198,8 @@ class Data(Section):
 
     train: str | list[str] | None = Field(
         None,
-        description="File, glob, folder or list of them: .jsonl .json .csv .parquet .txt, text ones also as .gz. "
+        description="File, glob, folder or list of them: .jsonl .json .csv .parquet .txt, text ones also as .gz; "
+        "`FOLDER/dataset_info.json:NAME` is a data set of LLaMA-Factory's, `NAME[:1000]` its first thousand records. "
         "In a real federation: the data set's name, which each site maps to files of its own in `site.yaml`.",
     )
     eval: str | list[str] | None = Field(None, description="Evaluation files; without it a part of `train` is kept.")
@@ -72,13 +209,18 @@ class Data(Section):
     columns: dict[str, str] = Field(
         default_factory=dict, description="The stage's column name: the name it has in the files, where they differ."
     )
+    cache: str | None = Field(
+        None,
+        description="Folder in which tokenised records are kept, by digest: they are tokenised once, and need not fit "
+        "in memory. Unset: in memory, so that no copy of the records is left on disk.",
+    )
 
 
 class Training(Section):
     """The optimisation; names as in Hugging Face's `TrainingArguments`."""
 
     learning_rate: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Peak learning rate. Unset: 2e-4 for lora and qlora, 2e-5 for full and freeze."
+        None, description="Peak learning rate. Unset: what is usual for the stage and mode (docs/stages.md)."
     )
     per_device_train_batch_size: PositiveInt = Field(8, description="Rows in a batch, on each process.")
     per_device_eval_batch_size: PositiveInt = Field(16, description="Rows in an evaluation batch.")
@@ -102,21 +244,35 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay (AdamW).")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="Gradient clipping; 0 turns it off.")
     packing: bool | None = Field(
-        None, description="Put several examples in one row, without cross-talk. Unset: on for pretrain, off for sft."
+        None, description="Put several examples in one row, without cross-talk. Unset: on where the stage can."
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for activation memory.")
     save_steps: PositiveInt = Field(100, description="Steps between two checkpoints of a central run.")
+    keep_optimizer: bool = Field(
+        True, description="Optimizer moments stay at a site from round to round; false: each round starts without."
+    )
 
 
 class DeepSpeed(Section):
-    """A DeepSpeed group: ZeRO data parallelism over several processes of one machine."""
+    """A DeepSpeed group: ZeRO data parallelism over several processes, on one machine or several."""
 
-    processes: PositiveInt = Field(1, description="Processes; 1 trains without DeepSpeed.")
-    stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage.")
+    processes: PositiveInt = Field(
+        1, description="Processes of the group, on all its machines; 1 trains without DeepSpeed."
+    )
+    stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage; in bfloat16, 0 runs as 1.")
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="What moves to CPU memory: nothing, the optimizer, or (ZeRO 3) the parameters too."
     )
     config: str | None = Field(None, description="A DeepSpeed JSON file, used instead of the keys above.")
+
+    def check(self) -> None:
+        """Raise ValueError for what DeepSpeed does not do, or would not be asked to."""
+        if self.offload == "all" and self.stage != 3:
+            raise ValueError("deepspeed.offload: 'all' needs deepspeed.stage 3; ZeRO 1 and 2 offload the 'optimizer'")
+        if self.offload == "optimizer" and self.stage == 0:
+            raise ValueError("deepspeed.offload: ZeRO 0 moves nothing; 'optimizer' needs deepspeed.stage 1, 2 or 3")
+        if self.processes == 1 and self != DeepSpeed():
+            raise ValueError("deepspeed.processes: 1 trains without DeepSpeed, so stage, offload and config need more")
 
 
 class Topology(Section):
@@ -143,6 +299,17 @@ class Aggregation(Section):
     mixing: Literal["group", "metropolis"] = Field(
         "group", description="Gossip: weighted mean of all in one group, or Metropolis–Hastings weights on `graph`."
     )
+    proximal_mu: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="FedProx (Li 2020): μ of the pull of local steps towards the state the round began with."
+    )
+    scaffold: bool = Field(
+        False, description="SCAFFOLD (Karimireddy 2020): local steps go in the direction of all sites. Needs `sgd`."
+    )
+
+    @property
+    def corrects(self) -> bool:
+        """Whether local steps are corrected."""
+        return self.scaffold or self.proximal_mu > 0
 
 
 class Privacy(Section):
@@ -172,8 +339,17 @@ class Recipe(Section):
     """The whole recipe."""
 
     model: Model
-    stage: Literal["pretrain", "sft", "reward", "ppo", "dpo", "kto", "orpo", "simpo"]
+    stage: Literal["pretrain", "sft", "reward", "ppo", "dpo", "kto", "orpo", "simpo", "rloo", "grpo"]
     tuning: Tuning = Field(default_factory=Tuning)
+    reward: Reward = Field(default_factory=Reward)
+    dpo: Dpo = Field(default_factory=Dpo)
+    kto: Kto = Field(default_factory=Kto)
+    orpo: Orpo = Field(default_factory=Orpo)
+    simpo: Simpo = Field(default_factory=Simpo)
+    rollout: Rollout = Field(default_factory=Rollout)
+    ppo: Ppo = Field(default_factory=Ppo)
+    rloo: Rloo = Field(default_factory=Rloo)
+    grpo: Grpo = Field(default_factory=Grpo)
     data: Data = Field(default_factory=Data)
     training: Training = Field(default_factory=Training)
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
@@ -191,14 +367,16 @@ class Recipe(Section):
             raise ValueError(
                 f"tuning.mode: '{self.tuning.mode}' is not in this version; it has {', '.join(TUNING_MODES)}"
             )
+        self._check_stage()
         if self.privacy.secure_aggregation or self.privacy.codec != "fp32":
             raise ValueError("privacy: this version sends updates as codec fp32, without secure aggregation")
         if self.topology.kind != "central":
             for key in ("rounds", "local_steps"):
                 if getattr(self.topology, key) is None:
                     raise ValueError(f"topology.{key}: a {self.topology.kind} run needs it, a whole number from 1 up")
-        if self.deepspeed.offload == "all" and self.deepspeed.stage != 3:
-            raise ValueError("deepspeed.offload: 'all' needs deepspeed.stage 3; ZeRO 0–2 can offload the 'optimizer'")
+            if self.aggregation.corrects:
+                self._check_correction()
+        self.deepspeed.check()
         if self.simulation.sites is not None and not self.simulation.sites:
             raise ValueError("simulation.sites: name at least one site's file")
         if self.simulation.sites is not None and self.simulation.partition is not None:
@@ -209,12 +387,43 @@ class Recipe(Section):
             raise ValueError(f"simulation.by: partition '{self.simulation.partition}' needs a column to divide by")
         return self
 
+    def _check_stage(self) -> None:
+        judges = [name for name in ("reward_model", "reward_function") if getattr(self.rollout, name) is not None]
+        if STAGES[self.stage].samples and len(judges) != 1:
+            raise ValueError(
+                f"rollout: stage {self.stage} needs something that judges answers; give either reward_model (the run "
+                "folder of a run of stage reward) or reward_function (FILE.py:name)"
+            )
+        if self.stage == "kto" and self.training.per_device_train_batch_size < 2:
+            raise ValueError(
+                "training.per_device_train_batch_size: stage kto estimates a divergence from each batch; give 2 or more"
+            )
+        if self.training.packing and not STAGES[self.stage].packs:
+            raise ValueError(f"training.packing: examples of stage {self.stage} cannot share a row; leave it out")
+
+    def _check_correction(self) -> None:
+        key = "aggregation.scaffold" if self.aggregation.scaffold else "aggregation.proximal_mu"
+        if self.deepspeed.processes > 1:
+            raise ValueError(f"{key}: it changes gradients that DeepSpeed keeps to itself; use deepspeed.processes 1")
+        if not self.aggregation.scaffold:
+            return
+        if self.aggregation.proximal_mu > 0:
+            raise ValueError("aggregation: give either 'proximal_mu' or 'scaffold', not both")
+        if self.training.optim != "sgd":
+            raise ValueError(
+                f"{key}: it takes how far a site moved for its gradient, which holds for training.optim 'sgd' only, "
+                f"not '{self.training.optim}'"
+            )
+        if self.topology.kind == "gossip" and self.aggregation.mixing != "group":
+            raise ValueError(f"{key}: it needs one mean of all sites, aggregation.mixing 'group'")
+
     @property
     def learning_rate(self) -> float:
-        """The peak learning rate, with the tuning mode's default where the recipe gives none."""
+        """The peak learning rate, with the stage's and mode's default where the recipe gives none."""
         if self.training.learning_rate is not None:
             return self.training.learning_rate
-        return 2e-4 if self.tuning.mode in ("lora", "qlora") else 2e-5
+        entry = STAGES[self.stage]
+        return entry.adapter_learning_rate if self.tuning.mode in ("lora", "qlora") else entry.learning_rate
 
     @property
     def total_steps(self) -> int | None:
@@ -227,7 +436,9 @@ class Recipe(Section):
     @property
     def engine_digest(self) -> str:
         """SHA-256 (hex) over what decides the training at a site: parties with one digest run the same recipe."""
-        parts = self.model_dump(include={"stage", "tuning", "training", "topology", "aggregation", "privacy"})
+        # What lies elsewhere at each site is compared by content instead: see `initial_digest` of an engine.
+        places: Any = dict.fromkeys(("model", "data", "deepspeed", "simulation", "output"), True)
+        parts = self.model_dump(exclude={**places, "rollout": {"reward_model", "reward_function"}})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
@@ -254,6 +465,8 @@ def parse_recipe(text: str, source: str = "recipe", overrides: list[str] | None 
     document = _parse_yaml(text, source)
     if not isinstance(document, dict):
         raise InputError(f"{source}: a recipe is a mapping of sections (model, stage, tuning, data, …)")
+    if is_flat_yaml(document):
+        document = to_recipe(document, source)
     for override in overrides or []:
         _apply_override(document, override)
     try:

@@ -1,4 +1,4 @@
-"""Reading records from the files people have, and naming file and line where one is wrong.
+"""Reading records from the files people have, one at a time, and naming file and line where one is wrong.
 
 Knows nothing of stages or tokens: a record is a mapping of column names to values.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
-import io
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core_training.dataset_info import names_data_set, read_entry
 from core_training.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -31,9 +33,8 @@ class Record:
 
     @property
     def place(self) -> str:
-        return (
-            f"{self.path}, record {self.line}" if self.path.suffix == ".parquet" else f"{self.path}, line {self.line}"
-        )
+        unit = "record" if _kind(self.path) in (".json", ".parquet") else "line"
+        return f"{self.path}, {unit} {self.line}"
 
     @property
     def source(self) -> str:
@@ -48,11 +49,16 @@ def source_name(path: Path) -> str:
 def data_files(patterns: str | list[str]) -> list[Path]:
     """The files that a file, glob, folder, or list of them stands for, sorted, each once.
 
+    `FOLDER/dataset_info.json:NAME`, a data set of LLaMA-Factory's, stays what it is.
     Raises InputError for a pattern that matches nothing or a file of unknown kind.
     """
     found: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(pattern)
+        if names_data_set(path):
+            data_files(str(read_entry(path).path))
+            found[path] = None
+            continue
         if path.is_dir():
             matches = sorted(p for p in path.iterdir() if _kind(p) is not None)
         else:
@@ -67,10 +73,15 @@ def data_files(patterns: str | list[str]) -> list[Path]:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of one file, in order.
+    """The records of one file (or of what else `data_files` gives), in order. All but .json is read piece by piece.
 
     Raises InputError, naming file and line, for what is not UTF-8, not JSON, not an object, or cut short.
     """
+    if names_data_set(path):
+        data_set = read_entry(path)
+        records = (record for file in data_files(str(data_set.path)) for record in read_records(file))
+        yield from (replace(record, fields=data_set.fields(record.fields)) for record in islice(records, data_set.most))
+        return
     kind = _kind(path)
     try:
         if kind == ".parquet":
@@ -87,6 +98,21 @@ def read_records(path: Path) -> Iterator[Record]:
                 yield from _read_text(path, stream)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the gzip file is damaged or cut short: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def content_digest(path: Path) -> bytes:
+    """SHA-256 over all that decides the records of a file (or of what else `data_files` gives)."""
+    if names_data_set(path):
+        data_set = read_entry(path)
+        files = data_files(str(data_set.path))
+        described = repr((data_set.most, sorted(data_set.columns.items()), sorted((data_set.tags or {}).items())))
+        content = b"".join(content_digest(file) for file in files)
+        return hashlib.sha256(described.encode() + content).digest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.sha256(path.name.encode() + hashlib.file_digest(stream, "sha256").digest()).digest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -138,7 +164,8 @@ def _line(number: int | None) -> str:
 
 def _object(path: Path, line: int, value: Any) -> Record:
     if not isinstance(value, dict):
-        raise InputError(f"{path}, line {line}: a record must be a JSON object, not {type(value).__name__}")
+        place = Record({}, path, line).place
+        raise InputError(f"{place}: a record must be a JSON object, not {type(value).__name__}")
     return Record(value, path, line)
 
 
@@ -158,8 +185,7 @@ def _read_json(path: Path, stream: BinaryIO) -> Iterator[Record]:
 
 
 def _read_csv(path: Path, stream: BinaryIO) -> Iterator[Record]:
-    text = io.StringIO("".join(line for _, line in _lines(path, stream)), newline="")
-    reader = csv.DictReader(text, strict=True)
+    reader = csv.DictReader((line for _, line in _lines(path, stream)), strict=True)
     try:
         names = list(reader.fieldnames or [])
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -195,7 +221,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
     try:
         number = 0
-        for batch in pq.ParquetFile(path).iter_batches():
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
                 yield Record(row, path, number)

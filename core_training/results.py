@@ -1,113 +1,162 @@
-"""A finished run's result: found in its run folder, loaded to be used, and written for use elsewhere.
-
-Knows nothing of how the run was carried out: a run folder of any topology holds a recipe and an adapter or a model.
-"""
+"""A finished run's result put to use: loaded, and written for use elsewhere."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core_training.base_model import BaseModel, load_tokenizer
+import numpy as np
+import numpy.typing as npt
+
+from core_training.base_model import BaseModel
 from core_training.durable import commit_folder
 from core_training.errors import InputError, ProtocolError
-from core_training.export import ADAPTER_CONFIG, read_result, result_name
-from core_training.recipe import Recipe, load_recipe
-from core_training.run_folder import RunFolder
+from core_training.export import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_origin, read_result
+from core_training.finished_run import Result, find_result
+from core_training.model_loading import load_tokenizer, merged, unquantised
+from core_training.parameters import write_parameters
+from core_training.recipe import Recipe
+from core_training.state import TrainableState
+from core_training.tuning.lora import CARVED
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a run ended with: `folder` is its `adapter` or `model`, `recipe` names the base model's folder here."""
-
-    recipe: Recipe
-    folder: Path
-
-    @property
-    def is_adapter(self) -> bool:
-        return (self.folder / ADAPTER_CONFIG).exists()
-
-    @property
-    def base_folder(self) -> Path | None:
-        """The base model's folder, or None where the recipe's name for it is no folder on this machine."""
-        folder = Path(self.recipe.model.name_or_path)
-        return folder.resolve() if folder.is_dir() else None
-
-
-def find_result(run: Path, base: Path | None = None, site: str | None = None) -> Result:
-    """The result in run folder `run`; `base` is the base model's folder, in place of the recipe's name for it.
-
-    `site` chooses among the results of a simulation whose sites ended with different ones (gossip by Metropolis).
-    Raises InputError when this is no run folder, or the run has not ended.
-    """
-    if not run.is_dir():
-        raise InputError(f"{run}: no such run folder")
-    if not (run / "recipe.yaml").is_file():
-        raise InputError(f"{run}: not a run folder (it has no recipe.yaml)")
-    recipe = load_recipe(run / "recipe.yaml")
-    if base is not None:
-        if not base.is_dir():
-            raise InputError(f"--base: {base}: no such folder; name the base model's")
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(base)})})
-    return Result(recipe, _result_folder(run, result_name(recipe), site))
+__all__ = ["Result", "export_adapter", "export_model", "find_result", "load_result", "load_reward_model"]
 
 
 def load_result(result: Result) -> BaseModel:
-    """The base model with the trained state in it, ready to be asked.
+    """The base model with the trained state in it, held as it was in training, ready to be asked.
 
     Raises InputError when the base model is not here, or is not the one that was trained on.
     """
-    if result.base_folder is None:
-        raise InputError(
-            f"the base model '{result.recipe.model.name_or_path}' is no folder here; name it with --base DIR "
-            "(paths are relative to the folder a command is run in)"
-        )
-    base = BaseModel(result.recipe)
-    try:
-        state = read_result(result.folder, base.manifest)
-    except ProtocolError as error:
-        raise InputError(f"{result.folder} does not fit the base model {result.base_folder}: {error}") from None
-    from core_training.parameters import write_parameters
+    return _load(result, result.recipe)
 
-    write_parameters(base.trainable_parameters, state)
-    base.model.eval()
-    base.model.config.use_cache = True
-    return base
+
+def load_reward_model(run: Path, vocabulary: str) -> Any:
+    """The reward model that a run of stage `reward` trained, to judge with: a sequence classifier, merged and frozen.
+
+    `vocabulary` is the `vocabulary_digest` of the model whose answers it judges. Raises InputError when the run is of
+    another stage, and when its tokens are not those of that model.
+    """
+    try:
+        result = find_result(run)
+        if result.recipe.stage != "reward":
+            raise InputError(f"{run} is of stage {result.recipe.stage}; name a run of stage reward")
+        _require_base(result, "model.name_or_path in its recipe.yaml must be a folder here")
+        if read_origin(result.folder).vocabulary_digest != vocabulary:
+            raise InputError(
+                f"the reward model {run} reads other tokens than the model that it judges: train one on a base with "
+                "the same tokenizer"
+            )
+        model = merged(_load(result, unquantised(result.recipe)).model)
+    except (InputError, ProtocolError) as error:
+        raise InputError(f"rollout.reward_model: {error}") from None
+    return model.requires_grad_(False).eval()
 
 
 def export_adapter(result: Result, to: Path) -> bool:
     """Write the adapter alone, as PEFT and vLLM load it. Returns whether the tokenizer could be put beside it.
 
     Where the base model is on this machine, the adapter names it by its absolute path. Raises InputError when `to`
-    holds something.
+    holds something, and for an adapter that fits no model on disk.
     """
     to = _free(to)
+    if result.recipe.model.adapters:
+        raise InputError(
+            "the run started from earlier runs (model.adapters), so its adapter alone fits no model on disk; "
+            "write the whole model with --merge"
+        )
     base = result.base_folder
     tokenizer: Any = load_tokenizer(result.recipe) if base is not None else None
     with commit_folder(to) as scratch:
         shutil.copytree(result.folder, scratch, dirs_exist_ok=True)
+        _fit_to_plain_peft(result, scratch)
         if base is not None:
-            config = json.loads((scratch / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            config["base_model_name_or_path"] = str(base)
-            (scratch / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+            _update_config(scratch, base_model_name_or_path=str(base))
             tokenizer.save_pretrained(scratch)
     return tokenizer is not None or (to / "tokenizer_config.json").exists()
 
 
 def export_model(result: Result, to: Path) -> None:
-    """Write one whole model with its tokenizer, in the base model's dtype; an adapter is merged into its base.
+    """Write one whole model with its tokenizer, in the base model's dtype: an adapter merged, or layers put in place.
 
     Raises InputError when `to` holds something, and as `load_result`.
     """
     to = _free(to)
-    base = load_result(result)
-    model = base.model.merge_and_unload() if result.is_adapter else base.model
+    base = _load(result, unquantised(result.recipe))
+    model = merged(base.model)
     with commit_folder(to) as scratch:
         model.save_pretrained(scratch)
         base.tokenizer.save_pretrained(scratch)
+
+
+def _load(result: Result, recipe: Recipe) -> BaseModel:
+    base_folder = _require_base(
+        result, "name it with --base DIR (paths are relative to the folder a command is run in)"
+    )
+    base = BaseModel(recipe)
+    write_parameters(base.trainable_parameters, _trained_state(result, base, base_folder))
+    base.model.eval()
+    base.model.config.use_cache = True
+    return base
+
+
+def _trained_state(result: Result, base: BaseModel, base_folder: Path) -> TrainableState:
+    try:
+        origin = read_origin(result.folder)
+        if not result.is_whole_model and origin.base_digest != base.base_digest:
+            raise ProtocolError(
+                f"it was trained on a base of digest {origin.base_digest[:12]}…, this one has {base.base_digest[:12]}…"
+            )
+        return read_result(result.folder, base.manifest)
+    except ProtocolError as error:
+        raise InputError(f"{result.folder} does not fit the base model {base_folder}: {error}") from None
+
+
+def _require_base(result: Result, remedy: str) -> Path:
+    if result.base_folder is None:
+        raise InputError(f"the base model '{result.recipe.model.name_or_path}' is no folder here; {remedy}")
+    return result.base_folder
+
+
+def _fit_to_plain_peft(result: Result, folder: Path) -> None:
+    """Turn the adapter in `folder` into what PEFT puts on the model as it lies on disk.
+
+    PiSSA and OLoRA trained on W − s·B₀A₀, the base without the initial factors. W + s·(BA − B₀A₀) is the same, and an
+    adapter of twice the rank: [B, −B₀] and [A; A₀] (PEFT's documentation of PiSSA does so too).
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file, save_file
+
+    try:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        copies = read_origin(folder).copies
+    except (SafetensorError, ProtocolError) as error:
+        raise InputError(f"{result.folder} cannot be read: {error}") from None
+    lora = result.recipe.tuning.lora
+    if lora.init_lora_weights in CARVED:
+        _require_base(result, "the adapter started from its weights, so they are needed; name it with --base DIR")
+        initial = dict(BaseModel(unquantised(result.recipe)).initial_state.tensors())
+        tensors = {name: _joined(name, t, initial[name.removeprefix(ADAPTER_PREFIX)]) for name, t in tensors.items()}
+        # The scale stays what it was: lora_alpha over r, or over its root.
+        alpha = lora.lora_alpha * (2**0.5 if lora.use_rslora else 2)
+        _update_config(folder, r=2 * lora.r, lora_alpha=alpha, init_lora_weights=True)
+    tensors |= {ADAPTER_PREFIX + copy: tensors[ADAPTER_PREFIX + name] for copy, name in copies.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def _joined(name: str, trained: npt.NDArray[Any], initial: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if name.endswith("lora_A.weight"):
+        return np.concatenate([trained, initial], axis=0)
+    if name.endswith("lora_B.weight"):
+        return np.concatenate([trained, -initial], axis=1)
+    return trained
+
+
+def _update_config(folder: Path, **values: Any) -> None:
+    path = folder / ADAPTER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _free(to: Path) -> Path:
@@ -116,22 +165,3 @@ def _free(to: Path) -> Path:
     if to.is_dir() and any(to.iterdir()):
         raise InputError(f"--to: {to} exists and is not empty; name a new folder")
     return to.resolve()
-
-
-def _result_folder(run: Path, name: str, site: str | None) -> Path:
-    """The run's own result, or that of one of a simulation's sites."""
-    if site is None and (run / name).is_dir():
-        return run / name
-    summary = RunFolder(run).summary()
-    if summary is None:
-        raise InputError(
-            f"{run}: there is no result yet ({name}/): the run has not completed; --resume goes on with it"
-        )
-    by_site = {path.parts[-3]: path for path in sorted(run.glob(f"sites/*/*/{name}"))}
-    if not by_site:
-        raise InputError(f"{run}: it holds no result ({name}/)" + ("" if site is None else " of single sites"))
-    if site is None and summary.get("state_digest") is not None:  # all sites ended with this one state
-        return next(iter(by_site.values()))
-    if site not in by_site:
-        raise InputError(f"--site: each site has a result of its own; choose one of {', '.join(by_site)}")
-    return by_site[site]

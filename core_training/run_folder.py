@@ -32,11 +32,17 @@ class SiteSummary:
     eval_loss_initial: float | None = None
     eval_loss: float | None = None
     rounds: int | None = None
+    truncated: int | None = None
+    dropped: int | None = None
 
 
 @dataclass
 class Summary:
-    """`summary.json`. Losses are means per token (natural logarithm); what does not apply is None, never invented."""
+    """`summary.json`. Losses are means per unit of the stage (tokens, pairs or examples); what does not apply is None.
+
+    `truncated` records were cut at `training.max_length`; `dropped` ones had nothing to learn from, or are held out.
+    `initial_digest` is of the model that the run started from, which is its reference policy all along.
+    """
 
     topology: str
     stage: str
@@ -45,6 +51,7 @@ class Summary:
     schema: int = 1
     rounds: int | None = None
     trainable_parameters: int | None = None
+    initial_digest: str | None = None
     state_digest: str | None = None
     train_loss_first: float | None = None
     train_loss_last: float | None = None
@@ -55,6 +62,8 @@ class Summary:
     bytes_down: int | None = None
     seconds: dict[str, float | None] = field(default_factory=dict)
     tokens_trained: int | None = None
+    truncated: int | None = None
+    dropped: int | None = None
     peak_rss_bytes: int | None = None
     sites: dict[str, SiteSummary] = field(default_factory=dict)
 

@@ -18,32 +18,6 @@ import torch
 from transformers import TrainerCallback
 
 
-class SliceableTrainer:
-    """Mixed into a stage's trainer: counts what enters the loss, and leaves the weights to the engine.
-
-    The engine keeps the trainable state itself (one format for every tuning mode), so the trainer's own checkpoint
-    holds optimizer, schedule, random numbers and progress only.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.step_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """(loss sum, loss tokens) of every batch since the slice began."""
-
-    def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: see the class."""
-
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: see the class."""
-
-    def floating_point_ops(self, *args: Any, **kwargs: Any) -> int:
-        """Nothing: counting them walks through all parameters at every step, and nobody reads the sum."""
-        return 0
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a checkpoint is not a published model."""
-
-
 class _Pause(TrainerCallback):  # type: ignore[misc]
     def __init__(self, owner: SlicedRun) -> None:
         self._owner = owner

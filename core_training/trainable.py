@@ -7,7 +7,7 @@ evaluate; optimizer, schedule, data order and random numbers go on by themselves
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -21,47 +21,76 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
+FigureName = Annotated[str, Field(max_length=40, pattern="^[a-z][a-z0-9_]*$")]
+Figures = Annotated[dict[FigureName, tuple[Number, Count]], Field(max_length=24)]
+"""What a stage measures besides its loss, by name: sum and count, so that figures of several sites add up."""
+
+
 @dataclass(frozen=True)
 class TrainReport:
     """One slice of training.
 
     `loss_first` is the loss of the slice's first batch before its step, `loss_last` that of its last one, `loss_mean`
-    the mean over all the slice's loss tokens (natural logarithm, per token). `loss_tokens` counts the tokens that
-    entered the loss; it is the weight of the resulting update.
+    the mean over all the slice. `weight` counts the units that the loss is a mean over (tokens, pairs or examples, as
+    the stage says) and is the weight of the resulting update; `tokens` counts the tokens that entered the loss.
     """
 
     steps: Count
     loss_first: Number
     loss_last: Number
     loss_mean: Number
-    loss_tokens: Count
+    weight: Count
+    tokens: Count
     seconds: Seconds
+    figures: Figures = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EvalReport:
     """Loss on held-out records: sums rather than means, so that reports of several sites add up.
 
-    `loss_sum` is in nats over `tokens` loss tokens; `correct_tokens` were the model's first choice;
-    `exact_matches` of `examples` would be reproduced word for word by greedy decoding.
+    `loss_sum` is over `weight` units of the stage's loss (see TrainReport), which `examples` records held.
     """
 
     loss_sum: Number
-    tokens: Count
-    correct_tokens: Count
-    exact_matches: Count
+    weight: Count
     examples: Count
+    figures: Figures = field(default_factory=dict)
 
     @property
     def loss(self) -> float | None:
-        """Mean loss per token; None where there is nothing to evaluate."""
-        return self.loss_sum / self.tokens if self.tokens else None
+        """Mean loss per unit; None where there is nothing to evaluate."""
+        return self.loss_sum / self.weight if self.weight else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures as means."""
+        return means(self.figures)
 
     def __add__(self, other: EvalReport) -> EvalReport:
-        return EvalReport(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        return EvalReport(
+            self.loss_sum + other.loss_sum,
+            self.weight + other.weight,
+            self.examples + other.examples,
+            added(self.figures, other.figures),
+        )
 
 
-NOTHING_EVALUATED = EvalReport(0.0, 0, 0, 0, 0)
+def added(first: Figures, second: Figures) -> Figures:
+    """The figures of two reports together."""
+    both = dict(first)
+    for name, (total, count) in second.items():
+        before = both.get(name, (0.0, 0))
+        both[name] = (before[0] + total, before[1] + count)
+    return both
+
+
+def means(figures: Figures) -> dict[str, float]:
+    """Figures as means; those of nothing are left out."""
+    return {name: total / count for name, (total, count) in sorted(figures.items()) if count}
+
+
+NOTHING_EVALUATED = EvalReport(0.0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +139,12 @@ class Trainable(Protocol):
 
     def read_state(self) -> TrainableState: ...
 
-    def write_state(self, state: TrainableState) -> None: ...
+    def write_state(self, state: TrainableState, missed_rounds: bool = False) -> None:
+        """Put `state` in place of the trainable parameters: the next slice of training begins a round from it.
+
+        `missed_rounds`: there were rounds since the last slice that this site took no part in.
+        """
+        ...
 
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
         """Go on for `steps` optimizer steps, or fewer if `stop` is called; `on_step(step, total)` follows each.
@@ -143,8 +177,8 @@ class Trainable(Protocol):
         """Write the result in the layout that PEFT or transformers loads."""
         ...
 
-    def layout(self, base_name: str | None = None) -> dict[str, str]:
-        """The small text files (name: content) that `save_model` puts beside the weights.
+    def layout(self, base_name: str) -> dict[str, str]:
+        """The small text files (name: content) that stand beside the trained tensors where others write the result.
 
         `base_name` is what they call the base model, in place of where it lies on this machine.
         """

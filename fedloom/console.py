@@ -93,6 +93,12 @@ def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: 
     table.add_section()
     table.add_row("all", "", "", _shown(summary["eval_loss_initial"]), _shown(summary["eval_loss"]))
     stderr.print(table)
+    if summary["truncated"] or summary["dropped"]:
+        stderr.print(
+            f"of the records, {summary['truncated']} were cut at training.max_length and {summary['dropped']} left out "
+            "(within it they have nothing to learn, or they are held out elsewhere)",
+            soft_wrap=True,
+        )
     stderr.print(f"{summary['status']} in {summary['seconds'].get('total') or 0:.0f} s: {folder}", soft_wrap=True)
 
 

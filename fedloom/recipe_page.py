@@ -1,4 +1,4 @@
-"""The recipe in words: the reference page made from the schema, and recipes to start from."""
+"""The reference page of the recipe, made from the schema."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from core_training.recipe import Recipe, parse_recipe
+from core_training.recipe import Recipe
 
 
 def recipe_page() -> str:
@@ -22,26 +22,6 @@ def recipe_page() -> str:
     ]
     _section(Recipe, "", lines)
     return "\n".join(lines) + "\n"
-
-
-def starter_recipe(stage: str, tuning: str, topology: str) -> str:
-    """A recipe with the keys one usually sets. Raises InputError for a stage, mode or topology there is not."""
-    columns = {"pretrain": "{text: text}", "sft": "{prompt: question, completion: answer}"}.get(stage, "{}")
-    text = f"""\
-model: {{name_or_path: path/to/base-model}}
-stage: {stage}
-tuning: {{mode: {tuning}}}
-data:
-  train: data/*.jsonl.gz        # in a real federation: the data set's name, which each site maps to its own files
-  columns: {columns}
-  eval_fraction: 0.1
-training: {{per_device_train_batch_size: 8, max_length: 512, seed: 0}}
-topology: {{kind: {topology}, rounds: 10, local_steps: 20}}
-simulation: {{sites: [data/hospital-a.jsonl.gz, data/hospital-b.jsonl.gz]}}
-output: runs/{stage}-{tuning}-{topology}
-"""
-    parse_recipe(text, source="recipe new")
-    return text
 
 
 def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:

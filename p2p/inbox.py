@@ -11,7 +11,7 @@ from core_training.errors import ProtocolError
 from core_training.recipe import Recipe
 from core_training.state import Manifest, TrainableState
 from p2p.messages import UpdateHeader
-from strategies.fedavg import most_loss_tokens
+from strategies.fedavg import most_weight
 from strategies.mixing import Contribution
 
 
@@ -21,7 +21,7 @@ class Inbox:
     def __init__(self, run_id: str, manifest: Manifest, recipe: Recipe) -> None:
         self._run_id = run_id
         self._manifest = manifest
-        self._most_tokens = most_loss_tokens(recipe, recipe.topology.local_steps or 1)
+        self._most_weight = most_weight(recipe, recipe.topology.local_steps or 1)
         self._updates: dict[int, dict[str, Contribution]] = {}
         self._refused: set[tuple[int, str]] = set()
 
@@ -35,8 +35,8 @@ class Inbox:
             raise ProtocolError("its manifest is another one: other trainable tensors")
         if header.size > self._manifest.max_message_bytes:
             raise ProtocolError(f"{header.size} bytes; a state takes at most {self._manifest.max_message_bytes}")
-        if not (math.isfinite(header.weight) and 0 < header.weight <= self._most_tokens):
-            raise ProtocolError(f"weight {header.weight}; loss tokens of an epoch lie in 1 … {self._most_tokens}")
+        if not (math.isfinite(header.weight) and 0 < header.weight <= self._most_weight):
+            raise ProtocolError(f"weight {header.weight}; that of an epoch lies in 1 … {self._most_weight}")
 
     def put(self, header: UpdateHeader, payload: bytes) -> None:
         """Keep a whole update. A second one of the same sender and epoch changes nothing."""

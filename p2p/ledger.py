@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from core_training.central import metrics_of
 from core_training.recipe import Recipe
 from core_training.run_folder import SiteSummary, Summary, peak_rss_bytes
 from core_training.trainable import NOTHING_EVALUATED, DataReport, EvalReport
@@ -22,8 +21,8 @@ class Ledger:
 
     epochs: int = 0
     tokens: int = 0
-    first_tokens: int = 0
-    last_tokens: int = 0
+    first_weight: int = 0
+    last_weight: int = 0
     loss_first: float | None = None
     loss_last: float | None = None
     eval_initial: EvalReport | None = None
@@ -37,11 +36,11 @@ class Ledger:
         """One epoch of local training, with the evaluation of the state that it started from, if there was one."""
         report = update.train
         self.epochs += 1
-        self.tokens += report.loss_tokens
+        self.tokens += report.tokens
         self.seconds_training += report.seconds
         if self.loss_first is None:
-            self.loss_first, self.first_tokens = report.loss_first, report.loss_tokens
-        self.loss_last, self.last_tokens = report.loss_last, report.loss_tokens
+            self.loss_first, self.first_weight = report.loss_first, report.weight
+        self.loss_last, self.last_weight = report.loss_last, report.weight
         if update.evaluation is not None:
             if update.round == 1:
                 self.eval_initial = update.evaluation
@@ -69,11 +68,12 @@ class NodeResult:
     ledger: Ledger
     data: DataReport
     parameters: int
+    initial_digest: str
     state_digest: str
 
 
 def summarize(recipe: Recipe, results: Sequence[NodeResult]) -> Summary:
-    """`summary.json` over these nodes: losses weighted by tokens, traffic and times added up.
+    """`summary.json` over these nodes: losses weighted by what entered them, traffic and times added up.
 
     Nodes that ended with different states (Metropolis mixing) have no common digest: None.
     """
@@ -89,16 +89,19 @@ def summarize(recipe: Recipe, results: Sequence[NodeResult]) -> Summary:
         status="completed",
         rounds=recipe.topology.rounds,
         trainable_parameters=results[0].parameters,
+        initial_digest=results[0].initial_digest,
         state_digest=digests.pop() if len(digests) == 1 else None,
-        train_loss_first=_mean((ledger.loss_first, ledger.first_tokens) for ledger in ledgers),
-        train_loss_last=_mean((ledger.loss_last, ledger.last_tokens) for ledger in ledgers),
+        train_loss_first=_mean((ledger.loss_first, ledger.first_weight) for ledger in ledgers),
+        train_loss_last=_mean((ledger.loss_last, ledger.last_weight) for ledger in ledgers),
         eval_loss_initial=_pooled(ledger.eval_initial for ledger in ledgers).loss,
         eval_loss=final.loss,
-        metrics=metrics_of(final),
+        metrics=final.metrics,
         bytes_up=sum(ledger.bytes_up for ledger in ledgers),
         bytes_down=sum(ledger.bytes_down for ledger in ledgers),
         seconds={"total": total, "training": training, "exchange": max(0.0, total - training)},
         tokens_trained=sum(ledger.tokens for ledger in ledgers),
+        truncated=sum(result.data.truncated for result in results),
+        dropped=sum(result.data.dropped for result in results),
         peak_rss_bytes=peak_rss_bytes(),
         sites={
             result.name: SiteSummary(
@@ -107,6 +110,8 @@ def summarize(recipe: Recipe, results: Sequence[NodeResult]) -> Summary:
                 eval_loss_initial=result.ledger.eval_initial.loss if result.ledger.eval_initial else None,
                 eval_loss=result.ledger.eval_last.loss if result.ledger.eval_last else None,
                 rounds=result.ledger.epochs,
+                truncated=result.data.truncated,
+                dropped=result.data.dropped,
             )
             for result in results
         },

@@ -93,7 +93,7 @@ class UpdateHeader(PeerMessage):
     sender: Name
     manifest_digest: Digest
     weight: float
-    """Number of loss tokens."""
+    """What the update weighs in a mean: the units (tokens, pairs, examples) that its loss is a mean over."""
     degree: Epoch
     """With how many live partners the sender exchanges in this epoch."""
     size: Annotated[int, Field(ge=0)]

@@ -145,7 +145,7 @@ class GossipNode:
             epoch=epoch,
             sender=self._plan.name,
             manifest_digest=progress.manifest.digest,
-            weight=own.tokens,
+            weight=own.weight,
             degree=own.degree,
             size=len(payload),
             sha256=hashlib.sha256(payload).hexdigest(),
@@ -201,7 +201,7 @@ class GossipNode:
             of=self._plan.epochs,
             loss=update.train.loss_mean,
             eval_loss=evaluation.loss if evaluation else None,  # of the state the epoch began with
-            eval_tokens=evaluation.tokens if evaluation else 0,
+            eval_weight=evaluation.weight if evaluation else 0,
             weight=update.weight,
             seconds=round(progress.seconds_into(update.round, self._now()), 3),
             contributors=contributors,
@@ -216,7 +216,12 @@ class GossipNode:
         progress.ledger.eval_last = await self._site.evaluate_final(state)
         self._end_lap()
         result = NodeResult(
-            self._plan.name, progress.ledger.copy(), progress.joined.data, state.manifest.size, state.digest
+            name=self._plan.name,
+            ledger=progress.ledger.copy(),
+            data=progress.joined.data,
+            parameters=state.manifest.size,
+            initial_digest=progress.joined.initial_digest,
+            state_digest=state.digest,
         )
         self._folder.write_summary(summarize(self._plan.recipe, [result]))
         self._folder.event("run_completed", state_digest=state.digest, eval_loss=progress.ledger.eval_last.loss)

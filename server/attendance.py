@@ -155,8 +155,15 @@ class Attendance:
                     raise ProtocolError(f"the site runs fedloom {reply.version}, this server {__version__}", fatal=True)
                 offers[site] = (reply, Terms(reply.parsed_manifest, reply.initial_digest, reply.recipe_digest))
         if self._terms is None:
-            votes = [t for _, (_, t) in sorted(offers.items()) if state is None or t.manifest == state.manifest]
+            votes = [
+                terms
+                for _, (_, terms) in sorted(offers.items())
+                if progress.initial_digest in (None, terms.initial_digest)
+                and (state is None or terms.manifest == state.manifest)
+            ]
             self._terms = max(votes, key=votes.count, default=None)
+            if self._terms is not None:
+                progress.initial_digest = self._terms.initial_digest
         for site, (reply, terms) in sorted(offers.items()):
             with self._exchange.quarantine(site, progress.round):
                 if self._terms is None or terms != self._terms:
@@ -165,7 +172,10 @@ class Attendance:
                 self._joined[nodes[site]] = site
                 self._pauses.pop(nodes[site], None)
                 data = reply.data
-                progress.sites.setdefault(site, SiteSummary(data.train_examples, data.eval_examples, rounds=0))
+                first_seen = SiteSummary(
+                    data.train_examples, data.eval_examples, rounds=0, truncated=data.truncated, dropped=data.dropped
+                )
+                progress.sites.setdefault(site, first_seen)
                 self._folder.event("joined", site=site, train_examples=data.train_examples)
 
 

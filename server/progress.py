@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from core_training.central import metrics_of
 from core_training.recipe import Recipe
 from core_training.run_folder import SiteSummary, Summary, peak_rss_bytes
 from core_training.state import TrainableState
@@ -22,6 +21,7 @@ class Progress:
     """Everything of a run but its state. `round` is the last committed one, `seconds_*` are wall time."""
 
     round: int = 0
+    initial_digest: str | None = None
     train_loss_first: float | None = None
     train_loss_last: float | None = None
     eval_loss_initial: float | None = None
@@ -60,7 +60,7 @@ class Progress:
         evaluations = {site: update.evaluation for site, update in updates.items() if update.evaluation is not None}
         eval_loss = self.note_evaluations(evaluations, first=number == 1) if evaluations else None
         self.round = number
-        self.tokens += sum(update.train.loss_tokens for update in updates.values())
+        self.tokens += sum(update.train.tokens for update in updates.values())
         self.seconds_training += of_all(update.train.seconds for update in updates.values())
         self.seconds_exchange += seconds - of_all(update.seconds for update in updates.values())
         for site in updates:
@@ -83,7 +83,7 @@ class Progress:
         }
 
     def note_evaluations(self, evaluations: Mapping[str, EvalReport], first: bool = False) -> float | None:
-        """Remember the sites' losses; returns the mean over all their evaluation tokens."""
+        """Remember the sites' losses; returns the mean over all that they evaluated."""
         loss = sum(evaluations.values(), start=NOTHING_EVALUATED).loss
         for site, report in evaluations.items():
             self.sites[site].eval_loss = report.loss
@@ -110,12 +110,13 @@ class Progress:
             status="completed",
             rounds=self.round,
             trainable_parameters=state.manifest.size,
+            initial_digest=self.initial_digest,
             state_digest=state.digest,
             train_loss_first=self.train_loss_first,
             train_loss_last=self.train_loss_last,
             eval_loss_initial=self.eval_loss_initial,
             eval_loss=pooled.loss,
-            metrics=metrics_of(pooled),
+            metrics=pooled.metrics,
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
             seconds={
@@ -124,6 +125,8 @@ class Progress:
                 "exchange": self.seconds_exchange,
             },
             tokens_trained=self.tokens,
+            truncated=sum(site.truncated or 0 for site in self.sites.values()),
+            dropped=sum(site.dropped or 0 for site in self.sites.values()),
             peak_rss_bytes=peak_rss_bytes(),
             sites=dict(sorted(self.sites.items())),
         )

@@ -25,7 +25,7 @@ from server.progress import Progress
 from server.run_store import RunStore
 from strategies import AGGREGATION_RULES
 from strategies.exchange import EvaluateOrder, EvaluateReply, TrainOrder, Update
-from strategies.fedavg import most_loss_tokens
+from strategies.fedavg import most_weight
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -166,7 +166,7 @@ class _RoundLoop:
         for site in self._progress.sites.keys() - final.keys():
             self._progress.sites[site].eval_loss = None  # the loss it has is of an earlier state
         self._note_time_and_bytes(began)
-        write_result(state, self._attendance.layout, self._folder.path / result_name(self._recipe))
+        write_result(state, self._attendance.layout, self._folder.path / result_name(self._recipe, without_base=True))
         summary = self._progress.summary(self._recipe, state, final)
         self._folder.write_summary(summary)
         self._folder.event("completed", round=number, eval_loss=summary.eval_loss)
@@ -176,12 +176,10 @@ class _RoundLoop:
         _check_belongs(update, order)
         if update.manifest_digest != order.manifest_digest:
             raise ProtocolError("the update has another manifest than the run")
-        if update.weight != update.train.loss_tokens:
-            raise ProtocolError(
-                f"weight {update.weight} is not the {update.train.loss_tokens} loss tokens of its report"
-            )
-        if update.weight > (most := most_loss_tokens(self._recipe, order.steps)):
-            raise ProtocolError(f"weight {update.weight} is more than {order.steps} steps can have, {most} loss tokens")
+        if update.weight != update.train.weight:
+            raise ProtocolError(f"weight {update.weight} is not that of its report, {update.train.weight}")
+        if update.weight > (most := most_weight(self._recipe, order.steps)):
+            raise ProtocolError(f"weight {update.weight} is more than {order.steps} steps can have, {most}")
 
     def _should_stop_early(self) -> bool:
         patience = self._topology.early_stopping_patience

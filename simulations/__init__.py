@@ -12,35 +12,46 @@ if TYPE_CHECKING:
 
 def simulate(recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]) -> Summary:
     """Run what the recipe's topology and engine say. `on_round(round, mean training loss)` follows each round."""
+    summary = _simulation(recipe)(recipe, folder, resume, on_round)
+    if summary.state_digest is not None:
+        _take_over_result(recipe, folder)
+    return summary
+
+
+def _simulation(recipe: Recipe) -> Callable[..., Summary]:
     if recipe.topology.kind == "gossip":
-        return _simulate_gossip(recipe, folder, resume, on_round)
+        return _simulate_gossip
     if recipe.simulation.engine == "ray":
         from simulations.ray_engine import simulate_on_ray
 
-        return simulate_on_ray(recipe, folder, resume, on_round)
+        return simulate_on_ray
     from simulations.federated import simulate_federation
 
-    return simulate_federation(recipe, folder, resume, on_round)
+    return simulate_federation
 
 
 def _simulate_gossip(
     recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]
 ) -> Summary:
-    import shutil
-
-    from core_training.durable import commit_folder
-    from core_training.export import result_name
-    from simulations.gossip import RUN_ID, simulate_gossip
+    from simulations.gossip import simulate_gossip
     from simulations.sites import SitePool
 
     pool = SitePool(recipe, folder.path / "sites")
     folder.prepare(recipe, resume)
     try:
-        summary = simulate_gossip(recipe, {name: pool.ask(name) for name in pool.names}, folder, on_round=on_round)
+        return simulate_gossip(recipe, {name: pool.ask(name) for name in pool.names}, folder, on_round=on_round)
     finally:
         pool.close()
-    if recipe.aggregation.mixing == "group":  # all nodes end with one state, so any node's result is the run's
-        result = result_name(recipe)
+
+
+def _take_over_result(recipe: Recipe, folder: RunFolder) -> None:
+    """All sites ended with one state, so any site's result is the run's, where the run has no whole one of its own."""
+    import shutil
+
+    from core_training.durable import commit_folder
+    from core_training.export import result_name
+
+    result = result_name(recipe)
+    if not (folder.path / result).is_dir():
         with commit_folder(folder.path / result) as scratch:
-            shutil.copytree(folder.path / "sites" / pool.names[0] / RUN_ID / result, scratch, dirs_exist_ok=True)
-    return summary
+            shutil.copytree(min(folder.path.glob(f"sites/*/*/{result}")), scratch, dirs_exist_ok=True)

@@ -100,7 +100,7 @@ class _Rounds:
             "round",
             round=epoch,
             loss=loss,
-            eval_loss=_mean((one["eval_loss"], one["eval_tokens"]) for one in evaluated),
+            eval_loss=_mean((one["eval_loss"], one["eval_weight"]) for one in evaluated),
             sites={
                 name: {key: one[key] for key in ("loss", "eval_loss", "weight", "contributors")}
                 for name, one in sorted(sites.items())

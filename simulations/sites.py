@@ -13,6 +13,7 @@ from core_training.engine import Engine
 from core_training.errors import InputError
 from core_training.recipe import Recipe
 from core_training.records import data_files, read_records, source_name
+from core_training.stages.base import load_stage
 from core_training.trainable import Trainable
 from simulations.partition import Partition, divide
 from strategies.exchange import SITE_NAME, Envelope
@@ -58,10 +59,9 @@ class SitePool:
 
         Raises InputError for anything wrong with them, before training starts.
         """
-        self._recipe = recipe
         records = simulated_sites(recipe)
-        self._base = BaseModel(recipe)
-        self._datasets = {name: load_dataset(recipe, self._base, records[name]) for name in records}
+        self._stage = load_stage(recipe, BaseModel(recipe))
+        self._datasets = {name: load_dataset(recipe, self._stage, records[name]) for name in records}
         self._folder = folder
         self._services: dict[str, SiteService] = {}
 
@@ -88,4 +88,4 @@ class SitePool:
             service.close()
 
     def _opener(self, name: str) -> Callable[[Recipe], Trainable]:
-        return lambda _: Engine(self._recipe, self._base, self._datasets[name])
+        return lambda _: Engine(self._stage, self._datasets[name])

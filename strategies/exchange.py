@@ -19,7 +19,7 @@ from core_training.trainable import DataReport, EvalReport, Number, Seconds, Tra
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 RunId = Annotated[str, Field(pattern=RUN_ID)]
-LayoutFile = Annotated[str, Field(pattern=r"^(adapter_config|config)\.json$")]
+LayoutFile = Annotated[str, Field(pattern=r"^(adapter_config|config|fedloom)\.json$")]
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
@@ -102,7 +102,7 @@ class TrainOrder(Message):
 class Update(Message):
     """Site to server: the state after the slice (payload), its weight, and the figures of the round.
 
-    `weight` is the number of loss tokens. `evaluation` holds the losses of the state as it arrived, before training.
+    `weight` is that of the training report. `evaluation` holds the losses of the state as it arrived, before training.
     """
 
     kind: ClassVar[str] = "update"

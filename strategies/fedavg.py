@@ -1,4 +1,5 @@
-"""Federated averaging (McMahan et al. 2017): the mean of the sites' states, weighted by their loss tokens.
+"""Federated averaging (McMahan et al. 2017): the mean of the sites' states, weighted by what entered their losses
+(tokens, pairs or examples, as the stage says).
 
 Updates are added as they arrive and are not kept, so memory does not grow with the number of sites. The sums are
 float64: for one site the result is its state bit for bit, and the order of arrival does not show in float32.
@@ -12,17 +13,25 @@ import numpy as np
 
 from core_training.errors import ProtocolError
 from core_training.recipe import Recipe
+from core_training.stages import STAGES
 from core_training.state import Manifest, TrainableState
 
 MOST_PROCESSES = 64
 """The largest DeepSpeed group that a site is taken to have."""
 
 
-def most_loss_tokens(recipe: Recipe, steps: int) -> int:
-    """The most loss tokens that `steps` optimizer steps can have: a larger weight is an attempt to own the model."""
+def most_weight(recipe: Recipe, steps: int) -> int:
+    """The most weight that `steps` optimizer steps can have: a larger one is an attempt to own the model."""
     training = recipe.training
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * MOST_PROCESSES
-    return rows * training.max_length * steps
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * MOST_PROCESSES * steps
+    entry = STAGES[recipe.stage]
+    tokens = recipe.rollout.max_new_tokens if entry.samples else training.max_length
+    units = rows * (tokens if entry.unit == "tokens" else 1)
+    if not entry.samples:
+        return units
+    answers = max(recipe.rloo.num_generations, recipe.grpo.num_generations)
+    passes = max(recipe.ppo.num_ppo_epochs, recipe.rloo.num_iterations, recipe.grpo.num_iterations)
+    return units * answers * passes
 
 
 class FedAvg:

@@ -24,11 +24,11 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one node brings to an epoch: its state, its loss tokens, and how many partners it exchanges with."""
+    """What one node brings to an epoch: its state, its weight, and how many partners it exchanges with."""
 
     name: str
     state: TrainableState
-    tokens: float
+    weight: float
     degree: int
 
 
@@ -51,7 +51,7 @@ class Mixing(Protocol):
 
 
 class GroupMean:
-    """All in one group: the mean weighted by loss tokens, as a server would average (McMahan et al. 2017)."""
+    """All in one group: the mean weighted by what entered the losses, as a server averages (McMahan et al. 2017)."""
 
     needs: Literal["sum", "individual"] = "sum"
     one_state = True
@@ -61,7 +61,7 @@ class GroupMean:
 
     def mix(self, own: Contribution, others: Sequence[Contribution], roster: Sequence[str]) -> TrainableState:
         ordered = sorted([own, *others], key=lambda one: roster.index(one.name))
-        return weighted_mean([one.state for one in ordered], [one.tokens for one in ordered])
+        return weighted_mean([one.state for one in ordered], [one.weight for one in ordered])
 
 
 class Metropolis:

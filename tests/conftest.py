@@ -55,7 +55,13 @@ def make_recipe(tiny_model: Path, site_files: list[Path]) -> Callable[..., Recip
                 "columns": {"prompt": "question", "completion": "answer"},
                 "eval_fraction": 0.2,
             },
-            "training": {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "max_length": 64, "max_steps": 6},
+            "training": {
+                "learning_rate": 1e-2,
+                "per_device_train_batch_size": 4,
+                "max_length": 64,
+                "max_steps": 6,
+                "packing": False,
+            },
         }
         for name, section in sections.items():
             document[name] = {**document.get(name, {}), **section} if isinstance(section, dict) else section

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import core_training.offline  # noqa: F401
+
+if TYPE_CHECKING:
+    from core_training.recipe import Recipe
+    from core_training.stages.base import Row, Stage
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>"
@@ -75,3 +80,16 @@ def make_model(folder: Path, vocabulary: int = 400, width: int = 32) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def stage_of(recipe: Recipe) -> Stage:
+    """The recipe's stage on its base model."""
+    from core_training.base_model import BaseModel
+    from core_training.stages.base import load_stage
+
+    return load_stage(recipe, BaseModel(recipe))
+
+
+def token_ids(row: Row) -> tuple[int, ...]:
+    """The tokens of a row of single sequences."""
+    return tuple(token for example in row for token in example.sequences[0].input_ids.tolist())

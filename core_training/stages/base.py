@@ -1,50 +1,176 @@
-"""What a stage is: the columns it reads, how a record becomes tokens, how a batch becomes a loss."""
+"""What a stage is: how a record becomes tokens, how a batch becomes a loss, how held-out examples are judged.
+
+A stage knows nothing of optimizers, rounds or sites; its loss is a sum over units (tokens, pairs, examples), so that
+batches, processes and sites add up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from core_training.base_model import BaseModel
 from core_training.recipe import Recipe
 from core_training.records import Record
-from core_training.trainable import EvalReport
+from core_training.stages import STAGES
+from core_training.trainable import NOTHING_EVALUATED, EvalReport
+
+if TYPE_CHECKING:
+    from core_training.trainer import StageTrainer
 
 IGNORED = -100
 """Label of a token that does not enter the loss, as in PyTorch's cross-entropy."""
 
+Batch = Mapping[str, torch.Tensor]
+
 
 @dataclass(frozen=True)
-class Example:
-    """One tokenised record. `labels[i]` is `input_ids[i]` where that token is to be learnt, else IGNORED."""
+class Tokens:
+    """One sequence. `labels[i]` is `input_ids[i]` where that token is to be learnt (or judged), else IGNORED."""
 
     input_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
     @property
     def loss_tokens(self) -> int:
         return int((self.labels[1:] != IGNORED).sum())
 
+    def part(self, start: int, stop: int) -> Tokens:
+        return Tokens(self.input_ids[start:stop], self.labels[start:stop])
 
-class Stage(Protocol):
-    """One training objective."""
 
-    columns: Sequence[Sequence[str]]
-    """The sets of columns it can read, best first."""
-    packs_by_default: bool
-    splits_long_texts: bool
-    """Whether a text over `max_length` becomes several rows; otherwise it is cut, and the cut is counted."""
+@dataclass(frozen=True)
+class Example:
+    """One tokenised record: one sequence, or two that are compared; and the numbers that its loss needs besides."""
 
-    def tokenise(self, record: Record, columns: dict[str, Any], base: BaseModel) -> Example:
-        """Turn the stage's columns of one record into tokens, uncut. Raises InputError with the record's place."""
-        ...
+    sequences: tuple[Tokens, ...]
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
-    def build_trainer(self, recipe: Recipe, base: BaseModel, rows: Any, arguments: dict[str, Any]) -> Any:
-        """A Hugging Face trainer on `rows`, whose `step_losses` collects (loss sum, loss tokens) of every batch."""
-        ...
+    def __len__(self) -> int:
+        """Tokens of all sequences."""
+        return sum(map(len, self.sequences))
 
-    def evaluate(self, model: Any, batch: dict[str, Any]) -> EvalReport: ...
+
+Row = tuple[Example, ...]
+"""The examples that share a row of a batch."""
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """A batch's loss as sums; all tensors are scalars.
+
+    `total` (differentiable) is the sum over `weight` units; `tokens` entered it; each of `figures` is (sum, count).
+    """
+
+    total: torch.Tensor
+    weight: torch.Tensor
+    tokens: torch.Tensor
+    figures: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def sums(self) -> torch.Tensor:
+        """All of it as one float64 vector: total, weight, tokens, then the figures' sums and counts by name."""
+        figures = [value for name in sorted(self.figures) for value in self.figures[name]]
+        return torch.stack([value.double() for value in (self.total, self.weight, self.tokens, *figures)])
+
+    def detached(self) -> BatchLoss:
+        """The same without the graph, to be kept for a report."""
+        figures = {name: (total.detach(), count.detach()) for name, (total, count) in self.figures.items()}
+        return BatchLoss(self.total.detach(), self.weight.detach(), self.tokens.detach(), figures)
+
+    def __add__(self, other: BatchLoss) -> BatchLoss:
+        """The loss of both batches together."""
+        figures = {
+            name: (total + other.figures[name][0], count + other.figures[name][1])
+            for name, (total, count) in self.figures.items()
+        }
+        return BatchLoss(self.total + other.total, self.weight + other.weight, self.tokens + other.tokens, figures)
+
+
+def mean_figure(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A figure that is the mean of `values`."""
+    return values.float().sum(), torch.tensor(values.numel(), device=values.device)
+
+
+class Stage:
+    """One training objective on one base model."""
+
+    adds_up: ClassVar[bool] = True
+    """Whether a batch's loss is the sum of what its rows would have alone, so that it can be computed in parts."""
+    needs_reference: ClassVar[bool] = False
+    """Whether `reference` has numbers to give before training starts."""
+
+    def __init__(self, recipe: Recipe, base: BaseModel) -> None:
+        self.recipe = recipe
+        self.base = base
+
+    def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
+        """Turn a record's values (see `core_training.formats`) into tokens, uncut. Raises InputError with its place."""
+        raise NotImplementedError
+
+    def cut(self, whole: Example, limit: int) -> list[Example]:
+        """The example with at most `limit` tokens a sequence; none where nothing is left to learn from."""
+        short = Example(tuple(tokens.part(0, limit) for tokens in whole.sequences), whole.numbers)
+        return [short] if all(tokens.loss_tokens for tokens in short.sequences) else []
+
+    def is_truncated(self, whole: Example, limit: int) -> bool:
+        """Whether `cut` loses tokens."""
+        return any(len(tokens) > limit for tokens in whole.sequences)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Look at all training examples together. Raises InputError where they cannot train this stage."""
+
+    def arrange(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows as the loss needs them, where an example needs others beside it."""
+        return rows
+
+    def weight(self, batch: Batch) -> torch.Tensor:
+        """The units in a batch: what its loss is divided by."""
+        raise NotImplementedError
+
+    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+        """The loss of a batch; figures that cost something are left out while the model trains."""
+        raise NotImplementedError
+
+    def reference(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """Numbers of each row, shape (rows,), by the reference policy `model`; later batches hold them by name."""
+        raise NotImplementedError
+
+    def build_trainer(self, rows: Sequence[Row], arguments: dict[str, Any]) -> StageTrainer:
+        """The trainer on these rows."""
+        from core_training.trainer import StageTrainer
+
+        return StageTrainer(self, rows, arguments)
+
+    def evaluate(self, trainer: StageTrainer, model: Any, rows: Sequence[Row]) -> EvalReport:
+        """This process's share of the evaluation on rows of one example. Every process of a group must call it."""
+        report = NOTHING_EVALUATED
+        for mine, batch in trainer.shared_batches(rows):
+            with torch.no_grad():
+                loss = self.loss(model, batch)
+            counted = bool(mine)  # a repeated batch is counted as nothing, under the same names
+            report += EvalReport(
+                loss_sum=counted * float(loss.total),
+                weight=counted * int(loss.weight),
+                examples=len(mine),
+                figures={
+                    name: (counted * float(total), counted * int(count))
+                    for name, (total, count) in loss.figures.items()
+                },
+            )
+        return report
+
+
+def load_stage(recipe: Recipe, base: BaseModel) -> Stage:
+    """The recipe's stage, ready to tokenise and train."""
+    module, _, name = STAGES[recipe.stage].target.partition(":")
+    stage: Stage = getattr(import_module(module), name)(recipe, base)
+    return stage

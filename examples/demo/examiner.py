@@ -63,4 +63,4 @@ def average(marks: list[Marks]) -> Marks:
 
 def _marks(report: EvalReport, hospitals: dict[str, Marks]) -> Marks:
     assert report.loss is not None
-    return Marks(report.loss, report.exact_matches / report.examples, hospitals)
+    return Marks(report.loss, report.metrics["exact_match"], hospitals)

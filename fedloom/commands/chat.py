@@ -36,6 +36,8 @@ def chat(
     if json and prompt is None:
         raise InputError("--json: it goes with --prompt TEXT, for one answer")
     result = find_result(run, base, site)
+    if result.recipe.stage == "reward":
+        raise InputError(f"{run} is a reward model: it scores answers and gives none; see rollout.reward_model")
     from core_training.conversation import Conversation, Sampling
     from core_training.results import load_result
     from fedloom.console import results_only_on_stdout, stderr

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
+import click
 import typer
 
-from core_training.recipe import load_recipe
+from core_training.recipe import Topology, load_recipe
+from core_training.stages import STAGES
+from core_training.tuning import TUNING_MODES
 from fedloom.options import Json, Overrides, RecipePath
 
 app = typer.Typer(no_args_is_help=True, help="Check, show or start a recipe.")
+
+_TOPOLOGIES = get_args(Topology.model_fields["kind"].annotation)
 
 
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -> None:
     """Say whether a recipe is valid, and what it would do."""
+    from fedloom.recipe_account import account_of, warnings_of
+
     loaded = load_recipe(recipe, overrides)
-    line = f"{recipe}: valid: {loaded.stage}, {loaded.tuning.mode}, {loaded.topology.kind}"
-    typer.echo(json_module.dumps({"valid": True, "recipe": loaded.model_dump()}) if json else line)
+    account, warnings = account_of(loaded), warnings_of(loaded)
+    if json:
+        document = {"valid": True, "recipe": loaded.model_dump(), "account": account, "warnings": warnings}
+        typer.echo(json_module.dumps(document))
+        return
+    typer.echo(f"{recipe}: valid: {loaded.stage}, {loaded.tuning.mode}, {loaded.topology.kind}")
+    for name, text in account.items():
+        typer.echo(f"  {name:<12} {text}")
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 @app.command()
@@ -41,14 +56,20 @@ def schema(markdown: Annotated[bool, typer.Option(help="As a page of documentati
 @app.command()
 def new(
     path: Annotated[Path | None, typer.Argument(help="File to write; without it, print.", show_default=False)] = None,
-    stage: Annotated[str, typer.Option(help="pretrain | sft")] = "sft",
-    tuning: Annotated[str, typer.Option(help="full | lora")] = "lora",
-    topology: Annotated[str, typer.Option(help="central | federated | gossip")] = "federated",
+    stage: Annotated[
+        str, typer.Option(click_type=click.Choice(list(STAGES)), help="What the model is trained for.")
+    ] = "sft",
+    tuning: Annotated[
+        str, typer.Option(click_type=click.Choice(list(TUNING_MODES)), help="Which parameters are trained.")
+    ] = "lora",
+    topology: Annotated[
+        str, typer.Option(click_type=click.Choice(_TOPOLOGIES), help="Who trains, and how the results meet.")
+    ] = "federated",
 ) -> None:
     """Write a recipe to start from."""
     from core_training.durable import commit_file
     from core_training.errors import InputError
-    from fedloom.recipe_page import starter_recipe
+    from fedloom.starter_recipe import starter_recipe
 
     text = starter_recipe(stage, tuning, topology)
     if path is None:

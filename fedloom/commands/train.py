@@ -24,18 +24,19 @@ def train(
     """Train on this machine: one process, or a DeepSpeed group (deepspeed.processes)."""
     from pathlib import Path
 
+    from core_training.launch import must_launch, opened_engine, run_as_group, speaks
     from core_training.recipe import load_recipe
     from core_training.run_folder import RunFolder
     from fedloom.console import results_only_on_stdout, show_summary, ticking
 
     loaded = load_recipe(recipe, ["topology.kind=central", *(overrides or [])])
     folder = RunFolder(out or Path(loaded.output))
+    launching = must_launch(loaded.deepspeed)
     if resume and (done := folder.completed(loaded)) is not None:
-        show_summary(done, str(folder.path), json, quiet)
+        if speaks():
+            show_summary(done, str(folder.path), json, quiet)
         return
-    from core_training.launch import must_launch, opened_engine, run_as_group
-
-    if must_launch(loaded.deepspeed):
+    if launching:
         raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
     from core_training.central import train as train_centrally
 

@@ -6,7 +6,7 @@ import pytest
 
 from client.site_config import load_site_config
 from core_training.errors import InputError
-from core_training.recipe import Recipe, parse_recipe
+from core_training.recipe import Recipe, Rollout, parse_recipe
 
 SITE = """
 name: hospital-a
@@ -15,6 +15,8 @@ data:
   questions: /srv/questions/*.jsonl
   notes: [notes/2024.jsonl, notes/2025.jsonl]
 models: {tiny: models/tiny}
+runs: {judge: runs/judge}
+reward_functions: {politeness: rewards.py:polite}
 deepspeed: {processes: 2, stage: 2}
 """
 
@@ -41,6 +43,17 @@ def test_names_become_the_sites_own_files_and_folder(site):
     assert resolved.model.name_or_path == str(site / "models/tiny")
 
 
+def test_runs_and_reward_functions_are_the_sites_own(site):
+    asked = recipe(model={"name_or_path": "tiny", "adapters": ["judge"]}, rollout=Rollout(reward_function="politeness"))
+    resolved = load_site_config(site).resolve(asked)
+
+    assert resolved.model.adapters == [str(site / "runs/judge")]
+    assert resolved.rollout.reward_function == f"{site}/rewards.py:polite"
+    assert resolved.engine_digest == asked.engine_digest
+    judged = recipe(rollout=Rollout(reward_model="judge"))
+    assert load_site_config(site).resolve(judged).rollout.reward_model == str(site / "runs/judge")
+
+
 def test_the_site_decides_how_it_trains_and_where_it_writes(site):
     resolved = load_site_config(site).resolve(recipe(output="/etc/passwd"))
 
@@ -62,6 +75,9 @@ def test_resolving_does_not_change_what_every_party_must_agree_on(site):
         ({"data": {"train": "questions", "eval": "/etc/passwd"}}, "data.eval"),
         ({"data": {"train": "null"}}, "has no data set 'null'"),
         ({"model": {"name_or_path": "/srv/models/other"}}, "has no model '/srv/models/other', it has 'tiny'"),
+        ({"model": {"name_or_path": "tiny", "adapters": ["/srv/run"]}}, "model.adapters"),
+        ({"rollout": Rollout(reward_function="/tmp/evil.py:run")}, "has no reward function '/tmp/evil.py:run'"),
+        ({"rollout": Rollout(reward_model="../run")}, "rollout.reward_model"),
         ({"model": {"name_or_path": "tiny", "chat_template": "/etc/passwd"}}, "model.chat_template"),
     ],
 )
@@ -83,6 +99,14 @@ def test_a_recipe_that_names_a_deepspeed_file_is_refused(site):
 
     with pytest.raises(InputError, match=r"deepspeed\.config"):
         load_site_config(site).resolve(asked.model_copy(update={"deepspeed": deepspeed}))
+
+
+def test_a_recipe_that_would_have_the_site_keep_its_records_elsewhere_is_refused(site):
+    asked = recipe()
+    data = asked.data.model_copy(update={"cache": "/tmp/elsewhere"})
+
+    with pytest.raises(InputError, match=r"data\.cache"):
+        load_site_config(site).resolve(asked.model_copy(update={"data": data}))
 
 
 @pytest.mark.parametrize(

@@ -1,34 +1,66 @@
-"""Runs in each process of a DeepSpeed group: writes a state, evaluates, steps with learning rate 0, evaluates again."""
+"""Runs in each process of a DeepSpeed group: trains every recipe of a folder, or looks how it takes a written state.
+
+Each NAME.yaml gives a NAME.json with the figures; where there is a NAME.state, it is written first.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import core_training.offline  # noqa: F401
 from core_training.central import total
-from core_training.group import lead_or_follow
+from core_training.group import GroupEngine, join_or_follow
 from core_training.recipe import load_recipe
 from core_training.state import TrainableState
+from core_training.trainable import Trainable
 
 
-def main() -> None:
-    recipe_file, target_file, result_file = (Path(argument) for argument in sys.argv[1:])
-    engine = lead_or_follow(load_recipe(recipe_file))
-    target = TrainableState.from_bytes(target_file.read_bytes(), engine.manifest)
-    result = {"before": total(engine.evaluate()).loss}
+def figures(engine: Trainable) -> dict[str, Any]:
+    """What training to the end comes to; the same function gives what one process alone comes to."""
+    steps = [engine.train(1) for _ in range(engine.total_steps)]
+    return {
+        "losses": [report.loss_mean for report in steps],
+        "weights": [report.weight for report in steps],
+        "evaluation": asdict(total(engine.evaluate())),
+        "state": engine.read_state().buffer.tolist(),
+    }
+
+
+def written(engine: GroupEngine, target: TrainableState, folder: Path) -> dict[str, Any]:
+    """Write, evaluate, step with learning rate 0, evaluate again."""
+    result: dict[str, Any] = {"before": total(engine.evaluate()).loss}
     engine.write_state(target)
     result["read_back"] = float(abs(engine.read_state().buffer - target.buffer).max())
     result["after_write"] = total(engine.evaluate()).loss
     engine.train(1)
     result["after_step"] = total(engine.evaluate()).loss
     result["engine"] = type(engine._engine._current.trainer.model_wrapped).__name__
-    engine.checkpoint(result_file.with_suffix(".checkpoint"))
+    engine.checkpoint(folder)
     engine.write_state(engine.initial_state)
-    engine.restore(result_file.with_suffix(".checkpoint"))
+    engine.restore(folder)
     result["after_restore"] = total(engine.evaluate()).loss
-    result_file.write_text(json.dumps(result))
+    return result
+
+
+def main() -> None:
+    join_or_follow()
+    engine: GroupEngine | None = None
+    for path in sorted(Path(sys.argv[1]).glob("*.yaml")):
+        if engine is not None:
+            engine._engine.close()
+        engine = GroupEngine(load_recipe(path))
+        state = path.with_suffix(".state")
+        if state.exists():
+            target = TrainableState.from_bytes(state.read_bytes(), engine.manifest)
+            result = written(engine, target, path.with_suffix(".checkpoint"))
+        else:
+            result = figures(engine)
+        path.with_suffix(".json").write_text(json.dumps(result))
+    assert engine is not None
     engine.close()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,10 +20,10 @@ from core_training.base_model import BaseModel
 from core_training.dataset import Dataset, is_held_out, load_dataset
 from core_training.errors import InputError
 from core_training.recipe import Recipe
-from core_training.records import read_records
+from core_training.records import Record, read_records
 from core_training.rows import Collator
-from core_training.stages.base import IGNORED
-from core_training.stages.causal_lm import evaluate, labelled_logits
+from core_training.stages.base import IGNORED, Example, Tokens, load_stage
+from core_training.stages.language import labelled_logits
 from tests import tiny
 
 MakeRecipe = Callable[..., Recipe]
@@ -45,7 +47,8 @@ def load(tiny_model: Path, make_recipe: MakeRecipe, tmp_path: Path) -> Callable[
         text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
         path.write_text("".join(line + "\n" for line in text), encoding="utf-8")
         data = {"train": str(path), "eval_fraction": 0.0, **sections.pop("data", {})}
-        return load_dataset(make_recipe(data=data, **sections), base_of(tiny_model))
+        recipe = make_recipe(data=data, **sections)
+        return load_dataset(recipe, load_stage(recipe, base_of(tiny_model)))
 
     return load
 
@@ -81,7 +84,8 @@ def test_one_record_that_is_held_out_is_explained(load: Callable[..., Dataset]) 
 
 def test_a_record_without_the_column_is_named_with_those_it_has(load: Callable[..., Dataset]) -> None:
     message = message_of(load, GOOD, {"question": "why?", "reply": "because"})
-    assert "data.jsonl, line 2: stage sft needs messages or question+answer; the record has question, reply" in message
+    assert "data.jsonl, line 2: stage sft needs messages or question+answer or conversations or " in message
+    assert "; the record has question, reply. " in message
     assert "data.columns" in message
 
 
@@ -115,7 +119,7 @@ def test_records_with_nothing_to_learn_within_max_length_are_counted_and_left_ou
     long = {"question": "why? " * 100, "answer": "because"}
     dataset = load(GOOD, long)
     assert (dataset.report.train_examples, dataset.report.truncated, dataset.report.dropped) == (1, 1, 1)
-    assert all(label != IGNORED for label in dataset.rows[0]["labels"][-2:])
+    assert all(label != IGNORED for label in dataset.rows[0][0].sequences[0].labels[-2:])
 
 
 def test_a_data_set_of_nothing_but_such_records_is_explained(load: Callable[..., Dataset]) -> None:
@@ -124,9 +128,10 @@ def test_a_data_set_of_nothing_but_such_records_is_explained(load: Callable[...,
     assert "data.jsonl has a token to learn within training.max_length (64); raise it" in message
 
 
-def test_an_all_padding_batch_has_a_loss_of_zero_and_moves_nothing(tiny_model: Path) -> None:
+def test_an_all_padding_batch_has_a_loss_of_zero_and_moves_nothing(tiny_model: Path, make_recipe: MakeRecipe) -> None:
     base = base_of(tiny_model, "full")
-    row = {"input_ids": [base.tokenizer.pad_token_id] * 5, "labels": [IGNORED] * 5, "position_ids": list(range(5))}
+    tokens = Tokens(np.full(5, base.tokenizer.pad_token_id), np.full(5, IGNORED))
+    row = (Example((tokens,)),)
     batch = Collator(base.tokenizer.pad_token_id)([row, row])
     logits, counted = labelled_logits(base.model, batch)
     loss = torch.nn.functional.cross_entropy(
@@ -137,8 +142,9 @@ def test_an_all_padding_batch_has_a_loss_of_zero_and_moves_nothing(tiny_model: P
     gradients = [parameter.grad for parameter in base.model.parameters() if parameter.grad is not None]
     assert gradients
     assert all(not gradient.any() for gradient in gradients)
-    report = evaluate(base.model, batch)
-    assert (report.tokens, report.correct_tokens, report.loss) == (0, 0, None)
+    recipe = make_recipe(tuning={"mode": "full"})
+    judged = load_stage(recipe, base).loss(base.model.eval(), batch)
+    assert (float(judged.total.detach()), int(judged.weight), int(judged.tokens)) == (0.0, 0, 0)
 
 
 @settings(max_examples=50, deadline=None)
@@ -171,10 +177,10 @@ def test_the_evaluation_split_never_leaks_into_training(
     evaluated: set[str] = set()
     for number, share in enumerate(shares):
         path = tiny.write_jsonl(tmp_path / f"{sites}-{number}.jsonl", share)
-        dataset = load_dataset(recipe, base, read_records(path))
+        dataset = load_dataset(recipe, load_stage(recipe, base), list(read_records(path)))
         texts = {json.dumps(r): tuple(tokens_of(base, r)) for r in records}
-        rows = {tuple(row["input_ids"]) for row in dataset.rows}
-        kept = {tuple(e.input_ids.tolist()) for examples in dataset.evaluation.values() for e in examples}
+        rows = {tiny.token_ids(row) for row in dataset.rows}
+        kept = {tiny.token_ids(row) for rows in dataset.evaluation.values() for row in rows}
         trained |= {record for record, tokens in texts.items() if tokens in rows}
         evaluated |= {record for record, tokens in texts.items() if tokens in kept}
     assert trained.isdisjoint(evaluated)
@@ -239,12 +245,14 @@ def test_a_model_without_a_chat_template_is_named_and_a_file_mends_it(
     folder = changed_model(tiny_model, tmp_path / "model", lambda f: (f / "chat_template.jinja").unlink())
     recipe = make_recipe(model={"name_or_path": str(folder)})
     with pytest.raises(InputError, match=r"has no chat template; give one with model\.chat_template: FILE\.jinja"):
-        load_dataset(recipe, BaseModel(recipe))
+        load_dataset(recipe, tiny.stage_of(recipe))
     template = tmp_path / "chat.jinja"
     template.write_text(tiny.CHAT_TEMPLATE)
     mended = make_recipe(model={"name_or_path": str(folder), "chat_template": str(template)})
     whole = make_recipe()
-    assert load_dataset(mended, BaseModel(mended)).rows == load_dataset(whole, base_of(tiny_model)).rows
+    rows = load_dataset(mended, tiny.stage_of(mended)).rows
+    expected = load_dataset(whole, tiny.stage_of(whole)).rows
+    assert [tiny.token_ids(row) for row in rows] == [tiny.token_ids(row) for row in expected]
 
 
 @pytest.mark.parametrize(
@@ -272,4 +280,137 @@ def test_a_conversation_that_the_template_refuses_is_named(
     path.write_text("{{ raise_exception('roles must alternate') }}")
     recipe = make_recipe(model={"chat_template": str(path)})
     with pytest.raises(InputError, match=r"site0\.jsonl, line 1: the chat template .*: roles must alternate"):
-        load_dataset(recipe, BaseModel(recipe))
+        load_dataset(recipe, tiny.stage_of(recipe))
+
+
+PAIRS = [{"prompt": q["question"], "chosen": q["answer"], "rejected": "I do not know."} for q in tiny.questions(1, 20)]
+MARKED = [
+    {"prompt": q["question"], "completion": q["answer"], "label": i % 2 == 0}
+    for i, q in enumerate(tiny.questions(1, 20))
+]
+
+
+def plain(rows: Any) -> Any:
+    """Rows as values that can be compared."""
+    return [
+        [([(t.input_ids.tolist(), t.labels.tolist()) for t in e.sequences], dict(e.numbers)) for e in row]
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "lines"),
+    [
+        ("sft", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, GOOD, GOOD]),
+        ("pretrain", [*tiny.texts(1, 20), {"text": "long " * 300}]),
+        ("dpo", [*PAIRS, {"prompt": "long " * 300, "chosen": "a", "rejected": "b"}]),
+        ("kto", MARKED),
+        ("reward", [PAIRS[0], {**PAIRS[1], "margin": 2}]),
+    ],
+)
+def test_a_cache_changes_nothing(load: Callable[..., Dataset], tmp_path: Path, stage: str, lines: list[Any]) -> None:
+    data = {"eval_fraction": 0.3, "columns": {"prompt": "question", "completion": "answer"} if stage == "sft" else {}}
+    if stage == "reward":
+        data["eval_fraction"] = 0.0
+    usual = load(*lines, stage=stage, data=data)
+    for _ in range(2):
+        cached = load(*lines, stage=stage, data={**data, "cache": str(tmp_path / "cache")})
+        assert plain(cached.rows) == plain(usual.rows)
+        assert {k: plain(v) for k, v in cached.evaluation.items()} == {k: plain(v) for k, v in usual.evaluation.items()}
+        assert (cached.report, cached.training_sources) == (usual.report, usual.training_sources)
+
+
+def test_records_in_a_cache_are_tokenised_once(make_recipe: MakeRecipe, tmp_path: Path, site_files: list[Path]) -> None:
+    """Until something changes that decides the tokens."""
+    source = tmp_path / "data.jsonl"
+    source.write_bytes(site_files[0].read_bytes())
+    template = tmp_path / "chat.jinja"
+    template.write_text(tiny.CHAT_TEMPLATE)
+    calls: list[int] = []
+
+    def tokenised(records: list[Record] | None = None, **sections: Any) -> int:
+        calls.clear()
+        data = {"train": str(source), "cache": str(tmp_path / "cache"), **sections.pop("data", {})}
+        stage = tiny.stage_of(make_recipe(data=data, **sections))
+        whole = stage.tokenise
+
+        def counted(*arguments: Any) -> Example:
+            calls.append(1)
+            return whole(*arguments)
+
+        stage.tokenise = counted  # type: ignore[method-assign]
+        load_dataset(stage.recipe, stage, records)
+        return len(calls)
+
+    changes: list[dict[str, Any]] = [
+        {},
+        {"training": {"max_length": 63}},
+        {"data": {"eval_fraction": 0.3}},
+        {"data": {"eval": str(site_files[1])}},
+        {"data": {"columns": {"prompt": "answer", "completion": "question"}}},
+        {"data": {"train": [str(source), str(site_files[1])]}},
+        {"model": {"chat_template": str(template)}},
+        {"records": list(read_records(site_files[2]))},
+    ]
+    template.write_text(tiny.CHAT_TEMPLATE + " ")
+    for change in changes:
+        assert tokenised(**change) > 0, change
+    for change in changes:
+        assert tokenised(**change) == 0, change
+    assert tokenised(training={"learning_rate": 1.0, "seed": 7, "packing": True}) == 0
+    source.write_text(source.read_text() + json.dumps(GOOD) + "\n")
+    assert tokenised() > 0
+
+
+def test_memory_does_not_grow_with_the_records_of_a_cache(
+    tiny_model: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    def peak(name: str, count: int) -> int:
+        path = tiny.write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{i} fever " * 60} for i in range(count)])
+        data = {"train": str(path), "cache": str(tmp_path / "cache"), "columns": {}, "eval_fraction": 0.1}
+        recipe = make_recipe(stage="pretrain", data=data, training={"packing": False})
+        stage = load_stage(recipe, base_of(tiny_model))
+        tracemalloc.start()
+        dataset = load_dataset(recipe, stage)
+        tokens = sum(len(example) for row in dataset.rows for example in row)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert tokens > 100 * count
+        return most
+
+    peak("first", 10)
+    few, many = peak("few", 100), peak("many", 800)
+    assert many - few < 0.05 * 16 * 700 * 180  # of the bytes that the further tokens and labels would take
+
+
+def test_a_wrong_record_leaves_no_cache(load: Callable[..., Dataset], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    message = message_of(load, GOOD, {"question": "why?", "answer": ""}, data={"cache": str(cache)})
+    assert "data.jsonl, line 2: the completion is empty" in message
+    assert not [path for path in cache.iterdir() if not path.name.endswith(".lock")]
+
+
+def test_prompts_longer_than_max_length_are_counted(load: Callable[..., Dataset]) -> None:
+    long = {"prompt": "why? " * 100, "chosen": "because", "rejected": "no"}
+    report = load(*PAIRS, long, long, stage="dpo", data={"columns": {}}).report
+    assert (report.train_examples, report.truncated, report.dropped) == (20, 2, 2)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_marks_of_one_kind_are_refused(load: Callable[..., Dataset], tmp_path: Path, cache: bool) -> None:
+    data: dict[str, Any] = {"columns": {}, **({"cache": str(tmp_path / "cache")} if cache else {})}
+    message = message_of(load, *MARKED[::2], stage="kto", data=data)
+    assert message.startswith("data.train: every example is desirable (label true)")
+
+
+def test_a_data_set_of_llama_factorys_is_read_by_its_name(load: Callable[..., Dataset], tmp_path: Path) -> None:
+    (tmp_path / "qa.json").write_text(json.dumps([{"q": "why?", "a": "because"}, {"q": "how?", "a": "so"}]))
+    entry = {"file_name": "qa.json", "columns": {"prompt": "q", "response": "a"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"qa": entry}))
+    usual = load(
+        {"prompt": "why?", "completion": "because"}, {"prompt": "how?", "completion": "so"}, data={"columns": {}}
+    )
+    for name, count in (("qa", 2), ("qa[:1]", 1)):
+        named = load(data={"train": str(tmp_path / f"dataset_info.json:{name}"), "columns": {}})
+        assert plain(named.rows) == plain(usual.rows)[:count]
+        assert named.training_sources == {"qa": count}

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from core_training.base_model import BaseModel
 from core_training.dataset import load_dataset
 from core_training.durable import commit_file, commit_folder, scratch_of
 from core_training.engine import Engine
 from core_training.errors import RunError
 from core_training.recipe import Recipe
+from tests import tiny
 
 
 @contextmanager
@@ -103,8 +103,8 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_previous_one(
 ) -> None:
     """Whichever file the disk refuses. From the previous checkpoint the run goes on as if nothing had been."""
     recipe = make_recipe()
-    base = BaseModel(recipe)
-    engine = Engine(recipe, base, load_dataset(recipe, base))
+    stage = tiny.stage_of(recipe)
+    engine = Engine(stage, load_dataset(recipe, stage))
     engine.train(2)
     engine.checkpoint(tmp_path / "step-2", {"steps": 2})
     before = files_in(tmp_path)

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from core_training.base_model import BaseModel
-from core_training.dataset import is_held_out, load_dataset, stage_values
+from core_training.dataset import is_held_out, load_dataset
 from core_training.engine import Engine, open_engine
 from core_training.errors import RunError
+from core_training.formats import read_values
 from core_training.recipe import Recipe
 from core_training.records import Record, read_records
-from core_training.rows import Collator, pack, row_of
-from core_training.stages.base import Example
-from core_training.stages.causal_lm import labelled_logits
+from core_training.rows import Collator, pack
+from core_training.stages.base import load_stage
+from core_training.stages.language import labelled_logits
 from core_training.state import TrainableState
+from tests import tiny
 
 MakeRecipe = Callable[..., Recipe]
 DROPOUT = {"mode": "lora", "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}}
@@ -84,7 +86,8 @@ def test_engines_that_share_a_base_train_as_if_alone(make_recipe: MakeRecipe, si
         engine.train(6)
         alone.append(engine.read_state().digest)
     base = BaseModel(recipes[0])
-    together = [Engine(recipe, base, load_dataset(recipe, base)) for recipe in recipes]
+    stages = [load_stage(recipe, base) for recipe in recipes]
+    together = [Engine(stage, load_dataset(stage.recipe, stage)) for stage in stages]
     for _ in range(3):
         for engine in together:
             engine.train(2)
@@ -112,19 +115,20 @@ def test_loss_falls_on_memorised_data(
 def test_first_loss_is_the_independent_cross_entropy_of_the_first_batch(make_recipe: MakeRecipe) -> None:
     """Loss over the answers' tokens only, from whole logits, in a few lines that share no code with the stage."""
     recipe = make_recipe(training={"per_device_train_batch_size": 64}, tuning={"mode": "full"})
-    base = BaseModel(recipe)
-    dataset = load_dataset(recipe, base)
+    stage = tiny.stage_of(recipe)
+    dataset = load_dataset(recipe, stage)
     total, count = 0.0, 0
-    for row in dataset.rows:
-        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+    for ((example,),) in zip(dataset.rows, strict=True):
+        (tokens,) = example.sequences
+        ids, labels = torch.tensor([tokens.input_ids]), torch.tensor(tokens.labels)
         with torch.no_grad():
-            log_probabilities = base.model(input_ids=ids).logits[0].log_softmax(-1)
+            log_probabilities = stage.base.model(input_ids=ids).logits[0].log_softmax(-1)
         for position in range(1, len(labels)):
             if labels[position] != -100:
                 total -= float(log_probabilities[position - 1, labels[position]])
                 count += 1
-    report = Engine(recipe, base, dataset).train(1)
-    assert report.loss_tokens == count
+    report = Engine(stage, dataset).train(1)
+    assert (report.weight, report.tokens) == (count, count)
     assert report.loss_first == pytest.approx(total / count, abs=1e-5)
 
 
@@ -134,33 +138,32 @@ def test_gradient_accumulation_equals_one_large_batch(make_recipe: MakeRecipe) -
     small = open_engine(
         make_recipe(training={**settings, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4})
     )
-    assert large.train(1).loss_tokens == small.train(1).loss_tokens
+    assert large.train(1).weight == small.train(1).weight
     np.testing.assert_allclose(large.read_state().buffer, small.read_state().buffer, atol=1e-6)
 
 
 def test_packed_loss_equals_padded_loss(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
-    base = BaseModel(recipe)
-    dataset = load_dataset(recipe, base)
-    examples = [Example(np.asarray(row["input_ids"]), np.asarray(row["labels"])) for row in dataset.rows]
-    collate = Collator(0)
-    packed_rows = [row_of([examples[i] for i in group]) for group in pack(examples, 100)]
+    stage = tiny.stage_of(recipe)
+    rows = load_dataset(recipe, stage).rows
+    examples = [row[0] for row in rows]
+    packed_rows = [tuple(examples[i] for i in group) for group in pack([len(example) for example in examples], 100)]
     assert len(packed_rows) < len(examples)
     losses = []
-    base.model.eval()
-    for rows in (packed_rows, [row_of([example]) for example in examples]):
+    model = stage.base.model.eval()
+    for batch in (Collator(0)(packed_rows), Collator(0)(rows)):
         with torch.no_grad():
-            logits, labels = labelled_logits(base.model, collate(rows))
+            logits, labels = labelled_logits(model, batch)
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100))
     assert float(losses[0]) == pytest.approx(float(losses[1]), abs=2e-6)
 
 
 def test_packing_uses_every_example_once_and_never_overfills() -> None:
     random = np.random.default_rng(0)
-    examples = [Example(np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)) for n in random.integers(2, 50, 200)]
-    rows = pack(examples, 64)
+    lengths = random.integers(2, 50, 200).tolist()
+    rows = pack(lengths, 64)
     assert sorted(i for row in rows for i in row) == list(range(200))
-    assert all(sum(len(examples[i].input_ids) for i in row) <= 64 for row in rows)
+    assert all(sum(lengths[i] for i in row) <= 64 for row in rows)
 
 
 @pytest.mark.parametrize("sites", [1, 2, 3])
@@ -171,17 +174,18 @@ def test_no_held_out_record_is_trained_on_at_any_site_count(
     recipe = make_recipe()
     records = [record for path in site_files for record in read_records(path)]
     records += [Record({**r.fields, "id": "copy"}, Path("elsewhere.jsonl"), r.line) for r in records[:20]]
-    held_out = [is_held_out(stage_values(r, recipe), 0.2) for r in records]
+    values = [read_values(record, recipe.stage, recipe.data.columns).raw for record in records]
+    held_out = [is_held_out(raw, 0.2) for raw in values]
     assert held_out[: len(records) - 20][:20] == held_out[-20:]
-    base = BaseModel(recipe)
+    stage = tiny.stage_of(recipe)
     trained, evaluated = set(), set()
     for part in range(sites):
-        dataset = load_dataset(recipe, base, records[part::sites])
-        trained |= {tuple(row["input_ids"]) for row in dataset.rows}
-        evaluated |= {tuple(e.input_ids.tolist()) for group in dataset.evaluation.values() for e in group}
+        dataset = load_dataset(recipe, stage, records[part::sites])
+        trained |= {tiny.token_ids(row) for row in dataset.rows}
+        evaluated |= {tiny.token_ids(row) for rows in dataset.evaluation.values() for row in rows}
     assert evaluated
     assert not trained & evaluated
-    assert len(trained) + len(evaluated) == len({tuple(stage_values(r, recipe).values()) for r in records})
+    assert len(trained) + len(evaluated) == len({tuple(raw.values()) for raw in values})
 
 
 def test_saved_adapter_loads_in_peft_with_the_same_logits_and_merges(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -224,12 +228,13 @@ def test_pretraining_learns_from_every_token_and_splits_long_texts(make_recipe: 
     recipe = make_recipe(
         stage="pretrain", tuning={"mode": "full"}, data={"train": str(text), "columns": {}}, training={"max_steps": 20}
     )
-    base = BaseModel(recipe)
-    dataset = load_dataset(recipe, base)
-    assert all(len(row["input_ids"]) <= 64 for row in dataset.rows)
-    tokens = sum(len(base.tokenizer(r.fields["text"])["input_ids"]) + 1 for r in read_records(text))
-    held_out = sum(len(e.input_ids) for group in dataset.evaluation.values() for e in group)
-    assert sum(len(row["input_ids"]) for row in dataset.rows) + held_out == pytest.approx(tokens, abs=20)
-    report = Engine(recipe, base, dataset).train(20)
-    assert report.loss_first == pytest.approx(np.log(len(base.tokenizer)), rel=0.05)  # ln V at random weights
+    stage = tiny.stage_of(recipe)
+    dataset = load_dataset(recipe, stage)
+    tokenizer = stage.base.tokenizer
+    assert all(len(tiny.token_ids(row)) <= 64 for row in dataset.rows)
+    tokens = sum(len(tokenizer(r.fields["text"])["input_ids"]) + 1 for r in read_records(text))
+    held_out = sum(len(tiny.token_ids(row)) for rows in dataset.evaluation.values() for row in rows)
+    assert sum(len(tiny.token_ids(row)) for row in dataset.rows) + held_out == pytest.approx(tokens, abs=20)
+    report = Engine(stage, dataset).train(20)
+    assert report.loss_first == pytest.approx(np.log(len(tokenizer)), rel=0.05)  # ln V at random weights
     assert report.loss_last < report.loss_first

@@ -90,7 +90,9 @@ def test_zero_local_steps_is_refused() -> None:
     [
         ("topology: {kind: federated, rounds: 2}", "topology.local_steps: a federated run needs it"),
         ("topology: {kind: gossip, local_steps: 2}", "topology.rounds: a gossip run needs it"),
-        ("deepspeed: {offload: all, stage: 2}", "deepspeed.offload: 'all' needs deepspeed.stage 3"),
+        ("deepspeed: {processes: 2, offload: all, stage: 2}", "deepspeed.offload: 'all' needs deepspeed.stage 3"),
+        ("deepspeed: {processes: 2, offload: optimizer}", "deepspeed.offload: ZeRO 0 moves nothing"),
+        ("deepspeed: {stage: 3}", "deepspeed.processes: 1 trains without DeepSpeed"),
         ("simulation: {sites: [a.txt], partition: iid, count: 2}", "simulation: give either 'sites' or 'partition'"),
         ("simulation: {sites: []}", "simulation.sites: name at least one"),
         ("simulation: {partition: iid}", "simulation.count: partition 'iid' needs the number of sites"),
@@ -101,8 +103,27 @@ def test_an_impossible_combination_is_explained(lines: str, expected: str) -> No
     assert message_of(MINIMAL + lines).startswith(f"my.yaml: {expected}")
 
 
-def test_a_stage_of_another_version_is_named_with_those_there_are() -> None:
-    assert "it has pretrain, sft" in message_of("model: {name_or_path: base}\nstage: kto\n")
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("stage: kto\ntraining: {per_device_train_batch_size: 1}", "training.per_device_train_batch_size: stage kto"),
+        ("stage: dpo\ntraining: {packing: true}", "training.packing: examples of stage dpo cannot share a row"),
+        ("stage: ppo", "rollout: stage ppo needs something that judges answers; give either reward_model"),
+        ("stage: grpo\nrollout: {reward_model: a, reward_function: b.py:c}", "rollout: stage grpo needs something"),
+    ],
+)
+def test_what_a_stage_cannot_train_with_is_named(lines: str, expected: str) -> None:
+    assert expected in message_of("model: {name_or_path: base}\n" + lines)
+
+
+@pytest.mark.parametrize(
+    ("stage", "mode", "rate"),
+    [("sft", "full", 2e-5), ("sft", "qlora", 2e-4), ("dpo", "full", 5e-7), ("dpo", "lora", 5e-6)],
+)
+def test_the_usual_learning_rate_is_that_of_stage_and_mode(stage: str, mode: str, rate: float) -> None:
+    text = f"model: {{name_or_path: base}}\nstage: {stage}\ntuning: {{mode: {mode}}}\n"
+    assert parse_recipe(text).learning_rate == rate
+    assert parse_recipe(text, overrides=["training.learning_rate=1e-3"]).learning_rate == 1e-3
 
 
 def test_what_is_required_is_named() -> None:

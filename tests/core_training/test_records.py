@@ -112,7 +112,7 @@ def test_what_only_calls_itself_gzip_or_parquet_is_refused(tmp_path: Path) -> No
     [
         ("a.json", b'{"a": 1}', ": a .json file holds a list of records"),
         ("a.json", b'[{"a": 1},\n{"a": }]', ", line 2: not valid JSON: "),
-        ("a.json", b'[{"a": 1}, 7]', ", line 2: a record must be a JSON object, not int"),
+        ("a.json", b'[{"a": 1}, 7]', ", record 2: a record must be a JSON object, not int"),
         ("a.csv", b"a,b\n1,2\n3\n", ", line 3: not as many cells as the header has columns"),
         ("a.csv", b"a,b\n1,2\n3,4,5\n", ", line 3: not as many cells"),
         ("a.csv", b'a,b\n1,"2\n', ", line 2: not valid CSV"),

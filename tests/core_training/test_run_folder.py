@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from core_training.base_model import BaseModel
 from core_training.dataset import load_dataset
 from core_training.durable import commit_folder
 from core_training.errors import InputError, RunError
@@ -71,8 +70,8 @@ def test_records_of_the_evaluation_file_are_left_out_of_training(
     tiny.write_jsonl(tmp_path / "train.jsonl", everything)
     tiny.write_jsonl(tmp_path / "held_out.jsonl", everything[:5])
     recipe = make_recipe(data={"train": str(tmp_path / "*.jsonl"), "eval": str(tmp_path / "held_out.jsonl")})
-    dataset = load_dataset(recipe, BaseModel(recipe))
-    trained = {tuple(row["input_ids"]) for row in dataset.rows}
-    evaluated = {tuple(e.input_ids.tolist()) for group in dataset.evaluation.values() for e in group}
+    dataset = load_dataset(recipe, tiny.stage_of(recipe))
+    trained = {tiny.token_ids(row) for row in dataset.rows}
+    evaluated = {tiny.token_ids(row) for rows in dataset.evaluation.values() for row in rows}
     assert (len(trained), len(evaluated)) == (15, 5)
     assert not trained & evaluated

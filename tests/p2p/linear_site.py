@@ -95,7 +95,7 @@ class LinearSite:
         return TrainableState.from_bytes(order.payload, self.manifest) if order.payload else self.initial()
 
     def _report(self, state):
-        return EvalReport(self.loss(state), self.tokens, 0, 0, self.tokens)
+        return EvalReport(self.loss(state), self.tokens, self.tokens)
 
     def _train(self, order):
         before = self._incoming(order)
@@ -106,7 +106,7 @@ class LinearSite:
             round=order.round,
             manifest_digest=self.manifest.digest,
             weight=float(self.tokens),
-            train=TrainReport(order.steps, first, last, (first + last) / 2, self.tokens, 0.0),
+            train=TrainReport(order.steps, first, last, (first + last) / 2, self.tokens, self.tokens, 0.0),
             evaluation=self._report(before) if order.evaluate else None,
             resident_seconds=0.0,
             seconds=0.0,

@@ -97,7 +97,7 @@ FAULTS = [
     Fault("weight 0", "weight 0.0", {"weight": 0.0}),
     Fault("negative weight", "weight -5.0", {"weight": -5.0}),
     Fault("weight NaN", "weight nan", {"weight": float("nan")}),
-    Fault("absurd weight", "loss tokens of an epoch lie in", {"weight": 1e15}),
+    Fault("absurd weight", "that of an epoch lies in", {"weight": 1e15}),
     Fault("NaN", "NaN or infinite", payload=with_value(np.nan)),
     Fault("Inf", "NaN or infinite", payload=with_value(np.inf)),
     Fault("another shape", "tensor 'weight' is float32", payload=OTHER_SHAPE),

@@ -46,7 +46,7 @@ class ArithmeticSite:
                 layout={"adapter_config.json": "{}"},
             ).envelope()
         loss = self.losses[min(order.fields["round"], len(self.losses)) - 1]
-        report = EvalReport(loss_sum=loss, tokens=1, correct_tokens=0, exact_matches=0, examples=1)
+        report = EvalReport(loss_sum=loss, weight=1, examples=1)
         if order.kind == "evaluate":
             evaluate = EvaluateOrder.open(order)
             return EvaluateReply(run_id=evaluate.run_id, round=evaluate.round, evaluation=report).envelope()
@@ -57,7 +57,7 @@ class ArithmeticSite:
             round=train.round,
             manifest_digest=MANIFEST.digest,
             weight=float(self.weight),
-            train=TrainReport(train.steps, 1.0, 1.0, 1.0, self.weight, 0.0),
+            train=TrainReport(train.steps, 1.0, 1.0, 1.0, self.weight, self.weight, 0.0),
             evaluation=report if train.evaluate else None,
             resident_seconds=0.0,
             seconds=0.0,

@@ -32,10 +32,8 @@ def with_fields(**changes: Any) -> Callable[[Envelope], Envelope]:
     return lambda update: Envelope(update.kind, {**update.fields, **changes}, update.payload)
 
 
-def with_weight(weight: float, loss_tokens: int) -> Callable[[Envelope], Envelope]:
-    return lambda update: with_fields(weight=weight, train={**update.fields["train"], "loss_tokens": loss_tokens})(
-        update
-    )
+def with_weight(weight: float, units: int) -> Callable[[Envelope], Envelope]:
+    return lambda update: with_fields(weight=weight, train={**update.fields["train"], "weight": units})(update)
 
 
 def with_payload(tensors: dict[str, Any] | bytes) -> Callable[[Envelope], Envelope]:
@@ -70,14 +68,14 @@ FAULTS: dict[str, tuple[Callable[[Envelope], Envelope], str]] = {
     "weight negative": (with_fields(weight=-5.0), "weight -5.0"),
     "weight NaN": (with_fields(weight=float("nan")), "weight: Input should be a finite number"),
     "weight absurd": (with_fields(weight=1e30), "weight 1e+30"),
-    "weight other than reported": (with_fields(weight=1001.0), "weight 1001.0 is not the 1000 loss tokens"),
+    "weight other than reported": (with_fields(weight=1001.0), "weight 1001.0 is not that of its report, 1000"),
     "weight plausible, but more than the steps allow": (
-        with_weight(MOST + 1.0, MOST + 1), f"more than 1 steps can have, {MOST} loss tokens"),
+        with_weight(MOST + 1.0, MOST + 1), f"more than 1 steps can have, {MOST}"),
     "stale round": (with_fields(round=1), "of round 1"),
     "other run": (with_fields(run_id="other"), "belongs to run other"),
     "other manifest": (with_fields(manifest_digest="f" * 64), "another manifest"),
     "loss NaN": (with_fields(train={"steps": 1, "loss_first": float("nan"), "loss_last": 1.0, "loss_mean": 1.0,
-                                    "loss_tokens": 1, "seconds": 0.0}), "train.loss_first"),
+                                    "weight": 1, "tokens": 1, "seconds": 0.0}), "train.loss_first"),
     "unknown field": (with_fields(admin=True), "admin"),
     "field missing": (lambda update: Envelope(update.kind, {}, update.payload), "Field required"),
     "other kind": (lambda update: Envelope("joined", update.fields, b""), "'joined' message came"),
@@ -95,7 +93,7 @@ def recipe(make_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
     return lambda **topology: make_recipe(topology={"kind": "federated", "rounds": 3, "local_steps": 1, **topology})
 
 
-def test_state_is_the_mean_weighted_by_loss_tokens(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+def test_state_is_the_mean_weighted_by_units(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     sites = {"a": ArithmeticSite(1.0, 10), "b": ArithmeticSite(4.0, 20)}
     summary = federate(tmp_path / "run", recipe(), sites)
     np.testing.assert_allclose(final_state(tmp_path / "run").buffer, 3 * (1 * 10 + 4 * 20) / 30)
@@ -271,6 +269,6 @@ def test_summary_holds_every_key_of_the_interface(tmp_path: Path, recipe: Callab
     assert summary.keys() == {
         "schema", "topology", "stage", "tuning", "status", "rounds", "trainable_parameters", "state_digest",
         "train_loss_first", "train_loss_last", "eval_loss_initial", "eval_loss", "metrics", "bytes_up", "bytes_down",
-        "seconds", "tokens_trained", "peak_rss_bytes", "sites",
+        "seconds", "tokens_trained", "peak_rss_bytes", "sites", "initial_digest", "truncated", "dropped",
     }  # fmt: skip
     assert summary["state_digest"] == final_state(tmp_path / "run").digest

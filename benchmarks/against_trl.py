@@ -1,0 +1,294 @@
+"""Tokens a second and peak memory of LoRA training, against TRL's trainers, on one model and the same records.
+
+Three comparisons of each stage: both sides in their default settings (ours: float32; TRL's: bfloat16 autocast over
+float32 weights, gradient checkpointing, no packing), both in float32, and both on a bfloat16 model. What the comparison
+does not name stays at each side's default, but rank, targets, batch size and the longest row are the same.
+
+Tokens are those of the examples after the cut, prompts included and padding not: both sides see the same ones once an
+epoch. Speed: the sides take turns in one process, an epoch each; DPO is charged with its reference pass in every epoch,
+though it is made but once a run. Memory: each side trains an epoch in a process of its own; counted is the peak of
+resident memory beyond what the process held after its imports.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.figure import Figure
+from benchmarks.fresh_process import forget_peak, in_fresh_process, peak_bytes, resident_bytes
+from benchmarks.places import Places
+from core_training.base_model import BaseModel
+from core_training.errors import RunError
+from core_training.recipe import Lora, parse_recipe
+from core_training.records import read_records
+
+RECORDS_PER_SITE = 8
+TURNS = 3
+WARM_UP_TURNS = 1
+MAX_LENGTH = 512
+STAGES = ("sft", "dpo")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A comparison: the dtype of our model, what TRL's configuration is given, and the targets."""
+
+    dtype: str
+    trl: dict[str, Any]
+    speed: float
+    memory: float
+
+
+SETTINGS = {
+    "defaults": Setting("float32", {}, 1.5, 0.75),
+    "fp32": Setting("float32", {"bf16": False}, 1.0, 1.0),
+    "bf16": Setting("bfloat16", {"model_init_kwargs": {"dtype": "bfloat16"}}, 1.0, 1.0),
+}
+LIBRARIES = {
+    "ours": ("core_training.engine", "transformers.models.llama.modeling_llama", "peft.peft_model"),
+    "trl": (
+        "trl.trainer.sft_trainer",
+        "trl.trainer.dpo_trainer",
+        "transformers.models.llama.modeling_llama",
+        "peft.peft_model",
+        "datasets",
+    ),
+}
+
+
+def measure(places: Places) -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory() as name:
+        files = {stage: str(_write_records(places, stage, Path(name) / f"{stage}.jsonl")) for stage in STAGES}
+        for stage in STAGES:
+            for setting, terms in SETTINGS.items():
+                arguments = {"model": str(places.model), "file": files[stage], "stage": stage, "setting": setting}
+                yield _speed(stage, setting, terms, in_fresh_process(take_turns, **arguments).result)
+                held = {side: in_fresh_process(held_by, side=side, **arguments).result for side in ("ours", "trl")}
+                yield _memory(stage, setting, terms, held)
+        yield _second_round(in_fresh_process(two_rounds, model=str(places.model), file=files["dpo"]).result)
+
+
+def _speed(stage: str, setting: str, terms: Setting, details: dict[str, Any]) -> Figure:
+    return Figure(
+        name=f"{stage}_speed_{setting}",
+        meaning=f"tokens/s of LoRA {stage}, {setting}, relative to TRL's trainer",
+        value=details["ratio"],
+        unit="",
+        target=terms.speed,
+        at_least=True,
+        details=details,
+    )
+
+
+def _memory(stage: str, setting: str, terms: Setting, held: dict[str, int]) -> Figure:
+    return Figure(
+        name=f"{stage}_memory_{setting}",
+        meaning=f"peak memory of LoRA {stage}, {setting}, relative to TRL's trainer",
+        value=held["ours"] / held["trl"],
+        unit="",
+        target=terms.memory,
+        details={f"{side}_bytes": peak for side, peak in held.items()},
+    )
+
+
+def _second_round(held: list[int]) -> Figure:
+    return Figure(
+        name="dpo_second_round",
+        meaning="peak memory of a site's second round of full DPO, relative to its first",
+        value=held[1] / held[0],
+        unit="",
+        target=1.05,
+        details={"first_round_bytes": held[0], "second_round_bytes": held[1]},
+    )
+
+
+def take_turns(model: str, file: str, stage: str, setting: str) -> dict[str, Any]:
+    """Let both sides train an epoch each in turn; medians over the turns after the first."""
+    ours, trl = _Ours(model, file, stage, setting, TURNS), _Trl(model, file, stage, setting, TURNS)
+    if ours.tokens != trl.tokens:
+        raise RunError(f"the sides do not see the same: {ours.tokens} and {trl.tokens} tokens")
+    our_seconds: list[float] = []
+    trl_seconds = trl.train(lambda: our_seconds.append(ours.train_epoch()))
+    seconds = list(zip(our_seconds, trl_seconds, strict=True))[WARM_UP_TURNS:]
+    return {
+        "ratio": statistics.median(theirs / our for our, theirs in seconds),
+        "our_tokens_per_second": ours.tokens / statistics.median(our for our, _ in seconds),
+        "trl_tokens_per_second": trl.tokens / statistics.median(theirs for _, theirs in seconds),
+        "ratios": [theirs / our for our, theirs in seconds],
+        "tokens": ours.tokens,
+        "reference_seconds": ours.reference_seconds,
+    }
+
+
+def held_by(side: str, model: str, file: str, stage: str, setting: str) -> int:
+    """Peak bytes beyond the imports' of one side that loads model and records and trains an epoch."""
+    before = _resident_with(LIBRARIES[side])
+    if side == "ours":
+        _Ours(model, file, stage, setting, 1).train_epoch()
+    else:
+        _Trl(model, file, stage, setting, 1).train()
+    return peak_bytes() - before
+
+
+def two_rounds(model: str, file: str) -> list[int]:
+    """Peak bytes beyond the imports' of a site's first and second round of full DPO."""
+    before = _resident_with(LIBRARIES["ours"])
+    site = _Ours(model, file, "dpo", "defaults", 2, "full")
+    held = []
+    for _ in range(2):
+        site.engine.write_state(site.engine.read_state())
+        site.train_epoch()
+        held.append(peak_bytes() - before)
+        gc.collect()
+        forget_peak()
+    return held
+
+
+def _resident_with(modules: Sequence[str]) -> int:
+    """What the process holds once it has imported these."""
+    for module in modules:
+        import_module(module)
+    return resident_bytes()
+
+
+class _Ours:
+    """Our engine on a file of records."""
+
+    def __init__(self, model: str, file: str, stage: str, setting: str, epochs: int, mode: str = "lora") -> None:
+        from core_training.base_model import BaseModel
+        from core_training.dataset import load_dataset
+        from core_training.engine import Engine
+        from core_training.stages.base import load_stage
+
+        values = {
+            "model": {"name_or_path": model, "dtype": SETTINGS[setting].dtype},
+            "stage": stage,
+            "tuning": {"mode": mode},
+            "data": {"train": file, "eval_fraction": 0.0},
+            "training": {"num_train_epochs": float(epochs), "max_length": MAX_LENGTH},
+        }
+        recipe = parse_recipe(json.dumps(values))
+        the_stage = load_stage(recipe, BaseModel(recipe))
+        dataset = load_dataset(recipe, the_stage)
+        self.tokens = sum(len(example) for row in dataset.rows for example in row)
+        self.engine = Engine(the_stage, dataset)
+        with _reference_passes() as seconds:
+            self.engine.launch()
+        self.reference_seconds = sum(seconds)
+        self._steps = self.engine.total_steps // epochs
+
+    def train_epoch(self) -> float:
+        """Seconds of an epoch, with a pass of the reference policy if there is one."""
+        return self.engine.train(self._steps).seconds + self.reference_seconds
+
+
+class _Trl:
+    """TRL's trainer on the same file."""
+
+    def __init__(self, model: str, file: str, stage: str, setting: str, epochs: int) -> None:
+        import trl
+        from datasets import Dataset
+        from peft import LoraConfig
+
+        from core_training.offline import silence_libraries
+
+        silence_libraries()
+        config, trainer = {"sft": (trl.SFTConfig, trl.SFTTrainer), "dpo": (trl.DPOConfig, trl.DPOTrainer)}[stage]
+        lora = Lora()
+        with tempfile.TemporaryDirectory() as output:
+            made = trainer(
+                model=model,
+                args=config(
+                    output_dir=output,
+                    max_length=MAX_LENGTH,
+                    num_train_epochs=epochs,
+                    use_cpu=True,
+                    save_strategy="no",
+                    logging_strategy="no",
+                    report_to="none",
+                    disable_tqdm=True,
+                    **SETTINGS[setting].trl,
+                ),
+                train_dataset=Dataset.from_list(
+                    [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+                ),
+                peft_config=LoraConfig(
+                    r=lora.r, lora_alpha=lora.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+                ),
+            )
+        self.tokens = sum(map(_tokens_of, made.train_dataset))
+        self._trainer = made
+
+    def train(self, before_each_epoch: Callable[[], None] = lambda: None) -> list[float]:
+        """Seconds of each epoch."""
+        from transformers import TrainerCallback
+
+        began, seconds = 0.0, []
+
+        class Stopwatch(TrainerCallback):  # type: ignore[misc]
+            def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+                nonlocal began
+                before_each_epoch()
+                began = time.perf_counter()
+
+            def on_epoch_end(self, *_: Any, **__: Any) -> None:
+                seconds.append(time.perf_counter() - began)
+
+        self._trainer.add_callback(Stopwatch())
+        self._trainer.train()
+        return seconds
+
+
+def _tokens_of(example: dict[str, Any]) -> int:
+    """Tokens of an example of TRL's after its cut, which for pairs is made batch by batch."""
+    if "input_ids" in example:
+        return len(example["input_ids"])
+    prompt = len(example["prompt_ids"])
+    return sum(min(prompt + len(example[name]), MAX_LENGTH) for name in ("chosen_ids", "rejected_ids"))
+
+
+@contextmanager
+def _reference_passes() -> Iterator[list[float]]:
+    """The seconds for which the reference policy is in the parameters."""
+    seconds: list[float] = []
+    inner = BaseModel.reference_policy
+
+    @contextmanager
+    def timed(base: BaseModel, *arguments: Any) -> Iterator[None]:
+        began = time.perf_counter()
+        with inner(base, *arguments):
+            yield
+        seconds.append(time.perf_counter() - began)
+
+    with patch.object(BaseModel, "reference_policy", timed):
+        yield seconds
+
+
+def _write_records(places: Places, stage: str, path: Path) -> Path:
+    """Questions and answers of all sites; in a pair, the rejected answer is that to the site's next question."""
+    lines = []
+    for file in places.sites.values():
+        records = [record.fields for record in islice(read_records(file), RECORDS_PER_SITE + 1)]
+        for this, following in pairwise(records):
+            if this["answer"] == following["answer"]:
+                continue
+            prompt = [{"role": "user", "content": this["question"]}]
+            answer, other = ([{"role": "assistant", "content": one["answer"]}] for one in (this, following))
+            if stage == "sft":
+                lines.append({"prompt": prompt, "completion": answer})
+            else:
+                lines.append({"prompt": prompt, "chosen": answer, "rejected": other})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path

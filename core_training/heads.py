@@ -1,0 +1,78 @@
+"""The output layers that stages add to a language model: a score for reward models, a value for PPO's critic.
+
+Both give one number per token. They are float32 whatever the model is, are trained in every tuning mode, and travel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from core_training.errors import InputError
+
+VALUE_HEAD = "value_head"
+
+
+class Head(nn.Linear):  # type: ignore[misc]
+    """A linear layer to one number, computed in its own dtype: bfloat16 keeps but three digits of a reward."""
+
+    def __init__(self, width: int, bias: bool) -> None:
+        super().__init__(width, 1, bias=bias, dtype=torch.float32)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden.to(self.weight.dtype))
+
+
+def with_score_head(model: Any, seed: int) -> Any:
+    """A causal language model's layers as a sequence classifier with one label, its `score` drawn from `seed`.
+
+    It scores the last token that is not `config.pad_token_id`. Raises InputError when transformers knows no such
+    classifier for this architecture.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = model.config
+    config.num_labels = 1
+    try:
+        with torch.device("meta"):  # nothing of it is kept but its forward
+            classifier: Any = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        classifier = None
+    if not isinstance(getattr(classifier, "score", None), nn.Linear):
+        raise InputError(f"stage: a {type(model).__name__} cannot be made a reward model; use another architecture")
+    setattr(classifier, classifier.base_model_prefix, getattr(model, model.base_model_prefix))
+    score = Head(_width(model), bias=False)
+    # A score of zeros would leave the layers below without a gradient; this is the spread of the model's own layers.
+    nn.init.normal_(score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
+    classifier.score = score
+    return classifier
+
+
+def add_value_head(model: Any) -> None:
+    """Give the causal language model inside `model` a trainable `value_head`, which its forward does not use.
+
+    It starts at zero: the first values are then those of a critic that knows nothing, whatever the model's width, and
+    the value loss reaches the policy's layers only once the head has learnt something. Its own gradient is not zero.
+    """
+    inner = innermost(model)
+    inner.value_head = Head(_width(inner), bias=True)
+    nn.init.zeros_(inner.value_head.weight)
+    nn.init.zeros_(inner.value_head.bias)
+
+
+def remove_value_head(model: Any) -> None:
+    """Undo `add_value_head`, where it was done."""
+    inner = innermost(model)
+    if hasattr(inner, VALUE_HEAD):
+        del inner.value_head
+
+
+def innermost(model: Any) -> Any:
+    """The transformers model, without what PEFT puts around it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _width(model: Any) -> int:
+    return int(model.config.get_text_config().hidden_size)

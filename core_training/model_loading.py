@@ -1,0 +1,221 @@
+"""From files to a model ready to train: tokenizer, base weights, earlier runs merged in, head, tuning mode."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import core_training.offline as offline
+from core_training.errors import InputError, ProtocolError
+from core_training.export import read_origin, read_result
+from core_training.finished_run import Result, find_result
+from core_training.heads import add_value_head, remove_value_head, with_score_head
+from core_training.parameters import manifest_of, trainable_parameters, write_parameters
+from core_training.recipe import Recipe
+from core_training.stages import STAGES
+from core_training.tuning import TUNING_MODES
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """The model that a run starts from: a causal language model without adapters, not quantised."""
+
+    model: Any
+    name: str
+    digest: str
+    """SHA-256 (hex) over the base's weight files and, in order, the results of earlier runs that were merged in."""
+
+
+def load_starting_model(recipe: Recipe) -> StartingModel:
+    """The base model with the results of `model.adapters` in it.
+
+    An adapter is merged into the weights, in `model.dtype`; wholly trained weights take their place. A run that itself
+    started from earlier ones brings them along, unless they are in the list before it. Raises InputError when a folder
+    lacks something, and for an adapter of another base.
+    """
+    start = _load_base(recipe)
+    for run in recipe.model.adapters:
+        start = _with_run(start, Path(run), ())
+    return start
+
+
+def tune(model: Any, recipe: Recipe) -> Any:
+    """The model with its stage's head, exactly that trainable which the tuning mode says. Sets all seeds.
+
+    Raises InputError where stage, mode and model do not go together.
+    """
+    from transformers import set_seed
+
+    head = STAGES[recipe.stage].head
+    if head == "score":
+        model = with_score_head(model, recipe.training.seed)
+    set_seed(recipe.training.seed)
+    model = import_module(TUNING_MODES[recipe.tuning.mode]).apply(model, recipe)
+    if head == "value_head":
+        add_value_head(model)
+    return model
+
+
+def merged(model: Any) -> Any:
+    """A tuned model as a plain transformers model: its adapter added to the weights, without a value head."""
+    remove_value_head(model)
+    return model.merge_and_unload() if hasattr(model, "peft_config") else model
+
+
+def unquantised(recipe: Recipe) -> Recipe:
+    """The recipe with LoRA in the place of QLoRA: the same trained tensors, on weights that can be merged into."""
+    if recipe.tuning.mode != "qlora":
+        return recipe
+    return recipe.model_copy(update={"tuning": recipe.tuning.model_copy(update={"mode": "lora"})})
+
+
+def load_tokenizer(recipe: Recipe) -> Any:
+    """The model's tokenizer, with the recipe's chat template and a padding token. Raises InputError where it lacks."""
+    folder, where = Path(recipe.model.name_or_path), _where(recipe)
+    _check_folder(folder, where)
+    from transformers import AutoTokenizer
+
+    offline.silence_libraries()
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        raise InputError(f"{where}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{where}: its tokenizer has no end-of-sequence token (eos_token)")
+    if recipe.model.chat_template is not None:
+        _use_template(tokenizer, recipe.model.chat_template)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if STAGES[recipe.stage].head == "score" and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise InputError(
+            f"{where}: its tokenizer pads with the end-of-sequence token, and stage {recipe.stage} scores the last "
+            "token that is no padding; save a tokenizer with a pad_token of its own"
+        )
+    return tokenizer
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """SHA-256 (hex) over every token and its number: models with one digest read the same numbers as the same text."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def _load_base(recipe: Recipe) -> StartingModel:
+    """The base model alone."""
+    folder, where = Path(recipe.model.name_or_path), _where(recipe)
+    _check_folder(folder, where)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InputError(f"{where}: it has no *.safetensors weights (pickled weights are never loaded)")
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        _check_config(config, where)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=recipe.model.dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{where} cannot be loaded: {_first_line(error)}") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(f"{where}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
+    hasher = hashlib.sha256()
+    for path in weights:
+        with path.open("rb") as stream:
+            hasher.update(hashlib.file_digest(stream, "sha256").digest())
+    return StartingModel(model, str(folder), hasher.hexdigest())
+
+
+def _check_config(config: Any, where: str) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(
+            f"{where}: its weights are quantised, which cannot be trained or merged into; name the unquantised model "
+            "(tuning.mode qlora holds it in four bits)"
+        )
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        raise InputError(f"{where}: it is a reward model or classifier, not a language model; name the model it is of")
+
+
+def _with_run(start: StartingModel, run: Path, following: tuple[Path, ...]) -> StartingModel:
+    """`start` with what the run trained; `following` are the runs that this one is brought along by."""
+    result = _member(run, following)
+    try:
+        origin = read_origin(result.folder)
+        whole = result.is_whole_model
+        if not whole and origin.base_digest != start.digest:
+            for earlier in result.recipe.model.adapters:
+                start = _with_run(start, Path(earlier), (*following, run.resolve()))
+        if not whole and origin.base_digest != start.digest:
+            own = " + ".join([result.recipe.model.name_or_path, *result.recipe.model.adapters])
+            raise InputError(
+                f"model.adapters: {run} was trained on {own} (digest {origin.base_digest[:12]}…), "
+                f"not on {start.name} (digest {start.digest[:12]}…)"
+            )
+        tuned = tune(start.model, unquantised(result.recipe))
+        parameters = trainable_parameters(tuned)
+        state = read_result(result.folder, manifest_of(parameters))
+    except ProtocolError as error:
+        raise InputError(f"model.adapters: {run} does not fit the model: {error}") from None
+    write_parameters(parameters, state)
+    # The settings count too: with another lora_alpha the same tensors are another change.
+    settings = json.dumps(result.recipe.tuning.model_dump(), sort_keys=True)
+    parts = ["" if whole else start.digest, settings, state.digest]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return StartingModel(merged(tuned), str(run) if whole else f"{start.name} + {run}", digest)
+
+
+def _member(run: Path, following: tuple[Path, ...]) -> Result:
+    """The finished run in this folder, which another run starts from."""
+    if run.resolve() in following:
+        raise InputError(f"model.adapters: {run} starts from itself; its folder has been written over")
+    try:
+        result = find_result(run)
+    except InputError as error:
+        raise InputError(f"model.adapters: {error}") from None
+    if STAGES[result.recipe.stage].head == "score":
+        raise InputError(
+            f"model.adapters: {run} is a reward model, and its head is no language model; name it as "
+            "rollout.reward_model, or start from the run that it started from"
+        )
+    return result
+
+
+def _check_folder(folder: Path, where: str) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{where}: no such folder. fedloom downloads nothing: fetch the model first, name its folder")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{where}: no config.json in it, so it is not a model folder")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"{where}: it has no tokenizer (tokenizer.json); save one beside the weights")
+
+
+def _where(recipe: Recipe) -> str:
+    return f"model.name_or_path: {Path(recipe.model.name_or_path)}"
+
+
+def _use_template(tokenizer: Any, path: str) -> None:
+    """Give the tokenizer the chat template in the file `path`. Whether it takes each conversation is seen later."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"model.chat_template: {path} cannot be read: {error}") from None
+    except TemplateSyntaxError as error:
+        raise InputError(f"model.chat_template: {path}, line {error.lineno}: {error.message}") from None
+    except TemplateError:
+        pass
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

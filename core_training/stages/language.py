@@ -1,0 +1,55 @@
+"""Next-token prediction: shared by pre-training and supervised fine-tuning, and the log-probabilities of the others.
+
+The output layer runs only where a label is: masked prompt tokens pay for no logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from core_training.stages.base import IGNORED, Batch, BatchLoss, Stage
+
+
+def labelled_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and next-token labels at the positions where any sequence of the batch has a label.
+
+    Returns float32 logits of shape (sequences, positions, vocabulary) and labels of shape (sequences, positions).
+    """
+    labels = batch["labels"][:, 1:]
+    positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+    if positions.numel() == 0:  # nothing to learn here: one ignored position keeps the loss a differentiable zero
+        positions = torch.zeros(1, dtype=torch.long, device=labels.device)
+    output = model(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=positions, use_cache=False
+    )
+    return output.logits.float(), labels[:, positions]
+
+
+def sequence_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability (nats) of each sequence's labelled tokens together, and their number; both (sequences,)."""
+    logits, labels = labelled_logits(model, batch)
+    nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return -nll.view(labels.shape).sum(dim=1), (labels != IGNORED).sum(dim=1)
+
+
+class LanguageStage(Stage):
+    """The mean negative log-likelihood of the labelled tokens."""
+
+    def weight(self, batch: Batch) -> torch.Tensor:
+        return (batch["labels"][:, 1:] != IGNORED).sum()
+
+    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+        logits, labels = labelled_logits(model, batch)
+        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        counted = labels != IGNORED
+        tokens = counted.sum()
+        if model.training:
+            return BatchLoss(total, tokens, tokens)
+        correct = (logits.argmax(dim=-1) == labels) & counted
+        exact = (correct == counted).all(dim=1)  # greedy decoding would give this example word for word
+        rows = torch.tensor(len(labels), device=labels.device)
+        figures = {"token_accuracy": (correct.sum(), tokens), "exact_match": (exact.sum(), rows)}
+        return BatchLoss(total, tokens, tokens, figures)

@@ -1,0 +1,32 @@
+"""Odds-ratio preference optimisation (Hong et al. 2024, eq. 6 and 7): it needs no reference policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from core_training.stages.base import Batch, BatchLoss
+from core_training.stages.language import sequence_logps
+from core_training.stages.preference import PreferenceStage
+
+
+def orpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torch.Tensor:
+    """NLL(chosen) − β·log σ(log-odds ratio), from mean log-probabilities of a token, shape (pairs,)."""
+    log_odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
+    return -chosen - beta * F.logsigmoid(log_odds)
+
+
+def _log1mexp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 − e^x) for x < 0, without cancellation at either end."""
+    x = x.clamp(max=-1e-7)  # a token that is certain has infinite odds
+    return torch.where(x > -0.6931472, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+
+
+class Orpo(PreferenceStage):
+    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+        beta = self.recipe.orpo.beta
+        logps, tokens = sequence_logps(model, batch)
+        chosen, rejected = (logps / tokens).chunk(2)
+        return self.summed(orpo_losses(chosen, rejected, beta), tokens, beta * chosen, beta * rejected)

@@ -1,0 +1,303 @@
+"""What PPO, RLOO and GRPO share: sample answers, score them, judge them, and train on them for several passes.
+
+One optimizer step of the run (its schedule, its local steps) is one rollout with all the updates made from it. The
+rollout's minibatches are the same in every pass, so that the policy is scored in the very forward that is trained, and
+the first ratio is exactly 1; the prompts come shuffled anyway.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.distributions import Categorical
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from core_training.base_model import BaseModel
+from core_training.errors import InputError
+from core_training.heads import VALUE_HEAD, innermost
+from core_training.recipe import Recipe
+from core_training.records import Record
+from core_training.stages.base import IGNORED, Batch, Example, Row, Stage, Tokens, mean_figure
+from core_training.stages.chat import prompt_tokens
+from core_training.stages.kl import Estimator, KLController, kl_estimates
+from core_training.stages.rewards import load_judge
+from core_training.stages.rollout import Sampler, context_length
+from core_training.trainable import NOTHING_EVALUATED, EvalReport
+from core_training.trainer import StageTrainer
+
+_KL_FILE = "kl_coef.json"
+
+Part = dict[str, torch.Tensor]
+"""A minibatch of a rollout: the tensors of `Sampler.sample`; `rewards` (answers,); and, of shape (answers, positions)
+with a position where some answer has a token, `mask`, `logps`, `reference_logps`, `values`, and what `credit` adds."""
+
+Sum = Callable[[torch.Tensor], torch.Tensor]
+"""The sum of a tensor over all processes."""
+
+
+class Scores(NamedTuple):
+    """What a model says of sampled answers, each of shape (answers, positions) and 0 outside the answers."""
+
+    mask: torch.Tensor
+    logps: torch.Tensor
+    """Log-probability (nats) of each token under the policy at its sampling temperature."""
+    entropy: torch.Tensor
+    values: torch.Tensor | None
+    """Expected return before each token, where there is a value head."""
+
+
+def clipped_losses(
+    logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, cliprange: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """−min(r·A, clip(r, 1 ± ε)·A) with r = π/π_old, and where the clipped side was taken (Schulman 2017, eq. 7)."""
+    ratio = torch.exp(logps - old_logps)
+    free = ratio * advantages
+    clipped = ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
+    return -torch.minimum(free, clipped), clipped < free
+
+
+def masked_figure(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A figure that is the mean of `values` where the mask is true."""
+    return (values.detach().float() * mask).sum(), mask.sum()
+
+
+class PolicyGradientStage(Stage):
+    """Subclasses say how rewards become advantages (`credit`) and what is minimised (`loss`)."""
+
+    adds_up = False  # a batch is one rollout
+    generations: int = 1
+    """Answers to each prompt."""
+    mini_batches: int = 1
+    """Parts of a rollout, an update each."""
+    passes: int
+    """How often a rollout is gone through."""
+    kl_coef: float
+    kl_estimator: Estimator = "k1"
+
+    def __init__(self, recipe: Recipe, base: BaseModel) -> None:
+        super().__init__(recipe, base)
+        self.judge = load_judge(recipe, base)
+        self.sampler = Sampler.of(recipe.rollout, base.tokenizer)
+
+    def kl_controller(self) -> KLController:
+        return KLController(self.kl_coef)
+
+    def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
+        """Add `advantages` (and whatever else the loss wants) to the parts of one rollout."""
+        raise NotImplementedError
+
+    def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
+        ids = prompt_tokens(values["prompt"], self.base, record).input_ids
+        length = min(len(ids), self.recipe.training.max_length)
+        room = min(context_length(self.base.model), self.judge.room)
+        if length + self.recipe.rollout.max_new_tokens > room:
+            raise InputError(
+                f"{record.place}: a prompt of {length} tokens and an answer of rollout.max_new_tokens "
+                f"({self.recipe.rollout.max_new_tokens}) exceed the {room} tokens that the model or its judge takes; "
+                "lower it, or training.max_length, to which prompts are cut"
+            )
+        return Example((Tokens(ids, ids.copy()),))
+
+    def cut(self, whole: Example, limit: int) -> list[Example]:
+        """The end of the prompt, where the answer follows."""
+        (prompt,) = whole.sequences
+        return [Example((prompt.part(max(0, len(prompt) - limit), len(prompt)),))]
+
+    def check(self, examples: Sequence[Example]) -> None:
+        prompts = [self.base.tokenizer.decode(e.sequences[0].input_ids, skip_special_tokens=True) for e in examples[:2]]
+        self.judge.try_out(prompts)
+
+    def weight(self, batch: Batch) -> torch.Tensor:
+        """The answers' tokens in a part of a rollout."""
+        return batch["mask"].sum()
+
+    def build_trainer(self, rows: Sequence[Row], arguments: dict[str, Any]) -> PolicyGradientTrainer:
+        return PolicyGradientTrainer(self, rows, arguments)
+
+    def score(self, model: Any, answers: Batch) -> Scores:
+        """One forward over sampled answers; the output layer runs only where some answer has a token."""
+        labels = answers["labels"][:, 1:]
+        positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+        labels = labels[:, positions]
+        mask = labels != IGNORED
+        hidden: list[torch.Tensor] = []
+        inner = innermost(self.base.model)
+        value_head = getattr(inner, VALUE_HEAD, None)
+        # The output layer's input is what the value head reads: no other layer's activations need to be kept for it.
+        watch = inner.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+        try:
+            output = model(
+                input_ids=answers["input_ids"],
+                position_ids=answers["position_ids"],
+                logits_to_keep=positions,
+                use_cache=False,
+            )
+        finally:
+            watch.remove()
+        logits = output.logits.float() / self.recipe.rollout.temperature
+        logps = -F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        # One answer at a time: another tensor of the logits' size would be the largest of all.
+        rows = [Categorical(logits=row, validate_args=False).entropy() for row in logits.detach()]
+        entropy = torch.stack(rows) * mask
+        values = None if value_head is None else value_head(hidden[0]).squeeze(-1) * mask
+        return Scores(mask, logps.view(labels.shape), entropy, values)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def roll_out(self, trainer: StageTrainer, model: Any, prompts: Batch) -> list[Part]:
+        """Answers to a batch of prompts, judged, and scored by policy and reference, in `mini_batches` parts."""
+        model.eval()
+        answers = self.sampler.sample(trainer.accelerator.unwrap_model(model), prompts, self.generations)
+        answers["rewards"] = self.rewards(answers)
+        rows = torch.arange(len(answers["rewards"]), device=answers["rewards"].device)
+        parts = [
+            self._scored(model, {name: tensor[chosen] for name, tensor in answers.items()})
+            for chosen in rows.tensor_split(min(self.mini_batches, _fewest(trainer, rows)))
+        ]
+        self._add_reference(trainer, model, parts)
+        return parts
+
+    def rewards(self, answers: Batch) -> torch.Tensor:
+        """The judge's rewards, less the penalty for an answer that was cut; shape (answers,)."""
+        rewards = self.judge(answers)
+        penalty = self.recipe.rollout.missing_eos_penalty
+        return rewards if penalty is None else rewards - penalty * (~answers["ended"]).float()
+
+    def kl(self, part: Part) -> torch.Tensor:
+        """Estimated KL from the reference policy, of each token (answers, positions), as the answers were sampled."""
+        return kl_estimates(part["logps"], part["reference_logps"], self.kl_estimator) * part["mask"]
+
+    def rollout_figures(self, part: Part) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """What there is to say of sampled answers: means over answers, KL in nats an answer, length in tokens."""
+        return {
+            "reward": mean_figure(part["rewards"]),
+            "kl": mean_figure(self.kl(part).sum(dim=1)),
+            "answer_length": mean_figure(part["mask"].sum(dim=1)),
+            "ended": mean_figure(part["ended"]),
+        }
+
+    def evaluate(self, trainer: StageTrainer, model: Any, rows: Sequence[Row]) -> EvalReport:
+        """−(reward − kl_coef·KL), with one answer to each prompt, from a fixed seed; the caller's generator is kept."""
+        rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+        sampled: list[tuple[int, Part]] = []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            for index, (mine, prompts) in enumerate(trainer.shared_batches(rows)):
+                torch.manual_seed(self.recipe.training.seed + index * world + rank)
+                answers = self.sampler.sample(trainer.accelerator.unwrap_model(model), prompts)
+                sampled.append((len(mine), self._scored(model, answers | {"rewards": self.rewards(answers)})))
+        self._add_reference(trainer, model, [part for _, part in sampled])
+        report = NOTHING_EVALUATED
+        for examples, part in sampled:
+            counted = int(examples > 0)  # a repeated batch is counted as nothing
+            gains = part["rewards"] - self.kl_coef * self.kl(part).sum(dim=1)
+            figures = {
+                name: (counted * float(total), counted * int(count))
+                for name, (total, count) in self.rollout_figures(part).items()
+            }
+            report += EvalReport(-counted * float(gains.sum()), examples, examples, figures)
+        return report
+
+    def _scored(self, model: Any, answers: Part) -> Part:
+        scores = self.score(model, answers)
+        values = {} if scores.values is None else {"values": scores.values}
+        return answers | {"mask": scores.mask, "logps": scores.logps} | values
+
+    def _add_reference(self, trainer: StageTrainer, model: Any, parts: Sequence[Part]) -> None:
+        with self.base.reference_policy(getattr(trainer, "deepspeed", None)):
+            for part in parts:
+                part["reference_logps"] = self.score(model, part).logps
+
+
+def _fewest(trainer: StageTrainer, rows: torch.Tensor) -> int:
+    """The rows of the process that has fewest: all must make as many updates."""
+    return int(trainer.accelerator.gather(torch.tensor([len(rows)], device=rows.device)).min())
+
+
+class PolicyGradientTrainer(StageTrainer):
+    """Each step is a rollout with all its updates; the last of them is left to the loop of `transformers.Trainer`."""
+
+    stage: PolicyGradientStage
+    control: Any
+
+    def __init__(self, stage: PolicyGradientStage, rows: Sequence[Row], arguments: dict[str, Any]) -> None:
+        super().__init__(stage, rows, arguments)
+        self.kl = stage.kl_controller()
+        self._rollouts: list[list[Part]] = []
+        """Those of the step's batches so far, under gradient accumulation."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        (prompts,) = inputs
+        self._rollouts.append(self.stage.roll_out(self, model, self._prepare_inputs(prompts)))
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        rollouts, self._rollouts = self._rollouts, []
+        parts = [part for rollout in rollouts for part in rollout]
+        self.stage.credit(parts, self.kl.coef, self._total)
+        minibatches = [[r[i] for r in rollouts if i < len(r)] for i in range(max(map(len, rollouts)))]
+        updates = minibatches * self.stage.passes
+        for number, minibatch in enumerate(updates, start=1):
+            loss = self._accumulate(model, minibatch, first_pass=number <= len(minibatches))
+            if number < len(updates):
+                self._update(model)
+        kl = torch.stack([self.stage.kl(part).sum() for part in parts]).sum()
+        answers = sum(len(part["rewards"]) for part in parts) * self.accelerator.num_processes
+        self.kl.update(float(self._total(kl)) / answers, answers)
+        return loss
+
+    def _accumulate(self, model: Any, minibatch: Sequence[Part], first_pass: bool) -> torch.Tensor:
+        """Gradients of the mean loss over the units of all the minibatch's pieces, at all processes."""
+        # Without dropout, which would make another policy than the one that sampled; checkpointed layers recompute
+        # their activations only in training mode.
+        model.eval()
+        if self.args.gradient_checkpointing:
+            for module in model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = True
+        units = self._total(torch.stack([self.stage.weight(part) for part in minibatch]).sum())
+        arguments = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        mean = torch.zeros((), device=self.args.device)
+        for number, part in enumerate(minibatch, start=1):
+            self.accelerator.gradient_state._set_sync_gradients(number == len(minibatch))
+            loss = self.stage.loss(model, part)
+            # Gradients are averaged over the processes.
+            scaled = loss.total / units * self.accelerator.num_processes
+            self.accelerator.backward(scaled, **arguments)
+            mean += scaled.detach()
+            figures = self.stage.rollout_figures(part)
+            if self.kl.target is not None:
+                figures["kl_coef"] = mean_figure(torch.tensor([self.kl.coef], device=self.args.device))
+            # A rollout counts once, under names that every batch has.
+            figures = {name: (total * first_pass, count * first_pass) for name, (total, count) in figures.items()}
+            self.step_losses.append(replace(loss, figures={**loss.figures, **figures}).detached())
+        return mean
+
+    def _update(self, model: Any) -> None:
+        """An optimizer step as the loop of `transformers.Trainer` does it (DeepSpeed has done it in its backward)."""
+        if self.args.max_grad_norm > 0:
+            self._clip_grad_norm(model)
+        self.control = self.callback_handler.on_pre_optimizer_step(self.args, self.state, self.control)
+        self.optimizer.step()
+        self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
+        model.zero_grad()
+
+    def _total(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")  # type: ignore[no-any-return]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        """Unknown before the answers are sampled; `_accumulate` counts."""
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            Path(output_dir, _KL_FILE).write_text(json.dumps(self.kl.coef))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.kl.coef = float(json.loads(Path(checkpoint, _KL_FILE).read_text()))

@@ -1,0 +1,95 @@
+"""Proximal policy optimisation (Schulman et al. 2017; for language models Ziegler et al. 2019, Ouyang et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from core_training.base_model import BaseModel
+from core_training.errors import InputError
+from core_training.recipe import Recipe
+from core_training.stages.advantages import generalised_advantages, moments, whitened
+from core_training.stages.base import Batch, BatchLoss
+from core_training.stages.kl import KLController
+from core_training.stages.policy_gradient import Part, PolicyGradientStage, Sum, clipped_losses, masked_figure
+
+
+def value_losses(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
+) -> torch.Tensor:
+    """½·max((V − R)², (V_clipped − R)²), where V_clipped stays within `cliprange` of the value before the update."""
+    clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
+
+
+class Ppo(PolicyGradientStage):
+    """One answer a prompt. Each token is rewarded with −kl_coef·KL, the last one with the judge's reward besides."""
+
+    def __init__(self, recipe: Recipe, base: BaseModel) -> None:
+        super().__init__(recipe, base)
+        settings = recipe.ppo
+        if settings.num_mini_batches > recipe.training.per_device_train_batch_size:
+            raise InputError(
+                f"ppo.num_mini_batches: {settings.num_mini_batches} minibatches cannot be made of a rollout of "
+                f"training.per_device_train_batch_size ({recipe.training.per_device_train_batch_size}) prompts"
+            )
+        self.mini_batches = settings.num_mini_batches
+        self.passes = settings.num_ppo_epochs
+        self.kl_coef = settings.kl_coef
+        self.kl_estimator = settings.kl_estimator
+
+    def kl_controller(self) -> KLController:
+        settings = self.recipe.ppo
+        return KLController(settings.kl_coef, settings.kl_target, settings.kl_horizon)
+
+    def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
+        """`advantages`, whitened over all rollouts of the step if the recipe says so; `returns`, to fit values to."""
+        settings = self.recipe.ppo
+        rewards = []
+        for part in parts:
+            positions = torch.arange(part["mask"].shape[1], device=part["mask"].device)
+            last = (part["mask"] * positions).argmax(dim=1, keepdim=True)
+            rewards.append((-kl_coef * self.kl(part)).scatter_add(1, last, part["rewards"].unsqueeze(1)))
+        if settings.whiten_rewards:
+            over = _moments(rewards, parts, total)
+            rewards = [
+                whitened(reward, part["mask"], over, keep_mean=True)
+                for reward, part in zip(rewards, parts, strict=True)
+            ]
+        advantages = [
+            generalised_advantages(reward, part["values"], part["mask"], settings.gamma, settings.lam)
+            for reward, part in zip(rewards, parts, strict=True)
+        ]
+        over = _moments(advantages, parts, total)
+        for part, advantage in zip(parts, advantages, strict=True):
+            part["returns"] = advantage + part["values"]
+            whiten = settings.whiten_advantages
+            part["advantages"] = whitened(advantage, part["mask"], over) if whiten else advantage
+
+    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+        """Policy loss + vf_coef · value loss, summed over the answers' tokens."""
+        settings = self.recipe.ppo
+        scores = self.score(model, batch)
+        assert scores.values is not None
+        mask = scores.mask
+        policy, clipped = clipped_losses(scores.logps, batch["logps"], batch["advantages"], settings.cliprange)
+        value = value_losses(scores.values, batch["values"], batch["returns"], settings.cliprange_value)
+        tokens = mask.sum()
+        return BatchLoss(
+            total=((policy + settings.vf_coef * value) * mask).sum(),
+            weight=tokens,
+            tokens=tokens,
+            figures={
+                "policy_loss": masked_figure(policy, mask),
+                "value_loss": masked_figure(value, mask),
+                "clip_fraction": masked_figure(clipped, mask),
+                "entropy": masked_figure(scores.entropy, mask),
+            },
+        )
+
+
+def _moments(values: Sequence[torch.Tensor], parts: Sequence[Part], total: Sum) -> torch.Tensor:
+    own = [moments(value, part["mask"]) for value, part in zip(values, parts, strict=True)]
+    return total(torch.stack(own).sum(dim=0))

@@ -1,0 +1,36 @@
+"""Reward modelling: a scalar head learns which of two answers people prefer (Bradley–Terry)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from core_training.records import Record
+from core_training.stages.base import Batch, BatchLoss, Example
+from core_training.stages.preference import PreferenceStage
+
+
+def reward_losses(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor, centering: float) -> torch.Tensor:
+    """−log σ(chosen − rejected − margin) + c·(chosen + rejected)², shape (pairs,).
+
+    Ouyang et al. 2022, eq. 1; margin: Touvron et al. 2023; centering: Eisenstein et al. 2023.
+    """
+    return -F.logsigmoid(chosen - rejected - margin) + centering * (chosen + rejected) ** 2
+
+
+class Reward(PreferenceStage):
+    """Pairs may say by what margin the chosen answer is the better one; 0 where they do not."""
+
+    def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
+        pair = super().tokenise(record, values)
+        return Example(pair.sequences, {"margin": float(values.get("margin", 0.0))})
+
+    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+        # The model scores the last token that is no padding.
+        output = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        chosen, rejected = output.logits.squeeze(-1).float().chunk(2)
+        losses = reward_losses(chosen, rejected, batch["margin"], self.recipe.reward.center_rewards_coefficient)
+        return self.summed(losses, (batch["input_ids"] != self.base.tokenizer.pad_token_id).sum(), chosen, rejected)

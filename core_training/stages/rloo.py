@@ -1,0 +1,49 @@
+"""REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): an answer is one action."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from core_training.base_model import BaseModel
+from core_training.recipe import Recipe
+from core_training.stages.advantages import leave_one_out
+from core_training.stages.base import Batch, BatchLoss, mean_figure
+from core_training.stages.policy_gradient import Part, PolicyGradientStage, Sum, clipped_losses, masked_figure
+
+
+class Rloo(PolicyGradientStage):
+    """An answer's reward is the judge's less kl_coef·KL, its baseline the mean of the other answers to the prompt."""
+
+    def __init__(self, recipe: Recipe, base: BaseModel) -> None:
+        super().__init__(recipe, base)
+        self.generations = recipe.rloo.num_generations
+        self.passes = recipe.rloo.num_iterations
+        self.kl_coef = recipe.rloo.kl_coef
+
+    def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
+        for part in parts:
+            rewards = part["rewards"] - kl_coef * self.kl(part).sum(dim=1)
+            part["advantages"] = leave_one_out(rewards, self.generations)
+
+    def weight(self, batch: Batch) -> torch.Tensor:
+        """The answers in a part of a rollout."""
+        return torch.tensor(len(batch["mask"]), device=batch["mask"].device)
+
+    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+        """The clipped loss with the probability ratio of whole answers, summed over them."""
+        scores = self.score(model, batch)
+        losses, clipped = clipped_losses(
+            scores.logps.sum(dim=1), batch["logps"].sum(dim=1), batch["advantages"], self.recipe.rloo.cliprange
+        )
+        return BatchLoss(
+            total=losses.sum(),
+            weight=self.weight(batch),
+            tokens=scores.mask.sum(),
+            figures={
+                "clip_fraction": mean_figure(clipped),
+                "entropy": masked_figure(scores.entropy, scores.mask),
+            },
+        )

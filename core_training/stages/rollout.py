@@ -1,0 +1,116 @@
+"""Sampling answers from the policy, in the layout that training reads. Knows nothing of rewards or losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from core_training.errors import InputError
+from core_training.recipe import Rollout
+from core_training.stages.base import IGNORED, Batch
+
+UNLIMITED = 2**31
+
+
+def context_length(model: Any) -> int:
+    """The most tokens that a model was built to look at."""
+    return int(getattr(model.config, "max_position_embeddings", None) or UNLIMITED)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How answers are drawn; `stop_ids` are the tokens that end one."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    stop_ids: list[int]
+    pad_token_id: int
+
+    @staticmethod
+    def of(settings: Rollout, tokenizer: Any) -> Sampler:
+        """Raises InputError when `rollout.stop` names what is no token of this tokenizer."""
+        stop = [tokenizer.eos_token_id, *(_token_id(text, tokenizer) for text in settings.stop)]
+        return Sampler(settings.max_new_tokens, settings.temperature, settings.top_p, stop, tokenizer.pad_token_id)
+
+    def sample(self, model: Any, prompts: Batch, generations: int = 1) -> dict[str, torch.Tensor]:
+        """Answers to right-padded prompts, `generations` to each, next to each other.
+
+        Draws from torch's global generator. Returns a batch in the layout of `core_training.rows`: prompt, answer,
+        padding, with labels on the answer (its closing token too); and `ended` (answers,): whether a stop token came.
+        """
+        ids = prompts["input_ids"].repeat_interleave(generations, dim=0)
+        lengths = prompt_lengths(prompts).repeat_interleave(generations)
+        width = ids.shape[1]
+        columns = torch.arange(width, device=ids.device)
+        shift = (width - lengths).unsqueeze(1)  # generation wants the padding on the left
+        output = model.generate(
+            input_ids=ids.gather(1, (columns - shift) % width),
+            attention_mask=(columns >= shift).long(),
+            generation_config=self._config(),
+        )
+        new = output[:, width:]
+        stops = torch.isin(new, torch.tensor(self.stop_ids, device=new.device))
+        kept = stops.long().cumsum(dim=1) - stops.long() == 0
+        totals = lengths + kept.sum(dim=1)
+        columns = torch.arange(output.shape[1], device=ids.device)
+        moved = output.gather(1, (columns + shift) % output.shape[1])[:, : int(totals.max())]
+        columns = columns[: moved.shape[1]]
+        answered = (columns >= lengths.unsqueeze(1)) & (columns < totals.unsqueeze(1))
+        return {
+            "input_ids": moved.masked_fill(columns >= totals.unsqueeze(1), self.pad_token_id),
+            "labels": moved.masked_fill(~answered, IGNORED),
+            "position_ids": columns.repeat(len(moved), 1),
+            "ended": stops.any(dim=1),
+        }
+
+    def _config(self) -> Any:
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            do_sample=True,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            eos_token_id=self.stop_ids,
+            pad_token_id=self.pad_token_id,
+            use_cache=True,
+            # What a model's own generation_config.json may hold would make another policy than the one trained.
+            top_k=0,
+            min_p=0.0,
+            typical_p=1.0,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+        )
+
+
+def prompt_lengths(prompts: Batch) -> torch.Tensor:
+    """Tokens of each right-padded prompt; all but the first of a prompt's tokens have labels."""
+    columns = torch.arange(prompts["labels"].shape[1], device=prompts["labels"].device)
+    return ((prompts["labels"] != IGNORED) * columns).amax(dim=1) + 1
+
+
+def texts(answers: Batch, tokenizer: Any) -> tuple[list[str], list[str]]:
+    """Prompts and completions of sampled answers, without special tokens and without the token that ended them."""
+    prompts, completions = [], []
+    for ids, labels, ended in zip(answers["input_ids"], answers["labels"], answers["ended"], strict=True):
+        places = (labels != IGNORED).nonzero().squeeze(1)
+        stop = int(places[-1]) + (0 if ended else 1)
+        prompts.append(tokenizer.decode(ids[: places[0]], skip_special_tokens=True))
+        completions.append(tokenizer.decode(ids[places[0] : stop], skip_special_tokens=True))
+    return prompts, completions
+
+
+def _token_id(text: str, tokenizer: Any) -> int:
+    vocabulary = tokenizer.get_vocab()
+    if text in vocabulary:
+        return int(vocabulary[text])
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1:
+        raise InputError(
+            f"rollout.stop: {text!r} is {len(ids)} tokens to this model's tokenizer; name single tokens of it"
+        )
+    return int(ids[0])

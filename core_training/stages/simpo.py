@@ -1,0 +1,26 @@
+"""Simple preference optimisation (Meng et al. 2024, eq. 6): the reward is a token's mean log-probability."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from core_training.stages.base import Batch, BatchLoss
+from core_training.stages.language import sequence_logps
+from core_training.stages.preference import PreferenceStage
+
+
+def simpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, gamma: float) -> torch.Tensor:
+    """−log σ(β(chosen − rejected) − γ), from mean log-probabilities of a token, shape (pairs,)."""
+    return -F.logsigmoid(beta * (chosen - rejected) - gamma)
+
+
+class Simpo(PreferenceStage):
+    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+        settings = self.recipe.simpo
+        logps, tokens = sequence_logps(model, batch)
+        chosen, rejected = (logps / tokens).chunk(2)
+        losses = simpo_losses(chosen, rejected, settings.beta, settings.gamma)
+        return self.summed(losses, tokens, settings.beta * chosen, settings.beta * rejected)

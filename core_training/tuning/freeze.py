@@ -1,0 +1,65 @@
+"""Freeze tuning: the first or the last layers are trained, or chosen modules in them; the rest stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from core_training.errors import InputError
+from core_training.recipe import Recipe
+
+
+def apply(model: Any, recipe: Recipe) -> Any:
+    """The model with chosen layers left to train. Raises InputError when it has no such layers or modules."""
+    settings = recipe.tuning.freeze
+    stack_name, stack = _layers(model)
+    count = settings.trainable_layers
+    if abs(count) > len(stack):
+        raise InputError(f"tuning.freeze.trainable_layers: {count}, but this model has {len(stack)} layers")
+    layers = list(stack)[len(stack) - count :] if count >= 0 else list(stack)[:-count]
+    model.requires_grad_(False)
+    for layer in layers:
+        inside = dict(layer.named_modules())
+        chosen = (
+            [layer]
+            if settings.trainable_modules == "all"
+            else _named(inside, settings.trainable_modules, "tuning.freeze.trainable_modules", "a layer of this model")
+        )
+        for module in chosen:
+            module.requires_grad_(True)
+    outside = {
+        name: module
+        for name, module in model.named_modules()
+        if not f"{name}.".startswith(f"{stack_name}.") and not f"{stack_name}.".startswith(f"{name}.")
+    }
+    for module in _named(
+        outside, settings.extra_modules, "tuning.freeze.extra_modules", "outside its layers this model"
+    ):
+        module.requires_grad_(True)
+    if hasattr(model, "score"):
+        model.score.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("tuning.freeze: nothing is left to train; set trainable_layers or extra_modules")
+    return model
+
+
+def _layers(model: Any) -> tuple[str, nn.ModuleList]:
+    """The stack of the model's layers and its name; a layer's index is its place there."""
+    expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == expected:
+            return name, module
+    raise InputError(f"tuning.mode: a {type(model).__name__} has no stack of layers; use full, lora or qlora")
+
+
+def _named(modules: dict[str, Any], names: list[str], key: str, where: str) -> list[Any]:
+    """The modules with one of these names, or with one as the last parts of their own."""
+    chosen = []
+    for wanted in names:
+        found = [module for name, module in modules.items() if f".{name}".endswith(f".{wanted}")]
+        if not found:
+            own = {name.rpartition(".")[2] for name, module in modules.items() if list(module.parameters())} - {""}
+            raise InputError(f"{key}: no '{wanted}'; {where} has {', '.join(sorted(own))}")
+        chosen += found
+    return chosen

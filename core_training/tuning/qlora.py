@@ -1,0 +1,58 @@
+"""QLoRA: LoRA on a base whose linear layers are held in four bits (Dettmers et al. 2023).
+
+The layers are quantised in memory and on the CPU, from the very weights that LoRA would train beside. So earlier runs
+were merged unquantised, PiSSA and OLoRA quantise what they leave, and sites with and without a GPU hold the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from core_training.errors import InputError
+from core_training.recipe import Qlora, Recipe
+from core_training.tuning import lora
+
+
+def apply(model: Any, recipe: Recipe) -> Any:
+    """The model with adapters, its linear layers quantised: all but the output layer, which is as LoRA leaves it."""
+    output = model.get_output_embeddings()
+    layers = {module for module in model.modules() if type(module) is nn.Linear and module is not output}
+    if not layers:
+        raise InputError(f"tuning.mode: a {type(model).__name__} has no linear layers to quantise; use lora")
+    tuned = lora.apply(model, recipe)
+    places = [
+        (parent, name) for parent in tuned.modules() for name, child in parent.named_children() if child in layers
+    ]
+    layers.clear()  # each is let go as soon as it is replaced
+    for parent, name in places:
+        setattr(parent, name, _quantised(getattr(parent, name), recipe.tuning.qlora, recipe.model.dtype))
+    return tuned
+
+
+def _quantised(linear: nn.Linear, settings: Qlora, dtype: str) -> Any:
+    from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
+
+    layer: Any = Linear4bit(  # type: ignore[no-untyped-call]
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=getattr(torch, settings.compute_dtype or dtype),
+        compress_statistics=settings.double_quant,
+        quant_type=settings.quant_type,
+        device="meta",
+    )
+    # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward in evaluation; later forwards
+    # in training then have no gradient. Without effect on a GPU.
+    layer.support_avx512bf16_for_cpu = False
+    layer.weight = Params4bit(
+        linear.weight.data,
+        requires_grad=False,
+        compress_statistics=settings.double_quant,
+        quant_type=settings.quant_type,
+        module=layer,
+    ).to("cpu")
+    layer.bias = linear.bias
+    return layer

@@ -1,0 +1,95 @@
+"""What a recipe would do, in a few plain lines, and what in it should make one pause. Loads no model and no data."""
+
+from __future__ import annotations
+
+from core_training.deepspeed_config import deepspeed_config
+from core_training.formats import column_sets
+from core_training.recipe import Recipe, Section
+from core_training.stages import STAGES
+
+_HEADS = {"score": "the reward head", "value_head": "the value head"}
+
+
+def account_of(recipe: Recipe) -> dict[str, str]:
+    """What the run starts from, trains, reads, minimises and how; in this order, by a word for each."""
+    account = {
+        "starts from": _start(recipe),
+        "trains": _trained(recipe),
+        "reads": ", or ".join("+".join(columns) for columns in column_sets(recipe.stage)),
+        "minimises": f"a mean over {STAGES[recipe.stage].unit}{_weight(recipe)}",
+        "steps": _steps(recipe),
+    }
+    if STAGES[recipe.stage].samples:
+        rollout = recipe.rollout
+        judge = (
+            f"reward model {rollout.reward_model}" if rollout.reward_model else f"function {rollout.reward_function}"
+        )
+        account["samples"] = f"answers of up to {rollout.max_new_tokens} tokens, judged by {judge}"
+    return account
+
+
+def warnings_of(recipe: Recipe) -> list[str]:
+    """What is allowed, and yet likely not what one wants."""
+    warnings = []
+    zero = (deepspeed_config(recipe) or {}).get("zero_optimization", {})
+    if recipe.tuning.mode == "qlora" and zero.get("stage") == 3:
+        warnings.append(
+            "tuning.mode qlora with ZeRO 3 works on CPUs, but is known for trouble on GPUs; use deepspeed.stage 2"
+        )
+    warnings += [f"{key}: without effect under {where}" for key, where in _idle(recipe)]
+    return warnings
+
+
+def _weight(recipe: Recipe) -> str:
+    return "" if recipe.topology.kind == "central" else "; a site's update weighs as many of them as it was trained on"
+
+
+def _start(recipe: Recipe) -> str:
+    start = f"{recipe.model.name_or_path} in {recipe.model.dtype}"
+    if recipe.model.adapters:
+        start += f", with {', '.join(recipe.model.adapters)} merged in"
+    return start + ("; that is the reference policy of the whole run" if STAGES[recipe.stage].refers else "")
+
+
+def _trained(recipe: Recipe) -> str:
+    tuning = recipe.tuning
+    if tuning.mode == "full":
+        trained = "every weight"
+    elif tuning.mode == "freeze":
+        count = tuning.freeze.trainable_layers
+        modules = tuning.freeze.trainable_modules
+        inside = "" if modules == "all" else f" ({', '.join(modules)} in them)"
+        trained = f"the {'first' if count < 0 else 'last'} {abs(count)} layers{inside}"
+        trained += "".join(f", {module}" for module in tuning.freeze.extra_modules)
+    else:
+        targets = tuning.lora.target_modules
+        where = "all linear layers but the output" if targets == "all-linear" else ", ".join(targets)
+        held = f", which are held in {tuning.qlora.quant_type}" if tuning.mode == "qlora" else ""
+        trained = f"adapters of rank {tuning.lora.r} on {where}{held}"
+        trained += "".join(f", {module}" for module in tuning.lora.modules_to_save)
+    if head := STAGES[recipe.stage].head:
+        trained += f", and {_HEADS[head]}"
+    return trained + ("" if recipe.topology.kind == "central" else "; this is what travels, and nothing else")
+
+
+def _steps(recipe: Recipe) -> str:
+    training, topology = recipe.training, recipe.topology
+    passes = f"{training.num_train_epochs:g} passes over the data"
+    count = passes if recipe.total_steps is None else f"{recipe.total_steps} steps"
+    if topology.kind != "central":
+        count += f" at each site, in {topology.rounds} rounds of {topology.local_steps}"
+    usual = "" if training.learning_rate is not None else f", as is usual for {recipe.stage} with {recipe.tuning.mode}"
+    return f"{count} of {training.optim}, at a learning rate of up to {recipe.learning_rate:g}{usual}"
+
+
+def _idle(recipe: Recipe) -> list[tuple[str, str]]:
+    """Sections that say something, to no effect: those of other stages and tuning modes."""
+    stage, mode = f"stage {recipe.stage}", f"tuning.mode {recipe.tuning.mode}"
+    sections: list[tuple[str, Section, bool, str]] = [
+        ("rollout", recipe.rollout, STAGES[recipe.stage].samples, stage),
+        *((name, getattr(recipe, name), name == recipe.stage, stage) for name in STAGES if hasattr(recipe, name)),
+        ("tuning.lora", recipe.tuning.lora, recipe.tuning.mode in ("lora", "qlora"), mode),
+        ("tuning.qlora", recipe.tuning.qlora, recipe.tuning.mode == "qlora", mode),
+        ("tuning.freeze", recipe.tuning.freeze, recipe.tuning.mode == "freeze", mode),
+    ]
+    return [(key, where) for key, section, used, where in sections if not used and section != type(section)()]

@@ -1,0 +1,84 @@
+"""Recipes to start from: for each stage, tuning mode and topology the keys that one usually sets, with what they mean.
+
+Values and meanings are the schema's own, so they cannot differ from what is checked.
+"""
+
+from __future__ import annotations
+
+import json
+from textwrap import wrap
+from typing import Any
+
+from core_training.formats import column_sets
+from core_training.recipe import Recipe, Section, Tuning, parse_recipe
+from core_training.stages import STAGES
+
+_SECTIONS_OF_MODE = {"freeze": ["freeze"], "lora": ["lora"], "qlora": ["lora", "qlora"]}
+
+_USUAL_KEYS = {
+    "lora": ["r", "lora_alpha", "lora_dropout"],
+    "freeze": ["trainable_layers"],
+    "rollout": ["reward_model", "max_new_tokens", "temperature"],
+    "ppo": ["num_ppo_epochs", "num_mini_batches", "kl_coef"],
+}
+"""Of the sections that have more keys than one usually sets, those to show."""
+
+
+def starter_recipe(stage: str, tuning: str, topology: str) -> str:
+    """A recipe that is valid as it stands; its paths are to be filled in."""
+    lines = [
+        "model:",
+        "  name_or_path: path/to/base-model",
+        "  # adapters: [runs/earlier]  # start from what earlier runs trained",
+        f"stage: {stage}",
+        "tuning:",
+        f"  mode: {tuning}",
+    ]
+    for name in _SECTIONS_OF_MODE.get(tuning, []):
+        lines += _section(Tuning, name, indent="  ")
+    if STAGES[stage].samples:
+        lines += _section(Recipe, "rollout", reward_model="runs/reward")
+        lines.append("  # reward_function: FILE.py:name  # instead of it, a Python function; see docs/stages.md")
+    if stage in Recipe.model_fields:
+        lines += _section(Recipe, stage)
+    lines += [
+        "data:",
+        "  train: data/*.jsonl.gz  # in a real federation: the data set's name, which each site maps to its own files",
+        *_columns(stage),
+        "  eval_fraction: 0.1",
+        "training:",
+        "  per_device_train_batch_size: 8",
+        "  max_length: 512",
+        "  seed: 0",
+    ]
+    usual = parse_recipe("\n".join(lines), source="recipe new").learning_rate
+    lines += [
+        f"  # learning_rate: {usual:g}  # usual for {stage} with {tuning}; so it is where this is left out",
+        "topology:",
+        f"  kind: {topology}",
+        "  rounds: 10",
+        "  local_steps: 20  # a central run has rounds × local_steps steps",
+        "simulation:  # the sites of fedloom simulate",
+        "  sites: [data/hospital-a.jsonl.gz, data/hospital-b.jsonl.gz]",
+        f"output: runs/{stage}-{tuning}-{topology}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _section(owner: type[Section], name: str, indent: str = "", **values: str) -> list[str]:
+    """A section with its usual keys, their defaults (or `values`) and meanings."""
+    section: Any = owner.model_fields[name].annotation
+    lines = [f"{indent}{name}:"]
+    for key in _USUAL_KEYS.get(name, section.model_fields):
+        value = values.get(key, section.model_fields[key].default)
+        shown = value if isinstance(value, str) else json.dumps(value)
+        lines.append(f"{indent}  {key}: {shown}  # {section.model_fields[key].description}")
+    return lines
+
+
+def _columns(stage: str) -> list[str]:
+    """Which columns the stage reads, and how others are named."""
+    sets = column_sets(stage)
+    reads = "columns read: " + ", or ".join("+".join(columns) for columns in sets)
+    renaming = f"columns: {{{sets[0][0]}: name_in_the_files}}  # where a column is called otherwise"
+    return [f"  # {line}" for line in [*wrap(reads, width=100), renaming]]

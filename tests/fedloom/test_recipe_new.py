@@ -1,0 +1,230 @@
+"""`fedloom recipe new` and `check`: a recipe for every stage and tuning mode, each of which trains as it stands."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core_training.recipe import parse_recipe
+from core_training.stages import STAGES
+from core_training.tuning import TUNING_MODES
+from fedloom.starter_recipe import starter_recipe
+from tests import tiny
+from tests.fedloom.conftest import Command
+from tests.test_docs import ROOT, fenced
+
+RecipeFile = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[Path]:
+    """The tiny model, with all libraries loaded and kept out of the search for garbage.
+
+    At the end of each run accelerate has Python search; among all that the libraries hold, that takes longest of all.
+    """
+    import peft  # noqa: F401
+
+    import core_training.engine  # noqa: F401
+
+    gc.freeze()
+    yield tiny_model
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records with the columns of every stage."""
+    path = tmp_path_factory.mktemp("data") / "all.jsonl"
+    lines = [
+        {
+            "text": f"{one['question']} {one['answer']}",
+            "prompt": one["question"],
+            "completion": one["answer"],
+            "chosen": one["answer"],
+            "rejected": "No idea.",
+            "label": number % 2 == 0,
+        }
+        for number, one in enumerate(tiny.questions(0, 16))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def reward_function(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The one of docs/stages.md."""
+    path = tmp_path_factory.mktemp("reward") / "rewards.py"
+    path.write_text(*fenced(STAGES_PAGE, "python"), encoding="utf-8")
+    return f"{path}:brevity"
+
+
+@pytest.fixture
+def small(model: Path, data: Path, reward_function: str, tmp_path: Path) -> Callable[[str], list[str]]:
+    """Overrides that make a recipe of a stage a matter of two steps of a tiny model."""
+
+    def overrides(stage: str) -> list[str]:
+        values = {
+            "model.name_or_path": model,
+            "model.adapters": [],
+            "data.train": data,
+            "data.eval_fraction": 0.3,
+            "training.per_device_train_batch_size": 2,
+            "training.max_length": 48,
+            "training.max_steps": 2,
+            "output": tmp_path / "run",
+        }
+        if STAGES[stage].samples:
+            values |= {
+                "rollout.reward_model": "null",
+                "rollout.reward_function": reward_function,
+                "rollout.max_new_tokens": 3,
+            }
+        return [f"{key}={value}" for key, value in values.items()]
+
+    return overrides
+
+
+STAGES_PAGE = ROOT / "docs" / "stages.md"
+RECIPES_SHOWN = {yaml.safe_load(body)["stage"]: body for body in fenced(STAGES_PAGE, "yaml")}
+
+
+@pytest.mark.parametrize("tuning", TUNING_MODES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_recipe_of_every_stage_and_tuning_mode_trains(
+    fedloom: Command, tmp_path: Path, small: Callable[[str], list[str]], stage: str, tuning: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    assert fedloom("recipe", "new", path, "--stage", stage, "--tuning", tuning).code == 0
+    outcome = fedloom("train", path, *small(stage), "--json")
+    assert outcome.code == 0, outcome.err
+    summary = json.loads(outcome.out)
+    assert (summary["stage"], summary["tuning"], summary["status"]) == (stage, tuning, "completed")
+    assert summary["tokens_trained"] > 0
+    assert summary["eval_loss"] is not None
+
+
+@pytest.mark.parametrize("topology", ["central", "federated", "gossip"])
+def test_a_new_recipe_is_valid_in_every_topology_and_shows_the_learning_rate_it_would_have(topology: str) -> None:
+    for stage in STAGES:
+        for tuning in TUNING_MODES:
+            text = starter_recipe(stage, tuning, topology)
+            recipe = parse_recipe(text)
+            assert (recipe.stage, recipe.tuning.mode, recipe.topology.kind) == (stage, tuning, topology)
+            assert f"# learning_rate: {recipe.learning_rate:g} " in text
+            # What it writes out is what a recipe without it would have; a person changes what matters to them.
+            least = {"model": {"name_or_path": "base"}, "stage": stage, "tuning": {"mode": tuning}}
+            judge = {"rollout": {"reward_model": "runs/reward"}} if STAGES[stage].samples else {}
+            plain = parse_recipe(yaml.safe_dump(least | judge))
+            for section in ("tuning", "rollout", "training", "aggregation", "privacy"):
+                assert getattr(recipe, section) == getattr(plain, section), section
+
+
+def test_new_offers_every_stage_and_tuning_mode(fedloom: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    told = fedloom("recipe", "new", "--help").out
+    assert f"[{'|'.join(STAGES)}]" in told
+    assert f"[{'|'.join(TUNING_MODES)}]" in told
+    wrong = fedloom("recipe", "new", "--tuning", "lorra")
+    assert (wrong.code, "'qlora'" in wrong.err) == (2, True)
+
+
+def test_the_page_on_stages_has_a_section_and_a_recipe_for_each() -> None:
+    page = STAGES_PAGE.read_text(encoding="utf-8")
+    assert set(RECIPES_SHOWN) == set(STAGES)
+    for name, entry in STAGES.items():
+        assert f"\n## {name}\n" in page
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| [`{name}`]")]
+        _, _, _, reference, head, unit, rate, adapter_rate, _ = (cell.strip() for cell in row.split("|"))
+        assert (float(rate), float(adapter_rate)) == (entry.learning_rate, entry.adapter_learning_rate)
+        assert (unit, reference == "yes") == (entry.unit, entry.refers)
+        assert head == {None: "–", "score": "score", "value_head": "value"}[entry.head]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_recipe_that_the_page_shows_trains(
+    fedloom: Command, tmp_path: Path, small: Callable[[str], list[str]], stage: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPES_SHOWN[stage], encoding="utf-8")
+    outcome = fedloom("train", path, *small(stage), "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["status"] == "completed"
+
+
+def test_check_says_what_a_recipe_would_do(fedloom: Command, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(starter_recipe("dpo", "lora", "federated"), encoding="utf-8")
+    outcome = fedloom("recipe", "check", path, "model.adapters=[runs/sft]", "tuning.lora.r=4")
+    assert outcome.code == 0
+    first, *lines = outcome.out.splitlines()
+    assert first == f"{path}: valid: dpo, lora, federated"
+    account = {line[:15].strip(): line[15:] for line in lines}
+    assert account == {
+        "starts from": "path/to/base-model in float32, with runs/sft merged in; that is the reference policy of the "
+        "whole run",
+        "trains": "adapters of rank 4 on all linear layers but the output; this is what travels, and nothing else",
+        "reads": "prompt+chosen+rejected, or conversations+chosen+rejected, or messages+chosen+rejected, or "
+        "instruction+chosen+rejected, or chosen+rejected",
+        "minimises": "a mean over pairs; a site's update weighs as many of them as it was trained on",
+        "steps": "200 steps at each site, in 10 rounds of 20 of adamw_torch, at a learning rate of up to 5e-06, as is "
+        "usual for dpo with lora",
+    }
+    assert outcome.err == ""
+    machine = json.loads(fedloom("recipe", "check", path, "--json").out)
+    assert machine["valid"] is True
+    assert machine["recipe"]["stage"] == "dpo"
+    assert machine["account"]["reads"] == account["reads"]
+    assert machine["warnings"] == []
+
+
+def test_check_loads_no_heavy_library(tmp_path: Path, environment: dict[str, str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(starter_recipe("ppo", "qlora", "gossip"), encoding="utf-8")
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fedloom.cli", "recipe", "check", path],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+    assert "core_training.recipe" in loaded
+    assert not loaded & {"torch", "transformers", "peft", "bitsandbytes", "numpy", "flwr"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warning"),
+    [
+        (["tuning.mode=qlora", "deepspeed.processes=2", "deepspeed.stage=3"], "use deepspeed.stage 2"),
+        (["dpo.beta=0.3"], "dpo: without effect under stage orpo"),
+        (["rollout.temperature=0.7"], "rollout: without effect under stage orpo"),
+        (["tuning.mode=full", "tuning.lora.r=4"], "tuning.lora: without effect under tuning.mode full"),
+        (["tuning.qlora.quant_type=fp4"], "tuning.qlora: without effect under tuning.mode lora"),
+    ],
+)
+def test_check_warns_of_what_is_likely_not_meant(
+    fedloom: Command, tmp_path: Path, overrides: list[str], warning: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(starter_recipe("orpo", "lora", "central"), encoding="utf-8")
+    outcome = fedloom("recipe", "check", path, *overrides)
+    assert outcome.code == 0
+    assert [line for line in outcome.err.splitlines() if line.startswith("warning: ") and warning in line]
+    assert outcome.err.count("\n") == 1
+
+
+def test_check_names_the_keys_of_llama_factory_that_do_nothing_here(fedloom: Command, tmp_path: Path) -> None:
+    path = tmp_path / "llamafactory.yaml"
+    keys = {"model_name_or_path": "base", "stage": "dpo", "dataset": "pairs", "plot_loss": True, "logging_steps": 5}
+    path.write_text(yaml.safe_dump(keys), encoding="utf-8")
+    outcome = fedloom("recipe", "check", path)
+    assert outcome.code == 0
+    assert "without effect here: " in outcome.err
+    assert "logging_steps" in outcome.err
+    assert "plot_loss" in outcome.err
+    path.write_text(yaml.safe_dump({**keys, "neftune_noise_alpha": 5}), encoding="utf-8")
+    assert fedloom("recipe", "check", path).code == 2

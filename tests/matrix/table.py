@@ -1,0 +1,64 @@
+"""A plugin of pytest: prints the matrix (stage × mode × topology, seconds) after its tests, or writes it to a page.
+
+The page is the file that the environment's MATRIX_PAGE names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_training.stages import STAGES
+from core_training.tuning import TUNING_MODES
+
+TOPOLOGIES = ("central", "federated", "gossip")
+_CELL = re.compile(r"test_matrix\.py::test_(\w+)\[(\w+)-(\w+)\]$")
+_outcomes: dict[tuple[str, str, str], str] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if (cell := _CELL.search(report.nodeid)) and (report.when == "call" or report.failed):
+        _outcomes[cell[2], cell[3], cell[1]] = f"{report.duration:.1f} s" if report.passed else "**failed**"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _outcomes:
+        return
+    table = _table()
+    terminalreporter.section("matrix")
+    terminalreporter.write_line(table)
+    if page := os.environ.get("MATRIX_PAGE"):
+        Path(page).write_text(_HEAD + table + "\n", encoding="utf-8")
+
+
+def _table() -> str:
+    head = [f"{mode} {topology}" for mode in TUNING_MODES for topology in TOPOLOGIES]
+    lines = ["| stage | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    for stage in STAGES:
+        cells = [_outcomes.get((stage, mode, topology), "–") for mode in TUNING_MODES for topology in TOPOLOGIES]
+        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+_HEAD = """\
+# The matrix
+
+Every stage with every tuning mode, in every topology, on a model of two layers. Written by `make matrix`, which runs
+`tests/matrix`; a cell holds the seconds its test took when it passed. What each test shows:
+
+- central: exactly the parameters that shall be trained change, all others (of quantised weights: their packed bytes)
+  stay as they are; every trained tensor gets a gradient, before an evaluation and after it; a run that was stopped and
+  resumed ends with the very state of one that was not.
+- federated: with one site the server's result is the central run's, bit for bit; one SGD step of two sites of unequal
+  size is one central step on their joined batch (to 1e-5). Where answers are sampled, they are fixed for this.
+- gossip: with one node the result is the central run's, bit for bit; two nodes end with the very state of a server's
+  mean.
+
+The losses themselves are held against closed forms in `tests/core_training/test_stage_losses.py` and against TRL's
+trainers in `tests/core_training/test_trl_agreement.py`.
+
+"""

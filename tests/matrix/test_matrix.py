@@ -1,0 +1,190 @@
+"""Every stage × tuning mode, centrally, federated and by gossip. `make matrix` writes the table to docs/matrix.md."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from core_training.engine import Engine, open_engine
+from core_training.recipe import Recipe
+from core_training.rows import Collator
+from core_training.run_folder import RunFolder
+from core_training.stages.base import IGNORED, Example, Tokens
+from core_training.stages.rollout import Sampler, prompt_lengths
+from server.run_store import RunStore
+from simulations import simulate
+from tests.matrix.cells import CELLS, STEPS, Workplace
+
+pytestmark = pytest.mark.slow
+every_cell = pytest.mark.parametrize(("stage", "mode"), CELLS, ids=lambda value: value)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("matrix"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def central_digest(place: Workplace) -> Callable[[str, str], str]:
+    """The state that a cell's central run ends with."""
+
+    @cache
+    def digest(stage: str, mode: str) -> str:
+        engine = open_engine(place.recipe(stage, mode))
+        engine.train(STEPS)
+        return engine.read_state().digest
+
+    return digest
+
+
+@every_cell
+def test_central(place: Workplace, central_digest: Callable[[str, str], str], stage: str, mode: str) -> None:
+    """Exactly what shall be trained changes; all of it gets gradients, also after an evaluation; resume is exact."""
+    engine = open_engine(place.recipe(stage, mode))
+    before = frozen_bytes(engine)
+    with gradients(engine) as norms:
+        first = engine.train(2)
+        engine.evaluate()
+        last = engine.train(1)
+    assert np.isfinite([first.loss_first, last.loss_last]).all()
+    for step in (-2, -1):  # before the evaluation, and after it
+        assert all(norm > 0 for norm in norms[step].values()), norms[step]
+    assert frozen_bytes(engine) == before
+    start, now = (dict(state.tensors()) for state in (engine.initial_state, engine.read_state()))
+    assert all(not np.array_equal(start[name], now[name]) for name in start)
+
+    folder = place.folder / "checkpoints" / f"{stage}-{mode}"
+    engine.checkpoint(folder)
+    engine.close()
+    resumed = open_engine(place.recipe(stage, mode))
+    resumed.restore(folder)
+    resumed.train(STEPS - 3)
+    assert resumed.read_state().digest == central_digest(stage, mode)
+
+
+@every_cell
+def test_federated(
+    place: Workplace,
+    central_digest: Callable[[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    mode: str,
+) -> None:
+    """One site is the central run bit for bit; one SGD step of two sites is one central step on their joined batch."""
+    alone = place.recipe(stage, mode, topology={"kind": "federated", "rounds": 3, "local_steps": STEPS // 3})
+    assert run(alone, place, "federated-alone").state_digest == central_digest(stage, mode)
+
+    fix_answers(monkeypatch)
+    engine = open_engine(one_step(place, stage, mode, "central"))
+    start = engine.read_state()
+    engine.train(1)
+    central = engine.read_state()
+    assert np.abs(central.buffer - start.buffer).max() > 1e-4
+    run(one_step(place, stage, mode, "federated"), place, "federated-two")
+    committed = RunStore(RunFolder(run_folder(place, "federated-two", stage, mode))).latest()
+    assert committed is not None
+    np.testing.assert_allclose(committed[1].buffer, central.buffer, atol=1e-5)
+
+
+@every_cell
+def test_gossip(
+    place: Workplace,
+    central_digest: Callable[[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    mode: str,
+) -> None:
+    """One node is the central run bit for bit; two nodes end with the very state of a server's mean."""
+    alone = place.recipe(stage, mode, topology={"kind": "gossip", "rounds": 3, "local_steps": STEPS // 3})
+    assert run(alone, place, "gossip-alone").state_digest == central_digest(stage, mode)
+
+    fix_answers(monkeypatch)
+    gossip = run(one_step(place, stage, mode, "gossip"), place, "gossip-two")
+    federated = RunFolder(run_folder(place, "federated-two", stage, mode)).summary()
+    if federated is None:  # where this test runs without the one above
+        federated = asdict(run(one_step(place, stage, mode, "federated"), place, "federated-two"))
+    assert gossip.state_digest == federated["state_digest"]
+
+
+def one_step(place: Workplace, stage: str, mode: str, kind: str) -> Recipe:
+    """Two sites of unequal size (or all their records in one place), each with all its records in its one batch."""
+    updates = {"ppo": {"num_ppo_epochs": 1, "whiten_advantages": False}}.get(stage)
+    return place.recipe(
+        stage,
+        mode,
+        sites=2,
+        dropout=0.0,
+        training={
+            "optim": "sgd",
+            "learning_rate": 0.5,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "per_device_train_batch_size": 64,
+            "max_steps": 1,
+        },
+        topology={"kind": kind, "rounds": 1, "local_steps": 1},
+        **({} if updates is None else {stage: updates}),
+    )
+
+
+def fix_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each prompt answered in the same way wherever it is asked, in place of what chance brings."""
+
+    def sample(self: Sampler, model: Any, prompts: Any, generations: int = 1) -> dict[str, torch.Tensor]:
+        rows = []
+        for ids, length in zip(prompts["input_ids"], prompt_lengths(prompts).tolist(), strict=True):
+            for number in range(generations):
+                answer = [10 + (int(ids[:length].sum()) * (i + 1) + 7 * number) % 200 for i in range(3 + number)]
+                answer[-1] = self.stop_ids[0]
+                prompt = np.array(ids[:length])
+                labels = np.concatenate([np.full(length, IGNORED), answer])
+                rows.append((Example((Tokens(np.concatenate([prompt, answer]), labels),)),))
+        return Collator(self.pad_token_id)(rows) | {"ended": torch.ones(len(rows), dtype=torch.bool)}
+
+    monkeypatch.setattr(Sampler, "sample", sample)
+
+
+def run_folder(place: Workplace, name: str, stage: str, mode: str) -> Path:
+    return place.folder / "runs" / f"{name}-{stage}-{mode}"
+
+
+def run(recipe: Recipe, place: Workplace, name: str) -> Any:
+    folder = RunFolder(run_folder(place, name, recipe.stage, recipe.tuning.mode))
+    return simulate(recipe, folder, False, lambda *_: None)
+
+
+@contextmanager
+def gradients(engine: Engine) -> Iterator[list[dict[str, float]]]:
+    """The norm of each trained tensor's gradient, at every step taken meanwhile."""
+    norms: list[dict[str, float]] = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            parameters = engine._base.trainable_parameters
+            norms.append({name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in parameters.items()})
+
+    engine.launch()
+    engine._current.trainer.add_callback(Watch())
+    yield norms
+
+
+def frozen_bytes(engine: Engine) -> dict[str, str]:
+    """A digest of every parameter and buffer that is not trained; of quantised weights, of their packed bytes."""
+    model = engine._base.model
+    trained = {id(parameter) for parameter in engine._base.trainable_parameters.values()}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {
+        name: hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in tensors
+        if id(tensor) not in trained
+    }

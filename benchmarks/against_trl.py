@@ -31,7 +31,8 @@ from benchmarks.fresh_process import forget_peak, in_fresh_process, peak_bytes, 
 from benchmarks.places import Places
 from core_training.base_model import BaseModel
 from core_training.errors import RunError
-from core_training.recipe import Lora, parse_recipe
+from core_training.recipe import Lora
+from core_training.recipe_file import parse_recipe
 from core_training.records import read_records
 
 RECORDS_PER_SITE = 8

@@ -22,7 +22,8 @@ from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
 from core_training.engine import open_engine
 from core_training.errors import RunError
-from core_training.recipe import Recipe, parse_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import parse_recipe
 from core_training.stages.base import IGNORED
 from core_training.trainer import StageTrainer
 

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from core_training.recipe import parse_recipe
+from core_training.recipe_file import parse_recipe
 from core_training.run_folder import RunFolder
 
 TARGET = 3.0

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core_training.errors import InputError
-from core_training.recipe import Recipe, load_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import load_recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "medquad"
 OUTPUT = Path("runs/bench")

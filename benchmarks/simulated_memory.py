@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from core_training.recipe import parse_recipe
+from core_training.recipe_file import parse_recipe
 from core_training.run_folder import RunFolder
 
 SITES = 32

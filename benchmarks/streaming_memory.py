@@ -18,7 +18,7 @@ from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
 from client.app import make_client_app
 from core_training import __version__
-from core_training.recipe import parse_recipe
+from core_training.recipe_file import parse_recipe
 from core_training.run_folder import RunFolder
 from core_training.state import Manifest, TrainableState
 from core_training.trainable import DataReport, EvalReport, TrainReport

@@ -17,7 +17,8 @@ from core_training.central import prune_checkpoints, total
 from core_training.engine import read_checkpoint
 from core_training.errors import FedloomError, InputError, ProtocolError
 from core_training.export import result_name
-from core_training.recipe import Recipe, parse_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import parse_recipe
 from core_training.run_folder import RunFolder
 from core_training.state import Manifest, TrainableState
 from core_training.trainable import EvalReport, Trainable, TrainReport

@@ -26,7 +26,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from core_training import background
 from core_training.engine import Engine, open_engine
 from core_training.errors import FedloomError, InputError, RunError
-from core_training.recipe import Recipe, parse_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import parse_recipe
 from core_training.state import Manifest, TrainableState
 from core_training.trainable import DataReport, EvalReport, TrainReport
 
@@ -199,7 +200,10 @@ def follow() -> NoReturn:
         signal.signal(number, signal.SIG_IGN)  # rank 0 decides when to stop
     engine: Engine | None = None
     while True:
-        order = _hear()
+        try:
+            order = _hear()
+        except RuntimeError:
+            raise SystemExit(1) from None  # rank 0 has gone, and has said why
         call = order.pop("call")
         try:
             if call == "open":

@@ -20,7 +20,8 @@ from typing import Any
 from core_training import background
 from core_training.durable import commit_file
 from core_training.errors import InputError, RunError
-from core_training.recipe import Recipe, load_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import load_recipe
 
 
 @dataclass

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from core_training import __version__
-from core_training.recipe import Recipe, load_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder, Summary
 
 __all__ = ["Recipe", "Summary", "__version__", "load_recipe", "simulate", "train"]

@@ -10,7 +10,8 @@ from textwrap import wrap
 from typing import Any
 
 from core_training.formats import column_sets
-from core_training.recipe import Recipe, Section, Tuning, parse_recipe
+from core_training.recipe import Recipe, Section, Tuning
+from core_training.recipe_file import parse_recipe
 from core_training.stages import STAGES
 
 _SECTIONS_OF_MODE = {"freeze": ["freeze"], "lora": ["lora"], "qlora": ["lora", "qlora"]}

@@ -26,7 +26,7 @@ import core_training.offline  # noqa: F401 - for the processes that are started 
 from core_training import background
 from core_training.durable import commit_file
 from core_training.errors import InputError, RunError
-from core_training.recipe import load_recipe
+from core_training.recipe_file import load_recipe
 from security.certificates import (
     AUTHORITY_CERTIFICATE,
     create_authority,

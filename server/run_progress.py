@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core_training.recipe import load_recipe
+from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder
 
 _POLL_SECONDS = 0.5

@@ -15,7 +15,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from client.app import make_client_app
 from core_training.errors import InputError, RunError
-from core_training.recipe import Recipe, load_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder, Summary
 from server.round_loop import run_federation
 from simulations.sites import SitePool

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from core_training.recipe import Recipe, parse_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import parse_recipe
 from tests import tiny
 
 # The same examples in every run: what fails on one machine fails on the next.

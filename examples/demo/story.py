@@ -22,7 +22,8 @@ from typing import Any
 from core_training.central import train
 from core_training.durable import commit_file
 from core_training.launch import opened_engine
-from core_training.recipe import Recipe, load_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder
 from examples.demo.base_model import make_base_model
 from examples.demo.examiner import Examiner, Marks, average

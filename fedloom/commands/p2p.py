@@ -86,7 +86,7 @@ def start(
     quiet: Quiet = False,
 ) -> None:
     """Take part in a run until it ends. Started again after a kill, the node goes on with the others."""
-    from core_training.recipe import load_recipe
+    from core_training.recipe_file import load_recipe
     from p2p.deployment import Undertaking, run_node, start_in_background
 
     loaded = load_recipe(recipe, ["topology.kind=gossip", *(overrides or [])])

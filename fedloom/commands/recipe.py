@@ -9,7 +9,8 @@ from typing import Annotated, get_args
 import click
 import typer
 
-from core_training.recipe import Topology, load_recipe
+from core_training.recipe import Topology
+from core_training.recipe_file import load_recipe
 from core_training.stages import STAGES
 from core_training.tuning import TUNING_MODES
 from fedloom.options import Json, Overrides, RecipePath

@@ -24,7 +24,7 @@ def simulate(
     from pathlib import Path
 
     from core_training.errors import InputError
-    from core_training.recipe import load_recipe
+    from core_training.recipe_file import load_recipe
     from core_training.run_folder import RunFolder
     from fedloom.console import results_only_on_stdout, show_summary, ticking
 

@@ -6,7 +6,8 @@ import pytest
 
 from client.site_config import load_site_config
 from core_training.errors import InputError
-from core_training.recipe import Recipe, Rollout, parse_recipe
+from core_training.recipe import Recipe, Rollout
+from core_training.recipe_file import parse_recipe
 
 SITE = """
 name: hospital-a

@@ -16,7 +16,7 @@ from client import worker_socket
 from client.worker_client import ask, start_worker, worker_lock
 from core_training import __version__, background
 from core_training.errors import InputError, RunError
-from core_training.recipe import parse_recipe
+from core_training.recipe_file import parse_recipe
 from strategies.exchange import Envelope, JoinOrder, JoinReply, Refusal, TrainOrder, Update
 from tests import tiny
 

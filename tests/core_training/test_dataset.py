@@ -33,7 +33,7 @@ MakeRecipe = Callable[..., Recipe]
 def base_of(model: Path, mode: str = "lora") -> BaseModel:
     """One loaded model for all tests here."""
     text = f"model: {{name_or_path: '{model}'}}\nstage: sft\ntuning: {{mode: {mode}}}"
-    from core_training.recipe import parse_recipe
+    from core_training.recipe_file import parse_recipe
 
     return BaseModel(parse_recipe(text))
 

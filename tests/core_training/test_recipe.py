@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_training.errors import InputError
-from core_training.recipe import Recipe, load_recipe, parse_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import load_recipe, parse_recipe
 
 MINIMAL = "model: {name_or_path: base}\nstage: sft\n"
 FEDERATED = "topology: {kind: federated, rounds: 2, local_steps: 3}\n"

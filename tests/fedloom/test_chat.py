@@ -29,7 +29,7 @@ def learnt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a model that learnt one answer by heart."""
     from core_training.central import train
     from core_training.launch import opened_engine
-    from core_training.recipe import parse_recipe
+    from core_training.recipe_file import parse_recipe
     from core_training.run_folder import RunFolder
 
     folder = tmp_path_factory.mktemp("learnt")

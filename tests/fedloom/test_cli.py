@@ -323,7 +323,7 @@ def test_a_second_interrupt_is_130_too(fedloom: Command, monkeypatch: pytest.Mon
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("core_training.recipe.load_recipe", interrupted)
+    monkeypatch.setattr("core_training.recipe_file.load_recipe", interrupted)
     monkeypatch.delitem(sys.modules, "fedloom.commands.recipe", raising=False)
     outcome = fedloom("recipe", "check", "any.yaml")
     monkeypatch.delitem(sys.modules, "fedloom.commands.recipe", raising=False)

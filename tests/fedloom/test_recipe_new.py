@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from core_training.recipe import parse_recipe
+from core_training.recipe_file import parse_recipe
 from core_training.stages import STAGES
 from core_training.tuning import TUNING_MODES
 from fedloom.starter_recipe import starter_recipe

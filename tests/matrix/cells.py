@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
-from core_training.recipe import Recipe, parse_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import parse_recipe
 from core_training.stages import STAGES
 from core_training.tuning import TUNING_MODES
 from tests import tiny
 from tests.core_training import preference_data
+from tests.core_training.test_stage_losses import SETTINGS
 
 CELLS = [(stage, mode) for stage in STAGES for mode in TUNING_MODES]
 SAMPLED = [stage for stage, entry in STAGES.items() if entry.samples]
@@ -62,6 +64,8 @@ class Workplace:
         if stage in SAMPLED:
             document["rollout"] = {"reward_function": f"{judge}:score", "max_new_tokens": 5}
             document["training"]["max_length"] = 32
+        if stage in SETTINGS:
+            document[stage] = SETTINGS[stage]
         for name, section in sections.items():
             document[name] = {**document.get(name, {}), **section}
         return parse_recipe(yaml.safe_dump(document))

@@ -23,7 +23,8 @@ from core_training.stages.base import IGNORED, Example, Tokens
 from core_training.stages.rollout import Sampler, prompt_lengths
 from server.run_store import RunStore
 from simulations import simulate
-from tests.matrix.cells import CELLS, STEPS, Workplace
+from tests.core_training.test_stage_losses import CLOSED_FORMS
+from tests.matrix.cells import CELLS, SAMPLED, STEPS, Workplace
 
 pytestmark = pytest.mark.slow
 every_cell = pytest.mark.parametrize(("stage", "mode"), CELLS, ids=lambda value: value)
@@ -49,8 +50,17 @@ def central_digest(place: Workplace) -> Callable[[str, str], str]:
 
 @every_cell
 def test_central(place: Workplace, central_digest: Callable[[str, str], str], stage: str, mode: str) -> None:
-    """Exactly what shall be trained changes; all of it gets gradients, also after an evaluation; resume is exact."""
+    """The first loss is the closed form; what shall be trained changes, all of it, and nothing else; it learns.
+
+    Every trained tensor has a gradient before an evaluation and after it, and a resumed run ends as one never stopped.
+    """
     engine = open_engine(place.recipe(stage, mode))
+    start_loss = loss_on_training_rows(engine)
+    if stage in CLOSED_FORMS:
+        model = engine._base.model.eval()
+        with torch.no_grad():
+            expected = CLOSED_FORMS[stage](model, model, [row[0] for row in engine._rows])
+        assert start_loss == pytest.approx(float(expected), abs=1e-5)
     before = frozen_bytes(engine)
     with gradients(engine) as norms:
         first = engine.train(2)
@@ -70,6 +80,9 @@ def test_central(place: Workplace, central_digest: Callable[[str, str], str], st
     resumed.restore(folder)
     resumed.train(STEPS - 3)
     assert resumed.read_state().digest == central_digest(stage, mode)
+    if stage not in SAMPLED:  # that rewards rise takes longer: tests/core_training/test_policy_gradient.py
+        assert loss_on_training_rows(resumed) < start_loss
+    resumed.close()
 
 
 @every_cell
@@ -114,6 +127,16 @@ def test_gossip(
     if federated is None:  # where this test runs without the one above
         federated = asdict(run(one_step(place, stage, mode, "federated"), place, "federated-two"))
     assert gossip.state_digest == federated["state_digest"]
+
+
+def loss_on_training_rows(engine: Engine) -> float:
+    """The stage's loss on all that it trains on, as an evaluation computes it."""
+    engine.launch()
+    model = engine._base.model.eval()
+    loss = engine._stage.evaluate(engine._current.trainer, model, engine._rows).loss
+    assert loss is not None
+    model.train()
+    return loss
 
 
 def one_step(place: Workplace, stage: str, mode: str, kind: str) -> Recipe:

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 
 from core_training import __version__
-from core_training.recipe import parse_recipe
+from core_training.recipe_file import parse_recipe
 from core_training.state import Manifest, TrainableState
 from core_training.trainable import DataReport, EvalReport, TrainReport
 from strategies.exchange import EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, Refusal, TrainOrder, Update

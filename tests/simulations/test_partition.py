@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_training.errors import InputError
-from core_training.recipe import Recipe, parse_recipe
+from core_training.recipe import Recipe
+from core_training.recipe_file import parse_recipe
 from core_training.records import Record
 from simulations.partition import divide
 from simulations.sites import simulated_sites

@@ -29,11 +29,11 @@ from unittest.mock import patch
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import forget_peak, in_fresh_process, peak_bytes, resident_bytes
 from benchmarks.places import Places
-from core_training.base_model import BaseModel
+from core_training.data.records import read_records
 from core_training.errors import RunError
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Lora
 from core_training.recipe_file import parse_recipe
-from core_training.records import read_records
 
 RECORDS_PER_SITE = 8
 TURNS = 3
@@ -168,9 +168,9 @@ class _Ours:
     """Our engine on a file of records."""
 
     def __init__(self, model: str, file: str, stage: str, setting: str, epochs: int, mode: str = "lora") -> None:
-        from core_training.base_model import BaseModel
-        from core_training.dataset import load_dataset
+        from core_training.data.dataset import load_dataset
         from core_training.engine import Engine
+        from core_training.models.base_model import BaseModel
         from core_training.stages.base import load_stage
 
         values = {

@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.figure import Figure
 from benchmarks.places import OUTPUT, Places
 from core_training.central import train
-from core_training.launch import opened_engine
+from core_training.groups.launch import opened_engine
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder
 from examples.demo.examiner import Examiner, Marks, average

@@ -16,7 +16,7 @@ from core_training import __version__
 from core_training.central import prune_checkpoints, total
 from core_training.engine import read_checkpoint
 from core_training.errors import FedloomError, InputError, ProtocolError
-from core_training.export import result_name
+from core_training.models.export import result_name
 from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
 from core_training.run_folder import RunFolder

@@ -17,7 +17,7 @@ from pathlib import Path
 from client import worker_socket
 from client.site_config import SiteConfig, load_site_config
 from core_training.errors import FedloomError, InputError, ProtocolError
-from core_training.launch import must_launch, run_as_group
+from core_training.groups.launch import must_launch, run_as_group
 from core_training.recipe import Recipe
 from core_training.trainable import Trainable
 from strategies.exchange import Envelope, Refusal
@@ -91,7 +91,7 @@ class Worker:
             from core_training.engine import open_engine
 
             return open_engine(resolved)
-        from core_training.group import lead_or_follow
+        from core_training.groups.group import lead_or_follow
 
         if self._group_is_used:
             # DeepSpeed changes its processes for good. The order is given to the group that takes this one's place.
@@ -109,7 +109,7 @@ def main() -> None:
     if must_launch(config.deepspeed):
         sys.exit(run_as_group(config.deepspeed.processes, "client.worker", [str(folder)]))
     if config.deepspeed.processes > 1:
-        from core_training.group import join_or_follow
+        from core_training.groups.group import join_or_follow
 
         join_or_follow()
     worker = Worker(folder, config)

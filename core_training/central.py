@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core_training.errors import Interrupted
-from core_training.export import result_name
+from core_training.models.export import result_name
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
 from core_training.trainable import NOTHING_EVALUATED, EvalReport, Trainable, TrainReport, means

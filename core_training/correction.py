@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from core_training.errors import InputError
-from core_training.parameters import Parameters, read_parameters
+from core_training.models.parameters import Parameters, read_parameters
 from core_training.recipe import Recipe
 from core_training.state import Manifest, TrainableState
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from core_training.base_model import BaseModel
 from core_training.correction import Correction, Start, correction_of
-from core_training.dataset import Dataset, load_dataset
-from core_training.deepspeed_config import deepspeed_config
+from core_training.data.dataset import Dataset, load_dataset
 from core_training.durable import commit_folder, scratch_of
 from core_training.errors import ProtocolError, RunError
-from core_training.export import layout_files, write_result
-from core_training.parameters import read_parameters, write_parameters
+from core_training.groups.deepspeed_config import deepspeed_config
+from core_training.models.base_model import BaseModel
+from core_training.models.export import layout_files, write_result
+from core_training.models.parameters import read_parameters, write_parameters
 from core_training.recipe import Recipe
 from core_training.slices import SlicedRun
 from core_training.stages.base import BatchLoss, Row, Stage, load_stage

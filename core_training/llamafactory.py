@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from core_training.dataset_info import INFO_FILE
+from core_training.data.dataset_info import INFO_FILE
 from core_training.errors import InputError
 
 

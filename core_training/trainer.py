@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from core_training.even_batches import EvenBatches
-from core_training.rows import Collator, padded_size, parts
+from core_training.data.rows import Collator, padded_size, parts
+from core_training.groups.even_batches import EvenBatches
 from core_training.stages.base import BatchLoss, Row
 
 if TYPE_CHECKING:

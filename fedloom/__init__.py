@@ -15,7 +15,7 @@ __all__ = ["Recipe", "Summary", "__version__", "load_recipe", "simulate", "train
 def train(recipe: Recipe, resume: bool = False) -> Summary:
     """Train on this machine, in this process, into the recipe's output folder; see `fedloom train`."""
     from core_training.central import train as train_centrally
-    from core_training.launch import opened_engine
+    from core_training.groups.launch import opened_engine
 
     folder = RunFolder(Path(recipe.output))
     with opened_engine(recipe) as engine, folder.claimed():

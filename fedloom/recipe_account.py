@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from core_training.deepspeed_config import deepspeed_config
-from core_training.formats import column_sets
+from core_training.data.formats import column_sets
+from core_training.groups.deepspeed_config import deepspeed_config
 from core_training.recipe import Recipe, Section
 from core_training.stages import STAGES
 

@@ -9,7 +9,7 @@ import json
 from textwrap import wrap
 from typing import Any
 
-from core_training.formats import column_sets
+from core_training.data.formats import column_sets
 from core_training.recipe import Recipe, Section, Tuning
 from core_training.recipe_file import parse_recipe
 from core_training.stages import STAGES

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from core_training.errors import ProtocolError, RunError
-from core_training.export import result_name, write_result
+from core_training.models.export import result_name, write_result
 from core_training.recipe import Recipe
 from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder, Summary

@@ -49,7 +49,7 @@ def _take_over_result(recipe: Recipe, folder: RunFolder) -> None:
     import shutil
 
     from core_training.durable import commit_folder
-    from core_training.export import result_name
+    from core_training.models.export import result_name
 
     result = result_name(recipe)
     if not (folder.path / result).is_dir():

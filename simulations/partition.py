@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from core_training.data.records import Record
 from core_training.errors import InputError
 from core_training.recipe import Recipe
-from core_training.records import Record
 
 Partition = dict[str, list[Record]]
 

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from client.site import SiteService
-from core_training.base_model import BaseModel
-from core_training.dataset import load_dataset
+from core_training.data.dataset import load_dataset
+from core_training.data.records import data_files, read_records, source_name
 from core_training.engine import Engine
 from core_training.errors import InputError
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
-from core_training.records import data_files, read_records, source_name
 from core_training.stages.base import load_stage
 from core_training.trainable import Trainable
 from simulations.partition import Partition, divide

@@ -84,7 +84,7 @@ def make_model(folder: Path, vocabulary: int = 400, width: int = 32) -> Path:
 
 def stage_of(recipe: Recipe) -> Stage:
     """The recipe's stage on its base model."""
-    from core_training.base_model import BaseModel
+    from core_training.models.base_model import BaseModel
     from core_training.stages.base import load_stage
 
     return load_stage(recipe, BaseModel(recipe))

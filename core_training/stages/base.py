@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from core_training.base_model import BaseModel
+from core_training.data.records import Record
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
-from core_training.records import Record
 from core_training.stages import STAGES
 from core_training.trainable import NOTHING_EVALUATED, EvalReport
 
@@ -113,7 +113,7 @@ class Stage:
         self.base = base
 
     def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
-        """Turn a record's values (see `core_training.formats`) into tokens, uncut. Raises InputError with its place."""
+        """Turn a record's values (see `data.formats`) into tokens, uncut. Raises InputError with its place."""
         raise NotImplementedError
 
     def cut(self, whole: Example, limit: int) -> list[Example]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from core_training.base_model import BaseModel
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
 from core_training.stages.advantages import group_relative
 from core_training.stages.base import Batch, BatchLoss

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from core_training.data.records import Record
+from core_training.data.rows import SEQUENCE_TENSORS
 from core_training.errors import InputError
-from core_training.records import Record
-from core_training.rows import SEQUENCE_TENSORS
 from core_training.stages.base import IGNORED, Batch, BatchLoss, Example, Row, Stage, Tokens, mean_figure
 from core_training.stages.chat import answer_tokens
 from core_training.stages.language import sequence_logps

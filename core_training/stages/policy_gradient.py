@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch.distributions import Categorical
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from core_training.base_model import BaseModel
+from core_training.data.records import Record
 from core_training.errors import InputError
-from core_training.heads import VALUE_HEAD, innermost
+from core_training.models.base_model import BaseModel
+from core_training.models.heads import VALUE_HEAD, innermost
 from core_training.recipe import Recipe
-from core_training.records import Record
 from core_training.stages.base import IGNORED, Batch, Example, Row, Stage, Tokens, mean_figure
 from core_training.stages.chat import prompt_tokens
 from core_training.stages.kl import Estimator, KLController, kl_estimates

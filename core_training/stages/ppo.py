@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from core_training.base_model import BaseModel
 from core_training.errors import InputError
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
 from core_training.stages.advantages import generalised_advantages, moments, whitened
 from core_training.stages.base import Batch, BatchLoss

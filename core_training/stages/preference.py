@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from core_training.records import Record
+from core_training.data.records import Record
 from core_training.stages.base import Batch, BatchLoss, Example, Stage, mean_figure
 from core_training.stages.chat import answer_tokens
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from core_training.data.records import Record
 from core_training.errors import InputError
-from core_training.records import Record
 from core_training.stages.base import Example, Tokens
 from core_training.stages.language import LanguageStage
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import torch
 
-from core_training.base_model import BaseModel
 from core_training.errors import InputError, RunError
+from core_training.models.base_model import BaseModel
+from core_training.models.results import load_reward_model
 from core_training.recipe import Recipe
-from core_training.results import load_reward_model
 from core_training.stages.base import Batch
 from core_training.stages.rollout import UNLIMITED, context_length, texts
 

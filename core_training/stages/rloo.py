@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from core_training.base_model import BaseModel
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
 from core_training.stages.advantages import leave_one_out
 from core_training.stages.base import Batch, BatchLoss, mean_figure

@@ -38,7 +38,7 @@ class Sampler:
     def sample(self, model: Any, prompts: Batch, generations: int = 1) -> dict[str, torch.Tensor]:
         """Answers to right-padded prompts, `generations` to each, next to each other.
 
-        Draws from torch's global generator. Returns a batch in the layout of `core_training.rows`: prompt, answer,
+        Draws from torch's global generator. Returns a batch in the layout of `core_training.data.rows`: prompt, answer,
         padding, with labels on the answer (its closing token too); and `ended` (answers,): whether a stop token came.
         """
         ids = prompts["input_ids"].repeat_interleave(generations, dim=0)

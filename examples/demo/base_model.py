@@ -12,7 +12,7 @@ from typing import Any
 
 import core_training.offline as offline
 from core_training.central import train
-from core_training.launch import opened_engine
+from core_training.groups.launch import opened_engine
 from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder
 from examples.demo.world import Question, World, write_records

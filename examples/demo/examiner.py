@@ -10,7 +10,7 @@ from pathlib import Path
 
 from core_training.central import total
 from core_training.engine import Engine, open_engine
-from core_training.export import read_result
+from core_training.models.export import read_result
 from core_training.recipe import Recipe
 from core_training.state import TrainableState
 from core_training.trainable import EvalReport

@@ -11,7 +11,7 @@ import typer
 from fedloom.options import Base, Json, RunPath, Site
 
 if TYPE_CHECKING:
-    from core_training.conversation import Conversation
+    from core_training.models.conversation import Conversation
 
 app = typer.Typer()
 
@@ -31,15 +31,15 @@ def chat(
 ) -> None:
     """Talk with what was trained, or ask it once (--prompt). A line at a time; /quit or Ctrl-D ends it."""
     from core_training.errors import InputError
-    from core_training.results import find_result
+    from core_training.models.results import find_result
 
     if json and prompt is None:
         raise InputError("--json: it goes with --prompt TEXT, for one answer")
     result = find_result(run, base, site)
     if result.recipe.stage == "reward":
         raise InputError(f"{run} is a reward model: it scores answers and gives none; see rollout.reward_model")
-    from core_training.conversation import Conversation, Sampling
-    from core_training.results import load_result
+    from core_training.models.conversation import Conversation, Sampling
+    from core_training.models.results import load_result
     from fedloom.console import results_only_on_stdout, stderr
 
     with results_only_on_stdout():

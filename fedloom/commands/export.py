@@ -26,7 +26,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's result as PEFT, transformers and vLLM load it: its adapter, or (--merge) a whole model."""
-    from core_training.results import export_adapter, export_model, find_result
+    from core_training.models.results import export_adapter, export_model, find_result
     from fedloom.console import results_only_on_stdout, stderr
 
     result = find_result(run, base, site)

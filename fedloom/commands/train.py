@@ -24,7 +24,7 @@ def train(
     """Train on this machine: one process, or a DeepSpeed group (deepspeed.processes)."""
     from pathlib import Path
 
-    from core_training.launch import must_launch, opened_engine, run_as_group, speaks
+    from core_training.groups.launch import must_launch, opened_engine, run_as_group, speaks
     from core_training.recipe_file import load_recipe
     from core_training.run_folder import RunFolder
     from fedloom.console import results_only_on_stdout, show_summary, ticking

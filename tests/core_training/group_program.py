@@ -13,7 +13,7 @@ from typing import Any
 
 import core_training.offline  # noqa: F401
 from core_training.central import total
-from core_training.group import GroupEngine, join_or_follow
+from core_training.groups.group import GroupEngine, join_or_follow
 from core_training.recipe_file import load_recipe
 from core_training.state import TrainableState
 from core_training.trainable import Trainable

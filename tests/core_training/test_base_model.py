@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from core_training.base_model import BaseModel
 from core_training.errors import InputError
-from core_training.heads import innermost
+from core_training.models.base_model import BaseModel
+from core_training.models.heads import innermost
+from core_training.models.results import find_result, load_result, load_reward_model
 from core_training.recipe import Recipe
-from core_training.results import find_result, load_result, load_reward_model
 from tests import tiny
 from tests.core_training.tuned import IDS, JUDGED, finished, outputs
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from core_training.base_model import BaseModel
+from core_training.data.records import Record
 from core_training.errors import InputError
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
-from core_training.records import Record
 from core_training.stages.base import IGNORED, Tokens
 from core_training.stages.chat import answer_tokens, conversation_tokens, prompt_tokens
 from tests.tiny import CHAT_TEMPLATE

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from client.site import SiteService
-from core_training.base_model import BaseModel
 from core_training.correction import Correction, FedProx, Scaffold, Start, correction_of
-from core_training.dataset import load_dataset
+from core_training.data.dataset import load_dataset
 from core_training.engine import Engine, open_engine
 from core_training.errors import InputError
-from core_training.parameters import manifest_of, read_parameters, write_parameters
+from core_training.models.base_model import BaseModel
+from core_training.models.parameters import manifest_of, read_parameters, write_parameters
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder
 from core_training.stages.base import load_stage

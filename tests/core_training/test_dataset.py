@@ -16,12 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core_training.base_model import BaseModel
-from core_training.dataset import Dataset, is_held_out, load_dataset
+from core_training.data.dataset import Dataset, is_held_out, load_dataset
+from core_training.data.records import Record, read_records
+from core_training.data.rows import Collator
 from core_training.errors import InputError
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
-from core_training.records import Record, read_records
-from core_training.rows import Collator
 from core_training.stages.base import IGNORED, Example, Tokens, load_stage
 from core_training.stages.language import labelled_logits
 from tests import tiny

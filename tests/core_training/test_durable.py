@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from core_training.dataset import load_dataset
+from core_training.data.dataset import load_dataset
 from core_training.durable import commit_file, commit_folder, scratch_of
 from core_training.engine import Engine
 from core_training.errors import RunError

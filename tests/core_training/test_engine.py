@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from core_training.base_model import BaseModel
-from core_training.dataset import is_held_out, load_dataset
+from core_training.data.dataset import is_held_out, load_dataset
+from core_training.data.formats import read_values
+from core_training.data.records import Record, read_records
+from core_training.data.rows import Collator, pack
 from core_training.engine import Engine, open_engine
 from core_training.errors import RunError
-from core_training.formats import read_values
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
-from core_training.records import Record, read_records
-from core_training.rows import Collator, pack
 from core_training.stages.base import load_stage
 from core_training.stages.language import labelled_logits
 from core_training.state import TrainableState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from core_training.even_batches import EvenBatches
+from core_training.groups.even_batches import EvenBatches
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core_training.data.formats import known_columns, read_values
+from core_training.data.records import Record, read_records
 from core_training.errors import InputError
-from core_training.formats import known_columns, read_values
-from core_training.records import Record, read_records
 
 LLAMA_FACTORY = Path(__file__).parents[3] / "shared" / "data" / "llamafactory"
 

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from core_training import slurm
 from core_training.errors import InputError
-from core_training.launch import must_launch, speaks
+from core_training.groups import slurm
+from core_training.groups.launch import must_launch, speaks
 from core_training.recipe import DeepSpeed
 
 VARIABLES = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"]
@@ -102,7 +102,7 @@ def test_a_process_that_torchrun_started_beside_others_does_not_train_alone(envi
 
 
 def test_processes_of_one_machine_meet_where_no_other_machine_reaches_them():
-    from core_training.rendezvous import LoopbackRendezvous
+    from core_training.groups.rendezvous import LoopbackRendezvous
 
     meeting = LoopbackRendezvous("run").next_rendezvous()
     port = meeting.bootstrap_store_info.master_port

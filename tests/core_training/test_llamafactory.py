@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from core_training.data.formats import read_values
+from core_training.data.records import content_digest, data_files, read_records
 from core_training.errors import InputError
-from core_training.formats import read_values
 from core_training.llamafactory import is_flat_yaml, to_recipe
 from core_training.recipe import Recipe
 from core_training.recipe_file import load_recipe, parse_recipe
-from core_training.records import content_digest, data_files, read_records
 
 LLAMA_FACTORY = Path(__file__).parents[3] / "shared" / "data" / "llamafactory"
 

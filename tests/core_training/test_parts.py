@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_training import trainer
+from core_training.data.rows import parts
 from core_training.engine import Engine, open_engine
 from core_training.recipe import Recipe
-from core_training.rows import parts
 from core_training.stages.base import BatchLoss
 from tests.core_training.preference_data import stage_recipe
 

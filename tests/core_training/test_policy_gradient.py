@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from core_training import central
+from core_training.data.rows import SEQUENCE_TENSORS
 from core_training.engine import Engine, open_engine
 from core_training.errors import InputError
+from core_training.models.results import load_reward_model
 from core_training.recipe import Recipe
-from core_training.results import load_reward_model
-from core_training.rows import SEQUENCE_TENSORS
 from core_training.run_folder import RunFolder
 from core_training.stages import ppo
 from core_training.stages.base import Batch

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core_training.base_model import BaseModel
-from core_training.dataset import load_dataset
+from core_training.data.dataset import load_dataset
 from core_training.engine import Engine, open_engine
 from core_training.errors import InputError
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
 from core_training.stages.base import load_stage
 from core_training.state import TrainableState

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core_training.data.records import data_files, read_records, source_name
 from core_training.errors import InputError
-from core_training.records import data_files, read_records, source_name
 
 ROWS = [{"question": "what?", "answer": 'Über\nzwei Zeilen, "quoted"'}, {"question": "ça va?", "answer": "行"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from core_training.base_model import BaseModel
+from core_training.data.rows import Collator
 from core_training.errors import InputError, RunError
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
-from core_training.rows import Collator
 from core_training.stages.base import Example, Tokens
 from core_training.stages.rewards import FunctionJudge, load_judge
 from core_training.stages.rollout import Sampler, prompt_lengths, texts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core_training.dataset import load_dataset
+from core_training.data.dataset import load_dataset
 from core_training.durable import commit_folder
 from core_training.errors import InputError, RunError
 from core_training.recipe import Recipe

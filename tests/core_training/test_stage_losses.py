@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from core_training.data.rows import Collator
 from core_training.engine import Engine, open_engine
 from core_training.recipe import Recipe
-from core_training.rows import Collator
 from core_training.stages.base import Example, Tokens
 from core_training.tuning import TUNING_MODES
 from tests.core_training.preference_data import stage_recipe

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core_training.data.token_store import TokenStore, TokenWriter, open_store
 from core_training.errors import InputError, RunError
 from core_training.stages.base import IGNORED, Example, Tokens
-from core_training.token_store import TokenStore, TokenWriter, open_store
 
 _TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(
     lambda ids: Tokens(np.array(ids, dtype=np.int64), np.array([IGNORED, *ids][: len(ids)], dtype=np.int64))
@@ -128,7 +128,7 @@ def test_of_those_that_race_one_writes(tmp_path: Path) -> None:
 _WRITER = """
 import sys, time
 from pathlib import Path
-from core_training.token_store import open_store
+from core_training.data.token_store import open_store
 
 def write(writer):
     print("writing", flush=True)

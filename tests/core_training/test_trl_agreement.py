@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from core_training.base_model import BaseModel
+from core_training.data.records import Record
+from core_training.data.rows import Collator
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
-from core_training.records import Record
-from core_training.rows import Collator
 from core_training.stages.base import Example, Stage, Tokens, load_stage
 from core_training.stages.kto import Kto
 from core_training.stages.orpo import orpo_losses

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from core_training.base_model import BaseModel
 from core_training.errors import InputError
+from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
 from core_training.tuning import freeze
 from tests.core_training.tuned import IDS, JUDGED, loss, outputs, step

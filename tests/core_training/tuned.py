@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core_training.base_model import BaseModel
-from core_training.export import layout_files, result_name, write_result
-from core_training.heads import innermost
-from core_training.parameters import read_parameters, write_parameters
+from core_training.models.base_model import BaseModel
+from core_training.models.export import layout_files, result_name, write_result
+from core_training.models.heads import innermost
+from core_training.models.parameters import read_parameters, write_parameters
 from core_training.recipe import Recipe
 from core_training.state import TrainableState
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from core_training.central import train
-from core_training.launch import opened_engine
+from core_training.groups.launch import opened_engine
 from core_training.recipe import Recipe
 from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder

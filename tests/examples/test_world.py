@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from core_training.records import read_records
+from core_training.data.records import read_records
 from examples.demo.world import HELD_OUT_PHRASINGS, QUESTIONS, World, invent, write
 
 

@@ -76,7 +76,7 @@ def finished_run(
     @cache
     def run(kind: str = "central", mode: str = "lora", dtype: str = "float32") -> Path:
         from core_training.central import train
-        from core_training.launch import opened_engine
+        from core_training.groups.launch import opened_engine
         from core_training.recipe_file import parse_recipe
         from core_training.run_folder import RunFolder
         from simulations import simulate

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from core_training.base_model import BaseModel
-from core_training.conversation import Answer, Conversation, Sampling
 from core_training.errors import InputError
-from core_training.results import find_result, load_result
+from core_training.models.base_model import BaseModel
+from core_training.models.conversation import Answer, Conversation, Sampling
+from core_training.models.results import find_result, load_result
 from tests import tiny
 from tests.fedloom.conftest import Command
 
@@ -28,7 +28,7 @@ QUESTION, ANSWER = "Case 7: fever of the heart?", "See the heart ward: fever."
 def learnt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a model that learnt one answer by heart."""
     from core_training.central import train
-    from core_training.launch import opened_engine
+    from core_training.groups.launch import opened_engine
     from core_training.recipe_file import parse_recipe
     from core_training.run_folder import RunFolder
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 from core_training.errors import InputError
+from core_training.models.results import find_result, load_result
 from core_training.recipe import Recipe
-from core_training.results import find_result, load_result
 from core_training.run_folder import RunFolder
 from simulations import simulate
 from tests import tiny
@@ -70,7 +70,7 @@ def test_an_adapter_is_what_peft_loads_and_merged_it_computes_the_same(
 def test_a_result_is_loaded_with_the_state_that_the_run_ended_with(
     finished_run: Finished, kind: str, mode: str
 ) -> None:
-    from core_training.parameters import read_parameters
+    from core_training.models.parameters import read_parameters
 
     run = finished_run(kind, mode)
     assert read_parameters(load_result(find_result(run)).trainable_parameters).digest == digest_of(run)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,21 +20,6 @@ from tests.fedloom.conftest import Command
 from tests.test_docs import ROOT, fenced
 
 RecipeFile = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Iterator[Path]:
-    """The tiny model, with all libraries loaded and kept out of the search for garbage.
-
-    At the end of each run accelerate has Python search; among all that the libraries hold, that takes longest of all.
-    """
-    import peft  # noqa: F401
-
-    import core_training.engine  # noqa: F401
-
-    gc.freeze()
-    yield tiny_model
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +50,12 @@ def reward_function(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def small(model: Path, data: Path, reward_function: str, tmp_path: Path) -> Callable[[str], list[str]]:
+def small(tiny_model: Path, data: Path, reward_function: str, tmp_path: Path) -> Callable[[str], list[str]]:
     """Overrides that make a recipe of a stage a matter of two steps of a tiny model."""
 
     def overrides(stage: str) -> list[str]:
         values = {
-            "model.name_or_path": model,
+            "model.name_or_path": tiny_model,
             "model.adapters": [],
             "data.train": data,
             "data.eval_fraction": 0.3,

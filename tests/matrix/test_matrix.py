@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from core_training.data.rows import Collator
 from core_training.engine import Engine, open_engine
 from core_training.recipe import Recipe
-from core_training.rows import Collator
 from core_training.run_folder import RunFolder
 from core_training.stages.base import IGNORED, Example, Tokens
 from core_training.stages.rollout import Sampler, prompt_lengths

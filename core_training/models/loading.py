@@ -11,10 +11,10 @@ from typing import Any
 
 import core_training.offline as offline
 from core_training.errors import InputError, ProtocolError
-from core_training.export import read_origin, read_result
-from core_training.finished_run import Result, find_result
-from core_training.heads import add_value_head, remove_value_head, with_score_head
-from core_training.parameters import manifest_of, trainable_parameters, write_parameters
+from core_training.models.export import read_origin, read_result
+from core_training.models.finished_run import Result, find_result
+from core_training.models.heads import add_value_head, remove_value_head, with_score_head
+from core_training.models.parameters import manifest_of, trainable_parameters, write_parameters
 from core_training.recipe import Recipe
 from core_training.stages import STAGES
 from core_training.tuning import TUNING_MODES

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core_training.dataset_info import names_data_set, read_entry
+from core_training.data.dataset_info import names_data_set, read_entry
 from core_training.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")

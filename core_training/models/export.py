@@ -19,7 +19,7 @@ from core_training.recipe import Recipe
 from core_training.state import Manifest, TrainableState
 
 if TYPE_CHECKING:
-    from core_training.base_model import BaseModel
+    from core_training.models.base_model import BaseModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
@@ -50,7 +50,7 @@ def result_name(recipe: Recipe, without_base: bool = False) -> str:
 
 def layout_files(base: BaseModel, recipe: Recipe, base_name: str, without_base: bool = False) -> dict[str, str]:
     """The small files that stand beside the weights; `base_name` is what they call the base model."""
-    from core_training.parameters import other_names
+    from core_training.models.parameters import other_names
 
     origin = Origin(base.base_digest, base.vocabulary_digest, other_names(base.model))
     files = {_ORIGIN: json.dumps(asdict(origin), indent=2)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core_training.errors import InputError
-from core_training.export import ADAPTER_CONFIG, result_name
+from core_training.models.export import ADAPTER_CONFIG, result_name
 from core_training.recipe import Recipe
 from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from core_training.data.records import Record
 from core_training.errors import InputError
-from core_training.records import Record
 
 Message = dict[str, str]
 """A turn of a conversation: `role` and `content`."""

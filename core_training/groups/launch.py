@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import core_training.offline  # noqa: F401
-from core_training import slurm
 from core_training.errors import InputError
+from core_training.groups import slurm
 from core_training.recipe import DeepSpeed, Recipe
 from core_training.trainable import Trainable
 
@@ -71,7 +71,7 @@ def run_as_group(processes: int, module: str, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    import core_training.rendezvous  # noqa: F401 - makes the backend known
+    import core_training.groups.rendezvous  # noqa: F401 - makes the backend known
 
     # That processes end is said by the one that speaks.
     logging.getLogger("torch.distributed.elastic.agent.server.api").disabled = True
@@ -106,7 +106,7 @@ def opened_engine(recipe: Recipe) -> Iterator[Trainable]:
     In a group, only rank 0 gets this far: the others carry out what it does until it closes, and exit.
     """
     if "LOCAL_RANK" in os.environ and recipe.deepspeed.processes > 1:
-        from core_training.group import lead_or_follow
+        from core_training.groups.group import lead_or_follow
 
         engine: Trainable = lead_or_follow(recipe)
     else:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core_training.base_model import BaseModel
 from core_training.durable import commit_folder
 from core_training.errors import InputError, ProtocolError
-from core_training.export import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_origin, read_result
-from core_training.finished_run import Result, find_result
-from core_training.model_loading import load_tokenizer, merged, unquantised
-from core_training.parameters import write_parameters
+from core_training.models.base_model import BaseModel
+from core_training.models.export import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_origin, read_result
+from core_training.models.finished_run import Result, find_result
+from core_training.models.loading import load_tokenizer, merged, unquantised
+from core_training.models.parameters import write_parameters
 from core_training.recipe import Recipe
 from core_training.state import TrainableState
 from core_training.tuning.lora import CARVED

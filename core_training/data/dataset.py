@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core_training.data.formats import known_columns, read_values
+from core_training.data.records import Record, content_digest, data_files, read_records
+from core_training.data.rows import pack
+from core_training.data.token_store import TokenStore, TokenWriter, open_store
 from core_training.errors import InputError
-from core_training.formats import known_columns, read_values
 from core_training.recipe import Recipe
-from core_training.records import Record, content_digest, data_files, read_records
-from core_training.rows import pack
 from core_training.stages import STAGES
 from core_training.stages.base import Example, Row, Stage
-from core_training.token_store import TokenStore, TokenWriter, open_store
 from core_training.trainable import DataReport
 
 

@@ -30,7 +30,7 @@ class DataSet:
     """The names that ShareGPT's parts have in the file; None for Alpaca's layout."""
 
     def fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A record's fields under the names that `core_training.formats` knows; columns of other layouts are hidden."""
+        """A record's fields under the names that `data.formats` knows; columns of other layouts are hidden."""
         fields = {ours: record[theirs] for ours, theirs in self.columns.items() if theirs in record}
         for name in ("conversations", "chosen", "rejected"):
             if self.tags is not None and name in fields:

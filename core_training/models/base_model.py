@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from core_training.errors import InputError
-from core_training.model_loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
-from core_training.parameters import (
+from core_training.models.loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
+from core_training.models.parameters import (
     all_parameters,
     manifest_of,
     read_parameters,

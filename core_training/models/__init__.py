@@ -1,0 +1,1 @@
+"""Models: loaded, given heads and earlier runs, read and written as states, exported and talked to."""

@@ -112,7 +112,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
                 yield [mine[number] for number in part] if mine else [], batch
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        units = sum(self.stage.weight(part) for parts in batch_samples for part in parts)
+        units = sum(self.stage.weight(part) for batch in batch_samples for part in batch)
         if not torch.is_tensor(units):
             return None
         return self.accelerator.reduce(units.to(device), reduction="sum")  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,6 +72,22 @@ def results_only_on_stdout() -> Iterator[None]:
         os.close(kept)
 
 
+def warn(warnings: Sequence[str]) -> None:
+    """What is allowed, and yet likely not what one wants: a line each."""
+    for warning in warnings:
+        stderr.print(f"warning: {warning}", soft_wrap=True)
+
+
+def show_left_out(truncated: int | None, dropped: int | None) -> None:
+    """How many records were cut or left out, where any were."""
+    if truncated or dropped:
+        stderr.print(
+            f"of the records, {truncated} were cut at training.max_length and {dropped} left out "
+            "(within it they have nothing to learn, or they are held out elsewhere)",
+            soft_wrap=True,
+        )
+
+
 def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: bool) -> None:
     """The end of a run: a table for people, or the summary as one JSON object."""
     if as_json:
@@ -93,12 +109,7 @@ def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: 
     table.add_section()
     table.add_row("all", "", "", _shown(summary["eval_loss_initial"]), _shown(summary["eval_loss"]))
     stderr.print(table)
-    if summary["truncated"] or summary["dropped"]:
-        stderr.print(
-            f"of the records, {summary['truncated']} were cut at training.max_length and {summary['dropped']} left out "
-            "(within it they have nothing to learn, or they are held out elsewhere)",
-            soft_wrap=True,
-        )
+    show_left_out(summary.get("truncated"), summary.get("dropped"))
     stderr.print(f"{summary['status']} in {summary['seconds'].get('total') or 0:.0f} s: {folder}", soft_wrap=True)
 
 

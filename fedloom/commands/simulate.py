@@ -26,7 +26,8 @@ def simulate(
     from core_training.errors import InputError
     from core_training.recipe_file import load_recipe
     from core_training.run_folder import RunFolder
-    from fedloom.console import results_only_on_stdout, show_summary, ticking
+    from fedloom.console import results_only_on_stdout, show_summary, ticking, warn
+    from fedloom.recipe_account import warnings_of
 
     loaded = load_recipe(recipe, overrides)
     if loaded.topology.kind == "central":
@@ -41,6 +42,8 @@ def simulate(
         return
     from simulations import simulate as run_simulation
 
+    if not quiet:
+        warn(warnings_of(loaded))
     rounds = loaded.topology.rounds or 0
     with results_only_on_stdout(), folder.claimed(), ticking(loaded.topology.kind, "round", quiet or json) as ticker:
 

@@ -27,7 +27,8 @@ def train(
     from core_training.groups.launch import must_launch, opened_engine, run_as_group, speaks
     from core_training.recipe_file import load_recipe
     from core_training.run_folder import RunFolder
-    from fedloom.console import results_only_on_stdout, show_summary, ticking
+    from fedloom.console import results_only_on_stdout, show_left_out, show_summary, ticking, warn
+    from fedloom.recipe_account import warnings_of
 
     loaded = load_recipe(recipe, ["topology.kind=central", *(overrides or [])])
     folder = RunFolder(out or Path(loaded.output))
@@ -40,8 +41,13 @@ def train(
         raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
     from core_training.central import train as train_centrally
 
+    if speaks() and not quiet:
+        warn(warnings_of(loaded))
+
     with results_only_on_stdout(), opened_engine(loaded) as engine, folder.claimed():
         folder.prepare(loaded, resume)
+        if not quiet:
+            show_left_out(engine.data_report.truncated, engine.data_report.dropped)
         with ticking(loaded.stage, "step", quiet or json) as ticker:
             summary = train_centrally(loaded, engine, folder, resume, ticker.advance)
     show_summary(asdict(summary), str(folder.path), json, quiet)

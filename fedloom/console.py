@@ -109,7 +109,8 @@ def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: 
     table.add_section()
     table.add_row("all", "", "", _shown(summary["eval_loss_initial"]), _shown(summary["eval_loss"]))
     stderr.print(table)
-    show_left_out(summary.get("truncated"), summary.get("dropped"))
+    if summary["topology"] != "central":  # there it was said before training
+        show_left_out(summary.get("truncated"), summary.get("dropped"))
     stderr.print(f"{summary['status']} in {summary['seconds'].get('total') or 0:.0f} s: {folder}", soft_wrap=True)
 
 

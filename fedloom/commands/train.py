@@ -27,7 +27,8 @@ def train(
     from core_training.groups.launch import must_launch, opened_engine, run_as_group, speaks
     from core_training.recipe_file import load_recipe
     from core_training.run_folder import RunFolder
-    from fedloom.console import results_only_on_stdout, show_left_out, show_summary, ticking, warn
+    from core_training.stages import STAGES
+    from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
 
     loaded = load_recipe(recipe, ["topology.kind=central", *(overrides or [])])
@@ -48,6 +49,8 @@ def train(
         folder.prepare(loaded, resume)
         if not quiet:
             show_left_out(engine.data_report.truncated, engine.data_report.dropped)
+            if STAGES[loaded.stage].refers and not STAGES[loaded.stage].samples:
+                stderr.print("asking the reference policy about every record, once for the whole run")
         with ticking(loaded.stage, "step", quiet or json) as ticker:
             summary = train_centrally(loaded, engine, folder, resume, ticker.advance)
     show_summary(asdict(summary), str(folder.path), json, quiet)

@@ -87,7 +87,7 @@ class Worker:
             ) from error
 
     def _open(self, resolved: Recipe) -> Trainable:
-        if self._config.deepspeed.processes == 1:
+        if not self._config.deepspeed.used:
             from core_training.engine import open_engine
 
             return open_engine(resolved)
@@ -108,7 +108,7 @@ def main() -> None:
     config = load_site_config(folder)
     if must_launch(config.deepspeed):
         sys.exit(run_as_group(config.deepspeed.processes, "client.worker", [str(folder)]))
-    if config.deepspeed.processes > 1:
+    if config.deepspeed.used:
         from core_training.groups.group import join_or_follow
 
         join_or_follow()

@@ -55,15 +55,15 @@ class Correction(Protocol):
 def correction_of(recipe: Recipe) -> Correction | None:
     """A new correction as the recipe asks for it. Central training has nothing to be corrected.
 
-    Raises InputError for a DeepSpeed group, which may be a site's own choice (`site.yaml`) and not the recipe's.
+    Raises InputError for DeepSpeed, which may be a site's own choice (`site.yaml`) and not the recipe's.
     """
     settings = recipe.aggregation
     if recipe.topology.kind == "central" or not settings.corrects:
         return None
-    if recipe.deepspeed.processes > 1:
+    if recipe.deepspeed.used:
         raise InputError(
-            "deepspeed.processes: aggregation.proximal_mu and aggregation.scaffold change gradients that DeepSpeed "
-            "keeps to itself; train in 1 process, or without them"
+            "deepspeed: aggregation.proximal_mu and aggregation.scaffold change gradients that DeepSpeed keeps to "
+            "itself; train without it, or without them"
         )
     return Scaffold() if settings.scaffold else FedProx(settings.proximal_mu)
 

@@ -326,7 +326,7 @@ def training_arguments(recipe: Recipe) -> dict[str, Any]:
         "max_grad_norm": training.max_grad_norm,
         "gradient_checkpointing": training.gradient_checkpointing,
         # A bfloat16 model needs no autocast, except that DeepSpeed insists on being told by both.
-        "bf16": recipe.model.dtype == "bfloat16" and recipe.deepspeed.processes > 1,
+        "bf16": recipe.model.dtype == "bfloat16" and recipe.deepspeed.used,
         "use_cpu": not torch.cuda.is_available(),
         "save_strategy": "no",
         "eval_strategy": "no",

@@ -120,7 +120,6 @@ def _recipe(read: _Reader) -> dict[str, Any]:
     }
     if (config := read.text("deepspeed", None)) is not None:
         recipe["deepspeed"] = {"config": config}
-        read.say("deepspeed: DeepSpeed runs where deepspeed.processes is more than 1")
     return recipe | _objective(read, stage)
 
 

@@ -248,11 +248,12 @@ class Training(Section):
 
 
 class DeepSpeed(Section):
-    """A DeepSpeed group: ZeRO data parallelism over several processes, on one machine or several."""
+    """A DeepSpeed group: ZeRO data parallelism over its processes, on one machine or several.
 
-    processes: PositiveInt = Field(
-        1, description="Processes of the group, on all its machines; 1 trains without DeepSpeed."
-    )
+    One process trains without DeepSpeed, unless another key says otherwise.
+    """
+
+    processes: PositiveInt = Field(1, description="Processes of the group, on all its machines.")
     stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage; in bfloat16, 0 runs as 1.")
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="What moves to CPU memory: nothing, the optimizer, or (ZeRO 3) the parameters too."
@@ -265,8 +266,11 @@ class DeepSpeed(Section):
             raise ValueError("deepspeed.offload: 'all' needs deepspeed.stage 3; ZeRO 1 and 2 offload the 'optimizer'")
         if self.offload == "optimizer" and self.stage == 0:
             raise ValueError("deepspeed.offload: ZeRO 0 moves nothing; 'optimizer' needs deepspeed.stage 1, 2 or 3")
-        if self.processes == 1 and self != DeepSpeed():
-            raise ValueError("deepspeed.processes: 1 trains without DeepSpeed, so stage, offload and config need more")
+
+    @property
+    def used(self) -> bool:
+        """Whether DeepSpeed is: for several processes, or for what its stages and offloading do for one."""
+        return self != DeepSpeed()
 
 
 class Topology(Section):
@@ -397,8 +401,8 @@ class Recipe(Section):
 
     def _check_correction(self) -> None:
         key = "aggregation.scaffold" if self.aggregation.scaffold else "aggregation.proximal_mu"
-        if self.deepspeed.processes > 1:
-            raise ValueError(f"{key}: it changes gradients that DeepSpeed keeps to itself; use deepspeed.processes 1")
+        if self.deepspeed.used:
+            raise ValueError(f"{key}: it changes gradients that DeepSpeed keeps to itself; leave out deepspeed")
         if not self.aggregation.scaffold:
             return
         if self.aggregation.proximal_mu > 0:

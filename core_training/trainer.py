@@ -51,8 +51,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         """The loss of every batch since the slice began."""
 
     def _parts(self, rows: Sequence[Row]) -> list[list[int]]:
-        """The rows of a batch that are computed together, as indices. Processes of a group must take equal turns."""
-        if self.args.device.type != "cpu" or self.accelerator.num_processes > 1 or not self.stage.adds_up:
+        """The rows of a batch that are computed together, as indices. DeepSpeed counts the backwards of a step."""
+        if self.args.device.type != "cpu" or self.is_deepspeed_enabled or not self.stage.adds_up:
             return [list(range(len(rows)))]
         return parts(list(map(padded_size, rows)), _TOKENS_AT_ONCE)
 

@@ -146,7 +146,7 @@ def _compiler() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     for package, extra, purpose in (
-        ("deepspeed", "deepspeed", "deepspeed.processes above 1"),
+        ("deepspeed", "deepspeed", "a recipe's deepspeed section"),
         ("ray", "simulation", "simulation.engine: ray"),
     ):
         if (version := _version(package)) is not None:

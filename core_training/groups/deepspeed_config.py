@@ -13,7 +13,7 @@ from core_training.recipe import Recipe
 def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
     """None for one process without DeepSpeed. Raises InputError when `deepspeed.config` cannot be read."""
     settings = recipe.deepspeed
-    if settings.processes == 1:
+    if not settings.used:
         return None
     if settings.config is not None:
         try:

@@ -30,7 +30,7 @@ def must_launch(settings: DeepSpeed) -> bool:
     if "LOCAL_RANK" not in os.environ:
         _take_place_from_slurm(settings.processes)
     if "LOCAL_RANK" not in os.environ:
-        return settings.processes > 1
+        return settings.used
     _check_size(settings.processes, "WORLD_SIZE")
     return False
 
@@ -105,7 +105,7 @@ def opened_engine(recipe: Recipe) -> Iterator[Trainable]:
 
     In a group, only rank 0 gets this far: the others carry out what it does until it closes, and exit.
     """
-    if "LOCAL_RANK" in os.environ and recipe.deepspeed.processes > 1:
+    if "LOCAL_RANK" in os.environ and recipe.deepspeed.used:
         from core_training.groups.group import lead_or_follow
 
         engine: Trainable = lead_or_follow(recipe)

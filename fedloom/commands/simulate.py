@@ -34,8 +34,8 @@ def simulate(
         raise InputError("topology.kind: a simulation is 'federated' or 'gossip'; `fedloom train` runs 'central'")
     if loaded.topology.kind == "gossip" and loaded.simulation.engine == "ray":
         raise InputError("simulation.engine: 'ray' runs federated simulations; gossip needs 'inprocess'")
-    if loaded.deepspeed.processes > 1:
-        raise InputError("deepspeed.processes: the sites of a simulation train in turn in one process; set it to 1")
+    if loaded.deepspeed.used:
+        raise InputError("deepspeed: the sites of a simulation train in turn in one process without it; leave it out")
     folder = RunFolder(out or Path(loaded.output))
     if resume and (done := folder.completed(loaded)) is not None:
         show_summary(done, str(folder.path), json, quiet)

@@ -197,11 +197,16 @@ def started(command: list[str], environment: dict[str, str] | None = None) -> su
 
 
 @pytest.mark.parametrize(
-    ("start", "zero", "mode"),
-    [(by_itself, 2, "full"), (by_torchrun_on_two_machines, 3, "lora"), (by_srun, 1, "lora")],
+    ("start", "deepspeed", "mode"),
+    [
+        (by_itself, {"processes": 2, "stage": 2}, "full"),
+        (by_itself, {"processes": 1, "stage": 3, "offload": "all"}, "full"),
+        (by_torchrun_on_two_machines, {"processes": 2, "stage": 3}, "lora"),
+        (by_srun, {"processes": 2, "stage": 1}, "lora"),
+    ],
 )
 def test_a_group_trains_the_same_whoever_starts_it_and_exports_whole(
-    make_recipe: MakeRecipe, tmp_path: Path, start: Callable[..., Any], zero: int, mode: str
+    make_recipe: MakeRecipe, tmp_path: Path, start: Callable[..., Any], deepspeed: dict[str, Any], mode: str
 ) -> None:
     settings = {"tuning": {"mode": mode}, "training": {"max_steps": 5, "learning_rate": 1e-3}}
     engine = open_engine(make_recipe(**settings))
@@ -209,8 +214,11 @@ def test_a_group_trains_the_same_whoever_starts_it_and_exports_whole(
     expected = total(engine.evaluate()).loss
 
     recipe = make_recipe(
-        **{**settings, "training": {**settings["training"], "per_device_train_batch_size": 2}},
-        deepspeed={"processes": 2, "stage": zero},
+        **{
+            **settings,
+            "training": {**settings["training"], "per_device_train_batch_size": 4 // deepspeed["processes"]},
+        },
+        deepspeed=deepspeed,
         output=str(tmp_path / "run"),
     )
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())

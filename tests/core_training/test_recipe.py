@@ -93,7 +93,6 @@ def test_zero_local_steps_is_refused() -> None:
         ("topology: {kind: gossip, local_steps: 2}", "topology.rounds: a gossip run needs it"),
         ("deepspeed: {processes: 2, offload: all, stage: 2}", "deepspeed.offload: 'all' needs deepspeed.stage 3"),
         ("deepspeed: {processes: 2, offload: optimizer}", "deepspeed.offload: ZeRO 0 moves nothing"),
-        ("deepspeed: {stage: 3}", "deepspeed.processes: 1 trains without DeepSpeed"),
         ("simulation: {sites: [a.txt], partition: iid, count: 2}", "simulation: give either 'sites' or 'partition'"),
         ("simulation: {sites: []}", "simulation.sites: name at least one"),
         ("simulation: {partition: iid}", "simulation.count: partition 'iid' needs the number of sites"),

@@ -35,8 +35,8 @@ from core_training.models.base_model import BaseModel
 from core_training.recipe import Lora
 from core_training.recipe_file import parse_recipe
 
-RECORDS_PER_SITE = 8
-TURNS = 4
+RECORDS_PER_SITE = 4
+TURNS = 3
 WARM_UP_TURNS = 1
 MAX_LENGTH = 512
 STAGES = ("sft", "dpo")

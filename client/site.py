@@ -15,7 +15,7 @@ from pathlib import Path
 from core_training import __version__
 from core_training.central import prune_checkpoints, total
 from core_training.engine import read_checkpoint
-from core_training.errors import FedloomError, InputError, ProtocolError
+from core_training.errors import DivergedError, FedloomError, InputError, ProtocolError
 from core_training.models.export import result_name
 from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
@@ -37,10 +37,20 @@ from strategies.exchange import (
 class SiteService:
     """Answers orders, one at a time, for the latest run it was asked to join."""
 
-    def __init__(self, name: str, open_trainable: Callable[[Recipe], Trainable], folder: Path) -> None:
-        """`open_trainable` builds the engine a recipe asks for, or raises InputError; `folder` keeps the runs."""
+    def __init__(
+        self,
+        name: str,
+        open_trainable: Callable[[Recipe], Trainable],
+        folder: Path,
+        tell: Callable[[FedloomError], str] = str,
+    ) -> None:
+        """`open_trainable` builds the engine a recipe asks for, or raises InputError; `folder` keeps the runs.
+
+        `tell` is what others are told of an error met while training, which may speak of the site's files and records.
+        """
         self.name = name
         self._open_trainable = open_trainable
+        self._tell = tell
         self._folder = folder
         self._run: _SiteRun | None = None
 
@@ -58,6 +68,8 @@ class SiteService:
                 return self._run_of(evaluate.run_id).evaluate(evaluate).envelope()
             raise ProtocolError(f"unknown order '{order.kind}'")
         except FedloomError as error:
+            if order.kind != JoinOrder.kind and not isinstance(error, ProtocolError | DivergedError):
+                error = type(error)(self._tell(error))
             return self._refusal(error)
 
     def close(self) -> None:

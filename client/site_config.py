@@ -105,7 +105,8 @@ def load_site_config(folder: Path) -> SiteConfig:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; make the site's folder with `fedloom client init`") from None
+        made_by = "`fedloom client init` or `fedloom p2p init`"
+        raise InputError(f"{path}: no such file; make the folder with {made_by}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     config = parse_site_config(document, str(path))

@@ -73,18 +73,22 @@ class Worker:
 
         self._config = config
         self._group_is_used = False
-        self.service = SiteService(config.name, self._open_trainable, folder / "runs")
+        self.service = SiteService(config.name, self._open_trainable, folder / "runs", self._keep_to_itself)
 
     def _open_trainable(self, recipe: Recipe) -> Trainable:
         resolved = self._config.resolve(recipe)
         try:
             return self._open(resolved)
         except FedloomError as error:
-            # What is wrong with this site's files is told here, not to whoever gave the order.
-            _log.error("run refused: %s", error)
-            raise InputError(
-                f"site '{self._config.name}' could not prepare its model or data; its own logs/worker.log says why"
-            ) from error
+            raise InputError(self._keep_to_itself(error)) from error
+
+    def _keep_to_itself(self, error: FedloomError) -> str:
+        """What is wrong with this site's files and records is told here, not to whoever gave the order."""
+        _log.error("order refused: %s", error)
+        return (
+            f"site '{self._config.name}' could not work with its model, data or reward function; "
+            "its own logs/worker.log says why"
+        )
 
     def _open(self, resolved: Recipe) -> Trainable:
         if not self._config.deepspeed.used:

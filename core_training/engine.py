@@ -21,7 +21,7 @@ import torch
 from core_training.correction import Correction, Start, correction_of
 from core_training.data.dataset import Dataset, load_dataset
 from core_training.durable import commit_folder, scratch_of
-from core_training.errors import ProtocolError, RunError
+from core_training.errors import DivergedError, ProtocolError, RunError
 from core_training.groups.deepspeed_config import deepspeed_config
 from core_training.models.base_model import BaseModel
 from core_training.models.export import layout_files, write_result
@@ -66,7 +66,7 @@ class Engine:
 
     @property
     def initial_digest(self) -> str:
-        return self._base.initial_digest
+        return self._stage.initial_digest
 
     @property
     def step(self) -> int:
@@ -101,7 +101,9 @@ class Engine:
         report = self._report(trainer.step_losses, before, seconds)
         trainer.step_losses.clear()
         if not math.isfinite(report.loss_mean):
-            raise RunError(f"the training loss is no longer finite at step {self.step}; lower training.learning_rate")
+            raise DivergedError(
+                f"the training loss is no longer finite at step {self.step}; lower training.learning_rate"
+            )
         return report
 
     def stop(self) -> None:
@@ -325,7 +327,7 @@ def training_arguments(recipe: Recipe) -> dict[str, Any]:
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "gradient_checkpointing": training.gradient_checkpointing,
-        # A bfloat16 model needs no autocast, except that DeepSpeed insists on being told by both.
+        # A bfloat16 model sees to its own autocast (`models.precision`); DeepSpeed insists on being told by both.
         "bf16": recipe.model.dtype == "bfloat16" and recipe.deepspeed.used,
         "use_cpu": not torch.cuda.is_available(),
         "save_strategy": "no",

@@ -21,6 +21,10 @@ class RunError(FedloomError):
     """A run that had started could not go on. What it committed before is intact."""
 
 
+class DivergedError(RunError):
+    """The loss is no longer a number. It says nothing of the records, so others than the site may be told."""
+
+
 class ProtocolError(FedloomError):
     """A message from another party is not what the protocol allows; it is refused and the run goes on without it.
 

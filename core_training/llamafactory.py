@@ -111,7 +111,7 @@ def _recipe(read: _Reader) -> dict[str, Any]:
         stage = read.one_of("pref_loss", _PREFERENCE_LOSSES, "sigmoid")
     mode = _tuning_mode(read)
     recipe: dict[str, Any] = {
-        "model": _model(read, stage, mode),
+        "model": _model(read, stage),
         "stage": stage,
         "tuning": _tuning(read, mode),
         "data": _data(read),
@@ -136,15 +136,13 @@ def _tuning_mode(read: _Reader) -> str:
     return "qlora"
 
 
-def _model(read: _Reader, stage: str, mode: str) -> dict[str, Any]:
+def _model(read: _Reader, stage: str) -> dict[str, Any]:
     if (folder := read.text("model_name_or_path", None)) is None:
         raise InputError(f"{read.source}: model_name_or_path: name the base model's folder")
     model: dict[str, Any] = {"name_or_path": folder}
     bf16, pure = read.switch("bf16", False), read.switch("pure_bf16", False)
-    if pure or (bf16 and mode in ("lora", "qlora")):
+    if bf16 or pure:
         model["dtype"] = "bfloat16"
-    elif bf16:
-        read.say(f"bf16: {mode} tuning keeps its weights in float32 (model.dtype=bfloat16 holds all in bfloat16)")
     if adapters := read.names("adapter_name_or_path"):
         model["adapters"] = adapters
         read.say("adapter_name_or_path: merged into the base, and a new adapter is trained")
@@ -230,11 +228,12 @@ def _training(read: _Reader, stage: str) -> dict[str, Any]:
         read.refuse("warmup_ratio", "warmup_steps, or a max_steps that it is a share of")
     optimizer = read.text("optim", "adamw_torch")
     training["optim"] = "adamw_torch" if optimizer == "adamw_torch_fused" else optimizer
-    packing = read.switch("packing", stage == "pretrain") or read.switch("neat_packing", False)
-    if packing:
-        training["packing"] = True
-        if not read.given("neat_packing"):
-            read.say("packing: examples that share a row do not see each other")
+    neat = read.switch("neat_packing", False)
+    packing = read.switch("packing", stage == "pretrain") or neat
+    if packing or stage in ("pretrain", "sft"):
+        training["packing"] = packing
+    if packing and not neat:
+        read.say("packing: examples that share a row do not see each other")
     if read.given("gradient_checkpointing"):
         training["gradient_checkpointing"] = read.switch("gradient_checkpointing", False)
     elif read.given("disable_gradient_checkpointing"):

@@ -18,6 +18,13 @@ from core_training.tuning import TUNING_MODES
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+ClipRange = Annotated[float, Field(gt=0, le=1e6)]
+"""At a million nothing is clipped any more; far above, the limits do not fit in a tensor."""
+Passes = Annotated[int, Field(ge=1, le=1000)]
+"""What each pass did is remembered for the report of the step."""
+Generations = Annotated[int, Field(ge=2, le=1024)]
+"""All answers to a prompt are sampled, and in memory, at once."""
 
 
 class Section(BaseModel):
@@ -30,7 +37,10 @@ class Model(Section):
     """The base model."""
 
     name_or_path: str = Field(description="Folder of the base model (weights, tokenizer, chat template).")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type the base weights are held in.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type the frozen weights are held in and the model computes in; trained weights are float32.",
+    )
     chat_template: str | None = Field(None, description="Jinja file to use instead of the model's own chat template.")
     adapters: list[str] = Field(
         default_factory=list,
@@ -45,7 +55,7 @@ class Lora(Section):
     r: PositiveInt = Field(8, description="Rank of the update.")
     lora_alpha: PositiveInt = Field(16, description="Scale: the update is multiplied by lora_alpha / r.")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout before the down-projection.")
-    target_modules: Literal["all-linear"] | list[str] = Field(
+    target_modules: Literal["all-linear"] | list[Name] = Field(
         "all-linear", description="Modules that get adapters: `all-linear` (all but the output layer) or names."
     )
     use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead (Kalajdzievski 2023).")
@@ -53,7 +63,7 @@ class Lora(Section):
     init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = Field(
         "default", description="How the factors start: `pissa` and `olora` take them from the base's own weights."
     )
-    modules_to_save: list[str] = Field(
+    modules_to_save: list[Name] = Field(
         default_factory=list, description="Modules trained whole beside the adapters, such as `embed_tokens`."
     )
 
@@ -74,10 +84,10 @@ class Freeze(Section):
     trainable_layers: Annotated[int, Field(strict=True)] = Field(
         2, description="The last n layers, or the first n where it is negative."
     )
-    trainable_modules: Literal["all"] | list[str] = Field(
+    trainable_modules: Literal["all"] | list[Name] = Field(
         "all", description="Modules inside those layers, such as `mlp` or `self_attn`."
     )
-    extra_modules: list[str] = Field(
+    extra_modules: list[Name] = Field(
         default_factory=list, description="Modules outside the layers, such as `embed_tokens` or `lm_head`."
     )
 
@@ -136,7 +146,8 @@ class Rollout(Section):
         "a list of numbers.",
     )
     max_new_tokens: PositiveInt = Field(64, description="Longest answer, in tokens.")
-    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="Sampling temperature.")
+    # Below 0.01, where the likeliest token is all but certain, logits leave the range of their type.
+    temperature: Annotated[float, Field(ge=0.01)] = Field(1.0, description="Sampling temperature.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 samples from all tokens.")
     stop: list[str] = Field(
         default_factory=list, description="Tokens that end an answer, besides the model's end-of-sequence token."
@@ -149,10 +160,10 @@ class Rollout(Section):
 class Ppo(Section):
     """Stage `ppo`: proximal policy optimisation (Schulman 2017; Ziegler 2019). One step is one rollout."""
 
-    num_ppo_epochs: PositiveInt = Field(4, description="Passes over each rollout.")
+    num_ppo_epochs: Passes = Field(4, description="Passes over each rollout.")
     num_mini_batches: PositiveInt = Field(1, description="Optimizer steps in each pass.")
-    cliprange: Annotated[float, Field(gt=0)] = Field(0.2, description="Clipping of the probability ratio.")
-    cliprange_value: Annotated[float, Field(gt=0)] = Field(0.2, description="Clipping of the value's change.")
+    cliprange: ClipRange = Field(0.2, description="Clipping of the probability ratio.")
+    cliprange_value: ClipRange = Field(0.2, description="Clipping of the value's change.")
     vf_coef: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of the value loss.")
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Discount.")
     lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="λ of generalised advantage estimation.")
@@ -171,18 +182,18 @@ class Ppo(Section):
 class Rloo(Section):
     """Stage `rloo`: REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024)."""
 
-    num_generations: Annotated[int, Field(ge=2)] = Field(4, description="Answers to each prompt.")
-    num_iterations: PositiveInt = Field(1, description="Passes over each rollout.")
-    cliprange: Annotated[float, Field(gt=0)] = Field(0.2, description="Clipping of the answer's probability ratio.")
+    num_generations: Generations = Field(4, description="Answers to each prompt.")
+    num_iterations: Passes = Field(1, description="Passes over each rollout.")
+    cliprange: ClipRange = Field(0.2, description="Clipping of the answer's probability ratio.")
     kl_coef: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight of the KL penalty.")
 
 
 class Grpo(Section):
     """Stage `grpo`: group-relative policy optimisation (Shao et al. 2024)."""
 
-    num_generations: Annotated[int, Field(ge=2)] = Field(4, description="Answers to each prompt.")
-    num_iterations: PositiveInt = Field(1, description="Passes over each rollout.")
-    cliprange: Annotated[float, Field(gt=0)] = Field(0.2, description="Clipping of the token's probability ratio.")
+    num_generations: Generations = Field(4, description="Answers to each prompt.")
+    num_iterations: Passes = Field(1, description="Passes over each rollout.")
+    cliprange: ClipRange = Field(0.2, description="Clipping of the token's probability ratio.")
     kl_coef: Annotated[float, Field(ge=0)] = Field(0.04, description="Weight of the KL term in the loss.")
     scale_rewards: bool = Field(True, description="Divide by the group's standard deviation.")
 
@@ -238,7 +249,7 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay (AdamW).")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="Gradient clipping; 0 turns it off.")
     packing: bool | None = Field(
-        None, description="Put several examples in one row, without cross-talk. Unset: on where the stage can."
+        None, description="Put several examples in one row, without cross-talk. Unset: on where stage and model can."
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for activation memory.")
     save_steps: PositiveInt = Field(100, description="Steps between two checkpoints of a central run.")
@@ -434,7 +445,8 @@ class Recipe(Section):
     @property
     def engine_digest(self) -> str:
         """SHA-256 (hex) over what decides the training at a site: parties with one digest run the same recipe."""
-        # What lies elsewhere at each site is compared by content instead: see `initial_digest` of an engine.
+        # What lies elsewhere at each site is compared by content instead: see `initial_digest` of an engine. The data
+        # and a reward function are the site's own, and never compared.
         places: Any = dict.fromkeys(("model", "data", "deepspeed", "simulation", "output"), True)
         parts = self.model_dump(exclude={**places, "rollout": {"reward_model", "reward_function"}})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -42,7 +42,8 @@ class Summary:
     """`summary.json`. Losses are means per unit of the stage (tokens, pairs or examples); what does not apply is None.
 
     `truncated` records were cut at `training.max_length`; `dropped` ones had nothing to learn from, or are held out.
-    `initial_digest` is of the model that the run started from, which is its reference policy all along.
+    `initial_digest` is of the model that the run started from, which is its reference policy all along, and of the
+    reward model that judges, if one does.
     """
 
     topology: str

@@ -119,7 +119,7 @@ class Trainable(Protocol):
 
     @property
     def initial_digest(self) -> str:
-        """SHA-256 (hex) over the base model's weights and the initial state: what all sites must start from."""
+        """SHA-256 (hex) over what all sites must start from: base model, initial state, a reward model that judges."""
         ...
 
     @property

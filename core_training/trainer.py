@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from core_training.data.rows import Collator, padded_size, parts
 from core_training.groups.even_batches import EvenBatches
+from core_training.models.heads import innermost
 from core_training.stages.base import BatchLoss, Row
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         model = stage.base.model
         self.stage = stage
         self.collate = Collator(stage.base.tokenizer.pad_token_id)
-        if arguments["gradient_checkpointing"] and hasattr(model, "peft_config"):
-            model.enable_input_require_grads()  # else no gradient passes through the frozen first layers
+        # For checkpointed layers, transformers hooks into the embeddings in each run: one of the many is enough.
+        innermost(model).disable_input_require_grads()
         super().__init__(
             model=model,
             args=TrainingArguments(**arguments, remove_unused_columns=False),

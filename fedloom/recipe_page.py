@@ -53,11 +53,11 @@ def _type(annotation: Any) -> str:
         return " \\| ".join(str(value) for value in get_args(annotation))
     if origin in (Union, types.UnionType):
         return " \\| ".join(_type(part) for part in get_args(annotation))
-    if origin is not None and origin not in (list, dict):
+    if origin in (list, dict):
+        return f"{origin.__name__}[{', '.join(map(_type, get_args(annotation)))}]"
+    if origin is not None:
         return _type(get_args(annotation)[0])
-    if annotation is type(None):
-        return "null"
-    return str(annotation) if origin else annotation.__name__
+    return "null" if annotation is type(None) else str(annotation.__name__)
 
 
 def _default(field: Any) -> str:

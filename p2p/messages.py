@@ -80,7 +80,7 @@ _MUST_AGREE = {
     "version": "another version of fedloom",
     "recipe_digest": "another recipe (stage, tuning, training, topology, aggregation or privacy)",
     "manifest_digest": "other trainable tensors (another base model or tuning)",
-    "initial_digest": "another initial state (another base model or seed)",
+    "initial_digest": "another start (base model, tokenizer, chat template, earlier runs, reward model or seed)",
     "run_id": "another run (the recipe, the roster or the name of the run differs)",
 }
 

@@ -184,4 +184,7 @@ def _difference(offered: Terms, agreed: Terms | None) -> str:
         return "the site's trainable tensors differ from the run's: another base model or another recipe"
     if offered.recipe_digest != agreed.recipe_digest:
         return "the site reads the recipe differently than the others"
-    return "the site starts from other values than the others: its base model has other weights"
+    return (
+        "the site starts from something else than the others: its base model, tokenizer, chat template, earlier runs or "
+        "reward model differ"
+    )

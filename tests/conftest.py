@@ -29,19 +29,6 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _libraries_out_of_the_collectors_way() -> None:
-    """The end of every training run collects garbage among all that the heavy libraries hold, a second each time."""
-    import gc
-
-    import peft  # noqa: F401
-
-    import core_training.engine  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a two-layer model with random weights."""

@@ -1,7 +1,7 @@
 """From a recipe's data section to tokenised training rows and held-out examples.
 
 The held-out part is chosen by a hash of each record's content: the same record is held out at every site count, in
-every topology, and a copy of it elsewhere is held out too.
+every topology, and a copy of it elsewhere is held out too, in whatever layout.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from core_training.errors import InputError
 from core_training.recipe import Recipe
 from core_training.stages import STAGES
 from core_training.stages.base import Example, Row, Stage
+from core_training.stages.rollout import UNLIMITED, context_length
 from core_training.trainable import DataReport
 
 
@@ -44,10 +45,12 @@ class Dataset:
 def load_dataset(recipe: Recipe, stage: Stage, records: Sequence[Record] | None = None) -> Dataset:
     """Read and tokenise `data.train` (or `records` in its place) and `data.eval`.
 
-    A training record that stands in `data.eval` too is left out. Raises InputError when there is nothing to train on,
-    and for any record that does not fit the stage.
+    A training record that stands in `data.eval` too, in whatever layout, is left out. Where `training.packing` is
+    unset, examples share rows if stage and model can. Raises InputError when there is nothing to train on, for any
+    record that does not fit the stage or the model, and for packing that the model cannot do.
     """
     _check_columns(recipe)
+    packs = _packs(recipe, stage)
     examples: Sequence[Example]
     parts: npt.NDArray[np.int32]
     if recipe.data.cache is None:
@@ -68,12 +71,12 @@ def load_dataset(recipe: Recipe, stage: Stage, records: Sequence[Record] | None 
 
         store = open_store(Path(recipe.data.cache) / _digest(recipe, stage, records), write)
         examples, parts, outcome = store, store.parts, _Outcome(**store.notes)
-    return _arranged(recipe, stage, examples, parts, outcome)
+    return _arranged(recipe, stage, examples, parts, outcome, packs)
 
 
-def is_held_out(raw: Mapping[str, Any], fraction: float) -> bool:
-    """Whether a record of which these fields are read belongs to the evaluation part."""
-    return int.from_bytes(_content_digest(raw)[:8], "big") < fraction * 2**64
+def is_held_out(identity: Mapping[str, Any], fraction: float) -> bool:
+    """Whether a record that says this (see `Values.identity`) belongs to the evaluation part."""
+    return int.from_bytes(_content_digest(identity)[:8], "big") < fraction * 2**64
 
 
 def _content_digest(values: Mapping[str, Any]) -> bytes:
@@ -92,6 +95,18 @@ def _check_columns(recipe: Recipe) -> None:
             )
 
 
+def _packs(recipe: Recipe, stage: Stage) -> bool:
+    """Whether examples share rows. Raises InputError where they are to and the model would not keep them apart."""
+    packing, able = recipe.training.packing, stage.base.keeps_examples_apart
+    if packing and not able:
+        kind = stage.base.model.config.model_type
+        raise InputError(
+            f"training.packing: models of type {kind} do not keep examples that share a row apart; "
+            "set it to false, or leave it out"
+        )
+    return able if packing is None else packing
+
+
 @dataclass
 class _Outcome:
     """What became of the records. `parts` are the data's parts in order of their numbers: (held out, source)."""
@@ -108,10 +123,13 @@ def _tokenised(
 ) -> Iterator[tuple[Example, int]]:
     """All examples, cut to `max_length`, each with the number of its part.
 
-    Those with nothing to learn from are left out, and `outcome` counts them.
+    Those with nothing to learn from are left out, and `outcome` counts them. Raises InputError for one that the model
+    was not built to look at in one piece.
     """
     evaluating = _evaluation_files(recipe)
     fraction = 0.0 if evaluating else recipe.data.eval_fraction
+    # A stage that samples looks itself at what prompt and answer come to.
+    most = UNLIMITED if STAGES[recipe.stage].samples else context_length(stage.base.model)
     kept_for_evaluation: set[bytes] = set()
     numbers: dict[tuple[bool, str], int] = {}
     for held_out, record in chain(
@@ -122,35 +140,45 @@ def _tokenised(
         outcome.records += 1
         outcome.files[str(record.path)] = None
         if held_out:
-            kept_for_evaluation.add(_content_digest(values.raw))
-        elif kept_for_evaluation and _content_digest(values.raw) in kept_for_evaluation:
+            kept_for_evaluation.add(_content_digest(values.identity))
+        elif kept_for_evaluation and _content_digest(values.identity) in kept_for_evaluation:
             outcome.dropped += 1
             continue
         whole = stage.tokenise(record, values.canonical)
         useful = stage.cut(whole, recipe.training.max_length)
         outcome.truncated += stage.is_truncated(whole, recipe.training.max_length)
         outcome.dropped += not useful
-        part = (held_out or is_held_out(values.raw, fraction), record.source)
+        part = (held_out or is_held_out(values.identity, fraction), record.source)
         if part not in numbers:
             numbers[part] = len(outcome.parts)
             outcome.parts.append(part)
         for example in useful:
+            if (longest := max(map(len, example.sequences))) > most:
+                raise InputError(
+                    f"{record.place}: {longest} tokens, within training.max_length ({recipe.training.max_length}), "
+                    f"are more than the model was built for (max_position_embeddings {most}); lower it to {most}"
+                )
             yield example, numbers[part]
 
 
 def _arranged(
-    recipe: Recipe, stage: Stage, examples: Sequence[Example], parts: npt.NDArray[np.int32], outcome: _Outcome
+    recipe: Recipe,
+    stage: Stage,
+    examples: Sequence[Example],
+    parts: npt.NDArray[np.int32],
+    outcome: _Outcome,
+    packs: bool,
 ) -> Dataset:
-    """The examples as rows, by part."""
+    """The examples as rows, by part; where `packs` is true, those that train share rows."""
     held_out = np.array([part[0] for part in outcome.parts], dtype=bool)
     training = _Selected(examples, np.flatnonzero(~held_out[parts]))
     counts = dict(zip(*np.unique(parts, return_counts=True), strict=True))
     if not len(training):
         raise InputError(_nothing_to_train(recipe, outcome, len(examples)))
     stage.check(training)
-    packing = STAGES[recipe.stage].packs if recipe.training.packing is None else recipe.training.packing
+    room = min(recipe.training.max_length, context_length(stage.base.model))  # the padding counts on from the last one
     return Dataset(
-        rows=_Rows(training, pack(training.lengths, recipe.training.max_length)) if packing else _Rows(training),
+        rows=_Rows(training, pack(training.lengths, room)) if packs else _Rows(training),
         training_sources={
             source: int(counts[i]) for i, (out, source) in enumerate(outcome.parts) if not out and i in counts
         },
@@ -222,8 +250,8 @@ def _evaluation_files(recipe: Recipe) -> list[Path]:
     return [] if recipe.data.eval is None else data_files(recipe.data.eval)
 
 
-_STORE_VERSION = 1
-"""To be raised with any change of what tokens a record becomes."""
+_STORE_VERSION = 2
+"""To be raised with any change of what tokens a record becomes, or of what is held out."""
 
 
 def _digest(recipe: Recipe, stage: Stage, records: Sequence[Record] | None) -> str:

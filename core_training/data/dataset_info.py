@@ -10,7 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from core_training.errors import InputError
 
@@ -41,13 +43,17 @@ class DataSet:
     def _turns(self, value: Any) -> Any:
         """Messages with the roles and keys that chat templates know; what is no message stays as it is."""
         tags = self.tags or {}
-        if isinstance(value, list):
-            return [self._turns(one) for one in value]
-        if not isinstance(value, dict) or tags["role_tag"] not in value or tags["content_tag"] not in value:
-            return value
-        role = value[tags["role_tag"]]
         roles = {tags[tag]: name for tag, name in _ROLES.items()}
-        return {"role": roles.get(role, role), "content": value[tags["content_tag"]]}
+
+        def turn(value: Any) -> Any:
+            if not isinstance(value, dict) or tags["content_tag"] not in value:
+                return value
+            role = value.get(tags["role_tag"])
+            if not isinstance(role, str):
+                return value
+            return {"role": roles.get(role, role), "content": value[tags["content_tag"]]}
+
+        return [turn(one) for one in value] if isinstance(value, list) else turn(value)
 
 
 _ALPACA = {
@@ -90,9 +96,22 @@ _SILENT = {
 }
 """The columns of an entry that does not name them."""
 _OTHER_COLUMNS = ("text", "prompt", "completion", "messages", "conversations", "label")
-_ENTRY_KEYS = ("file_name", "formatting", "columns", "tags", "ranking")
 _REMOTE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-_NAME = re.compile(r"(?P<name>.+?)(\[:(?P<most>\d+)\])?$")
+_NAME = re.compile(r"(?P<name>.+?)(\[:(?P<most>\d{1,18})\])?$")
+
+
+class _Entry(BaseModel):
+    """An entry as it stands in the file."""
+
+    file_name: str = Field(min_length=1)
+    formatting: Literal["alpaca", "sharegpt"] = "alpaca"
+    columns: dict[str, str] | None = None
+    tags: dict[str, str] | None = None
+    ranking: bool = False
+    """Whether the records are preference pairs, which their columns say too."""
+
+
+_ENTRY_KEYS = tuple(_Entry.model_fields)
 
 
 def names_data_set(path: Path) -> bool:
@@ -110,7 +129,7 @@ def read_entry(path: Path) -> DataSet:
         entries = json.loads(info.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"data: {info} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"data: {info}: not valid JSON: {error}") from None
     match = _NAME.match(path.name.removeprefix(f"{INFO_FILE}:"))
     name, most = (match["name"], match["most"]) if match else ("", None)
@@ -126,21 +145,30 @@ def read_entry(path: Path) -> DataSet:
         raise InputError(
             f"{where}: no counterpart here for {', '.join(unknown)}; an entry has {', '.join(_ENTRY_KEYS)}"
         )
-    layout = entry.get("formatting", "alpaca")
-    names = {"alpaca": _ALPACA, "sharegpt": _SHAREGPT}.get(layout)
-    if names is None:
-        raise InputError(f"{where}: formatting: '{layout}' is not known; it can be alpaca or sharegpt")
-    columns = entry.get("columns") or {}
-    if foreign := [key for key in columns if key not in names]:
-        raise InputError(
-            f"{where}: columns: no counterpart here for {', '.join(foreign)}; it can be {', '.join(names)}"
-        )
-    renamed = {names[key]: str(theirs) for key, theirs in columns.items()}
+    described = _checked(entry, where)
+    names = _ALPACA if described.formatting == "alpaca" else _SHAREGPT
+    columns, tags = described.columns or {}, described.tags or {}
+    for key, given, allowed in (("columns", columns, list(names)), ("tags", tags, list(_TAGS))):
+        if foreign := ", ".join(name for name in given if name not in allowed):
+            raise InputError(f"{where}: {key}: no counterpart here for {foreign}; it can be {', '.join(allowed)}")
+    renamed = {names[key]: theirs for key, theirs in columns.items()}
     if set(renamed) == {"instruction"}:  # plain text, which pre-training reads
         renamed["text"] = renamed["instruction"]
     return DataSet(
-        path=info.parent / str(entry["file_name"]),
+        path=info.parent / described.file_name,
         most=None if most is None else int(most),
-        columns=_SILENT[layout] | renamed,
-        tags=None if layout == "alpaca" else _TAGS | (entry.get("tags") or {}),
+        columns=_SILENT[described.formatting] | renamed,
+        tags=None if described.formatting == "alpaca" else _TAGS | tags,
     )
+
+
+def _checked(entry: dict[str, Any], where: str) -> _Entry:
+    try:
+        described = _Entry.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    if names_data_set(Path(described.file_name)):
+        raise InputError(f"{where}: file_name: '{described.file_name}' is an entry itself; name a file or folder")
+    return described

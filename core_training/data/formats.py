@@ -22,13 +22,27 @@ Message = dict[str, str]
 class Values:
     """What a stage is given of a record.
 
-    `raw` has the fields that were read, by column, as they stood: what is held out is decided on them. `canonical` is
-    the same for every layout: `text`; `messages`; `prompt`, `chosen`, `rejected` and perhaps `margin`; `prompt`,
-    `completion`, `label`; or `prompt`. All but text, margin and label are lists of messages.
+    `canonical` is the same for every layout: `text`; `messages`; `prompt`, `chosen`, `rejected` and perhaps `margin`;
+    `prompt`, `completion`, `label`; or `prompt`. All but text, margin and label are lists of messages.
     """
 
-    raw: dict[str, Any]
     canonical: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two records one, in whatever layouts they stand: what is held out is decided on it.
+
+        It is what the record says, written as shortly as files have it: a question and its answer are `prompt` and
+        `completion`; a prompt that is one turn of the user's, and an answer that is one turn, are their texts; all
+        else is lists of messages. A margin is left out: it says how sure one is of a pair. This rule never changes,
+        or records would move between training and evaluation.
+        """
+        parts = {name: value for name, value in self.canonical.items() if name != "margin"}
+        if [turn["role"] for turn in parts.get("messages", [])] == ["user", "assistant"]:
+            question, answer = parts.pop("messages")
+            parts |= {"prompt": [question], "completion": [answer]}
+        roles = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+        return {name: _short(value, roles[name]) if name in roles else value for name, value in parts.items()}
 
 
 def read_values(record: Record, stage: str, columns: Mapping[str, str]) -> Values:
@@ -46,7 +60,7 @@ def read_values(record: Record, stage: str, columns: Mapping[str, str]) -> Value
         if record.fields.get(columns.get(column, column)) not in (None, "", []):
             raw[column] = record.fields[columns.get(column, column)]
     try:
-        return Values(raw, layout.read(raw))
+        return Values(layout.read(raw))
     except ValueError as error:
         raise InputError(f"{record.place}: {error}") from None
 
@@ -60,6 +74,11 @@ def known_columns(stage: str) -> list[str]:
 def column_sets(stage: str) -> list[tuple[str, ...]]:
     """The sets of columns that a stage can read a record from, best first; optional columns are left out."""
     return [layout.required for layout in _layouts(stage)]
+
+
+def _short(messages: list[Message], role: str) -> str | list[Message]:
+    """The text of a single turn of that role; else the messages."""
+    return messages[0]["content"] if [turn["role"] for turn in messages] == [role] else messages
 
 
 @dataclass(frozen=True)
@@ -161,7 +180,7 @@ def _answer(name: str, value: Any) -> list[Message]:
         return [_turn("assistant", _text(name, value))]
     messages = _messages(name, [value] if isinstance(value, dict) else value)
     if messages[0]["role"] != "assistant":
-        raise ValueError(f"the {name} begins with a turn of '{messages[0]['role']}'; it must be the assistant's")
+        raise ValueError(f"the {name} begins with another's turn; it must begin with the assistant's")
     return messages
 
 
@@ -179,10 +198,10 @@ def _alpaca_prompt(raw: dict[str, Any]) -> list[Message]:
     parts = [raw["instruction"], raw.get("input") or ""]
     if not all(isinstance(part, str) for part in parts):
         raise ValueError("the instruction or the input is not a string")
-    messages = _system(raw)
-    for pair in raw.get("history") or []:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError("'history' must be a list of pairs: an instruction and its answer")
+    messages, history = _system(raw), raw.get("history", [])
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise ValueError("'history' must be a list of pairs: an instruction and its answer")
+    for pair in history:
         messages += [
             _turn("user", _text("history's instruction", pair[0])),
             _turn("assistant", _text("history's answer", pair[1])),
@@ -241,18 +260,22 @@ def _checked_pair(
         raise ValueError("chosen and rejected are the same answer; a pair must differ")
     pair: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     if "margin" in raw:
-        pair["margin"] = _number("margin", raw["margin"])
+        pair["margin"] = _margin(raw["margin"])
     return pair
 
 
-def _number(name: str, value: Any) -> float:
+_WIDEST = 1_000_000
+"""Wider than any margin of rewards, and float32 still counts in sixteenths there."""
+
+
+def _margin(value: Any) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise ValueError(f"the {name} must be a number, not {value!r}")
-    return number
+        margin = float(value)
+    except (TypeError, ValueError, OverflowError):
+        margin = math.nan
+    if isinstance(value, bool) or not abs(margin) <= _WIDEST:
+        raise ValueError(f"the margin must be a number from {-_WIDEST} to {_WIDEST}")
+    return margin
 
 
 def _read_pair(raw: dict[str, Any]) -> dict[str, Any]:
@@ -307,7 +330,7 @@ def _marked(raw: dict[str, Any], conversation: list[Message]) -> dict[str, Any]:
     if isinstance(label, str):
         label = {"true": True, "false": False}.get(label.strip().lower(), label)
     if not isinstance(label, bool):
-        raise ValueError(f"the label must be true or false, not {label!r}")
+        raise ValueError("the label must be true or false")
     prompt = _without_last_answer(conversation)
     if prompt == conversation:
         raise ValueError("the conversation does not end with an assistant's turn, which the label is of")

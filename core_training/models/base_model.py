@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from core_training.errors import InputError
+from core_training.models.libraries import settle_libraries
 from core_training.models.loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
+from core_training.models.packing import keeps_examples_apart
 from core_training.models.parameters import (
     all_parameters,
     manifest_of,
@@ -21,7 +23,9 @@ from core_training.models.parameters import (
     trainable_parameters,
     write_parameters,
 )
+from core_training.models.precision import train_in_float32
 from core_training.recipe import Recipe
+from core_training.stages import STAGES
 from core_training.state import Manifest, TrainableState
 from core_training.tuning.lora import CARVED
 
@@ -32,6 +36,7 @@ class BaseModel:
     def __init__(self, recipe: Recipe) -> None:
         """Load the model that the recipe starts from. Raises InputError when its folder lacks something."""
         self.tokenizer: Any = load_tokenizer(recipe)
+        settle_libraries()
         self.folder = Path(recipe.model.name_or_path)
         start = load_starting_model(recipe)
         if len(self.tokenizer) > (known := start.model.get_input_embeddings().num_embeddings):
@@ -41,8 +46,13 @@ class BaseModel:
         self.base_digest = start.digest
         """SHA-256 (hex) of the model that the run starts from, before tuning; see `StartingModel.digest`."""
         start.model.config.pad_token_id = self.tokenizer.pad_token_id
+        may_pack = STAGES[recipe.stage].packs and recipe.training.packing is not False
+        self.keeps_examples_apart = may_pack and keeps_examples_apart(start.model)
+        """Whether examples can share a row; not looked at where the recipe packs none."""
         self.model: Any = tune(start.model, recipe)
         """The tuned model. Its head, if the stage has one, is `score` or `value_head` of the innermost model."""
+        if not recipe.deepspeed.used:
+            train_in_float32(self.model)
         self._frozen_digest = _frozen_digest(self.model, recipe)
         self._is_partly_trained = recipe.tuning.mode == "freeze"
         self.owner: Any = None
@@ -83,11 +93,13 @@ class BaseModel:
 
     @cached_property
     def initial_digest(self) -> str:
-        """SHA-256 (hex) over all that two sites must have in common, which is also the reference policy's digest.
+        """SHA-256 (hex) over what two sites' models must have in common, which is also the reference policy's digest.
 
-        That is the base with earlier runs merged in, how its frozen weights are held, and the initial state.
+        That is the base with earlier runs merged in, how its frozen weights are held, the initial state, and what
+        turns a conversation into tokens.
         """
-        parts = [self.initial_state.digest, self.base_digest, self._frozen_digest]
+        spoken = [self.vocabulary_digest, str(self.tokenizer.chat_template)]
+        parts = [self.initial_state.digest, self.base_digest, self._frozen_digest, *spoken]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @cached_property

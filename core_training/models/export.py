@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from core_training.durable import commit_folder
 from core_training.errors import ProtocolError
@@ -31,9 +34,12 @@ _VALUE_HEAD_WEIGHTS = "value_head.safetensors"
 _ORIGIN = "fedloom.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Origin:
-    """What a result belongs to, in `fedloom.json` beside it: digests of `BaseModel`."""
+    """What a result belongs to, in `fedloom.json` beside it: digests of `BaseModel`.
+
+    A server has the file from the first site that joined.
+    """
 
     base_digest: str
     vocabulary_digest: str
@@ -109,9 +115,13 @@ def read_result(folder: Path, manifest: Manifest) -> TrainableState:
 def read_origin(folder: Path) -> Origin:
     """What the result in this folder belongs to. Raises ProtocolError when the folder does not say so."""
     try:
-        return Origin(**json.loads((folder / _ORIGIN).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ProtocolError(f"{folder / _ORIGIN} does not say what it was trained on: {error}") from None
+        return TypeAdapter(Origin).validate_json((folder / _ORIGIN).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+    except OSError as error:
+        reason = str(error)
+    raise ProtocolError(f"{folder / _ORIGIN} does not say what it was trained on: {reason}")
 
 
 def _weights_file(configurations: Any) -> str:

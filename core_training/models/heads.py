@@ -22,7 +22,8 @@ class Head(nn.Linear):  # type: ignore[misc]
         super().__init__(width, 1, bias=bias, dtype=torch.float32)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return super().forward(hidden.to(self.weight.dtype))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.to(self.weight.dtype))
 
 
 def with_score_head(model: Any, seed: int) -> Any:
@@ -45,7 +46,8 @@ def with_score_head(model: Any, seed: int) -> Any:
     setattr(classifier, classifier.base_model_prefix, getattr(model, model.base_model_prefix))
     score = Head(_width(model), bias=False)
     # A score of zeros would leave the layers below without a gradient; this is the spread of the model's own layers.
-    nn.init.normal_(score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
+    spread = getattr(config, "initializer_range", 0.02)  # OPT's configuration has none
+    nn.init.normal_(score.weight, std=spread, generator=torch.Generator().manual_seed(seed))
     classifier.score = score
     return classifier
 

@@ -15,6 +15,7 @@ from core_training.models.export import read_origin, read_result
 from core_training.models.finished_run import Result, find_result
 from core_training.models.heads import add_value_head, remove_value_head, with_score_head
 from core_training.models.parameters import manifest_of, trainable_parameters, write_parameters
+from core_training.models.precision import undo_train_in_float32
 from core_training.recipe import Recipe
 from core_training.stages import STAGES
 from core_training.tuning import TUNING_MODES
@@ -61,9 +62,11 @@ def tune(model: Any, recipe: Recipe) -> Any:
 
 
 def merged(model: Any) -> Any:
-    """A tuned model as a plain transformers model: its adapter added to the weights, without a value head."""
+    """A tuned model as a plain transformers model in `model.dtype`: its adapter in the weights, no value head."""
     remove_value_head(model)
-    return model.merge_and_unload() if hasattr(model, "peft_config") else model
+    plain = model.merge_and_unload() if hasattr(model, "peft_config") else model
+    undo_train_in_float32(plain)
+    return plain
 
 
 def unquantised(recipe: Recipe) -> Recipe:
@@ -204,7 +207,7 @@ def _where(recipe: Recipe) -> str:
 
 def _use_template(tokenizer: Any, path: str) -> None:
     """Give the tokenizer the chat template in the file `path`. Whether it takes each conversation is seen later."""
-    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2 import TemplateSyntaxError
 
     try:
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
@@ -213,7 +216,7 @@ def _use_template(tokenizer: Any, path: str) -> None:
         raise InputError(f"model.chat_template: {path} cannot be read: {error}") from None
     except TemplateSyntaxError as error:
         raise InputError(f"model.chat_template: {path}, line {error.lineno}: {error.message}") from None
-    except TemplateError:
+    except Exception:  # an expression in it does not take this conversation, and may raise anything
         pass
 
 

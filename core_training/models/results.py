@@ -130,7 +130,7 @@ def _fit_to_plain_peft(result: Result, folder: Path) -> None:
 
     try:
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-        copies = read_origin(folder).copies
+        copies = read_origin(result.folder).copies
     except (SafetensorError, ProtocolError) as error:
         raise InputError(f"{result.folder} cannot be read: {error}") from None
     lora = result.recipe.tuning.lora
@@ -141,7 +141,10 @@ def _fit_to_plain_peft(result: Result, folder: Path) -> None:
         # The scale stays what it was: lora_alpha over r, or over its root.
         alpha = lora.lora_alpha * (2**0.5 if lora.use_rslora else 2)
         _update_config(folder, r=2 * lora.r, lora_alpha=alpha, init_lora_weights=True)
-    tensors |= {ADAPTER_PREFIX + copy: tensors[ADAPTER_PREFIX + name] for copy, name in copies.items()}
+    for copy, name in copies.items():
+        if ADAPTER_PREFIX + name not in tensors or ADAPTER_PREFIX + copy in tensors:
+            raise InputError(f"{result.folder}: fedloom.json: copies: '{copy}' cannot be a copy of '{name}' here")
+        tensors[ADAPTER_PREFIX + copy] = tensors[ADAPTER_PREFIX + name]
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 

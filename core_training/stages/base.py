@@ -112,6 +112,11 @@ class Stage:
         self.recipe = recipe
         self.base = base
 
+    @property
+    def initial_digest(self) -> str:
+        """SHA-256 (hex) over all that sites must have in common before they train together."""
+        return self.base.initial_digest
+
     def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
         """Turn a record's values (see `data.formats`) into tokens, uncut. Raises InputError with its place."""
         raise NotImplementedError

@@ -32,6 +32,11 @@ def conversation_tokens(messages: Messages, base: BaseModel, record: Record) -> 
 def answer_tokens(prompt: Messages, answer: Messages, base: BaseModel, record: Record) -> Tokens:
     """A prompt and an answer to it, with labels on the assistant's turns of the answer alone."""
     messages, tokenizer = [*prompt, *answer], base.tokenizer
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"model.name_or_path: {base.folder}: its tokenizer does not say which characters a token is of, so what "
+            "the assistant says cannot be found; save a fast one (tokenizer.json) beside the weights"
+        )
     with _template_errors(base, record):
         text = _text(messages, tokenizer)
         spans = _spoken(messages, len(prompt), text, tokenizer)
@@ -49,6 +54,8 @@ def prompt_tokens(prompt: Messages, base: BaseModel, record: Record) -> Tokens:
     with _template_errors(base, record):
         text = _text(prompt, base.tokenizer, to_answer=True)
     ids = np.asarray(base.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    if not len(ids):
+        raise InputError(f"{record.place}: the chat template makes no token of this prompt (model.chat_template)")
     return Tokens(ids, np.full_like(ids, IGNORED))
 
 
@@ -58,16 +65,22 @@ def _template_errors(base: BaseModel, record: Record) -> Iterator[None]:
         raise InputError(
             f"model.name_or_path: {base.folder} has no chat template; give one with model.chat_template: FILE.jinja"
         )
+    refused = (
+        f"{record.place}: the chat template (that of {base.folder}, or model.chat_template) does not take this "
+        "conversation"
+    )
     try:
         yield
     except TemplateError as error:
-        raise InputError(f"{record.place}: the chat template does not take this conversation: {error}") from None
+        raise InputError(f"{refused}: {error}") from None
     except _Untraceable as turn:
         raise InputError(
             f"{record.place}: the chat template tells message {turn} otherwise at the end of a conversation than "
             "inside one, so what the assistant says cannot be found in it; mark that in the template with "
             "{% generation %} … {% endgeneration %} (model.chat_template)"
         ) from None
+    except Exception as error:  # whatever an expression in it raises; what that says may quote the record
+        raise InputError(f"{refused}: an expression in it raises {type(error).__name__}") from error
 
 
 class _Untraceable(Exception):

@@ -100,12 +100,14 @@ class _WithMismatched(Sequence[Row]):
 
 
 def _with_another_prompt(rows: Sequence[Row]) -> list[int]:
-    """For each row the nearest one before it, in a ring, that has another prompt (any, if all prompts are the same).
+    """For each row the nearest one before it, in a ring, that has another prompt (if all are the same: the one before).
 
     Data made of preference pairs have both answers to a prompt side by side: these are no mismatch.
     """
     prompts = [_prompt_digest(example.sequences[0]) for (example,) in rows]
     others = [index - 1 for index in range(len(rows))]
+    if len(set(prompts)) == 1:
+        return others
     for index in [*range(len(rows))] * 2:  # the second time round, the first rows know of the last ones
         others[index] = index - 1 if prompts[index] != prompts[index - 1] else others[index - 1]
     return others

@@ -7,6 +7,7 @@ the first ratio is exactly 1; the prompts come shuffled anyway.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -84,6 +85,13 @@ class PolicyGradientStage(Stage):
         super().__init__(recipe, base)
         self.judge = load_judge(recipe, base)
         self.sampler = Sampler.of(recipe.rollout, base.tokenizer)
+
+    @property
+    def initial_digest(self) -> str:
+        """Besides the model, over the reward model that judges; a reward function is the site's own."""
+        if self.judge.digest is None:
+            return super().initial_digest
+        return hashlib.sha256(f"{super().initial_digest}\n{self.judge.digest}".encode()).hexdigest()
 
     def kl_controller(self) -> KLController:
         return KLController(self.kl_coef)

@@ -5,8 +5,11 @@ A reward function is a path on the machine that trains: only its name stands in 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +17,12 @@ from typing import Any, Protocol
 
 import torch
 
-from core_training.errors import InputError, RunError
+from core_training.errors import InputError, ProtocolError, RunError
 from core_training.models.base_model import BaseModel
-from core_training.models.results import load_reward_model
+from core_training.models.export import read_origin
+from core_training.models.results import find_result, load_reward_model
 from core_training.recipe import Recipe
-from core_training.stages.base import Batch
+from core_training.stages.base import IGNORED, Batch
 from core_training.stages.rollout import UNLIMITED, context_length, texts
 
 _KEY = "rollout.reward_function"
@@ -29,6 +33,8 @@ class Judge(Protocol):
 
     room: int
     """The most tokens, prompt and answer together, that it can read."""
+    digest: str | None
+    """SHA-256 (hex) of a reward model, which sites must have in common. None for a function: it is the site's own."""
 
     def __call__(self, answers: Batch) -> torch.Tensor: ...
 
@@ -43,11 +49,26 @@ def load_judge(recipe: Recipe, base: BaseModel) -> Judge:
     if settings.reward_function is not None:
         return FunctionJudge(load_function(settings.reward_function), settings.reward_function, base.tokenizer)
     assert settings.reward_model is not None  # the recipe has one of the two
-    return ModelJudge(_reward_model(Path(settings.reward_model), base.vocabulary_digest))
+    run = Path(settings.reward_model)
+    digest = reward_model_digest(run)
+    return ModelJudge(_reward_model(run, base.vocabulary_digest, digest), digest)
+
+
+def reward_model_digest(run: Path) -> str:
+    """SHA-256 (hex) over what makes the reward model in a run folder: its weights, its base and its recipe."""
+    try:
+        result = find_result(run)
+        parts = [result.recipe.engine_digest, result.recipe.model.dtype, read_origin(result.folder).base_digest]
+    except (InputError, ProtocolError) as error:
+        raise InputError(f"rollout.reward_model: {error}") from None
+    for path in sorted(result.folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            parts.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
-def _reward_model(run: Path, vocabulary: str) -> Any:
+def _reward_model(run: Path, vocabulary: str, digest: str) -> Any:
     """One for all the engines of a process: simulated sites have the same judge."""
     return load_reward_model(run, vocabulary)
 
@@ -55,15 +76,25 @@ def _reward_model(run: Path, vocabulary: str) -> Any:
 class ModelJudge:
     """A reward model, which scores the last token of prompt and answer."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, digest: str) -> None:
         self._model = model
+        self.digest: str | None = digest
         self.room = context_length(model)
 
     def __call__(self, answers: Batch) -> torch.Tensor:
-        self._model.to(answers["input_ids"].device)
-        with torch.no_grad():
-            output = self._model(input_ids=answers["input_ids"], position_ids=answers["position_ids"], use_cache=False)
-        return output.logits.squeeze(-1).float()  # type: ignore[no-any-return]
+        labels = answers["labels"]
+        rows, columns = (torch.arange(size, device=labels.device) for size in labels.shape)
+        last = ((labels != IGNORED) * columns).argmax(dim=1)
+        scores: list[torch.Tensor] = []
+        # The model itself looks for the last token that is no padding, by its own padding token: not the policy's.
+        watch = self._model.score.register_forward_hook(lambda _, inputs, output: scores.append(output))
+        try:
+            self._model.to(labels.device)
+            with torch.no_grad():
+                self._model(input_ids=answers["input_ids"], position_ids=answers["position_ids"], use_cache=False)
+        finally:
+            watch.remove()
+        return scores[0][rows, last].squeeze(-1).float()
 
     def try_out(self, prompts: Sequence[str]) -> None:
         """Nothing: `load_reward_model` has looked."""
@@ -73,6 +104,7 @@ class FunctionJudge:
     """A function of (prompts, completions), two lists of texts, that returns a list of numbers."""
 
     room = UNLIMITED
+    digest: str | None = None
 
     def __init__(self, function: Callable[..., Any], name: str, tokenizer: Any) -> None:
         self._function = function
@@ -81,31 +113,41 @@ class FunctionJudge:
 
     def __call__(self, answers: Batch) -> torch.Tensor:
         try:
-            rewards = self._rewards(*texts(answers, self._tokenizer))
+            return self._rewards(*texts(answers, self._tokenizer)).to(answers["input_ids"].device)
         except InputError as error:
-            raise RunError(str(error)) from error.__cause__
-        return torch.tensor(rewards, dtype=torch.float32, device=answers["input_ids"].device)
+            raise RunError(str(error)) from None
 
     def try_out(self, prompts: Sequence[str]) -> None:
         """One call with empty answers, which any model may give."""
         self._rewards(list(prompts), [""] * len(prompts))
 
-    def _rewards(self, prompts: list[str], completions: list[str]) -> list[float]:
+    def _rewards(self, prompts: list[str], completions: list[str]) -> torch.Tensor:
+        """Raises InputError, which tells nothing of the texts: a site's errors are read elsewhere too."""
         try:
-            rewards = [float(number) for number in self._function(prompts, completions)]
-        except Exception as error:  # the function is the person's own: it may raise anything
-            raise InputError(f"{_KEY}: {self._name} failed: {type(error).__name__}: {error}") from error
+            rewards = torch.tensor(list(map(float, self._function(prompts, completions))), dtype=torch.float32)
+        except (Exception, SystemExit) as error:  # the function is the person's own: it may raise anything
+            raise InputError(
+                f"{_KEY}: {self._name} failed: {type(error).__name__}{self._line(error)}; "
+                "it must return a list of numbers, one for each completion"
+            ) from None
         if len(rewards) != len(completions):
             raise InputError(
                 f"{_KEY}: {self._name} returned {len(rewards)} numbers for {len(completions)} completions; "
                 "it must return one for each"
             )
-        for number, completion in zip(rewards, completions, strict=True):
+        for place, number in enumerate(rewards.tolist(), start=1):
             if not math.isfinite(number):
                 raise InputError(
-                    f"{_KEY}: {self._name} returned {number} for {completion[:60]!r}; return finite numbers"
+                    f"{_KEY}: {self._name} returned {number} for completion {place} of {len(completions)}; "
+                    "return finite numbers (float32)"
                 )
         return rewards
+
+    def _line(self, error: BaseException) -> str:
+        """Where in the person's file the error came from; nothing where it came from what the function returned."""
+        file = Path(self._name.rpartition(":")[0]).absolute()
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
+        return f" in line {lines[-1]}" if lines else ""
 
 
 def load_function(target: str) -> Callable[..., Any]:
@@ -116,13 +158,15 @@ def load_function(target: str) -> Callable[..., Any]:
         raise InputError(f"{_KEY}: {target!r} is not of the form FILE.py:name")
     if not path.is_file():
         raise InputError(f"{_KEY}: {path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"reward_function_{path.stem}", path)
+    name_in_process = f"reward_function_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name_in_process, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name_in_process] = module  # where dataclasses look for it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file is the person's own: it may raise anything
+    except (Exception, SystemExit) as error:  # the file is the person's own: it may raise anything
         raise InputError(f"{_KEY}: {path} cannot be loaded: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):

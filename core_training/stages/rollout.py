@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from core_training.errors import InputError
+from core_training.models.heads import innermost
 from core_training.recipe import Rollout
 from core_training.stages.base import IGNORED, Batch
 
@@ -46,11 +49,12 @@ class Sampler:
         width = ids.shape[1]
         columns = torch.arange(width, device=ids.device)
         shift = (width - lengths).unsqueeze(1)  # generation wants the padding on the left
-        output = model.generate(
-            input_ids=ids.gather(1, (columns - shift) % width),
-            attention_mask=(columns >= shift).long(),
-            generation_config=self._config(),
-        )
+        with _own_settings_aside(innermost(model)) as inner:
+            output = inner.generate(
+                input_ids=ids.gather(1, (columns - shift) % width),
+                attention_mask=(columns >= shift).long(),
+                generation_config=self._config(),
+            )
         new = output[:, width:]
         stops = torch.isin(new, torch.tensor(self.stop_ids, device=new.device))
         kept = stops.long().cumsum(dim=1) - stops.long() == 0
@@ -76,15 +80,25 @@ class Sampler:
             top_p=self.top_p,
             eos_token_id=self.stop_ids,
             pad_token_id=self.pad_token_id,
-            use_cache=True,
-            # What a model's own generation_config.json may hold would make another policy than the one trained.
-            top_k=0,
-            min_p=0.0,
-            typical_p=1.0,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
+            top_k=0,  # all tokens; unset, it would be 50
+            # A policy that has diverged is found out by its loss; to draw from NaN would end the process.
+            remove_invalid_values=True,
         )
+
+
+@contextmanager
+def _own_settings_aside(model: Any) -> Iterator[Any]:
+    """The model without its own generation_config.json, which fills in whatever a call leaves unset.
+
+    What it may hold would make another policy than the one trained.
+    """
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield model
+    finally:
+        model.generation_config = own
 
 
 def prompt_lengths(prompts: Batch) -> torch.Tensor:

@@ -25,6 +25,8 @@ def apply(model: Any, recipe: Recipe) -> Any:
     targets = settings.target_modules
     if isinstance(targets, list):
         _named(model, "target_modules", targets)
+    whole = _named(model, "modules_to_save", settings.modules_to_save)
+    ties = _ties(model, settings)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
@@ -34,21 +36,54 @@ def apply(model: Any, recipe: Recipe) -> Any:
         use_dora=settings.use_dora,
         init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
         # Whole names, as PEFT would also take `input_layernorm` for `norm`.
-        modules_to_save=_named(model, "modules_to_save", settings.modules_to_save) or None,
+        modules_to_save=whole or None,
         # What the model shares (embeddings and output layer) goes on being shared when it is trained.
-        ensure_weight_tying=_ties(model, settings),
+        ensure_weight_tying=ties,
         task_type="SEQ_CLS" if STAGES[recipe.stage].head == "score" else "CAUSAL_LM",
     )
     try:
         tuned = get_peft_model(model, config)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
+        # PEFT wraps no container, and adapts nothing inside a module that is trained whole.
+        to_blame = isinstance(error, TypeError) or "No modules were targeted" in str(error)
+        key = "modules_to_save" if whole and to_blame else "target_modules"
+        reason = str(error).splitlines()[0]
         raise InputError(
-            f"tuning.lora.target_modules: {targets} does not fit this model ({error}); it has {_leaves(model)}"
+            f"tuning.lora.{key}: {getattr(settings, key)} does not fit this model ({reason}); it has {_leaves(model)}"
         ) from None
+    _check_adapters(tuned, settings, ties)
+    return tuned
+
+
+def _check_adapters(tuned: Any, settings: Lora, ties: bool) -> None:
+    """Raise InputError for adapters that PEFT makes and that do not work."""
+    from peft.tuners.lora import LoraLayer
+    from torch.nn import Embedding
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in tuned.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        layer = module.get_base_layer()
+        name = name.removeprefix("base_model.model.")
+        if settings.use_dora and isinstance(layer, Embedding):
+            raise InputError(
+                f"tuning.lora.use_dora: it divides by the length of each of a layer's rows, and of {name}, an "
+                "embedding, the padding token's is 0; leave it out of target_modules"
+            )
+        if settings.init_lora_weights in CARVED and isinstance(layer, Embedding) and ties:
+            raise InputError(
+                f"tuning.lora.init_lora_weights: {settings.init_lora_weights} takes its start out of the output layer, "
+                f"and so out of {name}, which is the same matrix; leave both out of target_modules"
+            )
+        if settings.init_lora_weights == "olora" and isinstance(layer, Conv1D):
+            raise InputError(
+                f"tuning.lora.init_lora_weights: PEFT's olora does not fit {name}, a Conv1D, whose weights lie the "
+                "other way round; use pissa"
+            )
     for name, parameter in tuned.named_parameters():
         if "lora_A" in name and parameter.shape[0] < settings.r:
             raise InputError(f"tuning.lora.r: {settings.r} is more than the {parameter.shape[0]} that {name} can have")
-    return tuned
 
 
 def _named(model: Any, key: str, names: list[str]) -> list[str]:

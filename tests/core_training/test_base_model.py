@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from core_training.errors import InputError
 from core_training.models.base_model import BaseModel
-from core_training.models.heads import innermost
+from core_training.models.heads import innermost, with_score_head
 from core_training.models.results import find_result, load_result, load_reward_model
 from core_training.recipe import Recipe
 from tests import tiny
@@ -158,9 +160,34 @@ def test_heads_are_float32_on_a_bfloat16_model(make_recipe: MakeRecipe, mode: st
     for stage, head in (("reward", "score"), ("ppo", "value_head")):
         base = BaseModel(make_recipe(model={"dtype": "bfloat16"}, rollout=JUDGED, stage=stage, tuning={"mode": mode}))
         assert base.trainable_parameters[f"{head}.weight"].dtype == torch.float32
-        hidden = base.model(input_ids=IDS, output_hidden_states=True).hidden_states[-1]
-        assert hidden.dtype == torch.bfloat16
-        assert getattr(innermost(base.model), head)(hidden).shape == (2, 20, 1)
+        output = base.model(input_ids=IDS, output_hidden_states=True)
+        values = getattr(innermost(base.model), head)(output.hidden_states[-1])
+        assert (values.dtype, values.shape) == (torch.float32, (2, 20, 1))
+        if stage == "reward":
+            assert torch.equal(output.logits, values[:, -1])  # in the model too
+
+
+def test_a_score_is_drawn_where_the_configuration_names_no_spread() -> None:
+    config = OPTConfig(
+        vocab_size=50, hidden_size=64, ffn_dim=8, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=64
+    )
+    assert 0.5 < with_score_head(OPTForCausalLM(config), seed=1).score.weight.std() / 0.02 < 2
+
+
+def test_a_bfloat16_run_leaves_nothing_of_itself_but_its_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A run in float32 that starts from one in bfloat16 computes in float32."""
+    ended = finished(make_recipe(model={"dtype": "bfloat16"}, tuning={"mode": "full"}), tmp_path / "run")
+    start = untrained(make_recipe, tmp_path / "run")
+    assert start.model(input_ids=IDS).logits.dtype == torch.float32
+    assert 0 < (outputs(start.model) - outputs(ended.model)).abs().max() < 0.05
+
+
+def test_models_are_collected_and_libraries_are_not_looked_at(make_recipe: MakeRecipe) -> None:
+    """A full collection, at the start of each training run, would take a second otherwise."""
+    model = weakref.ref(BaseModel(make_recipe(model={"dtype": "bfloat16"}, tuning={"mode": "full"})).model)
+    gc.collect()
+    assert model() is None
+    assert gc.get_freeze_count() > 3 * len(gc.get_objects())
 
 
 def test_the_first_values_are_zero(make_recipe: MakeRecipe) -> None:
@@ -247,3 +274,9 @@ def test_a_result_on_a_base_that_has_changed_is_refused(
     save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"does not fit the base model .*: it was trained on a base of digest"):
         load_result(find_result(tmp_path / "run"))
+
+
+def test_sites_that_write_conversations_otherwise_do_not_start_alike(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(tiny.CHAT_TEMPLATE.replace("<|user|>", "<|user|> "))
+    other = BaseModel(make_recipe(model={"chat_template": str(tmp_path / "chat.jinja")}))
+    assert other.initial_digest != BaseModel(make_recipe()).initial_digest

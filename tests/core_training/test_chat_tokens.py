@@ -120,6 +120,26 @@ def test_a_template_that_tells_a_turn_otherwise_later_is_refused(base: BaseModel
         conversation_tokens(TALK, base, RECORD)
 
 
+def test_a_prompt_of_which_the_template_makes_nothing_is_refused(base: BaseModel) -> None:
+    base.tokenizer.chat_template = "{% if not add_generation_prompt %}text{% endif %}"
+    with pytest.raises(InputError, match=r"talk\.jsonl, line 7: the chat template makes no token of this prompt"):
+        prompt_tokens(TALK[:1], base, RECORD)
+
+
+def test_a_tokenizer_that_does_not_say_where_its_tokens_are_is_refused(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import CTRLTokenizer
+
+    (tmp_path / "vocab.json").write_text('{"<unk>": 0, "a": 1}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    slow = CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    slow.chat_template = CHAT_TEMPLATE
+    monkeypatch.setattr(base, "tokenizer", slow)
+    with pytest.raises(InputError, match=r"model\.name_or_path: .*save a fast one \(tokenizer\.json\)"):
+        conversation_tokens(TALK, base, RECORD)
+
+
 def test_an_answer_that_ends_in_spaces_does_not_label_what_follows(base: BaseModel) -> None:
     """Tokenizers may leave spaces out of the offsets they report."""
     from tokenizers import processors

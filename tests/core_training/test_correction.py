@@ -368,6 +368,20 @@ def test_scaffold_killed_and_resumed_is_as_if_never_killed_and_gossip_is_the_sam
     assert run("gossip", "gossip") == whole
 
 
+@pytest.mark.parametrize("correction", [{"proximal_mu": 1.0}, {"scaffold": True}])
+def test_an_engine_that_is_reset_forgets_what_pulled_it(make_recipe: MakeRecipe, correction: dict[str, Any]) -> None:
+    sgd = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+    recipe = make_recipe(aggregation=correction, topology=ROUNDS, training=sgd)
+    fresh, used = open_engine(recipe), open_engine(recipe)
+    fresh.train(2)
+    for _ in range(2):
+        used.write_state(moved(used.read_state()))
+        used.train(1)
+    used.reset()
+    used.train(2)
+    assert used.read_state().digest == fresh.read_state().digest
+
+
 def test_a_restored_engine_goes_on_with_its_pull_in_mid_round(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(aggregation={"proximal_mu": 1.0}, topology=ROUNDS)
     engine = open_engine(recipe)

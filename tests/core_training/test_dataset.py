@@ -61,6 +61,13 @@ def message_of(load: Callable[..., Dataset], *lines: Any, **sections: Any) -> st
 
 
 GOOD = {"question": "why?", "answer": "because"}
+OTHER = {"question": "how?", "answer": "so"}
+MARK = {"prompt": "why?", "completion": "because"}
+PAIRS = [{"prompt": q["question"], "chosen": q["answer"], "rejected": "I do not know."} for q in tiny.questions(1, 20)]
+MARKED = [
+    {"prompt": q["question"], "completion": q["answer"], "label": i % 2 == 0}
+    for i, q in enumerate(tiny.questions(1, 20))
+]
 
 
 def test_an_empty_data_set_is_named(load: Callable[..., Dataset]) -> None:
@@ -199,6 +206,55 @@ def test_with_files_for_evaluation_all_of_train_trains(load: Callable[..., Datas
     assert {source: len(examples) for source, examples in dataset.evaluation.items()} == {"site0": 12}
 
 
+def asked(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("stage", "lines", "evaluation"),
+    [
+        ("sft", [GOOD], [GOOD]),
+        ("sft", [{"instruction": "why?", "output": "because"}], [{"messages": [asked("why?"), said("because")]}]),
+        ("pretrain", [{"text": "some", "id": 1}], [{"text": "some"}]),
+        (
+            "dpo",
+            [{"prompt": "why?", "chosen": "because", "rejected": "no", "margin": 2}],
+            [{"chosen": [asked("why?"), said("because")], "rejected": [asked("why?"), said("no")]}],
+        ),
+        ("kto", [{**MARK, "label": "true"}], [{"messages": [asked("why?"), said("because")], "kto_tag": True}]),
+    ],
+    ids=["the same line", "sft", "pretrain", "dpo", "kto"],
+)
+def test_a_record_of_the_evaluation_files_is_never_trained_in_whatever_layout(
+    load: Callable[..., Dataset], tmp_path: Path, stage: str, lines: list[Any], evaluation: list[Any]
+) -> None:
+    path = tmp_path / "evaluation.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in evaluation))
+    others: list[Any] = {"sft": [OTHER], "pretrain": [{"text": "other"}], "dpo": PAIRS, "kto": MARKED}[stage]
+    columns = {"prompt": "question", "completion": "answer"} if stage == "sft" else {}
+    report = load(*lines, *others, stage=stage, data={"eval": str(path), "columns": columns}).report
+    assert (report.train_examples, report.eval_examples, report.dropped) == (len(others), 1, 1)
+
+
+def test_a_row_longer_than_the_models_context_is_refused(
+    tiny_model: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    def examples(max_length: int, words: int) -> int:
+        tiny.write_jsonl(tmp_path / "long.jsonl", [{"text": "fever " * words}])
+        data = {"train": str(tmp_path / "long.jsonl"), "columns": {}, "eval_fraction": 0.0}
+        recipe = make_recipe(stage="pretrain", data=data, training={"max_length": max_length})
+        return load_dataset(recipe, load_stage(recipe, base_of(tiny_model))).report.train_examples
+
+    assert examples(256, 300) > 1
+    assert examples(1000, 100) == 1
+    with pytest.raises(InputError, match=r"long\.jsonl, line 1: \d+ tokens.*max_length \(1000\).*_embeddings 256\)"):
+        examples(1000, 300)
+
+
 def changed_model(tiny_model: Path, folder: Path, change: Callable[[Path], Any]) -> Path:
     shutil.copytree(tiny_model, folder)
     change(folder)
@@ -273,21 +329,25 @@ def test_a_chat_template_that_is_none_is_named(
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for m in messages %}{{ 1 / loop.index0 }}{% endfor %}", "an expression in it raises ZeroDivisionError"),
+        ("{{ messages[0]['content'] + 1 }}", "an expression in it raises TypeError"),
+        ("{{ 1 / 0 }}", "an expression in it raises ZeroDivisionError"),
+    ],
+)
 def test_a_conversation_that_the_template_refuses_is_named(
-    tiny_model: Path, make_recipe: MakeRecipe, tmp_path: Path, site_files: list[Path]
+    make_recipe: MakeRecipe, tmp_path: Path, template: str, expected: str
 ) -> None:
     path = tmp_path / "chat.jinja"
-    path.write_text("{{ raise_exception('roles must alternate') }}")
+    path.write_text(template)
     recipe = make_recipe(model={"chat_template": str(path)})
-    with pytest.raises(InputError, match=r"site0\.jsonl, line 1: the chat template .*: roles must alternate"):
+    with pytest.raises(
+        InputError, match=rf"site0\.jsonl, line 1: the chat template \(.*chat_template\).*: {expected}$"
+    ):
         load_dataset(recipe, tiny.stage_of(recipe))
-
-
-PAIRS = [{"prompt": q["question"], "chosen": q["answer"], "rejected": "I do not know."} for q in tiny.questions(1, 20)]
-MARKED = [
-    {"prompt": q["question"], "completion": q["answer"], "label": i % 2 == 0}
-    for i, q in enumerate(tiny.questions(1, 20))
-]
 
 
 def plain(rows: Any) -> Any:

@@ -174,8 +174,8 @@ def test_no_held_out_record_is_trained_on_at_any_site_count(
     recipe = make_recipe()
     records = [record for path in site_files for record in read_records(path)]
     records += [Record({**r.fields, "id": "copy"}, Path("elsewhere.jsonl"), r.line) for r in records[:20]]
-    values = [read_values(record, recipe.stage, recipe.data.columns).raw for record in records]
-    held_out = [is_held_out(raw, 0.2) for raw in values]
+    values = [read_values(record, recipe.stage, recipe.data.columns).identity for record in records]
+    held_out = [is_held_out(value, 0.2) for value in values]
     assert held_out[: len(records) - 20][:20] == held_out[-20:]
     stage = tiny.stage_of(recipe)
     trained, evaluated = set(), set()

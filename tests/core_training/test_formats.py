@@ -21,8 +21,8 @@ def values(stage: str, columns: dict[str, str] | None = None, **fields: Any) -> 
     return read_values(Record(fields, Path("a.jsonl"), 7), stage, columns or {}).canonical
 
 
-def raw(stage: str, columns: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
-    return read_values(Record(fields, Path("a.jsonl"), 7), stage, columns or {}).raw
+def identity(stage: str, columns: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
+    return read_values(Record(fields, Path("a.jsonl"), 7), stage, columns or {}).identity
 
 
 def error(stage: str, **fields: Any) -> str:
@@ -67,10 +67,13 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 )
 def test_a_conversation_is_the_same_in_every_layout(fields: dict[str, Any]) -> None:
     assert values("sft", **fields) == {"messages": [user("why?"), assistant("because")]}
+    assert identity("sft", **fields) == {"prompt": "why?", "completion": "because"}
     for name in ("label", "kto_tag"):
         marked = values("kto", **fields, **{name: False})
         assert marked == {"prompt": [user("why?")], "completion": [assistant("because")], "label": False}
+        assert identity("kto", **fields, **{name: False}) == {"prompt": "why?", "completion": "because", "label": False}
     assert values("ppo", **fields) == {"prompt": [user("why?")]}
+    assert identity("ppo", **fields) == {"prompt": "why?"}
 
 
 def test_alpaca_has_a_system_text_an_input_and_a_history() -> None:
@@ -100,6 +103,8 @@ def test_a_pair_is_the_same_in_every_layout(stage: str, fields: dict[str, Any]) 
     pair = {"prompt": [user("why?")], "chosen": [assistant("because")], "rejected": [assistant("no")]}
     assert values(stage, **fields) == pair
     assert values(stage, **fields, margin="1.5") == {**pair, "margin": 1.5}
+    for margin in ({}, {"margin": "1.5"}):
+        assert identity(stage, **fields, **margin) == {"prompt": "why?", "chosen": "because", "rejected": "no"}
 
 
 @pytest.mark.parametrize(("longer", "shorter"), [("chosen", "rejected"), ("rejected", "chosen")])
@@ -150,13 +155,17 @@ def test_renamed_columns_are_found_and_go_before_others() -> None:
     assert values("sft", **fields)["messages"] == [user("x"), assistant("y")]
 
 
-def test_what_is_held_out_is_decided_on_the_fields_as_they_stand() -> None:
-    """A layout that is read in a new way must not move records between training and evaluation."""
+def test_what_is_held_out_is_decided_on_what_a_record_says() -> None:
+    """These are fixed for good: another identity moves records between training and evaluation."""
     columns = {"prompt": "question", "completion": "answer"}
-    assert raw("sft", columns, question="why?", answer="b", id=3) == {"prompt": "why?", "completion": "b"}
-    assert raw("sft", messages=[user("why?"), assistant("b")], id=3) == {"messages": [user("why?"), assistant("b")]}
-    assert raw("pretrain", text="some", id=3) == {"text": "some"}
-    assert raw("sft", instruction="why?", input=None, output="b") == {"instruction": "why?", "output": "b"}
+    assert identity("sft", columns, question="why?", answer="b", id=3) == {"prompt": "why?", "completion": "b"}
+    assert identity("pretrain", text="some", id=3) == {"text": "some"}
+    for talk in ([SYSTEM, user("why?"), assistant("b")], [assistant("b")], [user("a"), assistant("b"), user("c")]):
+        assert identity("sft", messages=talk, id=3) == {"messages": talk}
+    turns = [SYSTEM, user("why?")]
+    assert identity("grpo", instruction="why?", system="Be brief.") == {"prompt": turns}
+    pair = identity("dpo", prompt=turns, chosen="b", rejected=[assistant("c"), user("d"), assistant("e")])
+    assert pair == {"prompt": turns, "chosen": "b", "rejected": [assistant("c"), user("d"), assistant("e")]}
 
 
 @pytest.mark.parametrize(
@@ -193,16 +202,26 @@ def test_columns_that_no_stage_reads_are_named_too() -> None:
         ("sft", {"messages": [user("a")]}, "'messages' must be a list of {role, content} with an assistant's turn"),
         ("sft", {"conversations": [human("a"), {"from": "function_call", "value": "f"}]}, "role 'function_call'"),
         ("sft", {"instruction": " ", "output": "b"}, "the instruction is empty"),
-        ("sft", {"instruction": "a", "output": "b", "history": ["a"]}, "'history' must be a list of pairs"),
+        *(
+            ("sft", {"instruction": "a", "output": "b", "history": wrong}, "'history' must be a list of pairs")
+            for wrong in (["a"], 5, True, "a", {"a": "b"}, [["a", "b"], ["a"]])
+        ),
         ("dpo", {"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same answer"),
         ("dpo", {"prompt": "a", "chosen": "b", "rejected": " "}, "the rejected is empty"),
         ("dpo", {"prompt": " ", "chosen": "b", "rejected": "c"}, "the prompt is empty"),
         ("dpo", {"prompt": "a", "chosen": [user("x"), assistant("b")], "rejected": "c"}, "the chosen begins with"),
         ("dpo", {"chosen": "b", "rejected": "c"}, "chosen is a text without a prompt; give a column 'prompt'"),
         ("dpo", {"chosen": [assistant("b")], "rejected": [assistant("c")]}, "do not begin with the same turns"),
-        ("dpo", {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "wide"}, "the margin must be a number"),
-        ("kto", {"prompt": "a", "completion": "b", "label": 1}, "the label must be true or false, not 1"),
-        ("kto", {"prompt": "a", "completion": "b", "label": "good"}, "the label must be true or false, not 'good'"),
+        *(
+            (
+                "dpo",
+                {"prompt": "a", "chosen": "b", "rejected": "c", "margin": wrong},
+                "the margin must be a number from",
+            )
+            for wrong in ("wide", 10**400, -1e7, float("nan"), float("inf"), True, [1])
+        ),
+        ("kto", {"prompt": "a", "completion": "b", "label": 1}, "the label must be true or false"),
+        ("kto", {"prompt": "a", "completion": "b", "label": "good"}, "the label must be true or false"),
         ("kto", {"messages": [assistant("a")], "label": True}, "the prompt is empty"),
         (
             "kto",

@@ -119,7 +119,8 @@ def test_llama_factorys_defaults_hold_where_the_file_is_silent() -> None:
     assert (recipe.stage, recipe.tuning.mode, recipe.model.dtype) == ("sft", "lora", "float32")
     training = recipe.training
     assert (training.learning_rate, training.num_train_epochs, training.max_length) == (5e-5, 3.0, 2048)
-    assert (training.seed, training.max_steps, training.packing) == (42, None, None)
+    assert (training.seed, training.max_steps, training.packing) == (42, None, False)
+    assert recipe_of(stage="dpo").training.packing is None
 
 
 def test_a_flat_yaml_without_a_model_is_named() -> None:
@@ -148,7 +149,7 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
             {"kto": {"beta": 0.1, "desirable_weight": 2.0, "undesirable_weight": 0.5}},
         ),
         ({"finetuning_type": "full", "pure_bf16": True}, {"tuning": {"mode": "full"}, "model": {"dtype": "bfloat16"}}),
-        ({"finetuning_type": "full", "bf16": True}, {"model": {"dtype": "float32"}}),
+        ({"finetuning_type": "full", "bf16": True}, {"model": {"dtype": "bfloat16"}}),
         (
             {"finetuning_type": "freeze", "freeze_trainable_layers": -3, "freeze_trainable_modules": "mlp,self_attn"},
             {"tuning": {"freeze": {"trainable_layers": -3, "trainable_modules": ["mlp", "self_attn"]}}},
@@ -175,6 +176,10 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
         ({"val_size": 0.2, "tokenized_path": "cache"}, {"data": {"eval_fraction": 0.2, "cache": "cache"}}),
         ({"learning_rate": "1.0e-4", "num_train_epochs": "2"}, {"training": {"learning_rate": 1e-4}}),
         ({"neat_packing": True}, {"training": {"packing": True}}),
+        ({"packing": True, "neat_packing": False}, {"training": {"packing": True}}),
+        ({"packing": False}, {"training": {"packing": False}}),
+        ({"neat_packing": False}, {"training": {"packing": False}}),
+        ({"stage": "pt", "packing": False}, {"training": {"packing": False}}),
         ({"disable_gradient_checkpointing": False}, {"training": {"gradient_checkpointing": True}}),
         (
             {"warmup_steps": 20, "optim": "adamw_torch_fused"},
@@ -347,7 +352,18 @@ def test_the_digest_of_a_data_set_is_of_its_file_and_its_entry(tmp_path: Path) -
         ({"hf_hub_url": "x/y"}, "qa: hf_hub_url: fedloom downloads nothing"),
         ({"script_url": "x"}, "qa: script_url: fedloom downloads nothing"),
         ({}, "qa: it names no file"),
-        ({"file_name": "qa.json", "formatting": "openai"}, "formatting: 'openai' is not known"),
+        ({"file_name": None}, "qa: file_name: input should be a valid string"),
+        ({"file_name": "dataset_info.json:qa"}, "qa: file_name: 'dataset_info.json:qa' is an entry itself"),
+        ({"file_name": "qa.json", "formatting": "openai"}, "qa: formatting: input should be 'alpaca' or 'sharegpt'"),
+        ({"file_name": "qa.json", "formatting": ["alpaca"]}, "qa: formatting: input should be 'alpaca' or 'sharegpt'"),
+        ({"file_name": "qa.json", "columns": ["prompt"]}, "qa: columns: input should be a valid dictionary"),
+        ({"file_name": "qa.json", "columns": {"prompt": 5}}, "qa: columns.prompt: input should be a valid string"),
+        ({"file_name": "qa.json", "tags": "human"}, "qa: tags: input should be a valid dictionary"),
+        (
+            {"file_name": "qa.json", "tags": {"user_tag": ["human"]}},
+            "qa: tags.user_tag: input should be a valid string",
+        ),
+        ({"file_name": "qa.json", "tags": {"human_tag": "x"}}, "qa: tags: no counterpart here for human_tag"),
         ({"file_name": "qa.json", "columns": {"images": "i"}}, "columns: no counterpart here for images"),
         ({"file_name": "qa.json", "num_samples": 10}, "no counterpart here for num_samples"),
         ({"file_name": "absent.json"}, "absent.json' matches no file"),
@@ -362,7 +378,28 @@ def test_an_entry_that_cannot_be_read_is_named(tmp_path: Path, entry: Any, expec
     assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]"])
+@pytest.mark.parametrize("role", [["x"], {"a": 1}, None, 5])
+def test_a_turn_whose_role_is_no_text_is_named(tmp_path: Path, role: Any) -> None:
+    (tmp_path / "qa.json").write_text(json.dumps([{"conversations": [{"from": role, "value": "why?"}]}]))
+    info(tmp_path, qa={"file_name": "qa.json", "formatting": "sharegpt"})
+    with pytest.raises(InputError, match=r"qa\.json, record 1: 'conversations' must be a list of"):
+        canonical(tmp_path, "qa", "sft")
+
+
+def test_turns_nested_beyond_measure_are_named(tmp_path: Path) -> None:
+    (tmp_path / "qa.json").write_text('[{"conversations": ' + "[" * 600 + "]" * 600 + "}]")
+    info(tmp_path, qa={"file_name": "qa.json", "formatting": "sharegpt"})
+    with pytest.raises(InputError, match=r"qa\.json, record 1: 'conversations' must be a list of"):
+        canonical(tmp_path, "qa", "sft")
+
+
+def test_a_count_without_measure_is_part_of_no_name(tmp_path: Path) -> None:
+    info(tmp_path, qa={"file_name": "qa.json"})
+    with pytest.raises(InputError, match=r"has no data set 'qa\[:9+\]'; it has qa$"):
+        data_files(f"{tmp_path}/dataset_info.json:qa[:{'9' * 23}]")
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "[" * 100_000])
 def test_an_info_file_that_is_none_is_named(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "dataset_info.json").write_text(text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -486,25 +488,73 @@ def test_an_answer_that_was_cut_is_penalised(rl_recipe: MakeRecipe) -> None:
     torch.testing.assert_close(plain["rewards"] - penalised["rewards"], 2.5 * (~plain["ended"]).float())
 
 
-def test_a_reward_model_of_an_earlier_run_is_the_judge(rl_recipe: MakeRecipe, pretrained: Path, tmp_path: Path) -> None:
-    """Rewards are what the reward model, asked about one answer at a time, says of its last token."""
-    pairs = [{"prompt": q["question"], "chosen": q["answer"], "rejected": "No."} for q in tiny.questions(0, 12)]
-    recipe = rl_recipe(
-        "reward",
-        data={"train": str(tiny.write_jsonl(tmp_path / "pairs.jsonl", pairs)), "columns": {}, "eval_fraction": 0.0},
-        training={"max_steps": 1, "per_device_train_batch_size": 4, "max_length": 128},
+@pytest.fixture
+def train_judge(rl_recipe: MakeRecipe, tmp_path: Path) -> Callable[[int], Path]:
+    """Trains a reward model on records of a seed, always by the same recipe and in the same run folder."""
+
+    def train(seed: int) -> Path:
+        pairs = [{"prompt": q["question"], "chosen": q["answer"], "rejected": "No."} for q in tiny.questions(seed, 12)]
+        recipe = rl_recipe(
+            "reward",
+            data={"train": str(tiny.write_jsonl(tmp_path / "pairs.jsonl", pairs)), "columns": {}, "eval_fraction": 0.0},
+            training={"max_steps": 1, "per_device_train_batch_size": 4, "max_length": 128},
+        )
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        folder = RunFolder(tmp_path / "run")
+        folder.prepare(recipe, resume=False)
+        central.train(recipe, open_engine(recipe), folder, False, lambda *_: None)
+        return folder.path
+
+    return train
+
+
+@pytest.mark.parametrize("padding", ["<|pad|>", None])
+def test_a_reward_model_of_an_earlier_run_is_the_judge(
+    rl_recipe: MakeRecipe, train_judge: Callable[[int], Path], pretrained: Path, tmp_path: Path, padding: str | None
+) -> None:
+    """Rewards are what the reward model, asked about one answer at a time, says of its last token.
+
+    Also where the policy has no token for padding, and pads with the one that ends answers.
+    """
+    model = shutil.copytree(pretrained / "model", tmp_path / "policy")
+    names = json.loads((model / "tokenizer_config.json").read_text()) | {"pad_token": padding}
+    (model / "tokenizer_config.json").write_text(json.dumps(names))
+    run = train_judge(0)
+    engine = open_engine(
+        rl_recipe(
+            "grpo",
+            model={"name_or_path": str(model)},
+            rollout={"reward_model": str(run), "reward_function": None},
+        )
     )
-    folder = RunFolder(tmp_path / "run")
-    folder.prepare(recipe, resume=False)
-    central.train(recipe, open_engine(recipe), folder, False, lambda *_: None)
-    engine = open_engine(rl_recipe("grpo", rollout={"reward_model": str(tmp_path / "run"), "reward_function": None}))
     _, (part,) = rollout_of(engine)
-    judge = load_reward_model(tmp_path / "run", engine._base.vocabulary_digest)
+    judge = load_reward_model(run, engine._base.vocabulary_digest)
+    assert len(set(part["mask"].sum(dim=1).tolist())) > 1
     for row, (prompt, answer) in enumerate(answers_of(part)):
         with torch.no_grad():
             expected = judge(input_ids=torch.tensor([prompt + answer])).logits[0, 0]
         torch.testing.assert_close(part["rewards"][row], expected, atol=1e-5, rtol=1e-4)
     assert engine.train(1).figures["reward"][1] == len(part["rewards"])
+
+
+def test_sites_must_have_the_judge_in_common_and_a_new_one_in_its_place_is_seen(
+    rl_recipe: MakeRecipe, train_judge: Callable[[int], Path], tmp_path: Path
+) -> None:
+    def judged_by(run: Path) -> tuple[str, float]:
+        engine = open_engine(rl_recipe("grpo", rollout={"reward_model": str(run), "reward_function": None}))
+        tokens = {name: torch.tensor([[1, 3, 50, 51, 4, 60, 61, 2]]) for name in ("input_ids", "labels")}
+        stage: Any = engine._stage
+        return engine.initial_digest, float(stage.judge(tokens | {"position_ids": torch.arange(8)[None]}))
+
+    run = train_judge(0)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    first = judged_by(run)
+    another = judged_by(train_judge(1))
+    assert another[0] != first[0]
+    assert another[1] != first[1]
+    assert judged_by(copy) == first
+    by_function = open_engine(rl_recipe("grpo"))
+    assert by_function.initial_digest == by_function._base.initial_digest not in (first[0], another[0])
 
 
 # Bad input

@@ -230,14 +230,26 @@ def test_kto_estimates_the_kl_on_answers_to_other_prompts(make_recipe: MakeRecip
         assert any(answer in others for others in answers.values())
 
 
+def test_kto_pairs_no_row_with_itself_where_all_share_a_prompt(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    lines = [{"prompt": "Fever?", "completion": sign, "label": i % 2 == 0} for i, sign in enumerate(tiny.SIGNS)]
+    engine = data_of(make_recipe, tmp_path, "kto", lines)
+    own = [row[0].sequences[0].input_ids.tolist() for row in engine._rows]
+    others = [row[0].sequences[1].input_ids.tolist() for row in engine._rows]
+    assert others == [own[-1], *own[:-1]]
+
+
 def test_mismatched_answers_keep_within_the_length_limit(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """A long prompt loses its beginning, so that the other answer is there to be judged."""
     lines = [
-        {"prompt": "pain " * 20, "completion": "rash", "label": True},
         {"prompt": "Fever?", "completion": "cough " * 20, "label": False},
+        {"prompt": "pain " * 20, "completion": "rash", "label": True},
         {"prompt": "Pain?", "completion": "itching", "label": True},
     ]
     engine = data_of(make_recipe, tmp_path, "kto", lines, limit=32)
-    for row in engine._rows:
-        assert len(row[0].sequences[1]) <= 32
-        assert row[0].sequences[1].loss_tokens >= 1
+    own = [row[0].sequences[0] for row in engine._rows]
+    for index, row in enumerate(engine._rows):
+        joined = row[0].sequences[1]
+        answer = [label for label in own[index - 1].labels.tolist() if label != -100]
+        assert len(joined) <= 32
+        assert joined.input_ids[-len(answer) :].tolist() == answer
+        assert joined.labels.tolist() == [-100] * (len(joined) - len(answer)) + answer

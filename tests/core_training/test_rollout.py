@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,68 @@ def test_tokens_are_drawn_from_the_tempered_distribution(base: BaseModel) -> Non
     assert float((drawn - expected).abs().sum()) / 2 < 0.15  # total variation; another temperature gives over 0.2
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"repetition_penalty": 1.5},
+        {"top_k": 3},
+        {"num_beams": 4},
+        {"suppress_tokens": list(range(5, 390))},
+        {"epsilon_cutoff": 0.5},
+        {"forced_eos_token_id": 7},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["a", "e"]},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_models_own_generation_settings_have_no_say_and_are_kept(
+    base: BaseModel, own: dict[str, Any], adapted: bool
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import GenerationConfig
+
+    answers = []
+    for settings in (GenerationConfig(), GenerationConfig(**own)):
+        plain = copy.deepcopy(base.model)
+        plain.generation_config = settings
+        lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+        model = get_peft_model(plain, lora) if adapted else plain
+        torch.manual_seed(0)
+        answers.append(sampler().sample(model, batch_of(PROMPTS))["input_ids"])
+        assert plain.generation_config is settings
+    assert torch.equal(*answers)
+
+
+def test_a_policy_that_has_diverged_can_be_asked(base: BaseModel) -> None:
+    """Its loss tells that it has; tokens drawn from NaN are outside the vocabulary, and end the process."""
+    diverged = copy.deepcopy(base.model)
+    with torch.no_grad():
+        diverged.lm_head.weight.fill_(float("nan"))
+    answers = sampler().sample(diverged, batch_of(PROMPTS))["input_ids"]
+    assert 0 <= int(answers.min()) <= int(answers.max()) < diverged.config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("rollout", {"temperature": 1e-40}),
+        ("ppo", {"cliprange": 1e300}),
+        ("ppo", {"cliprange_value": 1e300}),
+        ("ppo", {"num_ppo_epochs": 10**9}),
+        ("rloo", {"cliprange": 1e300}),
+        ("rloo", {"num_generations": 10**9}),
+        ("grpo", {"cliprange": 1e300}),
+        ("grpo", {"num_iterations": 10**9}),
+    ],
+)
+def test_numbers_that_no_process_survives_are_refused(
+    make_recipe: MakeRecipe, section: str, values: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=rf"{section}\..*should be (greater|less) than or equal to"):
+        make_recipe(**{section: values})
+
+
 def test_the_judge_sees_texts_without_padding_special_tokens_and_what_ended_the_answer(base: BaseModel) -> None:
     tokenizer = base.tokenizer
     prompt, answer = tokenizer.encode("fever of the eye"), tokenizer.encode(" See the ward")
@@ -130,7 +193,22 @@ def words(prompts, completions):
     return ["good"] * len(prompts)
 def careless(prompts, completions):
     return [1 / len(text) for text in completions]
+def huge(prompts, completions):
+    return [1e300] * len(prompts)
+def silent(prompts, completions):
+    pass
+def leaving(prompts, completions):
+    raise SystemExit(3)
 number = 3
+"""
+TYPED = """
+from __future__ import annotations
+from dataclasses import dataclass
+@dataclass
+class Reward:
+    number: float = 0.5
+def judge(prompts, completions):
+    return [Reward().number for _ in completions]
 """
 
 
@@ -144,8 +222,12 @@ number = 3
         ({"reward_function": "judge.py:number"}, "judge.py has no function 'number'"),
         ({"reward_function": "judge.py:one"}, "returned 1 numbers for 2 completions"),
         ({"reward_function": "judge.py:endless"}, "returned inf"),
-        ({"reward_function": "judge.py:words"}, "failed: ValueError"),
-        ({"reward_function": "judge.py:careless"}, "failed: ZeroDivisionError"),
+        ({"reward_function": "judge.py:huge"}, r"returned inf .*float32"),
+        ({"reward_function": "judge.py:words"}, "failed: ValueError; it must return a list of numbers"),
+        ({"reward_function": "judge.py:silent"}, "failed: TypeError; it must return a list of numbers"),
+        ({"reward_function": "judge.py:careless"}, "failed: ZeroDivisionError in line 11"),
+        ({"reward_function": "judge.py:leaving"}, "failed: SystemExit in line 17"),
+        ({"reward_function": "exit.py:judge"}, "exit.py cannot be loaded: SystemExit: 3"),
     ],
 )
 def test_a_judge_that_cannot_judge_is_refused_before_training(
@@ -159,11 +241,41 @@ def test_a_judge_that_cannot_judge_is_refused_before_training(
     monkeypatch.chdir(tmp_path)
     Path("judge.py").write_text(JUDGES)
     Path("broken.py").write_text("def lengths(:")
+    Path("exit.py").write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(InputError, match=message):
         load_judge(make_recipe(rollout=rollout), base).try_out(["a", "b"])
 
 
-def test_a_judge_that_fails_later_ends_the_run(base: BaseModel) -> None:
-    judge = FunctionJudge(lambda prompts, completions: [float("nan")], "judge.py:name", base.tokenizer)
-    with pytest.raises(RunError, match="returned nan"):
-        judge(sampler().sample(base.model, batch_of(PROMPTS[:1])))
+def test_reward_files_may_hold_dataclasses_and_share_a_name(
+    make_recipe: MakeRecipe, base: BaseModel, tmp_path: Path
+) -> None:
+    numbers = []
+    for folder in ("one", "other"):
+        path = tmp_path / folder / "rewards.py"
+        path.parent.mkdir()
+        path.write_text(TYPED.replace("0.5", str(float(len(folder)))))
+        judge = load_judge(make_recipe(rollout={"reward_function": f"{path}:judge"}), base)
+        numbers.append(judge(sampler().sample(base.model, batch_of(PROMPTS[:1]))).tolist())
+    assert numbers == [[3.0], [5.0]]
+
+
+def failing(prompts: list[str], completions: list[str]) -> list[float]:
+    raise KeyError(prompts[0] + completions[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda prompts, completions: [0.0, float("nan")], r"returned nan for completion 2 of 2"),
+        (lambda prompts, completions: completions, r"failed: ValueError; it must"),
+        (failing, r"failed: KeyError in line \d+; it must"),
+    ],
+)
+def test_a_judge_that_fails_later_ends_the_run_and_tells_nothing_of_the_texts(
+    base: BaseModel, function: Callable[..., Any], message: str
+) -> None:
+    judge = FunctionJudge(function, f"{__file__}:name", base.tokenizer)
+    answers = sampler().sample(base.model, batch_of(PROMPTS[3:]), generations=2)
+    with pytest.raises(RunError, match=message) as raised:
+        judge(answers)
+    assert not any(text in str(raised.value) for some in texts(answers, base.tokenizer) for text in some)

@@ -8,12 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+from core_training.data.dataset import load_dataset
+from core_training.engine import Engine, open_engine
 from core_training.errors import InputError
 from core_training.models.base_model import BaseModel
+from core_training.models.heads import innermost
 from core_training.recipe import Recipe
-from core_training.tuning import freeze
+from core_training.tuning import freeze, lora
 from tests.core_training.tuned import IDS, JUDGED, loss, outputs, step
 
 MakeRecipe = Callable[..., Recipe]
@@ -224,6 +234,14 @@ def test_freeze_counts_layers_by_their_place(
         ({"mode": "lora", "lora": {"target_modules": ["q_proj", "query"]}},
          "target_modules: 'query' does not fit this model; it has .*q_proj"),
         ({"mode": "lora", "lora": {"modules_to_save": ["embeddings"]}}, "modules_to_save: 'embeddings' does not fit"),
+        ({"mode": "lora", "lora": {"modules_to_save": ["layers"]}}, r"modules_to_save: \['layers'\] does not fit"),
+        ({"mode": "lora", "lora": {"modules_to_save": ["layers"], "target_modules": ["embed_tokens"]}},
+         r"modules_to_save: \['layers'\] does not fit this model \(modules_to_save cannot be applied to .*ModuleList"),
+        ({"mode": "lora", "lora": {"target_modules": ["mlp"]}}, r"target_modules: \['mlp'\] does not fit"),
+        ({"mode": "lora", "lora": {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}},
+         "use_dora: .* model.embed_tokens, an embedding, the padding token's is 0; leave it out of target_modules"),
+        ({"mode": "lora", "lora": {"target_modules": ["lm_head"], "init_lora_weights": "pissa"}},
+         "init_lora_weights: pissa .* model.embed_tokens, which is the same matrix; leave both out of target_modules"),
         ({"mode": "qlora", "lora": {"r": 20, "init_lora_weights": "pissa"}}, "r: 20 is more than the 16 that"),
     ],
 )  # fmt: skip
@@ -232,5 +250,101 @@ def test_what_does_not_fit_the_model_is_named(make_recipe: MakeRecipe, tuning: A
         BaseModel(make_recipe(tuning=tuning))
 
 
+def test_olora_is_refused_where_weights_lie_the_other_way_round(make_recipe: MakeRecipe) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(InputError, match=r"init_lora_weights: PEFT's olora does not fit .*c_attn, a Conv1D"):
+        lora.apply(model, make_recipe(tuning={"lora": {"init_lora_weights": "olora"}}))
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("lora", "target_modules"),
+        ("lora", "modules_to_save"),
+        ("freeze", "trainable_modules"),
+        ("freeze", "extra_modules"),
+    ],
+)
+def test_a_modules_name_is_not_empty(make_recipe: MakeRecipe, section: str, key: str) -> None:
+    with pytest.raises(InputError, match=rf"tuning.{section}.{key}.0: string should have at least 1 character"):
+        make_recipe(tuning={section: {key: [""]}})
+
+
 def test_the_fixed_tokens_are_in_the_vocabulary(make_recipe: MakeRecipe) -> None:
     assert len(BaseModel(make_recipe()).tokenizer) > int(IDS.max())
+
+
+PRECISE: dict[str, dict[str, Any]] = {
+    "full": MODES["full"],
+    "freeze": MODES["freeze"],
+    "modules": {"mode": "lora", "lora": {"r": 4, "modules_to_save": ["norm"]}},
+}
+"""Tunings that train weights which a bfloat16 model holds."""
+BFLOAT16 = {"dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", PRECISE)
+def test_small_steps_are_not_rounded_away_in_bfloat16(make_recipe: MakeRecipe, name: str) -> None:
+    def share_moved(dtype: str) -> float:
+        training = {"learning_rate": None, "lr_scheduler_type": "constant", "max_steps": 20}
+        engine = open_engine(make_recipe(model={"dtype": dtype}, tuning=PRECISE[name], training=training))
+        engine.train(20)
+        tensors = zip(engine.initial_state.tensors(), engine.read_state().tensors(), strict=True)
+        moved = [(a != b).mean() for (tensor, a), (_, b) in tensors if "lora_" not in tensor]
+        engine.close()
+        return float(sum(moved) / len(moved))
+
+    assert share_moved("bfloat16") > 0.99 * share_moved("float32") > 0.9
+
+
+@pytest.mark.parametrize("name", PRECISE)
+def test_a_bfloat16_model_trains_float32_weights_and_computes_in_bfloat16(make_recipe: MakeRecipe, name: str) -> None:
+    base = BaseModel(make_recipe(model=BFLOAT16, tuning=PRECISE[name]))
+    for parameter in base.model.parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
+    assert base.model(input_ids=IDS).logits.dtype == torch.bfloat16
+    sampled = base.model.generate(
+        input_ids=IDS, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    assert all(torch.equal(logits, logits.bfloat16().float()) for logits in sampled.logits)
+    single = BaseModel(make_recipe(tuning=PRECISE[name]))
+    assert (outputs(base.model) - outputs(single.model)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("mode", ["lora", "qlora"])
+def test_adapters_on_a_bfloat16_model_compute_as_peft_has_them(make_recipe: MakeRecipe, mode: str) -> None:
+    base = BaseModel(make_recipe(model=BFLOAT16, tuning=MODES[mode]))
+    assert "forward" not in vars(innermost(base.model))
+
+
+def test_deepspeed_keeps_its_own_float32_copies(make_recipe: MakeRecipe) -> None:
+    base = BaseModel(make_recipe(model=BFLOAT16, tuning=MODES["full"], deepspeed={"processes": 2}))
+    assert {parameter.dtype for parameter in base.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", PRECISE)
+def test_a_bfloat16_run_with_a_break_and_recomputed_activations_ends_with_the_same_bits(
+    make_recipe: MakeRecipe, tmp_path: Path, name: str
+) -> None:
+    recipe, thrifty = (
+        make_recipe(model=BFLOAT16, tuning=PRECISE[name], training={"max_steps": 4, "gradient_checkpointing": thrifty})
+        for thrifty in (False, True)
+    )
+    straight, before, after = open_engine(recipe), open_engine(thrifty), open_engine(thrifty)
+    straight.train(4)
+    before.train(2)
+    before.checkpoint(tmp_path / "checkpoint")
+    after.restore(tmp_path / "checkpoint")
+    after.train(2)
+    assert after.read_state().digest == straight.read_state().digest
+    assert after.evaluate() == straight.evaluate()
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_hooks_do_not_pile_up_on_a_shared_model(make_recipe: MakeRecipe, mode: str) -> None:
+    first = open_engine(make_recipe(tuning=MODES[mode], training={"gradient_checkpointing": True}))
+    for _ in range(3):
+        engine = Engine(first._stage, load_dataset(first._recipe, first._stage))
+        engine.launch()
+        engine.close()
+    assert len(first._base.model.get_input_embeddings()._forward_hooks) == 1

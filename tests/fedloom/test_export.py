@@ -94,6 +94,26 @@ def test_a_whole_model_has_the_dtype_of_its_base(
     assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("tuning", ["full", "freeze", "modules"])
+def test_a_bfloat16_run_is_read_back_exactly_and_exported_rounded(
+    fedloom: Command, make_recipe: MakeRecipe, tmp_path: Path, stage: str, tuning: str
+) -> None:
+    settings = {"mode": "lora", "lora": {"modules_to_save": ["norm"]}} if tuning == "modules" else {"mode": tuning}
+    ended = finished(
+        make_recipe(model={"dtype": "bfloat16"}, rollout=JUDGED, stage=stage, tuning=settings), tmp_path / "run"
+    )
+    assert torch.equal(outputs(load_result(find_result(tmp_path / "run")).model), outputs(ended.model))
+    assert fedloom("export", tmp_path / "run", "--to", tmp_path / "model", "--merge").code == 0
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert {n for n, t in tensors.items() if t.dtype != torch.bfloat16} == (
+        {"score.weight"} if stage == "reward" else set()
+    )
+    kind = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
+    exported = kind.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert (outputs(exported) - outputs(ended.model)).abs().max() < 0.05
+
+
 ADAPTERS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"use_rslora": True},
@@ -329,6 +349,28 @@ def test_a_damaged_result_is_refused(fedloom: Command, finished_run: Finished, t
     outcome = fedloom("export", tmp_path / "run", "--to", tmp_path / "to", "--merge")
     assert outcome.code == 2
     assert "adapter_model.safetensors cannot be read" in outcome.err
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"base_digest": 5}, "base_digest: Input should be a valid string"),
+        ({"copies": ["a"]}, "copies: Input should be an object"),
+        ({"copies": {"a": ["b"]}}, "copies: a: Input should be a valid string"),
+        ({"extra": 1}, "extra: Unexpected keyword argument"),
+        ({"copies": {"a": "b"}}, "copies: 'a' cannot be a copy of 'b' here"),
+        ({"copies": {"model.norm.weight": "model.norm.weight"}}, "'model.norm.weight' cannot be a copy of"),
+    ],
+)
+def test_what_a_site_says_of_a_result_is_not_trusted(
+    fedloom: Command, make_recipe: MakeRecipe, tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
+    finished(make_recipe(tuning={"lora": {"modules_to_save": ["norm"]}}), tmp_path / "run")
+    origin = tmp_path / "run" / "adapter" / "fedloom.json"
+    origin.write_text(json.dumps(json.loads(origin.read_text()) | change))
+    outcome = fedloom("export", tmp_path / "run", "--to", tmp_path / "to")
+    assert (outcome.code, expected in outcome.err) == (2, True), outcome.err
     assert not (tmp_path / "to").exists()
 
 

@@ -185,6 +185,6 @@ def _difference(offered: Terms, agreed: Terms | None) -> str:
     if offered.recipe_digest != agreed.recipe_digest:
         return "the site reads the recipe differently than the others"
     return (
-        "the site starts from something else than the others: its base model, tokenizer, chat template, earlier runs or "
-        "reward model differ"
+        "the site starts from something else than the others: its base model, tokenizer, chat template, earlier runs "
+        "or reward model differ"
     )

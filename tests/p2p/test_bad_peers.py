@@ -355,11 +355,11 @@ def test_an_update_from_one_who_trains_something_else_is_refused(tmp_path):
                 {"run_id": "run", "epoch": 1, "sender": "beta", "manifest_digest": SITE.manifest.digest, "weight": 1.0,
                  "degree": 1, "size": 0, "sha256": "0" * 64}
             )  # fmt: skip
-            with pytest.raises(ProtocolError, match="another initial state"):
+            with pytest.raises(ProtocolError, match="another start"):
                 await beta.publish("alpha", header, [])
 
     asyncio.run(scenario())
-    assert "another initial state" in next(world.folder.events("peer_refused"))["reason"]
+    assert "another start" in next(world.folder.events("peer_refused"))["reason"]
 
 
 def test_a_second_server_on_the_port_is_refused(tmp_path):

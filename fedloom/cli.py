@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 import core_training.offline  # noqa: F401 - before anything that might call home
 from core_training import __version__
 from core_training.errors import FedloomError, Interrupted
+from core_training.groups.leaving import leave
 
 COMMANDS = {
     "train": "Train on this machine: one process, or a DeepSpeed group.",
@@ -64,20 +65,31 @@ def _root(version: bool = typer.Option(False, "--version", help="Show the versio
 
 def main() -> None:
     """Entry point. Exit codes: 0 done; 1 the run failed; 2 the input was wrong; 130 interrupted."""
+    try:
+        code = _run()
+    except SystemExit as end:  # how typer ends
+        if not isinstance(end.code, int | None):
+            raise
+        code = end.code or 0
+    leave(code)
+
+
+def _run() -> int:
     arguments = sys.argv[1:]
     show_traceback = "--traceback" in arguments
     sys.argv[1:] = [argument for argument in arguments if argument != "--traceback"]
     try:
         app()
+        return 0
     except FedloomError as error:
         if show_traceback:
             traceback.print_exc()
         label = "" if isinstance(error, Interrupted) else "error: "
         print(f"{label}{error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was committed is saved, and --resume goes on from it", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        return 130
 
 
 if __name__ == "__main__":

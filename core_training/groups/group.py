@@ -26,6 +26,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from core_training import background
 from core_training.engine import Engine, open_engine
 from core_training.errors import FedloomError, InputError, RunError
+from core_training.groups.leaving import leave
 from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
 from core_training.state import Manifest, TrainableState
@@ -203,7 +204,7 @@ def follow() -> NoReturn:
         try:
             order = _hear()
         except RuntimeError:
-            raise SystemExit(1) from None  # rank 0 has gone, and has said why
+            leave(1)  # rank 0 has gone, and has said why
         call = order.pop("call")
         try:
             if call == "open":
@@ -212,7 +213,7 @@ def follow() -> NoReturn:
                 engine = _open_together(parse_recipe(order["recipe"]))
             elif call == "close":
                 dist.destroy_process_group()
-                raise SystemExit(0)
+                leave(0)
             elif engine is not None:
                 _carry_out(engine, call, order)
         except FedloomError:

@@ -14,6 +14,7 @@ from typing import Any
 import core_training.offline  # noqa: F401
 from core_training.central import total
 from core_training.groups.group import GroupEngine, join_or_follow
+from core_training.groups.leaving import leave
 from core_training.recipe_file import load_recipe
 from core_training.state import TrainableState
 from core_training.trainable import Trainable
@@ -62,6 +63,7 @@ def main() -> None:
         path.with_suffix(".json").write_text(json.dumps(result))
     assert engine is not None
     engine.close()
+    leave(0)
 
 
 if __name__ == "__main__":

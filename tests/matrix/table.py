@@ -50,15 +50,17 @@ _HEAD = """\
 Every stage with every tuning mode, in every topology, on a model of two layers. Written by `make matrix`, which runs
 `tests/matrix`; a cell holds the seconds its test took when it passed. What each test shows:
 
-- central: exactly the parameters that shall be trained change, all others (of quantised weights: their packed bytes)
-  stay as they are; every trained tensor gets a gradient, before an evaluation and after it; a run that was stopped and
-  resumed ends with the very state of one that was not.
+- central: the loss before the first step is a closed form's (where nothing is sampled), and it falls; exactly the
+  parameters that shall be trained change, all others (of quantised weights: their packed bytes) stay as they are; every
+  trained tensor gets a gradient, before an evaluation and after it; a run that was stopped and resumed ends with the
+  very state of one that was not.
 - federated: with one site the server's result is the central run's, bit for bit; one SGD step of two sites of unequal
   size is one central step on their joined batch (to 1e-5). Where answers are sampled, they are fixed for this.
 - gossip: with one node the result is the central run's, bit for bit; two nodes end with the very state of a server's
   mean.
 
-The losses themselves are held against closed forms in `tests/core_training/test_stage_losses.py` and against TRL's
-trainers in `tests/core_training/test_trl_agreement.py`.
+Away from the start, losses and gradients are held against closed forms in `tests/core_training/test_stage_losses.py`,
+against TRL's trainers in `tests/core_training/test_trl_agreement.py`, and for PPO, RLOO and GRPO in
+`tests/core_training/test_policy_gradient.py`; results that other tools load are in `tests/fedloom/test_export.py`.
 
 """

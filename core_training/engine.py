@@ -251,7 +251,7 @@ class Engine:
             weight=int(sums[1]),
             tokens=int(sums[2]),
             seconds=seconds,
-            figures={name: (sums[3 + 2 * i], int(sums[4 + 2 * i])) for i, name in enumerate(names)},
+            figures=_figures(names, sums[3:]),
         )
 
 
@@ -291,8 +291,12 @@ def _over_processes(trainer: StageTrainer, report: EvalReport) -> EvalReport:
     values = [report.loss_sum, report.weight, report.examples, *(v for n in names for v in report.figures[n])]
     sums = torch.tensor(values, dtype=torch.float64, device=trainer.args.device)
     loss_sum, weight, examples, *rest = trainer.accelerator.reduce(sums, reduction="sum").tolist()
-    figures = {name: (rest[2 * i], int(rest[2 * i + 1])) for i, name in enumerate(names)}
-    return EvalReport(loss_sum, int(weight), int(examples), figures)
+    return EvalReport(loss_sum, int(weight), int(examples), _figures(names, rest))
+
+
+def _figures(names: Sequence[str], values: Sequence[float]) -> dict[str, tuple[float, int]]:
+    """Sums and counts by name, from one after another."""
+    return {name: (total, int(count)) for name, total, count in zip(names, values[::2], values[1::2], strict=True)}
 
 
 def read_checkpoint(folder: Path, manifest: Manifest) -> tuple[TrainableState, dict[str, Any]]:

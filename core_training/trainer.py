@@ -108,8 +108,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             mine = groups[first + rank] if first + rank < len(groups) else []
             chosen = [rows[index] for index in mine or groups[-1]]
             for part in self._parts(chosen):
-                batch = self.collate([chosen[number] for number in part])
-                batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+                batch = self._prepare_inputs(self.collate([chosen[number] for number in part]))
                 yield [mine[number] for number in part] if mine else [], batch
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:

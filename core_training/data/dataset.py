@@ -22,10 +22,10 @@ from core_training.data.records import Record, content_digest, data_files, read_
 from core_training.data.rows import pack
 from core_training.data.token_store import TokenStore, TokenWriter, open_store
 from core_training.errors import InputError
+from core_training.models.context import UNLIMITED, context_length
 from core_training.recipe import Recipe
 from core_training.stages import STAGES
 from core_training.stages.base import Example, Row, Stage
-from core_training.stages.rollout import UNLIMITED, context_length
 from core_training.trainable import DataReport
 
 

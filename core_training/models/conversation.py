@@ -13,6 +13,7 @@ import torch
 from transformers import TextStreamer, set_seed
 
 from core_training.errors import InputError
+from core_training.models.context import context_length
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ class Conversation:
 
     @property
     def _context(self) -> int:
-        """The most tokens the model was built to look at."""
-        return int(getattr(self._model.config, "max_position_embeddings", None) or 2**31)
+        return context_length(self._model)
 
     def _fit(self, turns: list[dict[str, str]]) -> tuple[torch.Tensor, list[dict[str, str]]]:
         """The turns' tokens, shape (1, length), without the oldest turns that leave no room for an answer."""

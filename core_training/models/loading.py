@@ -106,12 +106,20 @@ def vocabulary_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 (hex) over the weight files in a folder, in the order of their names."""
+    hasher = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            hasher.update(hashlib.file_digest(stream, "sha256").digest())
+    return hasher.hexdigest()
+
+
 def _load_base(recipe: Recipe) -> StartingModel:
     """The base model alone."""
     folder, where = Path(recipe.model.name_or_path), _where(recipe)
     _check_folder(folder, where)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    if not any(folder.glob("*.safetensors")):
         raise InputError(f"{where}: it has no *.safetensors weights (pickled weights are never loaded)")
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -131,11 +139,7 @@ def _load_base(recipe: Recipe) -> StartingModel:
         raise InputError(f"{where} cannot be loaded: {_first_line(error)}") from None
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{where}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
-    hasher = hashlib.sha256()
-    for path in weights:
-        with path.open("rb") as stream:
-            hasher.update(hashlib.file_digest(stream, "sha256").digest())
-    return StartingModel(model, str(folder), hasher.hexdigest())
+    return StartingModel(model, str(folder), weights_digest(folder))
 
 
 def _check_config(config: Any, where: str) -> None:

@@ -86,6 +86,16 @@ class BatchLoss:
         figures = {name: (total.detach(), count.detach()) for name, (total, count) in self.figures.items()}
         return BatchLoss(self.total.detach(), self.weight.detach(), self.tokens.detach(), figures)
 
+    def report(self, examples: int) -> EvalReport:
+        """As that of so many held-out examples; a batch with none counts as nothing, under the same names."""
+        counted = examples > 0
+        return EvalReport(
+            loss_sum=counted * float(self.total),
+            weight=counted * int(self.weight),
+            examples=examples,
+            figures={name: (counted * float(total), counted * int(n)) for name, (total, n) in self.figures.items()},
+        )
+
     def __add__(self, other: BatchLoss) -> BatchLoss:
         """The loss of both batches together."""
         figures = {
@@ -161,16 +171,7 @@ class Stage:
         for mine, batch in trainer.shared_batches(rows):
             with torch.no_grad():
                 loss = self.loss(model, batch)
-            counted = bool(mine)  # a repeated batch is counted as nothing, under the same names
-            report += EvalReport(
-                loss_sum=counted * float(loss.total),
-                weight=counted * int(loss.weight),
-                examples=len(mine),
-                figures={
-                    name: (counted * float(total), counted * int(count))
-                    for name, (total, count) in loss.figures.items()
-                },
-            )
+            report += loss.report(len(mine))
         return report
 
 

@@ -28,11 +28,16 @@ def labelled_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tenso
     return output.logits.float(), labels[:, positions]
 
 
+def token_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Log-probability (nats) of each label, 0 where there is none; shapes as in `labelled_logits`."""
+    nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return -nll.view(labels.shape)
+
+
 def sequence_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability (nats) of each sequence's labelled tokens together, and their number; both (sequences,)."""
     logits, labels = labelled_logits(model, batch)
-    nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return -nll.view(labels.shape).sum(dim=1), (labels != IGNORED).sum(dim=1)
+    return token_logps(logits, labels).sum(dim=1), (labels != IGNORED).sum(dim=1)
 
 
 class LanguageStage(Stage):

@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.distributions import Categorical
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from core_training.data.records import Record
 from core_training.errors import InputError
 from core_training.models.base_model import BaseModel
+from core_training.models.context import context_length
 from core_training.models.heads import VALUE_HEAD, innermost
 from core_training.recipe import Recipe
-from core_training.stages.base import IGNORED, Batch, Example, Row, Stage, Tokens, mean_figure
+from core_training.stages.base import IGNORED, Batch, BatchLoss, Example, Row, Stage, Tokens, mean_figure
 from core_training.stages.chat import prompt_tokens
 from core_training.stages.kl import Estimator, KLController, kl_estimates
+from core_training.stages.language import labelled_logits, token_logps
 from core_training.stages.rewards import load_judge
-from core_training.stages.rollout import Sampler, context_length
+from core_training.stages.rollout import Sampler
 from core_training.trainable import NOTHING_EVALUATED, EvalReport
 from core_training.trainer import StageTrainer
 
@@ -130,31 +131,22 @@ class PolicyGradientStage(Stage):
 
     def score(self, model: Any, answers: Batch) -> Scores:
         """One forward over sampled answers; the output layer runs only where some answer has a token."""
-        labels = answers["labels"][:, 1:]
-        positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
-        labels = labels[:, positions]
-        mask = labels != IGNORED
         hidden: list[torch.Tensor] = []
         inner = innermost(self.base.model)
         value_head = getattr(inner, VALUE_HEAD, None)
         # The output layer's input is what the value head reads: no other layer's activations need to be kept for it.
         watch = inner.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
         try:
-            output = model(
-                input_ids=answers["input_ids"],
-                position_ids=answers["position_ids"],
-                logits_to_keep=positions,
-                use_cache=False,
-            )
+            logits, labels = labelled_logits(model, answers)
         finally:
             watch.remove()
-        logits = output.logits.float() / self.recipe.rollout.temperature
-        logps = -F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        mask = labels != IGNORED
+        logits = logits / self.recipe.rollout.temperature
         # One answer at a time: another tensor of the logits' size would be the largest of all.
         rows = [Categorical(logits=row, validate_args=False).entropy() for row in logits.detach()]
         entropy = torch.stack(rows) * mask
         values = None if value_head is None else value_head(hidden[0]).squeeze(-1) * mask
-        return Scores(mask, logps.view(labels.shape), entropy, values)
+        return Scores(mask, token_logps(logits, labels), entropy, values)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def roll_out(self, trainer: StageTrainer, model: Any, prompts: Batch) -> list[Part]:
@@ -202,13 +194,10 @@ class PolicyGradientStage(Stage):
         self._add_reference(trainer, model, [part for _, part in sampled])
         report = NOTHING_EVALUATED
         for examples, part in sampled:
-            counted = int(examples > 0)  # a repeated batch is counted as nothing
             gains = part["rewards"] - self.kl_coef * self.kl(part).sum(dim=1)
-            figures = {
-                name: (counted * float(total), counted * int(count))
-                for name, (total, count) in self.rollout_figures(part).items()
-            }
-            report += EvalReport(-counted * float(gains.sum()), examples, examples, figures)
+            answers = torch.tensor(len(gains), device=gains.device)
+            loss = BatchLoss(-gains.sum(), answers, part["mask"].sum(), self.rollout_figures(part))
+            report += loss.report(examples)
         return report
 
     def _scored(self, model: Any, answers: Part) -> Part:

@@ -53,20 +53,17 @@ class Ppo(PolicyGradientStage):
             last = (part["mask"] * positions).argmax(dim=1, keepdim=True)
             rewards.append((-kl_coef * self.kl(part)).scatter_add(1, last, part["rewards"].unsqueeze(1)))
         if settings.whiten_rewards:
-            over = _moments(rewards, parts, total)
-            rewards = [
-                whitened(reward, part["mask"], over, keep_mean=True)
-                for reward, part in zip(rewards, parts, strict=True)
-            ]
+            rewards = _whitened(rewards, parts, total, keep_mean=True)
         advantages = [
             generalised_advantages(reward, part["values"], part["mask"], settings.gamma, settings.lam)
             for reward, part in zip(rewards, parts, strict=True)
         ]
-        over = _moments(advantages, parts, total)
         for part, advantage in zip(parts, advantages, strict=True):
             part["returns"] = advantage + part["values"]
-            whiten = settings.whiten_advantages
-            part["advantages"] = whitened(advantage, part["mask"], over) if whiten else advantage
+        if settings.whiten_advantages:
+            advantages = _whitened(advantages, parts, total)
+        for part, advantage in zip(parts, advantages, strict=True):
+            part["advantages"] = advantage
 
     def loss(self, model: Any, batch: Batch) -> BatchLoss:
         """Policy loss + vf_coef · value loss, summed over the answers' tokens."""
@@ -90,6 +87,10 @@ class Ppo(PolicyGradientStage):
         )
 
 
-def _moments(values: Sequence[torch.Tensor], parts: Sequence[Part], total: Sum) -> torch.Tensor:
+def _whitened(
+    values: Sequence[torch.Tensor], parts: Sequence[Part], total: Sum, keep_mean: bool = False
+) -> list[torch.Tensor]:
+    """Each part's values, brought to unit variance over all parts at all processes."""
     own = [moments(value, part["mask"]) for value, part in zip(values, parts, strict=True)]
-    return total(torch.stack(own).sum(dim=0))
+    over = total(torch.stack(own).sum(dim=0))
+    return [whitened(value, part["mask"], over, keep_mean) for value, part in zip(values, parts, strict=True)]

@@ -19,11 +19,13 @@ import torch
 
 from core_training.errors import InputError, ProtocolError, RunError
 from core_training.models.base_model import BaseModel
+from core_training.models.context import UNLIMITED, context_length
 from core_training.models.export import read_origin
+from core_training.models.loading import weights_digest
 from core_training.models.results import find_result, load_reward_model
 from core_training.recipe import Recipe
 from core_training.stages.base import IGNORED, Batch
-from core_training.stages.rollout import UNLIMITED, context_length, texts
+from core_training.stages.rollout import texts
 
 _KEY = "rollout.reward_function"
 
@@ -61,10 +63,7 @@ def reward_model_digest(run: Path) -> str:
         parts = [result.recipe.engine_digest, result.recipe.model.dtype, read_origin(result.folder).base_digest]
     except (InputError, ProtocolError) as error:
         raise InputError(f"rollout.reward_model: {error}") from None
-    for path in sorted(result.folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            parts.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*parts, weights_digest(result.folder)]).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)

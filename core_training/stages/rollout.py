@@ -14,13 +14,6 @@ from core_training.models.heads import innermost
 from core_training.recipe import Rollout
 from core_training.stages.base import IGNORED, Batch
 
-UNLIMITED = 2**31
-
-
-def context_length(model: Any) -> int:
-    """The most tokens that a model was built to look at."""
-    return int(getattr(model.config, "max_position_embeddings", None) or UNLIMITED)
-
 
 @dataclass(frozen=True)
 class Sampler:

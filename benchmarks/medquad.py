@@ -29,7 +29,7 @@ FOLDER = OUTPUT / "medquad"
 
 def measure(places: Places) -> Figure:
     alone = {name: _train_alone(places, name) for name in places.sites}
-    together = {kind: _train_together(places, kind) for kind in ("federated", "gossip")}
+    together = {kind: train_together(places.recipe(name=kind), FOLDER / kind) for kind in ("federated", "gossip")}
     central = _train(places.recipe(name="central"), "central")
     examiner = Examiner(places.recipe(name="central"))
     with ticking("evaluating", "model") as ticker:
@@ -80,17 +80,18 @@ def _train(recipe: Recipe, name: str) -> Path:
     return folder.path
 
 
-def _train_together(places: Places, kind: str) -> Path:
-    recipe, folder = places.recipe(name=kind), RunFolder(FOLDER / kind)
+def train_together(recipe: Recipe, path: Path) -> Path:
+    """Simulate a run of all sites, unless the folder holds it already."""
+    folder = RunFolder(path)
     if folder.completed(recipe) is not None:
-        return folder.path
-    with ticking(kind, "round") as ticker:
+        return path
+    with ticking(path.name, "round") as ticker:
 
         def on_round(number: int, loss: float | None) -> None:
             ticker.advance(number, recipe.topology.rounds or 0, f"loss {loss:.4f}" if loss is not None else "")
 
         simulate(recipe, folder, False, on_round)
-    return folder.path
+    return path
 
 
 def _own(alone: dict[str, Marks]) -> dict[str, float]:

@@ -88,6 +88,8 @@ def _answer(order: Envelope, context: Context) -> Envelope:
             recipe_digest="0" * 64,
             manifest=MANIFEST.to_json(),
             initial_digest="0" * 64,
+            initial_state_digest="0" * 64,
+            roster_digest=None,
             data=DataReport(1, 1, 0, 0),
             layout={"config.json": "{}"},
         ).envelope()

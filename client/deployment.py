@@ -1,8 +1,8 @@
 """Makes a site's folder and its keys, starts and stops the site's processes, and tells how they are.
 
-In the folder: `site.yaml` (what the site says about itself), `ca.crt` (whom it trusts), `keys/` (node.key stays,
-node.pub goes to the server's operator), `runs/` (what the worker keeps of each run), `run/` and `logs/` (locks and
-output of the processes).
+In the folder: `site.yaml` (what the site says about itself), `ca.crt` (whom it trusts), `keys/` (node.key and
+identity.key stay, node.pub goes to the server's operator), `roster.json` (the identities that the site has pinned),
+`runs/` (what the worker keeps of each run), `run/` and `logs/` (locks and output of the processes).
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 import core_training.offline  # noqa: F401 - for the processes that are started here
+from client.enrolment import load_enrolment
+from client.pinned_roster import IDENTITY_KEY
 from client.site_config import SITE_FILE, load_site_config, parse_site_config
 from client.supervisor import PROCESSES, Link, lock_of, log_of, read_link, write_link
 from core_training import background
 from core_training.durable import commit_file
 from core_training.errors import InputError
 from security.certificates import load_certificate
+from security.identities import ssh_line
 from security.private_files import make_private_folder, read_private_file, write_private_file
+from security.signing import create_signing_key
 
 CONNECTS_WITHIN = 30.0
 
@@ -34,7 +38,7 @@ CONNECTS_WITHIN = 30.0
 def init_site(
     folder: Path, name: str, server: str, data: Mapping[str, list[str]], models: Mapping[str, str], authority: Path
 ) -> Path:
-    """Make a site's folder with its keys; returns the public key's file, which goes to the server's operator.
+    """Make a site's folder with its keys; returns the public keys' file, which goes to the server's operator.
 
     `data` and `models` map the names in recipes to paths here, `authority` is the federation's certificate. Raises
     InputError when there is a site already, a name is malformed or the certificate is unusable.
@@ -46,7 +50,7 @@ def init_site(
     load_certificate(authority)
     make_private_folder(folder)
     (folder / "ca.crt").write_bytes(authority.read_bytes())
-    public_key = _make_node_key(folder / "keys", config.name)
+    public_key = _make_keys(folder, config.name)
     document = config.model_dump(exclude_none=True)
     commit_file(folder / SITE_FILE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode())
     return public_key
@@ -56,8 +60,8 @@ def start_site(folder: Path) -> tuple[Popen[bytes], Link]:
     """Start the site's processes and wait, for some seconds, until the server has taken the site in.
 
     Returns the supervisor and how the site stands with the server; while that cannot be reached the site keeps trying.
-    Raises InputError when the site runs already, when a key or certificate is unusable, and when the server does not
-    know the site.
+    Raises InputError when the site runs already, when a key, certificate or roster is unusable, and when the server
+    does not know the site.
     """
     config = load_site_config(folder)
     if config.server is None:
@@ -66,6 +70,7 @@ def start_site(folder: Path) -> tuple[Popen[bytes], Link]:
         raise InputError(f"the site '{config.name}' is running already (process {running})")
     load_certificate(folder / "ca.crt")
     read_private_file(folder / "keys" / "node.key")
+    load_enrolment(folder, config)
     _check_server(config.server, folder / "ca.crt")
     write_link(folder, Link("connecting", read_link(folder).node_id))
     supervisor = background.start(
@@ -103,13 +108,17 @@ def parse_server(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _make_node_key(folder: Path, name: str) -> Path:
+def _make_keys(folder: Path, name: str) -> Path:
+    """The key that Flower knows the site by, and the identity that the other sites know it by."""
     key = ec.generate_private_key(ec.SECP384R1())
-    make_private_folder(folder)
-    write_private_file(folder / "node.key", key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    public_key = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    (folder / "node.pub").write_bytes(public_key + b" " + name.encode() + b"\n")
-    return folder / "node.pub"
+    make_private_folder(folder / "keys")
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    write_private_file(folder / "keys" / "node.key", secret)
+    identity = create_signing_key(folder / IDENTITY_KEY)
+    public_key = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    public = folder / "keys" / "node.pub"
+    public.write_text(f"{public_key} {name}\n{ssh_line(identity, name)}\n", encoding="ascii")
+    return public
 
 
 def _check_server(address: str, authority: Path) -> None:

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from client.enrolment import Enrolment
+from client.secure_side import SecureSide
+from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
 from core_training.central import prune_checkpoints, total
 from core_training.engine import read_checkpoint
@@ -26,12 +29,18 @@ from strategies.exchange import (
     Envelope,
     EvaluateOrder,
     EvaluateReply,
+    InitialStateOrder,
+    InitialStateReply,
     JoinOrder,
     JoinReply,
+    MaskedUpdate,
     Refusal,
+    SecureOrder,
     TrainOrder,
     Update,
 )
+
+SECRETS = "secure-aggregation.json"
 
 
 class SiteService:
@@ -42,14 +51,17 @@ class SiteService:
         name: str,
         open_trainable: Callable[[Recipe], Trainable],
         folder: Path,
+        enrolment: Enrolment,
         tell: Callable[[FedloomError], str] = str,
     ) -> None:
         """`open_trainable` builds the engine a recipe asks for, or raises InputError; `folder` keeps the runs.
 
-        `tell` is what others are told of an error met while training, which may speak of the site's files and records.
+        `enrolment` is what the site brings to secure aggregation, and what it demands of it. `tell` is what others are
+        told of an error met while training, which may speak of the site's files and records.
         """
         self.name = name
         self._open_trainable = open_trainable
+        self._enrolment = enrolment
         self._tell = tell
         self._folder = folder
         self._run: _SiteRun | None = None
@@ -66,6 +78,11 @@ class SiteService:
             if order.kind == EvaluateOrder.kind:
                 evaluate = EvaluateOrder.open(order)
                 return self._run_of(evaluate.run_id).evaluate(evaluate).envelope()
+            if order.kind == SecureOrder.kind:
+                secure = SecureOrder.open(order)
+                return self._run_of(secure.run_id).secure_side.answer(secure).envelope()
+            if order.kind == InitialStateOrder.kind:
+                return self._run_of(InitialStateOrder.open(order).run_id).send_initial_state().envelope()
             raise ProtocolError(f"unknown order '{order.kind}'")
         except FedloomError as error:
             if order.kind != JoinOrder.kind and not isinstance(error, ProtocolError | DivergedError):
@@ -92,7 +109,12 @@ class SiteService:
     def _open(self, run_id: str, recipe_text: str) -> _SiteRun:
         recipe = parse_recipe(recipe_text, source="the run's recipe")
         folder = RunFolder(self._folder / run_id)
-        self._run = _SiteRun(run_id, recipe_text, recipe, self._open_trainable(recipe), folder)
+        self._enrolment.check(recipe)
+        secure_side = None
+        if recipe.privacy.secure and recipe.topology.kind == "federated":
+            secure_side = SecureSide(self.name, self._enrolment, recipe, run_id, folder.path / SECRETS)
+        writer = UpdateWriter(self.name, recipe, secure_side)
+        self._run = _SiteRun(run_id, recipe_text, recipe, self._open_trainable(recipe), folder, writer)
         return self._run
 
     def _run_of(self, run_id: str) -> _SiteRun:
@@ -114,30 +136,52 @@ class SiteService:
 class _SiteRun:
     """One run at this site: its engine, and the round it stands at the end of."""
 
-    def __init__(self, run_id: str, recipe_text: str, recipe: Recipe, engine: Trainable, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        recipe_text: str,
+        recipe: Recipe,
+        engine: Trainable,
+        folder: RunFolder,
+        writer: UpdateWriter,
+    ) -> None:
         self.run_id = run_id
         self.recipe_text = recipe_text
         self.folder = folder
         self._recipe = recipe
         self._engine = engine
+        self._writer = writer
         self._round = 0
 
     @property
     def manifest(self) -> Manifest:
         return self._engine.manifest
 
+    @property
+    def secure_side(self) -> SecureSide:
+        """Raises ProtocolError for a run whose updates are not masked."""
+        if self._writer.secure_side is None:
+            raise ProtocolError(f"run {self.run_id} does not aggregate securely")
+        return self._writer.secure_side
+
+    def send_initial_state(self) -> InitialStateReply:
+        return InitialStateReply(run_id=self.run_id, payload=self._engine.initial_state.to_bytes())
+
     def offer(self) -> JoinReply:
+        secure_side = self._writer.secure_side
         return JoinReply(
             run_id=self.run_id,
             version=__version__,
             recipe_digest=self._recipe.engine_digest,
             manifest=self.manifest.to_json(),
             initial_digest=self._engine.initial_digest,
+            initial_state_digest=self._engine.initial_state.digest,
+            roster_digest=secure_side.roster_digest if secure_side else None,
             data=self._engine.data_report,
             layout=self._engine.layout(base_name=self._recipe.model.name_or_path),
         )
 
-    def train(self, order: TrainOrder, arrived: float) -> Update:
+    def train(self, order: TrainOrder, arrived: float) -> Update | MaskedUpdate:
         incoming = self._incoming(order)
         if (done := self._already_trained(order, incoming, arrived)) is not None:
             return done
@@ -164,10 +208,13 @@ class _SiteRun:
         self.folder.event(
             "trained", round=order.round, loss=report.loss_mean, eval_loss=evaluation.loss if evaluation else None
         )
-        return self._update(order, trained, report, evaluation, arrived, waited)
+        trained_slice = TrainedSlice(incoming, trained, report, evaluation)
+        return self._writer.write(order, trained_slice, arrived, waited)
 
     def evaluate(self, order: EvaluateOrder) -> EvaluateReply:
         state = self._incoming(order)
+        if self._writer.secure_side is not None:
+            self._writer.secure_side.admit_evaluation(order.final, state.digest)
         parked = self._engine.read_state()
         self._engine.write_state(state)
         evaluation = total(self._engine.evaluate())
@@ -189,7 +236,9 @@ class _SiteRun:
             raise ProtocolError("the state that was sent holds NaN or infinite values")
         return state
 
-    def _already_trained(self, order: TrainOrder, incoming: TrainableState, arrived: float) -> Update | None:
+    def _already_trained(
+        self, order: TrainOrder, incoming: TrainableState, arrived: float
+    ) -> Update | MaskedUpdate | None:
         """The answer given before, when this very order was carried out and is asked for again."""
         folder = self._checkpoint(order.round)
         if not folder.exists():
@@ -200,28 +249,8 @@ class _SiteRun:
         if order.evaluate and notes["evaluation"] is None:
             return None
         evaluation = EvalReport(**notes["evaluation"]) if notes["evaluation"] and order.evaluate else None
-        return self._update(order, trained, TrainReport(**notes["train"]), evaluation, arrived, 0.0)
-
-    def _update(
-        self,
-        order: TrainOrder,
-        state: TrainableState,
-        report: TrainReport,
-        evaluation: EvalReport | None,
-        arrived: float,
-        waited: float,
-    ) -> Update:
-        return Update(
-            run_id=self.run_id,
-            round=order.round,
-            manifest_digest=self.manifest.digest,
-            weight=float(report.weight),
-            train=report,
-            evaluation=evaluation,
-            resident_seconds=waited,
-            seconds=time.monotonic() - arrived,
-            payload=state.to_bytes(),
-        )
+        trained_slice = TrainedSlice(incoming, trained, TrainReport(**notes["train"]), evaluation)
+        return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
 
     def _stand_after(self, round_number: int) -> None:
         """Bring the engine to the end of a round (0: the start), or to the newest round before it that is kept."""

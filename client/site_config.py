@@ -1,4 +1,4 @@
-"""What a site says about itself in `site.yaml`: its name, its data and models, its hardware. The file never leaves it.
+"""What a site says about itself in `site.yaml`: its name, data and models, hardware, terms. The file never leaves it.
 
 A recipe comes from outside. It may name data sets, models, runs and reward functions that this file lists, and no
 path of the site.
@@ -7,16 +7,36 @@ path of the site.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from core_training.errors import InputError
 from core_training.recipe import DeepSpeed, Recipe, Section, Simulation
+from security.secure_aggregation.terms import Minimums
 from strategies.exchange import SITE_NAME
 
 SITE_FILE = "site.yaml"
+
+_Clip = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SecureAggregationTerms(Section):
+    """The least that this site asks of a run's secure aggregation. A recipe that falls short is refused here."""
+
+    required: bool = Field(False, description="Refuse runs without secure aggregation.")
+    threshold: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        0.5, description="More than this share of the sites must be needed to open a sum."
+    )
+    minimum_sites: Annotated[int, Field(ge=2)] = Field(3, description="The fewest updates in a sum that is opened.")
+    ring_bits: Literal[16, 24, 32] = Field(16, description="The fewest bits of a value on its way.")
+    least_clip: _Clip | None = Field(None, description="The smallest `privacy.clip`.")
+    most_clip: _Clip | None = Field(None, description="The largest `privacy.clip`.")
+
+    @property
+    def minimums(self) -> Minimums:
+        return Minimums(**self.model_dump(exclude={"required"}))
 
 
 class SiteConfig(Section):
@@ -37,6 +57,9 @@ class SiteConfig(Section):
         description="Name of a reward function in a recipe: `FILE.py:name` here. No code ever comes with a recipe.",
     )
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="How this site trains, whatever a recipe says.")
+    secure_aggregation: SecureAggregationTerms = Field(
+        default_factory=SecureAggregationTerms, description="What this site asks of secure aggregation."
+    )
     max_message_bytes: Annotated[int, Field(ge=1)] = Field(
         4 * 2**30, description="The most bytes of tensors that one message to or from the worker may hold."
     )

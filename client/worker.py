@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client import worker_socket
+from client.enrolment import load_enrolment
 from client.site_config import SiteConfig, load_site_config
 from core_training.errors import FedloomError, InputError, ProtocolError
 from core_training.groups.launch import must_launch, run_as_group
@@ -73,7 +74,8 @@ class Worker:
 
         self._config = config
         self._group_is_used = False
-        self.service = SiteService(config.name, self._open_trainable, folder / "runs", self._keep_to_itself)
+        enrolment = load_enrolment(folder, config)
+        self.service = SiteService(config.name, self._open_trainable, folder / "runs", enrolment, self._keep_to_itself)
 
     def _open_trainable(self, recipe: Recipe) -> Trainable:
         resolved = self._config.resolve(recipe)

@@ -30,13 +30,13 @@ def commit_folder(target: Path) -> Iterator[Path]:
         scratch.mkdir(parents=True)
         yield scratch
         for path in sorted(scratch.rglob("*")):
-            _flush(path)
-        _flush(scratch)
+            flush(path)
+        flush(scratch)
         shutil.rmtree(replaced, ignore_errors=True)
         if target.exists():
             target.rename(replaced)
         scratch.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     except FedloomError:
         raise
     except Exception as error:
@@ -56,9 +56,9 @@ def commit_file(target: Path, data: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_bytes(data)
-        _flush(scratch)
+        flush(scratch)
         scratch.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     except OSError as error:
         raise RunError(f"{target} could not be written ({error}); what was there before is intact") from error
     finally:
@@ -84,7 +84,8 @@ def _is_disk_error(error: BaseException | None) -> bool:
     return False
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -321,12 +321,71 @@ class Aggregation(Section):
         return self.scaffold or self.proximal_mu > 0
 
 
-class Privacy(Section):
-    """What protects the updates on their way."""
+class SecureAggregation(Section):
+    """How many sites it takes to open a sum, and how the sum is written. See docs/security.md."""
 
-    secure_aggregation: bool = Field(False, description="Only the sum of the updates becomes known.")
-    codec: Literal["fp32", "bf16", "ring16", "ring24", "ring32"] = Field("fp32", description="How updates travel.")
+    threshold: Annotated[int, Field(ge=2, le=51)] | Annotated[float, Field(gt=0.5, lt=1)] | None = Field(
+        None,
+        description="Sites that it takes to open a sum: a number, or more than this share of them. Unset: more than ⅔.",
+    )
+    minimum_sites: Annotated[int, Field(ge=2)] = Field(3, description="The fewest updates whose sum is ever opened.")
+    ring_bits: Literal[16, 24, 32] | None = Field(None, description="Bits a value takes on its way. Unset: `codec`'s.")
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="The same as `privacy.clip`."
+    )
+
+
+class Privacy(Section):
+    """What protects the updates on their way, and how they are written.
+
+    `codec` is fp32 unless said, and ring16 (or the ring of `ring_bits`) under secure aggregation.
+    """
+
+    secure_aggregation: bool | SecureAggregation = Field(
+        False, description="Only the sum of the updates becomes known: true, or how (see below)."
+    )
+    codec: Literal["fp32", "bf16", "ring16", "ring24", "ring32"] | None = Field(
+        None,
+        description="How updates travel: states in fp32, or changes in bf16 or in a ring of 16, 24 or 32 bits.",
+    )
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Rings: the most that one value may change in a round. Unset: from learning rate and steps."
+    )
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="bf16 and rings: the share of the values that travel, drawn anew each round, for all alike.",
+    )
     differential_privacy: None = Field(None, description="Not available yet.")
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        ring_bits = self.secure.ring_bits if self.secure else None
+        codec = self.codec or (f"ring{ring_bits or 16}" if self.secure else "fp32")
+        if self.secure and not codec.startswith("ring"):
+            raise ValueError(f"codec: secure aggregation needs ring16, ring24 or ring32, not {codec}")
+        if ring_bits is not None and codec != f"ring{ring_bits}":
+            raise ValueError(f"codec: {codec} and ring_bits {ring_bits} differ; give one of them")
+        if self.secure and None not in (self.clip, self.secure.clip) and self.clip != self.secure.clip:
+            raise ValueError("clip: it is given twice, and differently")
+        clip = self.clip or (self.secure.clip if self.secure else None)
+        if clip is not None and not codec.startswith("ring"):
+            raise ValueError(f"clip: codec {codec} clips nothing; choose ring16, ring24 or ring32")
+        if self.keep < 1 and codec == "fp32":
+            raise ValueError("keep: codec fp32 sends whole states; choose bf16 or a ring")
+        self.__dict__.update(codec=codec, clip=clip)
+        return self
+
+    @property
+    def secure(self) -> SecureAggregation | None:
+        """The terms of secure aggregation; None where it is off."""
+        if isinstance(self.secure_aggregation, SecureAggregation):
+            return self.secure_aggregation
+        return SecureAggregation() if self.secure_aggregation else None
+
+    @property
+    def ring_bits(self) -> int | None:
+        """Bits of the ring that updates are written in; None for the other codecs."""
+        return int(str(self.codec).removeprefix("ring")) if str(self.codec).startswith("ring") else None
 
 
 class Simulation(Section):
@@ -377,14 +436,13 @@ class Recipe(Section):
                 f"tuning.mode: '{self.tuning.mode}' is not in this version; it has {', '.join(TUNING_MODES)}"
             )
         self._check_stage()
-        if self.privacy.secure_aggregation or self.privacy.codec != "fp32":
-            raise ValueError("privacy: this version sends updates as codec fp32, without secure aggregation")
         if self.topology.kind != "central":
             for key in ("rounds", "local_steps"):
                 if getattr(self.topology, key) is None:
                     raise ValueError(f"topology.{key}: a {self.topology.kind} run needs it, a whole number from 1 up")
             if self.aggregation.corrects:
                 self._check_correction()
+            self._check_privacy()
         self.deepspeed.check()
         if self.simulation.sites is not None and not self.simulation.sites:
             raise ValueError("simulation.sites: name at least one site's file")
@@ -409,6 +467,22 @@ class Recipe(Section):
             )
         if self.training.packing and not STAGES[self.stage].packs:
             raise ValueError(f"training.packing: examples of stage {self.stage} cannot share a row; leave it out")
+
+    def _check_privacy(self) -> None:
+        privacy, mixing = self.privacy, self.aggregation.mixing
+        if self.topology.kind == "gossip" and mixing != "group" and privacy.ring_bits is not None:
+            raise ValueError(
+                f"privacy.codec: {privacy.codec} carries sums, and mixing '{mixing}' needs each neighbour's state by "
+                "itself; choose mixing 'group', or codec fp32 or bf16 without secure aggregation"
+            )
+        if privacy.keep < 1 and self.aggregation.scaffold:
+            raise ValueError(
+                "privacy.keep: SCAFFOLD takes how far the mean moved, so all of it has to travel; leave it out"
+            )
+        if privacy.keep < 1 and self.topology.kind == "gossip" and privacy.codec == "bf16":
+            raise ValueError(
+                "privacy.keep: gossip nodes send bf16 changes since the start of the run; choose a ring codec"
+            )
 
     def _check_correction(self) -> None:
         key = "aggregation.scaffold" if self.aggregation.scaffold else "aggregation.proximal_mu"

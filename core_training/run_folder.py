@@ -43,7 +43,8 @@ class Summary:
 
     `truncated` records were cut at `training.max_length`; `dropped` ones had nothing to learn from, or are held out.
     `initial_digest` is of the model that the run started from, which is its reference policy all along, and of the
-    reward model that judges, if one does.
+    reward model that judges, if one does. `void_rounds` changed nothing, as too few sites were left to open the sum;
+    `saturated` values, over all rounds and sites, were cut at the clip of a ring codec.
     """
 
     topology: str
@@ -66,6 +67,8 @@ class Summary:
     tokens_trained: int | None = None
     truncated: int | None = None
     dropped: int | None = None
+    void_rounds: int | None = None
+    saturated: int | None = None
     peak_rss_bytes: int | None = None
     sites: dict[str, SiteSummary] = field(default_factory=dict)
 

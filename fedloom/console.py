@@ -111,7 +111,17 @@ def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: 
     stderr.print(table)
     if summary["topology"] != "central":  # there it was said before training
         show_left_out(summary.get("truncated"), summary.get("dropped"))
+    show_protection(summary)
     stderr.print(f"{summary['status']} in {summary['seconds'].get('total') or 0:.0f} s: {folder}", soft_wrap=True)
+
+
+def show_protection(summary: Mapping[str, Any]) -> None:
+    """What masking took, which rounds it cost, and how many values were cut at the clip; nothing where nothing was."""
+    seconds = summary["seconds"].get("secure_aggregation")
+    if seconds is not None:
+        stderr.print(f"secure aggregation: {seconds:.1f} s of it, {summary.get('void_rounds') or 0} rounds void")
+    if summary.get("saturated"):
+        stderr.print(f"{summary['saturated']:,} values of all updates were cut at privacy.clip", soft_wrap=True)
 
 
 def _shown(value: float | int | None) -> str:

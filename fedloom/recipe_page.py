@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -35,20 +35,21 @@ def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
             meaning = (field.description or _TOP_LEVEL.get(name, "")).replace("|", "\\|")
             lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
     for name, field in model.model_fields.items():
-        if _is_section(field.annotation):
-            section: Any = field.annotation
+        for section in filter(_is_section, (field.annotation, *get_args(field.annotation))):
             _section(section, f"{prefix}.{name}" if prefix else name, lines)
 
 
 _TOP_LEVEL = {"stage": "What the model is trained for."}
 
 
-def _is_section(annotation: Any) -> bool:
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _type(annotation: Any) -> str:
     origin = get_origin(annotation)
+    if _is_section(annotation):
+        return "its keys below"
     if origin is Literal:
         return " \\| ".join(str(value) for value in get_args(annotation))
     if origin in (Union, types.UnionType):

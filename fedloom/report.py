@@ -35,7 +35,8 @@ class Entry:
     """A line of the report: one run, or several that belong together. What is not known is None or empty.
 
     `eval_loss` is per token; `accuracy` the share of answers that greedy decoding gives word for word; `by_group` the
-    accuracy on parts of the held-out records; `traffic` bytes sent up and down.
+    accuracy on parts of the held-out records; `traffic` bytes sent up and down; `protection` the seconds, of all
+    `seconds`, that secure aggregation took.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Entry:
     traffic: int | None
     seconds: float | None
     by_group: Mapping[str, float] = field(default_factory=dict)
+    protection: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def read_entry(label: str, *runs: Path) -> Entry:
     Raises InputError for a folder without a completed run.
     """
     summaries = [_summary(run) for run in runs]
+    protection = [s["seconds"]["secure_aggregation"] for s in summaries if "secure_aggregation" in s["seconds"]]
     traffic = [s["bytes_up"] + s["bytes_down"] for s in summaries if s["bytes_up"] is not None]
     return Entry(
         label=label,
@@ -85,6 +88,7 @@ def read_entry(label: str, *runs: Path) -> Entry:
         tokens=sum(s["tokens_trained"] or 0 for s in summaries),
         traffic=sum(traffic) if traffic else None,
         seconds=sum(s["seconds"].get("total") or 0.0 for s in summaries),
+        protection=sum(protection) if protection else None,
     )
 
 
@@ -247,7 +251,8 @@ def _page(report: Report) -> str:
 
 def _table(entries: Sequence[Entry]) -> str:
     groups = list(dict.fromkeys(group for entry in entries for group in entry.by_group))
-    columns = ["", "loss", "accuracy", *groups, "tokens trained", "traffic", "seconds"]
+    masked = ["of them for masks"] if any(entry.protection is not None for entry in entries) else []
+    columns = ["", "loss", "accuracy", *groups, "tokens trained", "traffic", "seconds", *masked]
     rows = [
         [
             entry.label,
@@ -257,6 +262,7 @@ def _table(entries: Sequence[Entry]) -> str:
             "–" if entry.tokens is None else f"{entry.tokens:,}",
             "–" if entry.traffic is None else f"{entry.traffic / 1e6:.1f} MB",
             "–" if entry.seconds is None else f"{entry.seconds:.0f}",
+            *("–" if entry.protection is None else f"{entry.protection:.1f}" for _ in masked),
         ]
         for entry in entries
     ]

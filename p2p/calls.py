@@ -15,7 +15,7 @@ from typing import Any
 
 from core_training.errors import ProtocolError
 from core_training.state import TrainableState
-from p2p.messages import Hello, Receipt, StateRequest, UpdateHeader
+from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.progress import Progress
 from p2p.transfer import split
 from p2p.transport import PeerUnreachable, Transport
@@ -81,11 +81,12 @@ class PeerCalls:
     def _greeted(self, peer: str, _: asyncio.Task[None]) -> None:
         del self._greetings[peer]
 
-    def begin(self, call: Coroutine[Any, Any, None]) -> None:
+    def begin(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let a call go on while the node does something else."""
         task = asyncio.create_task(call)
         self._begun.add(task)
         task.add_done_callback(self._begun.discard)
+        return task
 
     async def close(self) -> None:
         """Give up the calls that are still under way."""
@@ -120,6 +121,21 @@ class PeerCalls:
         finally:
             parcel.under_way.discard(peer)
         progress.news.set()
+
+    async def deliver(self, peer: str, header: GroupHeader, payload: bytes) -> Receipt | None:
+        """Send a group message, again and again while the peer lives. None when it is down; ProtocolError: refused."""
+        progress = self._progress
+        while progress.members.is_live(peer):
+            try:
+                receipt = await self._transport.exchange(peer, header, split(payload))
+            except PeerUnreachable as error:
+                self._missed(peer, error)
+                await asyncio.sleep(RETRY_SECONDS)
+                await self.greet(peer)
+            else:
+                progress.ledger.bytes_up += len(payload)
+                return receipt
+        return None
 
     async def fetch(self, offers: Sequence[Hello]) -> TrainableState | None:
         """The state that all of `offers` hold, from any of them: one that fails is followed by the next.

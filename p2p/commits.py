@@ -14,7 +14,9 @@ from core_training.durable import commit_folder
 from core_training.errors import ProtocolError
 from core_training.state import Manifest, TrainableState
 from p2p.ledger import Ledger
+from p2p.messages import Offer
 from p2p.transport import CHUNK_BYTES
+from strategies.ring_scale import Scale
 
 _KEPT = 2
 _STATE_FILE = "state.safetensors"
@@ -29,10 +31,18 @@ class Commit:
     state: TrainableState | None = None
     contributors: tuple[str, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
+    scale: Scale | None = None
+    """The limits that the updates of the next epoch are to be written with, where the codec is a ring and they are
+    known: whoever adopted a state knows none."""
 
     @cached_property
     def state_digest(self) -> str:
         return self.state.digest if self.state else ""
+
+    @property
+    def offer(self) -> Offer:
+        """See `Hello.offer`."""
+        return (self.epoch, len(self.contributors), self.state_digest)
 
 
 class CommitStore:
@@ -40,6 +50,11 @@ class CommitStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    @property
+    def opened_file(self) -> Path:
+        """Where `OpenedSum` is kept, beside the commits."""
+        return self._folder / "opened.json"
 
     def write(self, commit: Commit) -> None:
         """Commit, then drop all but the last two. Raises RunError when the disk refuses; the earlier ones survive."""
@@ -50,6 +65,7 @@ class CommitStore:
             "manifest_digest": commit.state.manifest.digest,
             "contributors": list(commit.contributors),
             "ledger": commit.ledger.to_json(),
+            "scale": commit.scale.model_dump() if commit.scale else None,
         }
         with commit_folder(self._path(commit.epoch)) as scratch:
             (scratch / _STATE_FILE).write_bytes(commit.state.to_bytes())
@@ -92,4 +108,5 @@ def _commit(document: dict[str, Any], state: TrainableState) -> Commit:
         state=state,
         contributors=tuple(document["contributors"]),
         ledger=Ledger.from_json(document["ledger"]),
+        scale=Scale.from_json(document["scale"]) if document["scale"] else None,
     )

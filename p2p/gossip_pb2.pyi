@@ -95,3 +95,31 @@ class Chunk(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class GroupPart(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: GroupHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[GroupHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class GroupHeader(_message.Message):
+    __slots__ = ("run_id", "sender", "epoch", "attempt", "members", "phase", "size", "sha256")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    sender: str
+    epoch: int
+    attempt: int
+    members: _containers.RepeatedScalarFieldContainer[str]
+    phase: str
+    size: int
+    sha256: str
+    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ..., phase: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...

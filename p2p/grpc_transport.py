@@ -19,7 +19,7 @@ from google.protobuf.message import Message as ProtobufMessage
 
 from core_training.errors import InputError, ProtocolError
 from p2p import gossip_pb2 as wire
-from p2p.messages import Hello, PeerMessage, Receipt, StateRequest, UpdateHeader
+from p2p.messages import GroupHeader, Hello, PeerMessage, Receipt, StateRequest, UpdateHeader
 from p2p.roster import Roster
 from p2p.transport import CHUNK_BYTES, Handler, PeerUnreachable
 
@@ -56,6 +56,7 @@ _REFUSALS = {
 
 _PLAIN = (str, bytes, int, float, bool)
 _Kind = TypeVar("_Kind", bound=PeerMessage)
+_Part = TypeVar("_Part", wire.UpdatePart, wire.GroupPart)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class GrpcTransport:
             f"/{_SERVICE}/Publish", wire.UpdatePart.SerializeToString, _tolerant(wire.Receipt)
         )
         with _failures_of(peer):
-            return Receipt.read(_fields(await call(_parts(header, chunks), timeout=self._transfer_seconds)))
+            parts = _parts(wire.UpdatePart, wire.UpdatePart(header=wire.UpdateHeader(**header.model_dump())), chunks)
+            return Receipt.read(_fields(await call(parts, timeout=self._transfer_seconds)))
 
     async def fetch(self, peer: str, request: StateRequest) -> AsyncGenerator[bytes, None]:
         call = self._channel(peer).unary_stream(
@@ -97,6 +99,14 @@ class GrpcTransport:
         with _failures_of(peer):
             async for chunk in call(wire.StateRequest(**request.model_dump()), timeout=self._transfer_seconds):
                 yield bytes(_fields(chunk)["data"])
+
+    async def exchange(self, peer: str, header: GroupHeader, chunks: Iterable[bytes]) -> Receipt:
+        call = self._channel(peer).stream_unary(
+            f"/{_SERVICE}/Exchange", wire.GroupPart.SerializeToString, _tolerant(wire.Receipt)
+        )
+        with _failures_of(peer):
+            parts = _parts(wire.GroupPart, wire.GroupPart(header=wire.GroupHeader(**header.model_dump())), chunks)
+            return Receipt.read(_fields(await call(parts, timeout=self._transfer_seconds)))
 
     async def close(self) -> None:
         """Close all channels."""
@@ -144,6 +154,9 @@ class GrpcServer:
             "Fetch": grpc.unary_stream_rpc_method_handler(
                 self._fetch, _tolerant(wire.StateRequest), wire.Chunk.SerializeToString
             ),
+            "Exchange": grpc.stream_unary_rpc_method_handler(
+                self._exchange, _tolerant(wire.GroupPart), wire.Receipt.SerializeToString
+            ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, methods),))
         try:
@@ -178,6 +191,14 @@ class GrpcServer:
             async for chunk in self._handler.on_fetch(sender, self._read(sender, StateRequest, request)):
                 yield wire.Chunk(data=chunk)
 
+    async def _exchange(self, parts: AsyncIterator[wire.GroupPart | None], context: Any) -> wire.Receipt:
+        async with self._call(context) as sender:
+            stream = aiter(parts)
+            first = await anext(stream, None)
+            header = self._read(sender, GroupHeader, first.header if first is not None else None)
+            receipt = await self._handler.on_group_message(sender, header, _chunks(stream))
+            return wire.Receipt(**receipt.model_dump())
+
     @asynccontextmanager
     async def _call(self, context: Any) -> AsyncIterator[str]:
         """Yields the authenticated name of the caller; a refusal inside becomes the call's status."""
@@ -200,13 +221,13 @@ class GrpcServer:
             raise ProtocolError(f"garbage: {error}") from None
 
 
-def _parts(header: UpdateHeader, chunks: Iterable[bytes]) -> Iterator[wire.UpdatePart]:
-    yield wire.UpdatePart(header=wire.UpdateHeader(**header.model_dump()))
+def _parts(kind: type[_Part], first: _Part, chunks: Iterable[bytes]) -> Iterator[_Part]:
+    yield first
     for chunk in chunks:
-        yield wire.UpdatePart(chunk=chunk)
+        yield kind(chunk=chunk)
 
 
-async def _chunks(parts: AsyncIterator[wire.UpdatePart | None]) -> AsyncIterator[bytes]:
+async def _chunks(parts: AsyncIterator[wire.UpdatePart | wire.GroupPart | None]) -> AsyncIterator[bytes]:
     async for part in parts:
         if part is None or part.WhichOneof("part") != "chunk":
             raise ProtocolError("garbage: a part that is no chunk")

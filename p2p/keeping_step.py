@@ -23,8 +23,19 @@ class KeepingStep:
         self._plan = progress.plan
 
     def is_behind(self) -> bool:
-        """Whether a live neighbour has committed an epoch that this node has not."""
-        return any(hello.committed > self._progress.last.epoch for hello in self._hellos())
+        """Whether a live neighbour has a state that this node should have: of an epoch that it has not committed.
+
+        Or of the same epoch but more worth having, where the members of a group must all start from one state.
+        """
+        return any(self._is_better(hello.offer) for hello in self._hellos())
+
+    def is_overtaken(self) -> bool:
+        """Whether this node is behind, and not only behind nodes that found no group in this epoch."""
+        epoch = self._progress.last.epoch + 1
+        return any(
+            self._is_better(hello.offer) and (hello.committed != epoch or hello.contributors)
+            for hello in self._hellos()
+        )
 
     async def catch_up(self) -> bool:
         """Take the newest state that a neighbour has, at a moment from which this node can go on with the others.
@@ -39,7 +50,7 @@ class KeepingStep:
                 await asyncio.sleep(RETRY_SECONDS)
                 await self._calls.greet_all(progress.members.live)
             best = max((hello.offer for hello in self._hellos()), default=progress.hello().offer)
-            if best[0] <= progress.last.epoch:
+            if not self._is_better(best):
                 break
             if await self._adopt(best):
                 return True
@@ -66,11 +77,19 @@ class KeepingStep:
                 await self._adopt(best)
         progress.finished = True
 
+    def _is_better(self, offer: Offer) -> bool:
+        own = self._progress.last
+        if offer[0] != own.epoch or not self._plan.in_groups:
+            return offer[0] > own.epoch
+        return offer > own.offer
+
     def _must_sit_out(self) -> bool:
         """Whether the others are so far into an epoch that one who starts it now would come late."""
         hellos = self._hellos()
         newest = max((hello.committed for hello in hellos), default=0)
         longest = self._plan.recipe.topology.round_deadline
+        if self._plan.in_groups and sum(hello.working > newest for hello in hellos) < self._plan.needed:
+            return False  # they cannot end it without this node
         return any(
             hello.working > newest > 0
             and max(_JOINABLE_SECONDS, _JOINABLE_SHARE * hello.pace) < hello.working_seconds < longest

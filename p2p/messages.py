@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -108,6 +108,30 @@ class Receipt(PeerMessage):
     accepted: bool
     committed: Epoch
     """Last epoch that the receiver has committed."""
+
+
+GroupPhase = Literal["here", "keys", "scatter", "ready", "open", "gather", "confirm", "gave up"]
+"""What a group message is: a phase of `security.secure_aggregation.group`, or what comes before or in place of it."""
+
+
+class GroupHeader(PeerMessage):
+    """Goes before the chunks of a message to another member of a group: which attempt and phase it belongs to.
+
+    `here` says that the sender has trained and waits for a group (attempt 0, no members); `gave up` that the attempt
+    has failed at the sender.
+    """
+
+    run_id: RunId
+    sender: Name
+    epoch: Annotated[int, Field(ge=1)]
+    attempt: Epoch
+    members: Annotated[list[Name], Field(max_length=_MOST_MEMBERS)]
+    """Who averages, in roster order. The first of them called the group together."""
+    phase: GroupPhase
+    size: Annotated[int, Field(ge=0)]
+    """Bytes of all chunks together."""
+    sha256: Digest
+    """Over those bytes."""
 
 
 class StateRequest(PeerMessage):

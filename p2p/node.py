@@ -15,6 +15,7 @@ from core_training.run_folder import RunFolder
 from core_training.state import TrainableState
 from p2p.calls import RETRY_SECONDS, Parcel, PeerCalls
 from p2p.commits import CommitStore
+from p2p.group_exchange import PROBE_SECONDS, GroupExchange
 from p2p.keeping_step import KeepingStep
 from p2p.ledger import NodeResult, summarize
 from p2p.messages import UpdateHeader
@@ -25,11 +26,11 @@ from p2p.site_orders import Ask, SiteOrders
 from p2p.transport import Transport
 from strategies.exchange import Update
 from strategies.mixing import Contribution
+from strategies.ring_scale import Scale
 
 LINGER_SECONDS = 30.0
 """How long a node stays for those who are late."""
 
-_PROBE_SECONDS = 1.0
 _PROBED_AT_ONCE = 8
 
 
@@ -48,7 +49,8 @@ async def take_part(
     """
     began, site = asyncio.get_running_loop().time(), SiteOrders(plan, ask)
     joined = await site.join()
-    progress = Progress(plan, joined, CommitStore(folder.checkpoints), folder.event)
+    initial = await site.initial_state(joined) if plan.recipe.privacy.codec != "fp32" else None
+    progress = Progress(plan, joined, CommitStore(folder.checkpoints), folder.event, initial)
     folder.event(
         "joined",
         site=plan.name,
@@ -74,6 +76,7 @@ class GossipNode:
         self._calls = calls
         self._site = site
         self._step = KeepingStep(progress, calls)
+        self._groups = GroupExchange(progress, calls, self._step)
         self._folder = folder
         self._lap_began = began
 
@@ -109,16 +112,20 @@ class GossipNode:
 
     async def _epoch(self, epoch: int) -> None:
         """Train, exchange, average, commit."""
-        progress, needed = self._progress, self._plan.recipe.topology.minimum_sites
+        progress, needed = self._progress, self._plan.needed
         progress.begin(epoch, self._now())
         self._calls.begin(self._calls.greet_all(self._some_peers(epoch)))
         update = await self._site.train(epoch, progress.last.state, progress.manifest.digest)
         state = self._trained_state(update)
         progress.ledger.trained(update)
         progress.arrived(self._now())
+        if self._plan.in_groups:
+            await self._average_in_group(update, state)
+            return
+        payload, state = progress.publication.write(update, state)
         partners = [peer for peer in self._plan.neighbours if progress.members.is_live(peer)]
         own = Contribution(self._plan.name, state, update.weight, len(partners))
-        if await self._exchange(epoch, own, update.payload, partners) and await self._step.catch_up():
+        if await self._exchange(epoch, own, payload, partners) and await self._step.catch_up():
             return
         others = progress.inbox.take(epoch)
         if (present := self._present(epoch)) < needed:
@@ -127,6 +134,15 @@ class GossipNode:
         else:
             mixed = self._plan.mixing.mix(own, others, self._plan.roster)
             self._commit("epoch", update, mixed, sorted([own.name, *(other.name for other in others)]))
+
+    async def _average_in_group(self, update: Update, trained: TrainableState) -> None:
+        """Exchange in a group and commit. An epoch without a group leaves the state as it was."""
+        start = self._progress.last.state or self._progress.initial
+        assert start is not None
+        if not self._step.is_behind() and (averaged := await self._groups.average(update, trained, start)) is not None:
+            self._commit("epoch", update, averaged.state, sorted(averaged.members), averaged.scale)
+        elif not (self._step.is_overtaken() and await self._step.catch_up()):
+            self._commit("epoch_void", update, start, [], self._progress.last.scale)
 
     def _trained_state(self, update: Update) -> TrainableState:
         try:
@@ -153,7 +169,7 @@ class GossipNode:
         parcel = Parcel(header, payload)
         trained_after = progress.seconds_into(epoch, self._now())
         deadline = self._now() + progress.pace.deadline(trained_after) - trained_after
-        next_probe = self._now() + _PROBE_SECONDS
+        next_probe = self._now() + PROBE_SECONDS
         while True:
             # Whoever came back in mid-epoch and sent its update gets ours, too.
             returned = [peer for peer in self._plan.neighbours if progress.inbox.has(epoch, peer)]
@@ -163,13 +179,13 @@ class GossipNode:
             if parcel.came_late:
                 return True
             missing = [peer for peer in partners if self._is_awaited(peer, parcel)]
-            enough = self._present(epoch) >= self._plan.recipe.topology.minimum_sites
+            enough = self._present(epoch) >= self._plan.needed
             if self._now() >= deadline or (enough and not missing):
                 return False
             if self._now() >= next_probe:
-                next_probe = self._now() + _PROBE_SECONDS
+                next_probe = self._now() + PROBE_SECONDS
                 self._calls.begin(self._calls.greet_all(missing or self._some_peers(epoch)))
-            await self._news_until(min(deadline, next_probe))
+            await progress.news_until(min(deadline, next_probe))
 
     def _is_awaited(self, peer: str, parcel: Parcel) -> bool:
         """Whether there is still something to expect from a peer in this epoch: its update, or its receipt for ours."""
@@ -191,10 +207,12 @@ class GossipNode:
         start = epoch * _PROBED_AT_ONCE % len(others) if len(others) > _PROBED_AT_ONCE else 0
         return (others[start:] + others[:start])[:_PROBED_AT_ONCE]
 
-    def _commit(self, event: str, update: Update, state: TrainableState, contributors: list[str]) -> None:
+    def _commit(
+        self, event: str, update: Update, state: TrainableState, contributors: list[str], scale: Scale | None = None
+    ) -> None:
         progress, evaluation = self._progress, update.evaluation
         self._end_lap()
-        progress.commit(state, contributors)
+        progress.commit(state, contributors, scale)
         self._folder.event(
             event,
             epoch=update.round,
@@ -236,14 +254,6 @@ class GossipNode:
             if all(hello is not None and hello.finished for hello in hellos):
                 return
             await asyncio.sleep(RETRY_SECONDS)
-
-    async def _news_until(self, moment: float) -> None:
-        try:
-            async with asyncio.timeout_at(moment):
-                await self._progress.news.wait()
-        except TimeoutError:
-            pass
-        self._progress.news.clear()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -22,13 +22,28 @@ class RunPlan:
     recipe: Recipe
 
     def __post_init__(self) -> None:
-        needed = self.recipe.topology.minimum_sites
-        if needed > len(self.roster):
-            raise InputError(f"topology.minimum_sites: {needed}, but the roster has {len(self.roster)} members")
+        secure = self.recipe.privacy.secure
+        for key, needed in (
+            ("topology.minimum_sites", self.recipe.topology.minimum_sites),
+            ("privacy.secure_aggregation.minimum_sites", secure.minimum_sites if secure else 1),
+        ):
+            if needed > len(self.roster):
+                raise InputError(f"{key}: {needed}, but the roster has {len(self.roster)} members")
 
     @property
     def epochs(self) -> int:
         return self.recipe.topology.rounds or 0
+
+    @property
+    def needed(self) -> int:
+        """The fewest members whose updates are averaged."""
+        secure = self.recipe.privacy.secure
+        return max(self.recipe.topology.minimum_sites, secure.minimum_sites if secure else 1)
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether nodes learn sums over a group, and not each neighbour's state."""
+        return self.recipe.privacy.ring_bits is not None
 
     @property
     def mixing(self) -> Mixing:

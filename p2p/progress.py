@@ -12,25 +12,38 @@ from typing import Any
 from core_training import __version__
 from core_training.state import TrainableState
 from p2p.commits import Commit, CommitStore
+from p2p.group_formation import GroupFormation
 from p2p.inbox import Inbox
 from p2p.membership import Membership
 from p2p.messages import Hello
+from p2p.opened_sum import OpenedSum
 from p2p.pace import Pace
 from p2p.plan import RunPlan
+from p2p.publication import Publication
 from strategies.exchange import JoinReply
+from strategies.ring_scale import Scale
 
 
 class Progress:
-    """The state of one node in one run."""
+    """The state of one node in one run. `initial` is the run's first state, which codec fp32 does not need."""
 
-    def __init__(self, plan: RunPlan, joined: JoinReply, store: CommitStore, event: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        joined: JoinReply,
+        store: CommitStore,
+        event: Callable[..., Any],
+        initial: TrainableState | None = None,
+    ) -> None:
         self.plan = plan
         self.joined = joined
         self.manifest = joined.parsed_manifest
         self.store = store
         self.event = event
         self.members = Membership(plan.name, plan.roster, event)
-        self.inbox = Inbox(plan.run_id, self.manifest, plan.recipe)
+        self.initial = initial
+        self.publication = Publication(plan, self.manifest, initial)
+        self.inbox = Inbox(plan.run_id, self.manifest, plan.recipe, self.publication)
         self.pace = Pace(plan.recipe.topology.round_deadline)
         self.last = store.load_last(self.manifest)
         self.ledger = self.last.ledger.copy()
@@ -39,6 +52,7 @@ class Progress:
         self.finished = False
         self.news = asyncio.Event()
         """Set whenever something came in that the waiting loop may have waited for."""
+        self.formation = GroupFormation(plan, OpenedSum(store.opened_file), event, self.news.set)
         self._began: dict[int, float] = {}
         self._last_arrival = 0.0
 
@@ -57,11 +71,20 @@ class Progress:
         self._last_arrival = now
         self.news.set()
 
-    def commit(self, state: TrainableState, contributors: Sequence[str]) -> None:
+    async def news_until(self, moment: float) -> None:
+        """Wait until something comes in, or this moment."""
+        try:
+            async with asyncio.timeout_at(moment):
+                await self.news.wait()
+        except TimeoutError:
+            pass
+        self.news.clear()
+
+    def commit(self, state: TrainableState, contributors: Sequence[str], scale: Scale | None = None) -> None:
         """The epoch after the last committed one is done."""
         epoch = self.last.epoch + 1
         self.pace.observe(self._last_arrival - self._began[epoch])
-        self.put(Commit(epoch, state, tuple(contributors), self.ledger.copy()))
+        self.put(Commit(epoch, state, tuple(contributors), self.ledger.copy(), scale))
 
     def put(self, commit: Commit) -> None:
         """Make a state the last committed one, on disk first."""

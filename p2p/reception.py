@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 from core_training.errors import ProtocolError
-from p2p.messages import Hello, Receipt, StateRequest, UpdateHeader
+from p2p.group_formation import GroupFormation
+from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.progress import Progress
 from p2p.transfer import collect
 from p2p.transport import PeerUnreachable
@@ -70,6 +71,50 @@ class Reception:
         progress.arrived(asyncio.get_running_loop().time())
         return Receipt(accepted=True, committed=progress.last.epoch)
 
+    async def on_group_message(self, sender: str, header: GroupHeader, chunks: AsyncIterator[bytes]) -> Receipt:
+        progress = self._opened()
+        try:
+            _check_known(progress, sender)
+            if progress.members.hello_of(sender) is None:
+                raise PeerUnreachable("this node has not been greeted yet")
+            _check_exchanges(progress, sender)
+            if header.sender != sender:
+                raise ProtocolError(f"it says it comes from '{header.sender}'")
+            if header.run_id != progress.plan.run_id or not progress.plan.in_groups:
+                raise ProtocolError("it belongs to another run")
+            if (receipt := self._out_of_turn(progress, sender, header)) is not None:
+                return receipt
+            accepted = await self._take_group_message(progress, sender, header, chunks)
+        except ProtocolError as error:
+            progress.event("refused", peer=sender, epoch=header.epoch, reason=f"{header.phase}: {error}")
+            raise
+        if not accepted and header.phase != "here":
+            reason = f"{header.phase}: stale, of attempt {header.attempt}"
+            progress.event("refused", peer=sender, epoch=header.epoch, reason=reason)
+        return Receipt(accepted=accepted, committed=progress.last.epoch)
+
+    async def _take_group_message(
+        self, progress: Progress, sender: str, header: GroupHeader, chunks: AsyncIterator[bytes]
+    ) -> bool:
+        """Returns whether it is of the attempt that is on; `here`: whether this node waits for a group, too."""
+        formation = progress.formation
+        if header.phase == "here":
+            if header.size != len(formation.session):
+                raise ProtocolError(f"{header.size} bytes where {len(formation.session)} are right")
+            await self._upload(progress, sender, header, chunks)
+            progress.arrived(asyncio.get_running_loop().time())
+            return formation.heard_here(sender, header.epoch, header.sha256)
+        if not formation.is_current(sender, header):
+            return False
+        try:
+            payload = await self._upload(progress, sender, header, _noted(chunks, formation))
+        except ProtocolError as error:
+            formation.refuse(sender, header, str(error))
+            raise
+        progress.ledger.bytes_down += len(payload)
+        formation.take(sender, header, payload)
+        return True
+
     async def on_fetch(self, sender: str, request: StateRequest) -> AsyncIterator[bytes]:
         progress = self._opened()
         try:
@@ -94,7 +139,7 @@ class Reception:
             raise PeerUnreachable("this node is still starting")
         return self._progress
 
-    def _out_of_turn(self, progress: Progress, sender: str, header: UpdateHeader) -> Receipt | None:
+    def _out_of_turn(self, progress: Progress, sender: str, header: UpdateHeader | GroupHeader) -> Receipt | None:
         """The answer to an update that is too late or too early; None when it is expected."""
         committed = progress.last.epoch
         if committed < header.epoch <= committed + _EPOCHS_AHEAD:
@@ -109,7 +154,7 @@ class Reception:
         return Receipt(accepted=False, committed=committed)
 
     async def _upload(
-        self, progress: Progress, sender: str, header: UpdateHeader, chunks: AsyncIterator[bytes]
+        self, progress: Progress, sender: str, header: UpdateHeader | GroupHeader, chunks: AsyncIterator[bytes]
     ) -> bytes:
         if self._uploads[sender] >= _UPLOADS_AT_ONCE:
             raise PeerUnreachable(f"{_UPLOADS_AT_ONCE} updates of this sender are on their way already")
@@ -121,6 +166,13 @@ class Reception:
             raise PeerUnreachable("the update did not come within topology.round_deadline") from None
         finally:
             self._uploads[sender] -= 1
+
+
+async def _noted(chunks: AsyncIterator[bytes], formation: GroupFormation) -> AsyncIterator[bytes]:
+    """The chunks, each a sign that its sender is at work."""
+    async for chunk in chunks:
+        formation.heard_at = asyncio.get_running_loop().time()
+        yield chunk
 
 
 def _check_known(progress: Progress, sender: str) -> None:

@@ -14,6 +14,8 @@ from strategies.exchange import (
     Envelope,
     EvaluateOrder,
     EvaluateReply,
+    InitialStateOrder,
+    InitialStateReply,
     JoinOrder,
     JoinReply,
     Message,
@@ -43,6 +45,19 @@ class SiteOrders:
         if joined.run_id != self._plan.run_id or joined.recipe_digest != self._plan.recipe.engine_digest:
             raise RunError(f"site '{self._plan.name}' answered for another run or recipe")
         return joined
+
+    async def initial_state(self, joined: JoinReply) -> TrainableState:
+        """The state that the run begins with, the same at all sites."""
+        order = InitialStateOrder(run_id=self._plan.run_id)
+        failure = "could not send its initial state"
+        reply = await self._put(order, InitialStateReply, failure)
+        try:
+            state = TrainableState.from_bytes(reply.payload, joined.parsed_manifest)
+        except ProtocolError as error:
+            raise RunError(f"site '{self._plan.name}' {failure}: {error}") from None
+        if state.digest != joined.initial_state_digest:
+            raise RunError(f"site '{self._plan.name}' {failure}: it sent another than it joined with")
+        return state
 
     async def train(self, epoch: int, state: TrainableState | None, manifest_digest: str) -> Update:
         """One slice of training from `state`; without one, from the site's initial state."""

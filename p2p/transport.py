@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Protocol
 
-from p2p.messages import Hello, Receipt, StateRequest, UpdateHeader
+from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 
 CHUNK_BYTES = 1 << 20
 """Most bytes in one message; gRPC's own limit is 4 MB."""
@@ -27,6 +27,8 @@ class Transport(Protocol):
 
     def fetch(self, peer: str, request: StateRequest) -> AsyncGenerator[bytes, None]: ...
 
+    async def exchange(self, peer: str, header: GroupHeader, chunks: Iterable[bytes]) -> Receipt: ...
+
 
 class Handler(Protocol):
     """Calls from a peer. Each raises ProtocolError to refuse, and PeerUnreachable when it is too early to answer."""
@@ -36,6 +38,8 @@ class Handler(Protocol):
     async def on_update(self, sender: str, header: UpdateHeader, chunks: AsyncIterator[bytes]) -> Receipt: ...
 
     def on_fetch(self, sender: str, request: StateRequest) -> AsyncIterator[bytes]: ...
+
+    async def on_group_message(self, sender: str, header: GroupHeader, chunks: AsyncIterator[bytes]) -> Receipt: ...
 
     def on_malformed(self, sender: str, reason: str) -> None:
         """The transport itself refused something: it could not be read as any message."""

@@ -6,7 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from core_training.errors import InputError
+from core_training.durable import flush
+from core_training.errors import InputError, RunError
 
 
 def make_private_folder(folder: Path) -> None:
@@ -28,6 +29,20 @@ def write_private_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_private_file(path: Path, data: bytes) -> None:
+    """Replace a file that only its owner may read, whole or not at all, and on the disk when this returns."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.unlink(missing_ok=True)
+        write_private_file(scratch, data)
+        scratch.rename(path)
+        flush(path.parent)
+    except OSError as error:
+        raise RunError(f"{path} could not be written ({error}); what was there before is intact") from error
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def read_private_file(path: Path) -> bytes:

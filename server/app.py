@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
     folder = federation.run_folder(run_id)
     with background.claim(federation.run_lock(run_id), PREDECESSOR_ENDS_WITHIN):
         try:
-            run_federation(grid, folder, federation.site_names)
+            run_federation(grid, folder, federation.site_names, roster_of=federation.roster_of)
         except FedloomError as error:
             RunFolder(folder).event("failed", reason=str(error))
             raise

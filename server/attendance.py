@@ -37,7 +37,15 @@ class Terms:
 
     manifest: Manifest
     initial_digest: str
+    initial_state_digest: str
     recipe_digest: str
+    roster_digest: str | None
+
+
+def fewest_sites(recipe: Recipe) -> int:
+    """With how many sites a round can begin."""
+    secure = recipe.privacy.secure
+    return max(recipe.topology.minimum_sites, secure.minimum_sites if secure else 1)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Attendance:
 
         `state` is the run's, where it has one. Raises RunError when patience ends before enough sites are there.
         """
-        minimum = self._recipe.topology.minimum_sites
+        minimum = fewest_sites(self._recipe)
         deadline = time.monotonic() + self._patience
         announced = False
         while True:
@@ -105,7 +113,8 @@ class Attendance:
                 reasons = [f"{e['site']}: {e['reason']}" for e in self._folder.events("quarantined")][-3:]
                 raise RunError(
                     f"{len(present)} of at least {minimum} sites were ready within {self._patience:g} s "
-                    "(topology.minimum_sites, topology.round_deadline). " + "; ".join(reasons)
+                    "(minimum_sites of topology and of privacy.secure_aggregation, topology.round_deadline). "
+                    + "; ".join(reasons)
                 )
             if not announced:
                 self._folder.event("waiting", sites=sorted(present.values()), minimum=minimum)
@@ -153,7 +162,7 @@ class Attendance:
                     raise ProtocolError(f"the reply belongs to run {reply.run_id}")
                 if reply.version != __version__:
                     raise ProtocolError(f"the site runs fedloom {reply.version}, this server {__version__}", fatal=True)
-                offers[site] = (reply, Terms(reply.parsed_manifest, reply.initial_digest, reply.recipe_digest))
+                offers[site] = (reply, _terms_of(reply))
         if self._terms is None:
             votes = [
                 terms
@@ -179,11 +188,23 @@ class Attendance:
                 self._folder.event("joined", site=site, train_examples=data.train_examples)
 
 
+def _terms_of(reply: JoinReply) -> Terms:
+    return Terms(
+        reply.parsed_manifest,
+        reply.initial_digest,
+        reply.initial_state_digest,
+        reply.recipe_digest,
+        reply.roster_digest,
+    )
+
+
 def _difference(offered: Terms, agreed: Terms | None) -> str:
     if agreed is None or offered.manifest != agreed.manifest:
         return "the site's trainable tensors differ from the run's: another base model or another recipe"
     if offered.recipe_digest != agreed.recipe_digest:
         return "the site reads the recipe differently than the others"
+    if offered.roster_digest != agreed.roster_digest:
+        return "the site has pinned another roster than the others; hand all the same one, for `fedloom client pin`"
     return (
         "the site starts from something else than the others: its base model, tokenizer, chat template, earlier runs "
         "or reward model differ"

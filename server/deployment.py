@@ -26,6 +26,7 @@ import core_training.offline  # noqa: F401 - for the processes that are started 
 from core_training import background
 from core_training.durable import commit_file
 from core_training.errors import InputError, RunError
+from core_training.recipe import Recipe, SecureAggregation
 from core_training.recipe_file import load_recipe
 from security.certificates import (
     AUTHORITY_CERTIFICATE,
@@ -34,6 +35,7 @@ from security.certificates import (
     load_certificate,
     load_private_key,
 )
+from security.identities import identity_in
 from security.private_files import make_private_folder
 from server.federation import FEDERATION_FILE, FEDERATION_FOLDER, Address, Federation, Site, open_federation
 from server.run_progress import RunProgress, is_finished, read_progress
@@ -60,7 +62,8 @@ def init_federation(folder: Path, address: Address, also_known_as: list[str]) ->
 
 def admit_site(federation: Federation, name: str, public_key_file: Path) -> Site:
     """Put a site on the roster; a running SuperLink learns of it at once, another one when it starts."""
-    federation.admit(Site(name=name, public_key=_read_public_key(public_key_file)))
+    public_key, identity = _read_public_keys(public_key_file)
+    federation.admit(Site(name=name, public_key=public_key, identity=identity))
     if background.owner(federation.superlink_lock) is not None:
         _register_sites(federation)
     return next(site for site in federation.sites() if site.name == name)
@@ -108,6 +111,8 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
     recipe = load_recipe(recipe_file, overrides)
     if recipe.topology.kind != "federated":
         raise InputError(f"topology.kind: a server runs 'federated' recipes, not '{recipe.topology.kind}'")
+    if recipe.privacy.secure is not None:
+        _check_identities(federation, recipe, recipe.privacy.secure)
     if background.owner(federation.superlink_lock) is None:
         raise InputError(f"the server is not running; `fedloom server start --folder {federation.folder}` starts it")
     run_id = _new_run_id(federation, recipe_file.stem)
@@ -117,6 +122,29 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
     with control(federation) as superlink:
         superlink.start(run_id)
     return run_id
+
+
+def _check_identities(federation: Federation, recipe: Recipe, secure: SecureAggregation) -> None:
+    """Raise InputError when too few admitted sites can take part in a run with secure aggregation."""
+    able = sorted(federation.identities())
+    lacking = [site.name for site in federation.sites() if site.identity is None]
+    needs = {"topology.minimum_sites": recipe.topology.minimum_sites, "minimum_sites": secure.minimum_sites}
+    if isinstance(secure.threshold, int):
+        needs["threshold"] = secure.threshold
+    key, least = max(needs.items(), key=lambda item: item[1])
+    if len(able) < least:
+        remedy = "admit more with `fedloom server admit`"
+        if lacking:
+            remedy += f", or once more, with both lines of their node.pub: {', '.join(lacking)}"
+        raise InputError(
+            f"privacy.secure_aggregation: the recipe needs {least} sites ({key}), and {len(able)} of the admitted ones "
+            f"have an identity ({', '.join(able) or 'none'}); {remedy}"
+        )
+    if not federation.has_handed_out_a_roster():
+        raise InputError(
+            "privacy.secure_aggregation: the sites do not know each other's identities yet; write them with "
+            "`fedloom server roster`, then at every site: fedloom client pin roster.json"
+        )
 
 
 def site_states(federation: Federation) -> dict[str, str] | None:
@@ -176,17 +204,22 @@ def _register_sites(federation: Federation) -> None:
                 federation.set_node_id(site.name, node_id)
 
 
-def _read_public_key(path: Path) -> str:
+def _read_public_keys(path: Path) -> tuple[str, str | None]:
+    """The key that Flower knows a site by, and its identity, where the file has the line of it."""
     try:
-        text = path.read_text(encoding="ascii").strip()
-        key = load_ssh_public_key(text.encode())
+        lines = path.read_text(encoding="ascii").strip().splitlines()
+        key = load_ssh_public_key(lines[0].encode()) if 1 <= len(lines) <= 2 else None
+        identity = identity_in(lines[1]) if len(lines) == 2 else None
     except OSError as error:
         raise InputError(f"{path}: the public key cannot be read: {error.strerror}") from None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise InputError(f"{path}: this is not a site's public key (keys/node.pub: one line, ecdsa-sha2-nistp384 …)")
-    return text
+        raise InputError(
+            f"{path}: these are not a site's public keys (keys/node.pub: one line ecdsa-sha2-nistp384 …, "
+            "one line ssh-ed25519 …)"
+        )
+    return lines[0], identity
 
 
 def _superlink_command(federation: Federation) -> list[str]:

@@ -1,8 +1,9 @@
 """The federation folder: where the server's keys, roster, runs and logs lie. Knows no processes and no sockets.
 
-In the folder: `federation.yaml` (the address), `roster.json` (admitted sites: name, public key, node id), `keys/`
-(ca.crt to hand out; ca.key, server.crt and server.key, which stay), `runs/<run id>/`, `flower/` (Flower's database and
-what it unpacks), `run/` and `logs/` (locks and output of the processes).
+In the folder: `federation.yaml` (the address), `roster.json` (admitted sites: name, keys, node id), `rosters/` (what
+sites were given to pin, by digest), `keys/` (ca.crt to hand out; ca.key, server.crt and server.key, which stay),
+`runs/<run id>/`, `flower/` (Flower's database and what it unpacks), `run/` and `logs/` (locks and output of the
+processes).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from core_training.durable import commit_file
 from core_training.errors import InputError
 from core_training.recipe import Section
+from security.identities import IDENTITY, roster_digest
 from strategies.exchange import SITE_NAME
 
 FEDERATION_FOLDER = "FEDLOOM_FEDERATION_FOLDER"
@@ -42,10 +44,15 @@ class Address(Section):
 
 
 class Site(Section):
-    """An admitted site. `node_id` is the number that Flower gave it; None until it is registered."""
+    """An admitted site: the key that Flower knows it by, and the identity that the other sites know it by.
+
+    `identity` is None where the site handed over none; it takes no part in secure aggregation then. `node_id` is the
+    number that Flower gave it; None until it is registered.
+    """
 
     name: Annotated[str, Field(pattern=SITE_NAME)]
     public_key: str
+    identity: Annotated[str, Field(pattern=IDENTITY)] | None = None
     node_id: int | None = None
 
 
@@ -106,15 +113,55 @@ class Federation:
         """Flower's node number: the site's name, of all sites that are registered."""
         return {site.node_id: site.name for site in self.sites() if site.node_id is not None}
 
+    def identities(self) -> dict[str, str]:
+        """The identities of the sites that have one, by name."""
+        return dict(sorted((site.name, site.identity) for site in self.sites() if site.identity is not None))
+
+    def hand_out_roster(self, path: Path) -> dict[str, str]:
+        """Write the roster that every site pins; returns it. Raises InputError when no site has an identity."""
+        if path.absolute() == self._roster:
+            raise InputError(f"{path}: this is the server's own list of sites; name another file with --out")
+        identities = self.identities()
+        if not identities:
+            raise InputError("no admitted site has an identity yet; `fedloom server admit` takes it from node.pub")
+        content = (json.dumps(identities, indent=1) + "\n").encode()
+        commit_file(self._handed_out / f"{roster_digest(identities)}.json", content)
+        commit_file(path, content)
+        return identities
+
+    def has_handed_out_a_roster(self) -> bool:
+        return any(self._handed_out.glob("*.json"))
+
+    def roster_of(self, digest: str) -> dict[str, str]:
+        """The roster that was handed out under this digest. Raises InputError when there was none.
+
+        Sites may have pinned an earlier one than the newest: a run goes on with what its sites agreed on.
+        """
+        path = self._handed_out / f"{digest}.json"
+        try:
+            roster: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(
+                f"{path}: no such file: the sites have pinned a roster that `fedloom server roster` did not write here"
+            ) from None
+        return roster
+
     def admit(self, site: Site) -> None:
-        """Add a site. Raises InputError when its name or its key is on the roster already."""
-        sites = self.sites()
-        for known in sites:
-            if known.name == site.name:
-                raise InputError(f"a site named '{site.name}' is admitted already")
+        """Add a site, or the identity that a site had not handed over so far.
+
+        Raises InputError when its name or one of its keys is on the roster already.
+        """
+        sites = {known.name: known for known in self.sites()}
+        held = sites.pop(site.name, None)
+        if held is not None and (site.identity is None or held != _without_identity(site, held.node_id)):
+            raise InputError(f"a site named '{site.name}' is admitted already")
+        for known in sites.values():
             if known.public_key == site.public_key:
                 raise InputError(f"this key is admitted already, as site '{known.name}'")
-        self._write_roster([*sites, site])
+            if known.identity is not None and known.identity == site.identity:
+                raise InputError(f"this identity is admitted already, as site '{known.name}'")
+        admitted = site.model_copy(update={"node_id": held.node_id if held else None})
+        self._write_roster([*sites.values(), admitted])
 
     def set_node_id(self, name: str, node_id: int) -> None:
         """Note the number that Flower gave to a site."""
@@ -123,11 +170,19 @@ class Federation:
         )
 
     @property
+    def _handed_out(self) -> Path:
+        return self.folder / "rosters"
+
+    @property
     def _roster(self) -> Path:
         return self.folder / "roster.json"
 
     def _write_roster(self, sites: list[Site]) -> None:
         commit_file(self._roster, json.dumps([site.model_dump() for site in sites], indent=1).encode())
+
+
+def _without_identity(site: Site, node_id: int | None) -> Site:
+    return site.model_copy(update={"identity": None, "node_id": node_id})
 
 
 def _dial(host: str, port: int) -> str:

@@ -39,7 +39,7 @@ class OrderExchange:
 
     def ask(
         self,
-        order: Message,
+        order: Message | Mapping[str, Message],
         to: Mapping[int, str],
         reply: type[Reply],
         round_number: int,
@@ -47,16 +47,18 @@ class OrderExchange:
     ) -> Iterator[tuple[str, Reply]]:
         """Send `order` to nodes (id: site) and yield (site, reply) as replies arrive, until all have or the deadline.
 
-        `patience` is an earlier end of the waiting, in seconds.
+        `order` is the same for all, or one for each site; `patience` is an earlier end of the waiting, in seconds.
         A reply that is malformed, of another kind or an error is quarantined; a missing one is an event `late`.
         """
         self.hopeless.difference_update(to.values())
-        envelope = order.envelope()
+        shared = order.envelope() if isinstance(order, Message) else None
+        envelopes = {node: shared or order[site].envelope() for node, site in to.items()}  # type: ignore[index]
+        kind = next((envelope.kind for envelope in envelopes.values()), "")
         deadline = time.monotonic() + min(self._deadline_seconds, patience)
-        messages = to_messages(envelope, to, ttl=self._deadline_seconds)
+        messages = to_messages(envelopes, ttl=self._deadline_seconds)
+        self.bytes_down += sum(len(envelope.payload) for envelope in envelopes.values())
         waiting = dict(zip(self._grid.push_messages(messages), to.values(), strict=True))
-        self.bytes_down += len(envelope.payload) * len(to)
-        del messages
+        del messages, envelopes, shared
         while waiting and time.monotonic() < deadline:
             arrived = False
             for message in self._pull(list(waiting)):
@@ -69,7 +71,7 @@ class OrderExchange:
             if waiting and not arrived:
                 time.sleep(POLL_SECONDS)
         for site in waiting.values():
-            self._folder.event("late", site=site, round=round_number, order=envelope.kind)
+            self._folder.event("late", site=site, round=round_number, order=kind)
 
     def _pull(self, identifiers: list[str]) -> Iterator[Any]:
         """The replies that are there, fetched a few at a time: memory does not grow with the number of sites."""

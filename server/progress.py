@@ -13,12 +13,50 @@ from core_training.recipe import Recipe
 from core_training.run_folder import SiteSummary, Summary, peak_rss_bytes
 from core_training.state import TrainableState
 from core_training.trainable import NOTHING_EVALUATED, EvalReport
-from strategies.exchange import Update
+from strategies.figures import RoundFigures
+from strategies.ring_scale import Scale
+
+
+@dataclass(frozen=True)
+class SiteRound:
+    """One site's part in a round, as far as it is known: under secure aggregation its losses and weight are not.
+
+    `seconds` are of training, `seconds_in_all` from the order's arrival to the answer.
+    """
+
+    seconds: float
+    seconds_in_all: float
+    resident_seconds: float
+    masking_seconds: float = 0.0
+    loss: float | None = None
+    eval_loss: float | None = None
+    weight: float | None = None
+
+    def to_json(self) -> dict[str, float | None]:
+        return {
+            "loss": self.loss,
+            "eval_loss": self.eval_loss,
+            "weight": self.weight,
+            "seconds": self.seconds,
+            "resident_seconds": self.resident_seconds,
+        }
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round came to: sums over the sites, each site's part, and how many values were cut at the clip."""
+
+    figures: RoundFigures
+    sites: Mapping[str, SiteRound]
+    saturated: int | None = None
 
 
 @dataclass
 class Progress:
-    """Everything of a run but its state. `round` is the last committed one, `seconds_*` are wall time."""
+    """Everything of a run but its state. `round` is the last committed one, `seconds_*` are wall time.
+
+    `scale` is how the next round's numbers are to be read where the codec is a ring.
+    """
 
     round: int = 0
     initial_digest: str | None = None
@@ -27,78 +65,83 @@ class Progress:
     eval_loss_initial: float | None = None
     best_eval_loss: float | None = None
     evaluations_without_gain: int = 0
+    void_rounds: int = 0
+    void_in_a_row: int = 0
+    saturated: int | None = None
+    scale: Scale | None = None
     bytes_up: int = 0
     bytes_down: int = 0
     tokens: int = 0
     seconds_total: float = 0.0
     seconds_training: float = 0.0
     seconds_exchange: float = 0.0
+    seconds_protection: float = 0.0
     sites: dict[str, SiteSummary] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Progress:
         """Read what `dataclasses.asdict` made. Raises TypeError on anything else."""
         sites = {name: SiteSummary(**site) for name, site in document["sites"].items()}
-        return cls(**{**document, "sites": sites})
+        scale = Scale.from_json(document["scale"]) if document["scale"] is not None else None
+        return cls(**{**document, "sites": sites, "scale": scale})
 
     def record_round(
-        self, number: int, updates: Mapping[str, Update], seconds: float, of_all: Callable[[Iterable[float]], float]
+        self, number: int, report: RoundReport, seconds: float, of_all: Callable[[Iterable[float]], float]
     ) -> dict[str, Any]:
         """Add a round's figures; returns those for `events.jsonl`.
 
         `seconds` is the round's wall time; `of_all` makes one of the sites' times: their sum where they take turns,
         the longest where they work side by side.
         """
-        weight = sum(update.weight for update in updates.values())
-
-        def mean(loss: Callable[[Update], float]) -> float:
-            return sum(loss(update) * update.weight for update in updates.values()) / weight
-
-        if self.train_loss_first is None:
-            self.train_loss_first = mean(lambda update: update.train.loss_first)
-        self.train_loss_last = mean(lambda update: update.train.loss_last)
-        evaluations = {site: update.evaluation for site, update in updates.items() if update.evaluation is not None}
-        eval_loss = self.note_evaluations(evaluations, first=number == 1) if evaluations else None
-        self.round = number
-        self.tokens += sum(update.train.tokens for update in updates.values())
-        self.seconds_training += of_all(update.train.seconds for update in updates.values())
-        self.seconds_exchange += seconds - of_all(update.seconds for update in updates.values())
-        for site in updates:
+        figures, sites = report.figures, report.sites
+        first = self.train_loss_first is None
+        if first:
+            self.train_loss_first = figures.mean(figures.loss_first)
+        self.train_loss_last = figures.mean(figures.loss_last)
+        if figures.eval_loss is not None:
+            self._note_eval_loss(figures.eval_loss)
+        for site, part in sites.items():
             self.sites[site].rounds = (self.sites[site].rounds or 0) + 1
+            if part.eval_loss is not None:
+                self.sites[site].eval_loss = part.eval_loss
+        if first:
+            self.eval_loss_initial = figures.eval_loss
+            for site, part in sites.items():
+                self.sites[site].eval_loss_initial = part.eval_loss
+        self.round = number
+        self.void_in_a_row = 0
+        self.tokens += figures.tokens
+        if report.saturated is not None:
+            self.saturated = (self.saturated or 0) + report.saturated
+        self.seconds_training += of_all(part.seconds for part in sites.values())
+        self.seconds_exchange += seconds - of_all(part.seconds_in_all for part in sites.values())
+        self.seconds_protection += of_all(part.masking_seconds for part in sites.values())
         return {
             "round": number,
-            "loss": mean(lambda update: update.train.loss_mean),
-            "eval_loss": eval_loss,  # of the state the round began with
+            "loss": figures.mean(figures.loss_mean),
+            "eval_loss": figures.eval_loss,  # of the state the round began with
             "seconds": seconds,
-            "sites": {
-                site: {
-                    "loss": update.train.loss_mean,
-                    "eval_loss": update.evaluation.loss if update.evaluation else None,
-                    "weight": update.weight,
-                    "seconds": update.train.seconds,
-                    "resident_seconds": update.resident_seconds,
-                }
-                for site, update in sorted(updates.items())
-            },
+            "saturated": report.saturated,
+            "sites": {site: part.to_json() for site, part in sorted(sites.items())},
         }
 
-    def note_evaluations(self, evaluations: Mapping[str, EvalReport], first: bool = False) -> float | None:
-        """Remember the sites' losses; returns the mean over all that they evaluated."""
-        loss = sum(evaluations.values(), start=NOTHING_EVALUATED).loss
-        for site, report in evaluations.items():
-            self.sites[site].eval_loss = report.loss
-            if first:
-                self.sites[site].eval_loss_initial = report.loss
-        if first:
-            self.eval_loss_initial = loss
-        if loss is None:
-            return None
+    def record_void(self, number: int) -> None:
+        """The round changed nothing, and is not tried again."""
+        self.round = number
+        self.void_in_a_row += 1
+        self.void_rounds += 1
+
+    def note_final(self, evaluations: Mapping[str, EvalReport]) -> None:
+        """Remember the sites' losses of the result; those of an earlier state go."""
+        for name, site in self.sites.items():
+            site.eval_loss = evaluations[name].loss if name in evaluations else None
+
+    def _note_eval_loss(self, loss: float) -> None:
         if self.best_eval_loss is None or loss < self.best_eval_loss:
             self.best_eval_loss = loss
             self.evaluations_without_gain = 0
         else:
             self.evaluations_without_gain += 1
-        return loss
 
     def summary(self, recipe: Recipe, state: TrainableState, final: Mapping[str, EvalReport]) -> Summary:
         """The completed run's summary; `final` holds the sites' evaluations of its result."""
@@ -123,7 +166,10 @@ class Progress:
                 "total": self.seconds_total,
                 "training": self.seconds_training,
                 "exchange": self.seconds_exchange,
+                **({"secure_aggregation": self.seconds_protection} if recipe.privacy.secure else {}),
             },
+            void_rounds=self.void_rounds,
+            saturated=self.saturated,
             tokens_trained=self.tokens,
             truncated=sum(site.truncated or 0 for site in self.sites.values()),
             dropped=sum(site.dropped or 0 for site in self.sites.values()),
@@ -132,4 +178,4 @@ class Progress:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "scale": self.scale.model_dump(mode="json") if self.scale is not None else None}

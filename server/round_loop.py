@@ -8,7 +8,7 @@ One bad reply is set aside with the site's true name and the reason, and the rou
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,20 +21,41 @@ from core_training.run_folder import RunFolder, Summary
 from core_training.state import TrainableState
 from core_training.trainable import EvalReport
 from server.attendance import Attendance
+from server.intake import Intake, MaskedIntake, Outcome, RingIntake, StateIntake, check_belongs
 from server.order_exchange import OrderExchange
 from server.progress import Progress
 from server.run_store import RunStore
+from server.secure_rounds import SecureRounds
 from strategies import AGGREGATION_RULES
-from strategies.exchange import EvaluateOrder, EvaluateReply, TrainOrder, Update
-from strategies.fedavg import most_weight
+from strategies.codec_of_round import ring_codec, selection_of_round
+from strategies.exchange import (
+    EvaluateOrder,
+    EvaluateReply,
+    InitialStateOrder,
+    InitialStateReply,
+    RingTerms,
+    TrainOrder,
+)
+from strategies.ring_scale import first_scale
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 ATTEMPTS_PER_ROUND = 3
 
-_Kept = TypeVar("_Kept")
-_Rest = TypeVar("_Rest")
+_Result = TypeVar("_Result")
+
+
+class TooFewSites(Exception):
+    """An attempt came to nothing for want of answers; `sites` did answer. It can be repeated."""
+
+    def __init__(self, sites: Collection[str], reason: str) -> None:
+        super().__init__(reason)
+        self.sites = sites
+
+
+class RoundVoid(Exception):
+    """A masked round whose sum cannot be opened. It changes nothing, and the run goes on with the next one."""
 
 
 def run_federation(
@@ -43,14 +64,18 @@ def run_federation(
     sites: Callable[[], dict[int, str]],
     on_round: Callable[[int, float | None], None] = lambda *_: None,
     in_process: bool = False,
+    roster_of: Callable[[str], Mapping[str, str]] = lambda _: {},
 ) -> Summary:
     """Run, or go on with, the federated run whose recipe lies in `run_dir`; returns when it has completed.
 
-    `sites()` maps the node ids that may take part to the sites' names; `on_round(round, loss)` follows each commit.
+    `sites()` maps the node ids that may take part to the sites' names; `roster_of(digest)` is the roster that the sites
+    have pinned, names and public identities, for secure aggregation; `on_round(round, loss)` follows each commit (loss
+    None: the round was void).
     `in_process` is a simulation: the sites train in turn, and as nobody comes later, too few sites end the run at once.
     Raises RunError when too few sites answer; the last commit stays, and a later call goes on from it.
     """
-    return _RoundLoop(grid, RunFolder(run_dir), load_recipe(run_dir / "recipe.yaml"), sites, on_round, in_process).run()
+    recipe = load_recipe(run_dir / "recipe.yaml")
+    return _RoundLoop(grid, RunFolder(run_dir), recipe, sites, on_round, in_process, roster_of).run()
 
 
 class _RoundLoop:
@@ -62,6 +87,7 @@ class _RoundLoop:
         sites: Callable[[], dict[int, str]],
         on_round: Callable[[int, float | None], None],
         in_process: bool,
+        roster_of: Callable[[str], Mapping[str, str]],
     ) -> None:
         self._folder = folder
         self._recipe = recipe
@@ -72,6 +98,8 @@ class _RoundLoop:
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline)
         patience = 0.0 if in_process else recipe.topology.round_deadline
         self._attendance = Attendance(grid, folder, recipe, self._exchange, sites, patience)
+        self._roster_of = roster_of
+        self._secure: SecureRounds | None = None
         self._progress = Progress()
         self._state: TrainableState | None = None
 
@@ -88,55 +116,114 @@ class _RoundLoop:
         began = time.perf_counter() - self._progress.seconds_total
         rounds = self._topology.rounds or 0
         while self._progress.round < rounds and not self._should_stop_early():
-            updates, self._state, seconds = self._round(self._progress.round + 1)
-            figures = self._progress.record_round(self._progress.round + 1, updates, seconds, self._of_all)
+            number, loss = self._progress.round + 1, None
+            try:
+                loss = self._take_in(number, *self._until_enough(f"round {number}", number, self._attempt))
+            except RoundVoid as void:
+                self._progress.record_void(number)
+                self._folder.event("round_void", round=number, reason=str(void))
             self._note_time_and_bytes(began)
-            self._folder.event("round", **figures)
+            assert self._state is not None, "a round that is void changes a state that is there"
             self._store.commit(self._progress, self._state)
-            self._on_round(self._progress.round, figures["loss"])
+            if self._progress.void_in_a_row == ATTEMPTS_PER_ROUND:
+                raise RunError(
+                    f"{ATTEMPTS_PER_ROUND} rounds in a row were void; round {number} is committed: go on later"
+                )
+            self._on_round(number, loss)
         return self._finish(began)
 
-    def _round(self, number: int) -> tuple[dict[str, Update], TrainableState, float]:
-        """One round: the updates without their states, the aggregate, and the seconds of the attempt that counted."""
+    def _take_in(self, number: int, outcome: Outcome, seconds: float) -> float:
+        """Make an outcome the run's; returns the round's training loss."""
+        self._state, self._progress.scale = outcome.state, outcome.scale
+        figures = self._progress.record_round(number, outcome.report, seconds, self._of_all)
+        self._folder.event("round", **figures)
+        loss: float = figures["loss"]
+        return loss
 
-        def attempt(present: dict[int, str]) -> tuple[dict[str, Update], tuple[Any, float]]:
-            manifest = self._attendance.terms.manifest
-            aggregator = _load(AGGREGATION_RULES[self._recipe.aggregation.rule])(manifest)
-            order = TrainOrder(
-                run_id=self._folder.run_id,
-                round=number,
-                steps=self._topology.local_steps or 0,
-                evaluate=(number - 1) % self._topology.eval_every == 0,
-                manifest_digest=manifest.digest,
-                payload=self._state.to_bytes() if self._state is not None else b"",
-            )
-            began = time.perf_counter()
-            accepted: dict[str, Update] = {}
-            for site, update in self._exchange.ask(order, present, Update, number):
+    def _attempt(self, number: int, present: dict[int, str]) -> tuple[Outcome, float]:
+        """One attempt at a round: what came of it, and the seconds it took. Raises TooFewSites, and RoundVoid."""
+        began = time.perf_counter()
+        intake, asked = self._intake(number, present)
+        accepted: set[str] = set()
+        for site, update in self._exchange.ask(intake.orders(), asked, intake.reply, number):
+            with self._exchange.quarantine(site, number):
+                size = len(update.payload)
+                intake.take(site, update)
+                self._progress.bytes_up += size
+                accepted.add(site)
+            del update  # its payload, before the next ones are fetched
+        try:
+            if len(accepted) < self._minimum:
+                raise ProtocolError(f"{len(accepted)} updates came, and it takes {self._minimum}")
+            if isinstance(intake, MaskedIntake) and self._secure is not None:
+                survivors = {node: site for node, site in asked.items() if site in accepted}
+                self._secure.open(number, intake.masked, survivors)
+            return intake.outcome(), time.perf_counter() - began
+        except ProtocolError as error:
+            if isinstance(intake, MaskedIntake):  # the masks are spent, so it cannot be tried again
+                raise RoundVoid(str(error)) from None
+            raise TooFewSites(accepted, str(error)) from None
+
+    def _intake(self, number: int, present: dict[int, str]) -> tuple[Intake, dict[int, str]]:
+        """What takes the round's updates in, and who of those present is asked for one. Raises TooFewSites."""
+        recipe, manifest = self._recipe, self._attendance.terms.manifest
+        if recipe.privacy.codec != "fp32" and self._state is None:
+            self._state = self._fetch_initial_state(number, present)
+        participants = sorted(present.values())
+        if (digest := self._attendance.terms.roster_digest) is not None:
+            self._secure = self._secure or SecureRounds(self._folder, recipe, self._exchange, self._roster_of(digest))
+            try:
+                participants = self._secure.participants(number, present)
+            except ProtocolError as error:
+                raise TooFewSites((), f"secure aggregation cannot be set up: {error}") from None
+            present = {node: site for node, site in present.items() if site in participants}
+        ring = None
+        if recipe.privacy.ring_bits is not None:
+            ring = RingTerms(scale=self._progress.scale or first_scale(recipe, manifest), sites=len(participants))
+        order = TrainOrder(
+            run_id=self._folder.run_id,
+            round=number,
+            steps=self._topology.local_steps or 0,
+            evaluate=(number - 1) % self._topology.eval_every == 0,
+            manifest_digest=manifest.digest,
+            ring=ring,
+            payload=self._state.to_bytes() if self._state is not None and number > 1 else b"",
+        )
+        if ring is None or self._state is None:
+            aggregator = _load(AGGREGATION_RULES[recipe.aggregation.rule])(manifest)
+            selection = selection_of_round(recipe, manifest, number)
+            start = self._state if recipe.privacy.codec == "bf16" else None
+            return StateIntake(recipe, order, aggregator, start, selection), present
+        codec = ring_codec(recipe, manifest, number, ring.scale, ring.sites)
+        if self._secure is None:
+            return RingIntake(recipe, order, codec, self._state), present
+        context = order.context(self._state.digest)
+        masked = self._secure.begin(number, participants, context, codec.length)
+        return MaskedIntake(recipe, order, codec, self._state, masked), present
+
+    def _fetch_initial_state(self, number: int, present: dict[int, str]) -> TrainableState:
+        """The state that all sites begin with, from the first that sends it. Raises TooFewSites when none does."""
+        order, terms = InitialStateOrder(run_id=self._folder.run_id), self._attendance.terms
+        for node, name in present.items():
+            for site, reply in self._exchange.ask(order, {node: name}, InitialStateReply, number):
                 with self._exchange.quarantine(site, number):
-                    self._check(update, order)
-                    aggregator.add(TrainableState.from_bytes(update.payload, manifest), update.weight)
-                    self._progress.bytes_up += len(update.payload)
-                    accepted[site] = update.model_copy(update={"payload": b""})
-                del update  # its tensors, before the next ones are fetched
-            return accepted, (aggregator, began)
+                    state = TrainableState.from_bytes(reply.payload, terms.manifest)
+                    if state.digest != terms.initial_state_digest:
+                        raise ProtocolError("it is not the initial state that the sites agreed on")
+                    self._progress.bytes_up += len(reply.payload)
+                    return state
+        raise TooFewSites((), "no site sent the initial state")
 
-        updates, (aggregator, began) = self._until_enough(f"round {number}", number, attempt)
-        state = aggregator.result()
-        return updates, state, time.perf_counter() - began
-
-    def _until_enough(
-        self, what: str, number: int, attempt: Callable[[dict[int, str]], tuple[dict[str, _Kept], _Rest]]
-    ) -> tuple[dict[str, _Kept], _Rest]:
-        """What the present sites answer to `attempt` (and the rest it makes); tried again while too few do.
+    def _until_enough(self, what: str, number: int, attempt: Callable[[int, dict[int, str]], _Result]) -> _Result:
+        """What `attempt` makes of the present sites' answers; tried again while too few answer.
 
         Raises RunError when they are too few each time.
         """
         for count in range(1, ATTEMPTS_PER_ROUND + 1):
-            accepted, rest = attempt(self._attendance.gather(self._progress, self._state))
-            if len(accepted) >= self._minimum:
-                return accepted, rest
-            self._folder.event("void", round=number, attempt=count, sites=sorted(accepted))
+            try:
+                return attempt(number, self._attendance.gather(self._progress, self._state))
+            except TooFewSites as few:
+                self._folder.event("void", round=number, attempt=count, sites=sorted(few.sites), reason=str(few))
         raise RunError(
             f"{what}: fewer than {self._minimum} sites answered in {ATTEMPTS_PER_ROUND} attempts; "
             f"round {self._progress.round} is committed, and the run can go on from it"
@@ -144,43 +231,37 @@ class _RoundLoop:
 
     def _finish(self, began: float) -> Summary:
         """Have the result evaluated and kept by every site, and write the run folder's last files."""
-        state, number = self._state, self._progress.round
-        assert state is not None, "a recipe has at least one round"
-
-        def attempt(present: dict[int, str]) -> tuple[dict[str, EvalReport], None]:
-            order = EvaluateOrder(
-                run_id=self._folder.run_id,
-                round=number,
-                final=True,
-                manifest_digest=self._attendance.terms.manifest.digest,
-                payload=state.to_bytes(),
-            )
-            accepted: dict[str, EvalReport] = {}
-            for site, reply in self._exchange.ask(order, present, EvaluateReply, number):
-                with self._exchange.quarantine(site, number):
-                    _check_belongs(reply, order)
-                    accepted[site] = reply.evaluation
-            return accepted, None
-
-        final, _ = self._until_enough("the final evaluation", number, attempt)
-        self._progress.note_evaluations(final)
-        for site in self._progress.sites.keys() - final.keys():
-            self._progress.sites[site].eval_loss = None  # the loss it has is of an earlier state
+        if self._progress.train_loss_first is None:
+            raise RunError("all rounds were void: too few sites were left each time to open the sum of their updates")
+        number = self._progress.round
+        final = self._until_enough("the final evaluation", number, self._evaluate_final)
+        self._progress.note_final(final)
         self._note_time_and_bytes(began)
+        state = self._state
+        assert state is not None, "a round has been taken in"
         write_result(state, self._attendance.layout, self._folder.path / result_name(self._recipe, without_base=True))
         summary = self._progress.summary(self._recipe, state, final)
         self._folder.write_summary(summary)
         self._folder.event("completed", round=number, eval_loss=summary.eval_loss)
         return summary
 
-    def _check(self, update: Update, order: TrainOrder) -> None:
-        _check_belongs(update, order)
-        if update.manifest_digest != order.manifest_digest:
-            raise ProtocolError("the update has another manifest than the run")
-        if update.weight != update.train.weight:
-            raise ProtocolError(f"weight {update.weight} is not that of its report, {update.train.weight}")
-        if update.weight > (most := most_weight(self._recipe, order.steps)):
-            raise ProtocolError(f"weight {update.weight} is more than {order.steps} steps can have, {most}")
+    def _evaluate_final(self, number: int, present: dict[int, str]) -> dict[str, EvalReport]:
+        assert self._state is not None, "a round has been taken in"
+        order = EvaluateOrder(
+            run_id=self._folder.run_id,
+            round=number,
+            final=True,
+            manifest_digest=self._attendance.terms.manifest.digest,
+            payload=self._state.to_bytes(),
+        )
+        accepted: dict[str, EvalReport] = {}
+        for site, reply in self._exchange.ask(order, present, EvaluateReply, number):
+            with self._exchange.quarantine(site, number):
+                check_belongs(reply, order)
+                accepted[site] = reply.evaluation
+        if len(accepted) < self._minimum:
+            raise TooFewSites(accepted, f"{len(accepted)} evaluations, and it takes {self._minimum}")
+        return accepted
 
     def _should_stop_early(self) -> bool:
         patience = self._topology.early_stopping_patience
@@ -190,16 +271,14 @@ class _RoundLoop:
         return True
 
     def _note_time_and_bytes(self, began: float) -> None:
-        self._progress.seconds_total = time.perf_counter() - began
-        self._progress.bytes_down += self._exchange.bytes_down
-        self._exchange.bytes_down = 0
-
-
-def _check_belongs(reply: Update | EvaluateReply, order: TrainOrder | EvaluateOrder) -> None:
-    if reply.run_id != order.run_id:
-        raise ProtocolError(f"the reply belongs to run {reply.run_id}")
-    if reply.round != order.round:
-        raise ProtocolError(f"the reply is of round {reply.round}")
+        progress, exchange = self._progress, self._exchange
+        progress.seconds_total = time.perf_counter() - began
+        progress.bytes_down += exchange.bytes_down
+        exchange.bytes_down = 0
+        if self._secure is not None:
+            progress.bytes_up += self._secure.bytes_up
+            progress.seconds_protection += self._secure.seconds
+            self._secure.bytes_up, self._secure.seconds = 0, 0.0
 
 
 def _load(path: str) -> Any:

@@ -110,6 +110,8 @@ def note_of(event: dict[str, Any]) -> str | None:
             return f"{event['site']} was set aside: {event['reason']}"
         case "late":
             return f"{event['site']} did not answer in time"
+        case "round_void":
+            return f"round {event['round']} is void and changed nothing: {event['reason']}"
         case "failed":
             return f"failed: {event['reason']}"
     return None

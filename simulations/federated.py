@@ -10,6 +10,7 @@ from client.app import make_client_app
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, Summary
 from server.round_loop import run_federation
+from simulations.enrolment import identities_of
 from simulations.inprocess_grid import InProcessGrid
 from simulations.sites import SitePool
 from strategies.exchange import Envelope
@@ -31,6 +32,9 @@ def simulate_federation(
     contexts = {node: Context(1, node, {_SITE: name}, RecordDict(), {}) for node, name in nodes.items()}
     try:
         grid = InProcessGrid(make_client_app(handle), contexts)
-        return run_federation(grid, folder.path, lambda: nodes, on_round, in_process=True)
+        roster = identities_of(pool.names)
+        return run_federation(
+            grid, folder.path, lambda: nodes, on_round, in_process=True, roster_of=lambda digest: roster
+        )
     finally:
         pool.close()

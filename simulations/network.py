@@ -6,11 +6,12 @@ Nodes on it are the real ones; only the wires are not. Times are the event loop'
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass
 
-from p2p.messages import Hello, Receipt, StateRequest, UpdateHeader
+from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.transport import Handler, PeerUnreachable
 
 _GIVES_UP_AFTER = 5.0
@@ -64,6 +65,11 @@ class SimulatedNetwork:
             raise PeerUnreachable("connection refused")
         return handler
 
+    def crash(self, name: str) -> None:
+        """A node goes down for good: nothing reaches it, and nothing comes from it any more."""
+        self.detach(name)
+        self._partitions += (Partition(0.0, math.inf, frozenset({name})),)
+
     async def pass_wire(self, sender: str, receiver: str) -> None:
         """One message on its way. Raises PeerUnreachable, after the time it takes to notice, when it is lost."""
         now = asyncio.get_running_loop().time()
@@ -99,6 +105,12 @@ class SimulatedTransport:
         async for chunk in handler.on_fetch(self._name, request):
             await self._network.pass_wire(peer, self._name)
             yield chunk
+
+    async def exchange(self, peer: str, header: GroupHeader, chunks: Iterable[bytes]) -> Receipt:
+        handler = await self._network.deliver(self._name, peer)
+        receipt = await handler.on_group_message(self._name, header, _stream(chunks))
+        await self._network.pass_wire(peer, self._name)
+        return receipt
 
 
 async def _stream(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:

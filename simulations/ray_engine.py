@@ -19,6 +19,7 @@ from core_training.recipe import Recipe
 from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder, Summary
 from server.round_loop import run_federation
+from simulations.enrolment import identities_of
 from simulations.sites import SitePool
 from strategies.exchange import Envelope
 from strategies.flower_records import from_message, to_message
@@ -47,7 +48,8 @@ def simulate_on_ray(
     def main(grid: Grid, context: Context) -> None:
         try:
             nodes = _name_nodes(grid, names)
-            outcome.append(run_federation(grid, run_dir, lambda: nodes, on_round))
+            roster = identities_of(names)
+            outcome.append(run_federation(grid, run_dir, lambda: nodes, on_round, roster_of=lambda digest: roster))
         except BaseException as error:
             outcome.append(error)
 

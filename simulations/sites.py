@@ -15,6 +15,7 @@ from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
 from core_training.stages.base import load_stage
 from core_training.trainable import Trainable
+from simulations.enrolment import enrolments_of
 from simulations.partition import Partition, divide
 from strategies.exchange import SITE_NAME, Envelope
 
@@ -27,8 +28,13 @@ def simulated_sites(recipe: Recipe) -> Partition:
             raise InputError(
                 f"simulation.sites: '{name}': a site's name is letters, digits, '.', '_', '-'; name it otherwise"
             )
-    if recipe.topology.minimum_sites > len(sites):
-        raise InputError(f"topology.minimum_sites: {recipe.topology.minimum_sites} is more than the {len(sites)} sites")
+    secure = recipe.privacy.secure
+    for key, least in (
+        ("topology.minimum_sites", recipe.topology.minimum_sites),
+        ("privacy.secure_aggregation.minimum_sites", secure.minimum_sites if secure else 1),
+    ):
+        if least > len(sites):
+            raise InputError(f"{key}: {least} is more than the {len(sites)} sites")
     return sites
 
 
@@ -62,6 +68,7 @@ class SitePool:
         records = simulated_sites(recipe)
         self._stage = load_stage(recipe, BaseModel(recipe))
         self._datasets = {name: load_dataset(recipe, self._stage, records[name]) for name in records}
+        self._enrolments = enrolments_of(list(records))
         self._folder = folder
         self._services: dict[str, SiteService] = {}
 
@@ -72,7 +79,8 @@ class SitePool:
     def service(self, name: str) -> SiteService:
         """The site's service; its engine is built when it joins a run."""
         if name not in self._services:
-            self._services[name] = SiteService(name, self._opener(name), self._folder / name)
+            enrolment = self._enrolments[name]
+            self._services[name] = SiteService(name, self._opener(name), self._folder / name, enrolment)
         return self._services[name]
 
     def ask(self, name: str) -> Callable[[Envelope], Awaitable[Envelope]]:

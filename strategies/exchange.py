@@ -6,15 +6,17 @@ values, validated on arrival; payloads are safetensors. Knows no transport.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core_training.errors import ProtocolError
 from core_training.state import Manifest
 from core_training.trainable import DataReport, EvalReport, Number, Seconds, TrainReport
+from strategies.ring_scale import Scale
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -79,6 +81,10 @@ class JoinReply(Message):
     """[name, shape] of each trainable tensor; see `parsed_manifest`."""
     initial_digest: Digest
     """Of the base model's weights and the initial trainable state."""
+    initial_state_digest: Digest
+    """Of the initial trainable state alone."""
+    roster_digest: Digest | None
+    """Of the roster that the site has pinned, where the run aggregates securely."""
     data: DataReport
     layout: dict[LayoutFile, Annotated[str, Field(max_length=65536)]]
     """The small files that stand beside the weights of a saved result."""
@@ -86,6 +92,47 @@ class JoinReply(Message):
     @property
     def parsed_manifest(self) -> Manifest:
         return Manifest.from_json(self.manifest)
+
+
+class InitialStateOrder(Message):
+    """To a site: send the state that the run begins with. It is made of public things and the recipe's seed."""
+
+    kind: ClassVar[str] = "initial"
+    run_id: RunId
+
+
+class InitialStateReply(Message):
+    """From a site: the initial state, in the payload."""
+
+    kind: ClassVar[str] = "initial_state"
+    run_id: RunId
+
+
+class SecureOrder(Message):
+    """Server to site: a step of secure aggregation besides training. The payload is the protocol's own document."""
+
+    kind: ClassVar[str] = "secure"
+    run_id: RunId
+    step: Literal["keys", "shares", "unmask"]
+
+
+class SecureReply(Message):
+    """Site to server: the protocol's answer, in the payload."""
+
+    kind: ClassVar[str] = "secured"
+    run_id: RunId
+    step: Literal["keys", "shares", "unmask"]
+
+
+class RingTerms(BaseModel):
+    """How the update of a round is to be written where the codec is a ring."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    scale: Scale
+    sites: Annotated[int, Field(ge=1, le=100_000)]
+    """How many updates may enter the sum: room is left for as many."""
+    masking: Annotated[str, Field(max_length=4 * 2**20)] | None = None
+    """The protocol's own document on how to mask; None where the sum is not secret."""
 
 
 class TrainOrder(Message):
@@ -97,10 +144,17 @@ class TrainOrder(Message):
     steps: Annotated[int, Field(ge=1)]
     evaluate: bool
     manifest_digest: Digest
+    ring: RingTerms | None = None
+
+    def context(self, start: str) -> bytes:
+        """SHA-256 over all that the parties of the round must see alike; `start` is the digest of the state it begins
+        with."""
+        alike = self.model_dump(mode="json", exclude={"ring": {"masking"}})
+        return hashlib.sha256(json.dumps([alike, start], sort_keys=True).encode()).digest()
 
 
 class Update(Message):
-    """Site to server: the state after the slice (payload), its weight, and the figures of the round.
+    """Site to server: what the slice led to (payload, in the recipe's codec), its weight, and the figures of the round.
 
     `weight` is that of the training report. `evaluation` holds the losses of the state as it arrived, before training.
     """
@@ -116,6 +170,21 @@ class Update(Message):
     """Seconds from the order's arrival at the worker to the first step of training."""
     seconds: Seconds
     """Seconds from the order's arrival at the worker to this answer."""
+
+
+class MaskedUpdate(Message):
+    """Site to server: the masked vector of a round (payload). Weight and figures are inside it, and so in the sum."""
+
+    kind: ClassVar[str] = "masked"
+    run_id: RunId
+    round: Annotated[int, Field(ge=1)]
+    manifest_digest: Digest
+    statement: Annotated[str, Field(max_length=65536)]
+    """The protocol's own document: what was masked for which slot, signed by the site."""
+    resident_seconds: Seconds
+    training_seconds: Seconds
+    masking_seconds: Seconds
+    seconds: Seconds
 
 
 class EvaluateOrder(Message):

@@ -38,21 +38,21 @@ class FedAvg:
     """One round's aggregation. It needs sums only, so it works under secure aggregation."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+        self.manifest = manifest
         self._sum = np.zeros(manifest.size, dtype=np.float64)
         self._total_weight = 0.0
         self.count = 0
 
     def add(self, state: TrainableState, weight: float) -> None:
         """Add one update. Raises ProtocolError, changing nothing, for what must not enter a mean."""
-        if state.manifest.digest != self._manifest.digest:
+        if state.manifest.digest != self.manifest.digest:
             raise ProtocolError("the state has another manifest than the run")
         if not (math.isfinite(weight) and weight > 0):
             raise ProtocolError(f"weight {weight} is not a positive number")
         if not state.is_finite():
             raise ProtocolError("the state holds NaN or infinite values")
         # Cut in pieces, so that the float64 product never doubles the memory of the sum.
-        for start in range(0, self._manifest.size, 1 << 20):
+        for start in range(0, self.manifest.size, 1 << 20):
             piece = slice(start, start + (1 << 20))
             self._sum[piece] += state.buffer[piece].astype(np.float64) * weight
         self._total_weight += weight
@@ -60,6 +60,6 @@ class FedAvg:
 
     def result(self) -> TrainableState:
         """The weighted mean of what was added (at least one update)."""
-        mean = np.empty(self._manifest.size, dtype=np.float32)
+        mean = np.empty(self.manifest.size, dtype=np.float32)
         np.divide(self._sum, self._total_weight, out=mean, casting="same_kind")
-        return TrainableState(self._manifest, mean)
+        return TrainableState(self.manifest, mean)

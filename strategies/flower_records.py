@@ -7,14 +7,14 @@ fields mean, of nodes' names, or of the worker behind the ClientApp. Flower is i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from core_training.errors import ProtocolError
 from strategies.exchange import Envelope
 
 if TYPE_CHECKING:
-    from flwr.app import Message, RecordDict
+    from flwr.app import ArrayRecord, Message, RecordDict
 
 MESSAGE_TYPE = "query"
 """Flower's message category for every order: the kind of the envelope says which one it is."""
@@ -22,22 +22,28 @@ MESSAGE_TYPE = "query"
 MAX_FIELDS_CHARACTERS = 16 * 2**20
 _ENVELOPE = "envelope"
 _PAYLOAD = "payload"
-_BYTES = "safetensors"
+_BYTES = "bytes"
 
 
 def to_message(envelope: Envelope, node_id: int, ttl: float | None = None) -> Message:
     """An order for one node. After `ttl` seconds (Flower's default: 12 hours) it is no longer delivered."""
-    return to_messages(envelope, [node_id], ttl)[0]
+    return to_messages({node_id: envelope}, ttl)[0]
 
 
-def to_messages(envelope: Envelope, node_ids: Iterable[int], ttl: float | None = None) -> list[Message]:
-    """The same order for several nodes. They share its records, so the payload is cut into chunks and held once."""
+def to_messages(envelopes: Mapping[int, Envelope], ttl: float | None = None) -> list[Message]:
+    """Orders for several nodes. Those with one and the same payload share its record: it is held once."""
     from flwr.app import Message
 
-    records, group = _to_records(envelope), str(envelope.fields.get("round", ""))
+    payloads = {id(envelope.payload): _to_array(envelope.payload) for envelope in envelopes.values()}
     return [
-        Message(records, dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=ttl, group_id=group)
-        for node_id in node_ids
+        Message(
+            _to_records(envelope, payloads[id(envelope.payload)]),
+            dst_node_id=node_id,
+            message_type=MESSAGE_TYPE,
+            ttl=ttl,
+            group_id=str(envelope.fields.get("round", "")),
+        )
+        for node_id, envelope in envelopes.items()
     ]
 
 
@@ -45,7 +51,7 @@ def to_reply(envelope: Envelope, order: Message) -> Message:
     """The answer to a message that came from the server."""
     from flwr.app import Message
 
-    return Message(_to_records(envelope), reply_to=order)
+    return Message(_to_records(envelope, _to_array(envelope.payload)), reply_to=order)
 
 
 def from_message(message: Message) -> Envelope:
@@ -55,15 +61,20 @@ def from_message(message: Message) -> Envelope:
     return _from_records(message.content)
 
 
-def _to_records(envelope: Envelope) -> RecordDict:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+def _to_records(envelope: Envelope, payload: ArrayRecord | None) -> RecordDict:
+    from flwr.app import ConfigRecord, RecordDict
 
     fields = json.dumps(envelope.fields, separators=(",", ":"))
     records = RecordDict({_ENVELOPE: ConfigRecord({"kind": envelope.kind, "fields": fields})})
-    if envelope.payload:
-        payload = Array("uint8", (len(envelope.payload),), _BYTES, envelope.payload)
-        records[_PAYLOAD] = ArrayRecord({_PAYLOAD: payload})
+    if payload is not None:
+        records[_PAYLOAD] = payload
     return records
+
+
+def _to_array(payload: bytes) -> ArrayRecord | None:
+    from flwr.app import Array, ArrayRecord
+
+    return ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _BYTES, payload)}) if payload else None
 
 
 def _from_records(records: RecordDict) -> Envelope:

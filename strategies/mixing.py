@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from core_training.state import TrainableState
 
@@ -35,9 +34,6 @@ class Contribution:
 class Mixing(Protocol):
     """A mixing rule."""
 
-    needs: Literal["sum", "individual"]
-    """Whether the rule can work on a sum of updates, or needs each one by itself."""
-
     one_state: bool
     """Whether all nodes hold one and the same state after an undisturbed epoch."""
 
@@ -53,7 +49,6 @@ class Mixing(Protocol):
 class GroupMean:
     """All in one group: the mean weighted by what entered the losses, as a server averages (McMahan et al. 2017)."""
 
-    needs: Literal["sum", "individual"] = "sum"
     one_state = True
 
     def partners(self, name: str, roster: Sequence[str], graph: str) -> tuple[str, ...]:
@@ -71,7 +66,6 @@ class Metropolis:
     2004). The plain mean over all nodes is preserved, and ‖X⁺−X̄‖ ≤ ρ‖X−X̄‖ with ρ = ‖W − 11ᵀ/n‖₂.
     """
 
-    needs: Literal["sum", "individual"] = "individual"
     one_state = False
 
     def partners(self, name: str, roster: Sequence[str], graph: str) -> tuple[str, ...]:
@@ -109,18 +103,6 @@ GRAPHS = {"complete": complete, "ring": ring}
 def metropolis_weight(degree: int, other_degree: int) -> float:
     """The weight of an edge between two nodes with these numbers of neighbours."""
     return 1.0 / (1 + max(degree, other_degree))
-
-
-def metropolis_matrix(graph: Graph) -> npt.NDArray[np.float64]:
-    """The mixing matrix of a graph, rows and columns in the graph's order: symmetric and doubly stochastic."""
-    names = list(graph)
-    matrix = np.zeros((len(names), len(names)))
-    for i, name in enumerate(names):
-        for j, other in enumerate(names):
-            if other in graph[name]:
-                matrix[i, j] = metropolis_weight(len(graph[name]), len(graph[other]))
-        matrix[i, i] = 1.0 - math.fsum(matrix[i])
-    return matrix
 
 
 def weighted_mean(states: Sequence[TrainableState], weights: Sequence[float]) -> TrainableState:

@@ -64,8 +64,9 @@ def _report(findings: Findings) -> Report:
             f"answer counts when it is right word for word. For example: “{findings.example.prompt}” – "
             f"“{findings.example.completion}”",
             "A hospital that trains alone answers its own questions and guesses at the rest. Federated and gossip "
-            "learn what all three know, while no record leaves its hospital: only adapters travel. With all peers in "
-            "one group, gossip computes the same mean as the server, so the two agree.",
+            "learn what all three know, while no record leaves its hospital: only adapters travel, and they travel "
+            "masked, so that nobody learns more than their sum. With all peers in one group, gossip computes the same "
+            "mean as the server, so the two agree.",
         ),
         entries=entries,
         bars=bars,

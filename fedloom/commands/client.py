@@ -32,7 +32,7 @@ def init(
     folder: Folder = Path("site"),
     json: Json = False,
 ) -> None:
-    """Make a site's folder and its keys. The private key never leaves the folder."""
+    """Make a site's folder, its keys and its identity. What is private never leaves the folder."""
     from client.deployment import init_site
 
     models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
@@ -45,6 +45,34 @@ def init(
         f"who admits the site with\n"
         f"  fedloom server admit {name} node.pub\n"
         f"Then: fedloom client start --folder {folder}",
+    )
+
+
+@app.command()
+def pin(
+    roster: Annotated[Path, typer.Argument(help="The roster, from the server's operator (`fedloom server roster`).")],
+    folder: Folder = Path("site"),
+    replace: Annotated[bool, typer.Option("--replace", help="Pin it in the place of another one.")] = False,
+    json: Json = False,
+) -> None:
+    """Keep the roster of the sites' identities, which runs with secure aggregation need.
+
+    From then on this site hides its updates with these sites and no others, whatever the server says.
+
+    So compare the digest with the other sites by phone: it is the same at all, and every name is a site that you know.
+    """
+    from client.pinned_roster import ROSTER_FILE, pin_roster
+    from security.identities import to_read_out
+
+    pinned = pin_roster(folder, roster, replace)
+    names = list(pinned.identities)
+    print_answer(
+        {"roster": str(folder / ROSTER_FILE), "sites": names, "digest": pinned.digest},
+        json,
+        f"Pinned: {len(names)} sites, and this one is among them with its own key: {', '.join(names)}.\n"
+        f"Ring up the other sites. Each must read out this digest, and every name must be a site that you know:\n"
+        f"  {to_read_out(pinned.digest)}\n"
+        f"A site that is running takes the roster up when it is stopped and started.",
     )
 
 
@@ -85,20 +113,27 @@ def stop(folder: Folder = Path("site"), json: Json = False) -> None:
 
 @app.command()
 def status(folder: Folder = Path("site"), json: Json = False) -> None:
-    """Show the site's processes, its link to the server, and the newest events of its runs."""
+    """Show the site's processes, its link to the server, the roster it pinned, and the newest events of its runs."""
     from client.deployment import running_processes
+    from client.pinned_roster import pinned_roster
     from client.site_config import load_site_config
     from client.supervisor import read_link
+    from security.identities import to_read_out
 
     name = load_site_config(folder).name
     processes = running_processes(folder)
     link = read_link(folder)
     state = link.state if processes["site"] is not None else "stopped"
     events = _newest_events(folder)
+    pinned = pinned_roster(folder)
+    roster = {"sites": list(pinned.identities), "digest": pinned.digest} if pinned else None
     lines = [f"{name}: {state}" + (f" ({link.detail})" if link.detail and state == "refused" else "")]
     lines += [f"  {process:10} {number or 'not running'}" for process, number in processes.items()]
+    shown = f"{', '.join(pinned.identities)}: {to_read_out(pinned.digest)}" if pinned else "none pinned"
+    lines.append(f"  {'roster':10} {shown}")
     lines += [f"  run {run}: {event}" for run, event in events.items()]
-    print_answer({"name": name, "link": state, "processes": processes, "runs": events}, json, "\n".join(lines))
+    document = {"name": name, "link": state, "processes": processes, "roster": roster, "runs": events}
+    print_answer(document, json, "\n".join(lines))
 
 
 def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:

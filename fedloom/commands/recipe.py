@@ -22,18 +22,22 @@ _TOPOLOGIES = get_args(Topology.model_fields["kind"].annotation)
 
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -> None:
-    """Say whether a recipe is valid, and what it would do."""
+    """Say whether a recipe is valid, what it would do, and what it protects."""
+    from fedloom.privacy_account import privacy_of
     from fedloom.recipe_account import account_of, warnings_of
 
     loaded = load_recipe(recipe, overrides)
-    account, warnings = account_of(loaded), warnings_of(loaded)
+    account, privacy, warnings = account_of(loaded), privacy_of(loaded), warnings_of(loaded)
     if json:
-        document = {"valid": True, "recipe": loaded.model_dump(), "account": account, "warnings": warnings}
-        typer.echo(json_module.dumps(document))
+        said = {"account": {**account, "privacy": privacy}, "warnings": warnings}
+        typer.echo(json_module.dumps({"valid": True, "recipe": loaded.model_dump(), **said}))
         return
     typer.echo(f"{recipe}: valid: {loaded.stage}, {loaded.tuning.mode}, {loaded.topology.kind}")
     for name, text in account.items():
         typer.echo(f"  {name:<12} {text}")
+    typer.echo("  privacy")
+    for name, text in privacy.items():
+        typer.echo(f"    {name:<18} {text}")
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
 

@@ -56,17 +56,55 @@ def init(
 @app.command()
 def admit(
     name: Annotated[str, typer.Argument(help="The site's name.")],
-    public_key: Annotated[Path, typer.Argument(help="The site's public key file, node.pub.")],
+    public_key: Annotated[Path, typer.Argument(help="The site's public keys, node.pub: two lines.")],
     folder: Folder = Path("federation"),
     json: Json = False,
 ) -> None:
-    """Put a site on the roster: its key, and none but admitted keys, may join."""
+    """Put a site on the list: its key, and none but admitted keys, may join.
+
+    The second line of node.pub is the site's identity: runs with secure aggregation need it.
+
+    A site that was admitted without it can be admitted once more.
+    """
     from server.deployment import admit_site
     from server.federation import open_federation
 
     site = admit_site(open_federation(folder), name, public_key)
     when = "may join now" if site.node_id is not None else "may join when the server is started"
-    print_answer({"name": site.name, "node_id": site.node_id}, json, f"{site.name} {when}.")
+    lacks = "" if site.identity else " Its file holds no identity: it takes no part in runs with secure aggregation."
+    document = {"name": site.name, "node_id": site.node_id, "identity": site.identity}
+    print_answer(document, json, f"{site.name} {when}.{lacks}")
+
+
+@app.command()
+def roster(
+    out: Annotated[Path, typer.Option(help="The roster to write.")] = Path("roster.json"),
+    folder: Folder = Path("federation"),
+    json: Json = False,
+) -> None:
+    """Write the roster of the sites' identities, which every site pins before runs with secure aggregation.
+
+    With it a site knows the other sites' keys without having to trust this server.
+
+    Hand the same file to all sites, and a new one to all when one more was admitted.
+    """
+    from security.identities import roster_digest, to_read_out
+    from server.federation import open_federation
+
+    federation = open_federation(folder)
+    identities = federation.hand_out_roster(out)
+    lacking = [site.name for site in federation.sites() if site.identity is None]
+    digest = roster_digest(identities)
+    missing = f"Not in it, for want of an identity: {', '.join(lacking)}.\n" if lacking else ""
+    print_answer(
+        {"roster": str(out), "sites": list(identities), "without_identity": lacking, "digest": digest},
+        json,
+        f"{out} names {', '.join(identities)}. Hand it to every site, which keeps it with\n"
+        f"  fedloom client pin {out.name}\n"
+        f"{missing}"
+        f"The sites compare its digest with each other, by phone:\n"
+        f"  {to_read_out(digest)}",
+    )
 
 
 @app.command()
@@ -112,7 +150,12 @@ def submit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Start a run over the federation's sites; the recipe's topology is federated."""
+    """Start a run over the federation's sites; the recipe's topology is federated.
+
+    With `privacy.secure_aggregation: true` the server sees sums of updates only.
+
+    Before the first such run every site pins the roster that `fedloom server roster` writes.
+    """
     from server.deployment import submit_run
     from server.federation import open_federation
 

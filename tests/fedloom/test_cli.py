@@ -25,8 +25,8 @@ RecipeFile = Callable[..., Path]
 SUBCOMMANDS = [
     [],
     *([name] for name in COMMANDS),
-    *(["server", name] for name in ("init", "start", "submit", "status", "stop")),
-    *(["client", name] for name in ("init", "start", "status", "stop")),
+    *(["server", name] for name in ("init", "admit", "roster", "start", "submit", "status", "stop")),
+    *(["client", name] for name in ("init", "pin", "start", "status", "stop")),
     *(["p2p", name] for name in ("init", "start", "status", "stop")),
     *(["recipe", name] for name in ("check", "show", "schema", "new")),
 ]

@@ -54,7 +54,7 @@ def test_everything_that_falls_short_has_a_remedy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(machine, "_cpu_flags", set)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     findings = {one.name: one for one in examine()}
-    for name in ("C++ compiler", "ninja", "deepspeed", "ray", "memory", "disk", "AVX512-BF16"):
+    for name in ("C++ compiler", "ninja", "deepspeed", "ray", "memory", "disk", "AVX512-BF16", "AES"):
         assert findings[name].state is State.OPTIONAL, name
     for name in ("libraries", "Flower", "calls home"):
         assert findings[name].state is State.MISSING, name

@@ -15,7 +15,7 @@ import pytest
 from core_training.stages import STAGES
 from core_training.tuning import TUNING_MODES
 
-TOPOLOGIES = ("central", "federated", "gossip")
+TOPOLOGIES = ("central", "federated", "gossip", "secure")
 _CELL = re.compile(r"test_matrix\.py::test_(\w+)\[(\w+)-(\w+)\]$")
 _outcomes: dict[tuple[str, str, str], str] = {}
 
@@ -58,6 +58,8 @@ Every stage with every tuning mode, in every topology, on a model of two layers.
   size is one central step on their joined batch (to 1e-5). Where answers are sampled, they are fixed for this.
 - gossip: with one node the result is the central run's, bit for bit; two nodes end with the very state of a server's
   mean.
+- secure: under secure aggregation three sites end with the very state that the same codec gives in the clear, over a
+  server and by gossip alike.
 
 Away from the start, losses and gradients are held against closed forms in `tests/core_training/test_stage_losses.py`,
 against TRL's trainers in `tests/core_training/test_trl_agreement.py`, and for PPO, RLOO and GRPO in

@@ -129,6 +129,22 @@ def test_gossip(
     assert gossip.state_digest == federated["state_digest"]
 
 
+@every_cell
+def test_secure(place: Workplace, stage: str, mode: str) -> None:
+    """Masked updates of three sites give the state that the same codec gives in the clear, federated and by gossip."""
+    topology = {"rounds": 2, "local_steps": 1}
+    masked, plain, gossip = (
+        run(place.recipe(stage, mode, sites=3, privacy=privacy, topology={**topology, "kind": kind}), place, name)
+        for name, kind, privacy in (
+            ("masked", "federated", {"secure_aggregation": True}),
+            ("ring", "federated", {"codec": "ring16"}),
+            ("masked-gossip", "gossip", {"secure_aggregation": True}),
+        )
+    )
+    assert masked.state_digest == plain.state_digest == gossip.state_digest
+    assert masked.void_rounds == 0
+
+
 def loss_on_training_rows(engine: Engine) -> float:
     """The stage's loss on all that it trains on, as an evaluation computes it."""
     engine.launch()

@@ -8,13 +8,29 @@ import hashlib
 import numpy as np
 
 from core_training import __version__
+from core_training.recipe import Privacy
 from core_training.recipe_file import parse_recipe
 from core_training.state import Manifest, TrainableState
 from core_training.trainable import DataReport, EvalReport, TrainReport
-from strategies.exchange import EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, Refusal, TrainOrder, Update
+from strategies import figures
+from strategies.codec_of_round import ring_codec
+from strategies.draws import rounding_key
+from strategies.exchange import (
+    EvaluateOrder,
+    EvaluateReply,
+    InitialStateOrder,
+    InitialStateReply,
+    JoinOrder,
+    JoinReply,
+    Refusal,
+    TrainOrder,
+    Update,
+)
+from strategies.ring import RingSum
+from strategies.ring_scale import first_scale, next_scale
 
 
-def recipe_of(epochs=4, mixing="group", graph="complete", minimum_sites=1, deadline=600.0, **training):
+def recipe_of(epochs=4, mixing="group", graph="complete", minimum_sites=1, deadline=600.0, privacy=None, **training):
     recipe = parse_recipe("{model: {name_or_path: line}, stage: sft, data: {train: notes}}")
     topology = recipe.topology.model_copy(
         update={
@@ -31,6 +47,7 @@ def recipe_of(epochs=4, mixing="group", graph="complete", minimum_sites=1, deadl
             "topology": topology,
             "aggregation": recipe.aggregation.model_copy(update={"mixing": mixing}),
             "training": recipe.training.model_copy(update=training),
+            "privacy": Privacy(**privacy or {}),
         }
     )
 
@@ -77,6 +94,8 @@ class LinearSite:
             return self._train(TrainOrder.open(order)).envelope()
         if order.kind == EvaluateOrder.kind:
             return self._evaluate(EvaluateOrder.open(order)).envelope()
+        if order.kind == InitialStateOrder.kind:
+            return InitialStateReply(run_id=order.fields["run_id"], payload=self.initial().to_bytes()).envelope()
         return Refusal(reason=f"unknown order {order.kind}").envelope()
 
     def _join(self, order):
@@ -87,6 +106,8 @@ class LinearSite:
             recipe_digest=recipe.engine_digest,
             manifest=self.manifest.to_json(),
             initial_digest=self.initial().digest,
+            initial_state_digest=self.initial().digest,
+            roster_digest=None,
             data=DataReport(self.tokens, self.tokens, 0, 0),
             layout={},
         )
@@ -132,4 +153,25 @@ def federated_average(sites, epochs, steps=3):
         trained = [site.train_from(state, steps).buffer.astype(np.float64) for site in sites.values()]
         mean = np.average(trained, axis=0, weights=[site.tokens for site in sites.values()])
         state = TrainableState(state.manifest, mean.astype(np.float32))
+    return state
+
+
+def ring_average(sites, epochs, recipe, members=None, start=None):
+    """What a server that adds up ring vectors would get, and with which limits for the next round.
+
+    `members` are those whose updates come, in each epoch; all of them, where it is None.
+    """
+    manifest = next(iter(sites.values())).manifest
+    state = start or next(iter(sites.values())).initial()
+    scale = first_scale(recipe, manifest)
+    for epoch in range(1, epochs + 1):
+        ring = RingSum(ring_codec(recipe, manifest, epoch, scale, len(sites)))
+        codec = ring_codec(recipe, manifest, epoch, scale, len(sites))
+        for name in members[epoch - 1] if members else sites:
+            trained = sites[name].train_from(state, recipe.topology.local_steps)
+            key = rounding_key(recipe.training.seed, name, epoch)
+            ring.add(codec.encode(trained, state, sites[name].tokens, [0] * figures.COUNT, key))
+        if ring.count:
+            outcome = ring.result(state)
+            state, scale = outcome.state, next_scale(scale, outcome.levels, recipe)
     return state

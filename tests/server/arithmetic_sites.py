@@ -42,6 +42,8 @@ class ArithmeticSite:
                 recipe_digest="0" * 64,
                 manifest=MANIFEST.to_json(),
                 initial_digest=START.digest,
+                initial_state_digest=START.digest,
+                roster_digest=None,
                 data=DataReport(10, 2, 0, 0),
                 layout={"adapter_config.json": "{}"},
             ).envelope()

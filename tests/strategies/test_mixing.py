@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_training.state import Manifest, TrainableState
-from strategies.mixing import GRAPHS, MIXING, Contribution, Metropolis, complete, metropolis_matrix, ring, weighted_mean
+from strategies.mixing import GRAPHS, MIXING, Contribution, Metropolis, complete, metropolis_weight, ring, weighted_mean
 
 MANIFEST = Manifest.of({"a": (3, 2), "b": (5,)})
 
@@ -58,6 +58,17 @@ def test_every_member_of_a_group_computes_the_same_bits_in_whatever_order_update
         rng.shuffle(others)
         digests.add(MIXING["group"].mix(own, others, roster).digest)
     assert len(digests) == 1
+
+
+def metropolis_matrix(graph):
+    """The weights that nodes use with each other, as one matrix, rows and columns in the graph's order."""
+    matrix = np.zeros((len(graph), len(graph)))
+    for i, name in enumerate(graph):
+        for j, other in enumerate(graph):
+            if other in graph[name]:
+                matrix[i, j] = metropolis_weight(len(graph[name]), len(graph[other]))
+        matrix[i, i] = 1.0 - math.fsum(matrix[i])
+    return matrix
 
 
 @pytest.mark.parametrize("graph", ["complete", "ring"])

@@ -1,0 +1,53 @@
+"""What a site brings to secure aggregation, whatever the run: its identity, the roster it pinned, what it demands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.pinned_roster import IDENTITY_KEY, load_identity, pinned_roster
+from client.site_config import SiteConfig
+from core_training.errors import InputError
+from core_training.recipe import Recipe
+from security.identities import roster_digest
+from security.secure_aggregation.terms import Minimums, terms_of
+from strategies.ring_scale import largest_change
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """`roster` maps the sites' names to their identities; it is empty where none is pinned.
+
+    `identity` is None for a gossip node, which is known by its certificate, and for a site without the key.
+    """
+
+    identity: Ed25519PrivateKey | None = None
+    roster: Mapping[str, str] = field(default_factory=dict)
+    minimums: Minimums = field(default_factory=Minimums)
+    required: bool = False
+
+    @property
+    def roster_digest(self) -> str:
+        """SHA-256 (hex): what the sites compare by phone."""
+        return roster_digest(self.roster)
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise InputError for a recipe that protects updates less than this site demands."""
+        if recipe.privacy.secure is not None:
+            self.minimums.check(terms_of(recipe, largest_change(recipe)))
+        elif self.required:
+            raise InputError(
+                "privacy.secure_aggregation: this site takes part in no run without it (secure_aggregation.required "
+                "in its site.yaml); set it to true"
+            )
+
+
+def load_enrolment(folder: Path, config: SiteConfig) -> Enrolment:
+    """What lies in a site's folder. Raises InputError when its key or its roster is unusable."""
+    identity = load_identity(folder) if (folder / IDENTITY_KEY).exists() else None
+    pinned = pinned_roster(folder)
+    demands = config.secure_aggregation
+    return Enrolment(identity, pinned.identities if pinned else {}, demands.minimums, demands.required)

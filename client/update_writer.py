@@ -1,0 +1,106 @@
+"""What leaves a site after a slice of training: the trained state, written in the recipe's codec, masked or not.
+
+Knows nothing of how the slice was trained. The same slice is written in the same bytes, whenever it is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from client.secure_side import SecureSide
+from core_training.errors import ProtocolError
+from core_training.recipe import Recipe
+from core_training.state import TrainableState
+from core_training.trainable import EvalReport, TrainReport
+from strategies import bf16
+from strategies.codec_of_round import ring_codec, selection_of_round
+from strategies.draws import rounding_key
+from strategies.exchange import MaskedUpdate, TrainOrder, Update
+from strategies.figures import RoundFigures
+from strategies.ring import RingCodec, RingVector
+
+
+@dataclass(frozen=True)
+class TrainedSlice:
+    """One slice: the states before and after it, and what was measured."""
+
+    start: TrainableState
+    trained: TrainableState
+    report: TrainReport
+    evaluation: EvalReport | None
+
+
+class UpdateWriter:
+    """Writes one site's updates of one run; `secure_side` masks them, where the recipe says so."""
+
+    def __init__(self, name: str, recipe: Recipe, secure_side: SecureSide | None) -> None:
+        self._name = name
+        self._recipe = recipe
+        self.secure_side = secure_side
+
+    def write(
+        self, order: TrainOrder, trained: TrainedSlice, arrived: float, resident_seconds: float
+    ) -> Update | MaskedUpdate:
+        """The answer to `order`, which came at `arrived` (monotonic seconds).
+
+        Raises ProtocolError when the order does not say what a codec needs, or would have the update leave unmasked.
+        """
+        if self.secure_side is not None:
+            return self._masked(order, trained, arrived, resident_seconds, self.secure_side)
+        return Update(
+            run_id=order.run_id,
+            round=order.round,
+            manifest_digest=order.manifest_digest,
+            weight=float(trained.report.weight),
+            train=trained.report,
+            evaluation=trained.evaluation,
+            resident_seconds=resident_seconds,
+            payload=self._payload(order, trained),
+            seconds=time.monotonic() - arrived,
+        )
+
+    def _payload(self, order: TrainOrder, trained: TrainedSlice) -> bytes:
+        # A gossip node mixes what its own site has trained, so the site hands it over as it is.
+        if self._recipe.topology.kind == "gossip" or self._recipe.privacy.codec == "fp32":
+            return trained.trained.to_bytes()
+        if self._recipe.privacy.codec == "bf16":
+            selection = selection_of_round(self._recipe, trained.start.manifest, order.round)
+            return bf16.encode(trained.trained, trained.start, self._rounding_key(order), selection)
+        codec = self._codec(order, trained)
+        return codec.to_bytes(self._vector(codec, order, trained))
+
+    def _masked(
+        self, order: TrainOrder, trained: TrainedSlice, arrived: float, resident_seconds: float, side: SecureSide
+    ) -> MaskedUpdate:
+        codec = self._codec(order, trained)
+        vector = self._vector(codec, order, trained)
+        masking = order.ring.masking if order.ring else None
+        if masking is None:
+            raise ProtocolError("the order would have the update leave unmasked; this run aggregates securely")
+        began = time.monotonic()
+        statement = side.mask(order.round, masking, order.context(trained.start.digest), vector)
+        return MaskedUpdate(
+            run_id=order.run_id,
+            round=order.round,
+            manifest_digest=order.manifest_digest,
+            statement=statement,
+            resident_seconds=resident_seconds,
+            training_seconds=trained.report.seconds,
+            masking_seconds=time.monotonic() - began,
+            payload=codec.to_bytes(vector),
+            seconds=time.monotonic() - arrived,
+        )
+
+    def _codec(self, order: TrainOrder, trained: TrainedSlice) -> RingCodec:
+        if order.ring is None:
+            raise ProtocolError("the order does not say on what scale; this run's codec is a ring")
+        return ring_codec(self._recipe, trained.start.manifest, order.round, order.ring.scale, order.ring.sites)
+
+    def _vector(self, codec: RingCodec, order: TrainOrder, trained: TrainedSlice) -> RingVector:
+        figures = RoundFigures.of(trained.report, trained.evaluation).to_integers()
+        key = self._rounding_key(order)
+        return codec.encode(trained.trained, trained.start, trained.report.weight, figures, key)
+
+    def _rounding_key(self, order: TrainOrder) -> bytes:
+        return rounding_key(self._recipe.training.seed, self._name, order.round)

@@ -1,0 +1,150 @@
+"""What a recipe protects and what not, in five plain lines: it promises nothing that docs/security.md does not hold.
+
+Loads no model and no data, and does not know how many sites there will be.
+"""
+
+from __future__ import annotations
+
+from core_training.errors import ProtocolError
+from core_training.recipe import Recipe, SecureAggregation
+from security.secure_aggregation.terms import Terms, terms_of
+
+_EXAMPLES = (3, 6, 16)
+"""Numbers of sites for which a rule is worked out."""
+
+_REMEMBERS = "what the final model remembers of the records (there is no differential privacy yet)"
+
+
+def privacy_of(recipe: Recipe) -> dict[str, str]:
+    """Who sees what, what one dishonest party can do, what happens when sites drop out, what is not protected."""
+    if recipe.topology.kind == "central":
+        return _central()
+    secure = recipe.privacy.secure
+    if recipe.topology.kind == "federated":
+        return _federated_masked(recipe, secure) if secure else _federated(recipe)
+    return _gossip_masked(recipe, secure) if secure else _gossip(recipe)
+
+
+def _central() -> dict[str, str]:
+    return _account(
+        sees="whoever may read this machine's files; nothing leaves it",
+        server="there is none",
+        site="there is none",
+        drop_outs="nobody else takes part; an interrupted run goes on with --resume",
+        unprotected=_REMEMBERS,
+    )
+
+
+def _federated_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, str]:
+    terms = terms_of(recipe, clip=1.0)
+    if isinstance(secure.threshold, int):
+        rule = f"{_sites(secure.threshold)} remain"
+    else:
+        worked_out = ", ".join(f"{terms.threshold_of(count)} of {count}" for count in _EXAMPLES)
+        rule = f"more than {secure.threshold or '⅔'} of those that began remain ({worked_out})"
+    least, league = secure.minimum_sites, _sites(_league(terms))
+    return _account(
+        sees=f"the server sees sums over at least {least} sites, of changes, weights and training losses, never a "
+        "site's own; of each site its number of records, its times, and its final loss on held-out records",
+        server="alone it opens no update and takes no site's place; it can choose who takes part, send states of its "
+        f"own making, and have each site's held-out loss of one of them; with {league} in league it opens another's "
+        "update",
+        site=f"it sees the mean, so of {least} sites the sum of the other {least - 1}; unseen, it can {_push(recipe)}",
+        drop_outs=f"a round counts when {rule}, and at least {max(least, recipe.topology.minimum_sites)}, within "
+        f"{recipe.topology.round_deadline:g} s; else it is void, the state stays, and the next round begins",
+        unprotected=f"the difference between sums over different sites; {_REMEMBERS}",
+    )
+
+
+def _federated(recipe: Recipe) -> dict[str, str]:
+    topology = recipe.topology
+    return _account(
+        sees=f"the server sees every site's own {_update(recipe)}, and its weight, losses and times",
+        server="it can read training text out of single updates, send states of its own making, leave sites out, and "
+        "make any state the result",
+        site=f"it sees the mean of all sites; it can {_push(recipe)}",
+        drop_outs=f"a round counts with at least {_sites(topology.minimum_sites)} within {topology.round_deadline:g} "
+        "s; else it is tried again, and after three times the run stops at its last commit",
+        unprotected=f"single updates, from the server{_codec_hides_nothing(recipe)}; privacy.secure_aggregation: true "
+        f"leaves it their sum; {_REMEMBERS}",
+    )
+
+
+def _gossip_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, str]:
+    least = max(secure.minimum_sites, recipe.topology.minimum_sites)
+    return _account(
+        sees=f"the members of a group see the sum of their changes and weights, over at least {least} members, and no "
+        "other member's own; of each other they know name, address and when it answers",
+        server="there is none; whoever signs the roster says who belongs, and could fill it with sites of their own",
+        site=f"it sees the sum, so of {least} members that of the other {least - 1}; in league with all but one, that "
+        f"one's own; unseen, it can {_push(recipe)}",
+        drop_outs="the group breaks up and forms again in the same epoch, with new keys and at least "
+        f"{least} members; with fewer the epoch is void, and the state stays",
+        unprotected=f"the difference between the sums of groups that are not the same; {_REMEMBERS}",
+    )
+
+
+def _gossip(recipe: Recipe) -> dict[str, str]:
+    least = recipe.topology.minimum_sites
+    in_rings = recipe.privacy.ring_bits is not None
+    remedy = "privacy.secure_aggregation: true leaves them the sum"
+    if recipe.aggregation.mixing != "group":
+        remedy = "secure aggregation, which hides them, needs aggregation.mixing group"
+    return _account(
+        sees="each member of a group sees its share of every other's change as it is, and the sum of them all"
+        if in_rings
+        else f"each node sees the whole {_update(recipe)} and the weight of every node that it mixes with",
+        server="there is none; whoever signs the roster says who belongs",
+        site=f"it can read training text out of what the others send; it can {_push(recipe)}",
+        drop_outs="the group breaks up and forms again in the same epoch, with at least "
+        f"{_sites(least)}; with fewer the epoch is void, and the state stays"
+        if in_rings
+        else f"the others go on without who does not answer; an epoch counts with at least {_sites(least)}, and else "
+        "each keeps what it trained",
+        unprotected=f"single updates, from the other nodes{_codec_hides_nothing(recipe)}; {remedy}; {_REMEMBERS}",
+    )
+
+
+def _league(terms: Terms) -> int:
+    """How many sites a dishonest server needs to open the update of another, in the cohort that suits it best.
+
+    All of a sum but one; or as many as answer twice, for two lists of survivors, until each has `threshold` shares.
+    """
+    needed = []
+    for cohort in range(terms.minimum_sites, terms.minimum_sites + 100):
+        try:
+            needed.append(min(2 * terms.threshold_of(cohort) - cohort, cohort - 1))
+        except ProtocolError:
+            continue  # no run with so many sites
+    return min(needed)
+
+
+def _account(sees: str, server: str, site: str, drop_outs: str, unprotected: str) -> dict[str, str]:
+    return {
+        "who sees what": sees,
+        "a dishonest server": server,
+        "a dishonest site": site,
+        "drop-outs": drop_outs,
+        "not protected": unprotected,
+    }
+
+
+def _update(recipe: Recipe) -> str:
+    return "trained state" if recipe.privacy.codec == "fp32" else "change of the state"
+
+
+def _sites(count: int) -> str:
+    return "1 site" if count == 1 else f"{count} sites"
+
+
+def _push(recipe: Recipe) -> str:
+    """What a site that writes what it likes does to the state of all."""
+    if recipe.privacy.ring_bits is None:
+        return "send any values for its own, and so make the mean what it likes"
+    clip = "the clip" if recipe.privacy.clip is None else f"the clip, {recipe.privacy.clip:g},"
+    return f"push each value of the state by up to {clip} in a round, or make it void"
+
+
+def _codec_hides_nothing(recipe: Recipe) -> str:
+    codec = recipe.privacy.codec
+    return "" if codec == "fp32" else f" (codec {codec} makes them smaller and hides nothing)"

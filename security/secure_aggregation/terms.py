@@ -1,0 +1,92 @@
+"""The terms of a run's secure aggregation, and what a site demands of them before it takes part."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass
+
+from core_training.errors import InputError, ProtocolError
+from core_training.recipe import Recipe
+from security.signing import canonical_json
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the recipe fixes, alike for all sites of a run.
+
+    `threshold`: the holders of shares that it takes to open a sum: a number, or more than this share of them, or more
+    than two thirds (None). `minimum_sites`: the fewest updates whose sum is opened. `ring_bits`: 16, 24 or 32.
+    `clip`: the most that one value may change in a round.
+    """
+
+    threshold: int | float | None
+    minimum_sites: int
+    ring_bits: int
+    clip: float
+
+    def threshold_of(self, holders: int) -> int:
+        """How many of a site's `holders` of shares open what it dealt.
+
+        Always more than half, or two halves could open two different sums. Raises ProtocolError when they are too few.
+        """
+        if isinstance(self.threshold, int):
+            threshold = self.threshold
+        elif self.threshold is None:
+            threshold = 2 * holders // 3 + 1
+        else:
+            threshold = math.floor(self.threshold * holders) + 1
+        if not holders < 2 * threshold <= 2 * holders:
+            raise ProtocolError(
+                f"threshold {threshold} among {holders} sites: it must be more than half of them and no more than all"
+            )
+        return threshold
+
+    def digest(self) -> bytes:
+        """32 bytes that differ for different terms."""
+        return hashlib.sha256(canonical_json(asdict(self))).digest()
+
+
+@dataclass(frozen=True)
+class Minimums:
+    """What a site demands in its own `site.yaml`; a run that offers less is refused there.
+
+    `threshold` is a share of the holders, to be exceeded.
+    """
+
+    threshold: float = 0.5
+    minimum_sites: int = 3
+    ring_bits: int = 16
+    least_clip: float | None = None
+    most_clip: float | None = None
+
+    def check(self, terms: Terms) -> None:
+        """Raises InputError when the terms fall below; a threshold in sites is checked when the cohort is known."""
+        share = 2 / 3 if terms.threshold is None else terms.threshold
+        if isinstance(share, float) and share < self.threshold:
+            raise InputError(f"threshold {share:.3g}: this site takes part from {self.threshold:.3g} up")
+        if terms.minimum_sites < self.minimum_sites:
+            raise InputError(f"minimum_sites {terms.minimum_sites}: this site takes part from {self.minimum_sites} up")
+        if terms.ring_bits < self.ring_bits:
+            raise InputError(f"ring_bits {terms.ring_bits}: this site takes part from {self.ring_bits} up")
+        if self.least_clip is not None and terms.clip < self.least_clip:
+            raise InputError(f"clip {terms.clip:g}: this site takes part from {self.least_clip:g} up")
+        if self.most_clip is not None and terms.clip > self.most_clip:
+            raise InputError(f"clip {terms.clip:g}: this site takes part up to {self.most_clip:g}")
+
+    def check_threshold(self, terms: Terms, holders: int) -> int:
+        """The threshold among `holders`. Raises ProtocolError when it is no larger a share than this site demands."""
+        threshold = terms.threshold_of(holders)
+        if threshold <= self.threshold * holders:
+            raise ProtocolError(
+                f"threshold {threshold} of {holders} sites: this site wants more than {self.threshold:.3g} of them"
+            )
+        return threshold
+
+
+def terms_of(recipe: Recipe, clip: float) -> Terms:
+    """The terms that a recipe with `privacy.secure_aggregation` fixes; `clip` is the one that its codec cuts at."""
+    secure, ring_bits = recipe.privacy.secure, recipe.privacy.ring_bits
+    assert secure is not None, "there are terms where there is secure aggregation"
+    assert ring_bits is not None, "secure aggregation has a ring"
+    return Terms(secure.threshold, secure.minimum_sites, ring_bits, clip)

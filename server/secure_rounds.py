@@ -1,0 +1,145 @@
+"""The server's side of secure aggregation in one run: masks set up ahead for many rounds, one slot spent on each.
+
+Carries the protocol's documents to the sites and back; what is in them is `security.secure_aggregation`'s affair. What
+is wrong with one site's answer is an event, as everywhere. The set-up and the slot that is being spent are on disk, so
+that a server which was killed asks for the very same vectors again: a site gives no others for that round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core_training.durable import commit_file
+from core_training.errors import ProtocolError
+from core_training.recipe import Recipe
+from core_training.run_folder import RunFolder
+from security.secure_aggregation.server import ServerBatch, ServerRound
+from security.secure_aggregation.terms import terms_of
+from server.order_exchange import OrderExchange
+from strategies.exchange import SecureOrder, SecureReply
+from strategies.ring_scale import largest_change
+
+_ROUNDS_AHEAD = 16
+"""For how many rounds masks are set up at a time: two exchanges for so many."""
+
+Nodes = Mapping[int, str]
+
+
+class _Kept(BaseModel):
+    """What is on disk: a batch, and the last of its slots that was spent, with whom and on which round."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    number: int
+    slots: int
+    batch: dict[str, Any]
+    slot: Annotated[int, Field(ge=-1)] = -1
+    round: int = 0
+    participants: list[str] = []
+
+
+class SecureRounds:
+    """The masks of one run. `roster` maps the sites to their public identities, as all sites of the run pinned it."""
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, exchange: OrderExchange, roster: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._rounds = recipe.topology.rounds or 0
+        self._terms = terms_of(recipe, largest_change(recipe))
+        self._exchange = exchange
+        self._roster = roster
+        self._file = folder.path / "masks.json"
+        self._kept: _Kept | None = None
+        self._batch: ServerBatch | None = None
+        self._left_out: set[str] = set()
+        self.seconds = 0.0
+        """Spent on this besides the rounds themselves, so far."""
+        self.bytes_up = 0
+        """What the sites sent besides their updates, so far."""
+        if self._file.exists():
+            self._kept = _Kept.model_validate_json(self._file.read_bytes())
+            self._batch = self._batch_of(self._kept)
+
+    def participants(self, number: int, present: Nodes) -> list[str]:
+        """The sites whose masks meet in round `number`; sets masks up where there are none for it.
+
+        Who took part in an attempt at this very round that was cut short is asked again, and nobody else. Raises
+        ProtocolError when the set-up leaves too few.
+        """
+        batch, kept = self._batch, self._kept
+        if batch is not None and kept is not None:
+            if kept.round == number:
+                return kept.participants
+            newcomers = not set(present.values()) <= {*batch.sites, *self._left_out}
+            able = sorted(set(present.values()) & set(batch.sites))
+            if kept.slot + 1 < batch.batch.slots and not newcomers and len(able) >= self._terms.minimum_sites:
+                return able
+        batch = self._set_up(number, present)
+        able = sorted(set(present.values()) & set(batch.sites))
+        if len(able) < (needed := self._terms.minimum_sites):
+            raise ProtocolError(f"{len(able)} sites have masks in common; it takes {needed}")
+        return able
+
+    def begin(self, number: int, participants: list[str], context: bytes, length: int) -> ServerRound:
+        """Spend a slot on round `number`, in which `participants` send vectors of `length`, or go on with it."""
+        batch, kept = self._batch, self._kept
+        assert batch is not None, "masks were set up"
+        assert kept is not None, "masks were set up"
+        if kept.round != number:
+            kept.slot, kept.round, kept.participants = kept.slot + 1, number, participants
+            self._keep()
+        return ServerRound(batch, kept.slot, number, context, length, participants)
+
+    def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None:
+        """Have the survivors of a round open its sum. Raises ProtocolError when they cannot."""
+        began = time.perf_counter()
+        orders = self._orders("unmask", masked.unmask_orders())
+        for site, reply in self._ask(orders, nodes, number):
+            with self._exchange.quarantine(site, number):
+                masked.add_unmasked(site, reply.payload)
+        self.seconds += time.perf_counter() - began
+
+    def _set_up(self, number: int, present: Nodes) -> ServerBatch:
+        began = time.perf_counter()
+        # The number must never come again in this run, also when the server is killed before anything is on disk.
+        kept = _Kept(
+            number=time.time_ns() // 1000, slots=max(1, min(_ROUNDS_AHEAD, self._rounds - number + 1)), batch={}
+        )
+        batch = self._batch_of(kept)
+        order = SecureOrder(run_id=self._folder.run_id, step="keys", payload=batch.keys_order())
+        for site, reply in self._ask(dict.fromkeys(present.values(), order), present, number):
+            with self._exchange.quarantine(site, number):
+                batch.add_keys(site, reply.payload)
+        orders = self._orders("shares", batch.shares_orders())
+        for site, reply in self._ask(orders, present, number):
+            with self._exchange.quarantine(site, number):
+                batch.add_shares(site, reply.payload)
+        kept.batch = batch.record
+        self._kept, self._batch, self._left_out = kept, batch, set(present.values()) - set(batch.sites)
+        self._keep()
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self._folder.event(
+            "masks_set_up", round=number, rounds=kept.slots, sites=batch.sites, seconds=round(seconds, 3)
+        )
+        return batch
+
+    def _batch_of(self, kept: _Kept) -> ServerBatch:
+        return ServerBatch(self._folder.run_id, kept.number, kept.slots, self._roster, self._terms, kept.batch)
+
+    def _keep(self) -> None:
+        assert self._kept is not None, "there is something to keep"
+        commit_file(self._file, self._kept.model_dump_json().encode())
+
+    def _orders(self, step: Literal["shares", "unmask"], payloads: Mapping[str, bytes]) -> dict[str, SecureOrder]:
+        run_id = self._folder.run_id
+        return {site: SecureOrder(run_id=run_id, step=step, payload=payload) for site, payload in payloads.items()}
+
+    def _ask(self, orders: Mapping[str, SecureOrder], nodes: Nodes, number: int) -> Iterator[tuple[str, SecureReply]]:
+        asked = {node: site for node, site in nodes.items() if site in orders}
+        for site, reply in self._exchange.ask(orders, asked, SecureReply, number):
+            self.bytes_up += len(reply.payload)
+            yield site, reply

@@ -1,0 +1,26 @@
+"""The codec that a recipe asks for in a round. Whoever writes an update and whoever reads it make the same one here."""
+
+from __future__ import annotations
+
+from core_training.recipe import Recipe
+from core_training.state import Manifest
+from strategies import figures
+from strategies.ring import RingCodec
+from strategies.ring_scale import Scale, largest_change
+from strategies.selection import Selection, selection_of
+
+
+def selection_of_round(recipe: Recipe, manifest: Manifest, round_number: int) -> Selection | None:
+    """What travels of a change in this round; None where all does."""
+    return selection_of(manifest.size, recipe.privacy.keep, recipe.training.seed, round_number)
+
+
+def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Scale, sites: int) -> RingCodec:
+    """The ring of a round in which up to `sites` updates are added up.
+
+    Raises ProtocolError when the scale does not fit the manifest, and InputError when the ring has no room for so many.
+    """
+    bits = recipe.privacy.ring_bits
+    assert bits is not None, "the recipe's codec is a ring"
+    selection = selection_of_round(recipe, manifest, round_number)
+    return RingCodec(manifest, bits, sites, largest_change(recipe), scale, selection, figures.COUNT)

@@ -1,0 +1,35 @@
+"""Pseudo-random numbers that every machine draws alike, for stochastic rounding and for the choice of values to send.
+
+They are no secret: what hides an update are its masks. Counter based (Philox4x64, Salmon et al. 2011), so that the
+numbers of one place in a state are the same however the state is cut into pieces before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import numpy.typing as npt
+
+PIECE = 1 << 16
+"""Values worked on at a time: their float64 temporaries stay in a core's cache."""
+
+_KEY_BYTES = 16
+
+
+def key_of(purpose: str, *parts: int | str) -> bytes:
+    """A key for `draws`; another for any other purpose or parts."""
+    return hashlib.sha256(json.dumps([purpose, *parts]).encode()).digest()[:_KEY_BYTES]
+
+
+def rounding_key(seed: int, site: str, round: int) -> bytes:
+    """The key of one site's rounding in one round (gossip: epoch); `seed` is the recipe's."""
+    return key_of("rounding", seed, site, round)
+
+
+def draws(key: bytes, place: int, count: int) -> npt.NDArray[np.uint16]:
+    """`count` numbers of 16 bits, uniform and independent, for the piece that begins at `place` of a state."""
+    generator = np.random.Philox(key=int.from_bytes(key, "little"), counter=place << 64)
+    # numpy promises this raw stream for all its versions; of what it makes of it (floats, choices) it promises nothing.
+    return generator.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]

@@ -1,0 +1,156 @@
+"""Where a ring's values end: the limit of each tensor and of the weight, and how both follow the run.
+
+A limit is public, and so is all that it is made from: the recipe, and sums over the sites. It decides how finely a
+change is written and where it is cut, never whether it is hidden. See docs/decisions/018.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from core_training.errors import InputError, ProtocolError
+from core_training.recipe import Recipe
+from core_training.state import Manifest
+from strategies.fedavg import MOST_PROCESSES, most_weight
+
+MOST_HALVINGS = 40
+LEVELS = 6
+"""A site tells on which level its largest value lies: above its limit c, above c/2, c/4, c/8, c/16, or below."""
+
+Levels = Sequence[Sequence[int]]
+"""How many sites were on each level: a row of `LEVELS` counts for each tensor, and a last one for the weight."""
+
+_TENSOR_LEVEL = 3
+"""Where a tensor's largest change should lie: between c/8 and c/4, since the next round may bring a larger one."""
+_WEIGHT_LEVEL = 2
+"""Where the largest weight should lie: it varies less."""
+
+_ADAM_FIRST = 4.0
+_ADAM_MOST = 16.0
+"""In learning rates a step. √((1 − β₁)²/((1 − β₂)(1 − β₁²/β₂))) = 7.3 is the most that Adam can move a value, whatever
+its gradients; the rest is for weight decay."""
+
+_SGD_FIRST = 16.0
+"""In root mean squares of a gradient that lies in one tensor alone."""
+_SGD_MOST = 2.0
+"""In gradient norms: one value can have all of the gradient, and weight decay comes on top."""
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError(f"{value} is not a power of two")
+    return value
+
+
+class Scale(BaseModel):
+    """The limits of one round, alike at all sites."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    exponents: list[Annotated[int, Field(ge=0, le=MOST_HALVINGS)]]
+    """For each tensor, how often the largest change that the recipe allows is halved."""
+    weight_cap: Annotated[int, Field(ge=1, le=2**48), AfterValidator(_power_of_two)]
+    """The weight that is written with all bits; one above it counts as this."""
+
+    @classmethod
+    def from_json(cls, document: Any) -> Self:
+        """Read what `model_dump` gave. Raises ProtocolError."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in ("scale", *first["loc"]))
+            raise ProtocolError(f"{where}: {first['msg']}") from None
+
+    @classmethod
+    def widest(cls, scales: Iterable[Scale]) -> Self:
+        """The scale that cuts nothing which one of these does not cut. Raises ProtocolError for different lengths."""
+        given = list(scales)
+        try:
+            exponents = [min(column) for column in zip(*(scale.exponents for scale in given), strict=True)]
+        except ValueError:
+            raise ProtocolError("the scales are of states with different numbers of tensors") from None
+        return cls(exponents=exponents, weight_cap=max(scale.weight_cap for scale in given))
+
+
+def level_of(value: float, limit: float) -> int | None:
+    """The level on which a largest value lies; None for 0, which says nothing."""
+    if value <= 0:
+        return None
+    return min(max(math.frexp(min(limit / value, 2.0**LEVELS))[1], 0), LEVELS - 1)
+
+
+def largest_change(recipe: Recipe) -> float:
+    """The most that one value may change in a round: `privacy.clip`, or what the optimizer can do at most.
+
+    Raises InputError where nothing bounds the optimizer.
+    """
+    if recipe.privacy.clip is not None:
+        return recipe.privacy.clip
+    training = recipe.training
+    if training.optim == "adamw_torch":
+        return _path(recipe) * _ADAM_MOST
+    if training.max_grad_norm == 0:
+        raise InputError(
+            f"privacy.clip: codec {recipe.privacy.codec} needs it with optim 'sgd' and max_grad_norm 0, where nothing "
+            "says how far a value can move in a round; set it, or training.max_grad_norm"
+        )
+    return _path(recipe) * _SGD_MOST * training.max_grad_norm
+
+
+def first_scale(recipe: Recipe, manifest: Manifest) -> Scale:
+    """The scale of a run's first round, of which nothing is known but the recipe."""
+    most = largest_change(recipe)
+    processes = most_weight(recipe, recipe.topology.local_steps or 1) // MOST_PROCESSES * recipe.deepspeed.processes
+    return Scale(
+        exponents=[_halvings(most / _first_limit(recipe, spec.size)) for spec in manifest.tensors],
+        weight_cap=_next_power_of_two(processes),
+    )
+
+
+def next_scale(scale: Scale, levels: Levels, recipe: Recipe) -> Scale:
+    """The scale of the round after one whose sites were on these levels: the largest value among all sites decides.
+
+    A limit grows to eight times, or shrinks to a quarter, in a round at most; where nobody told anything it stays.
+    """
+    tops = [next((level for level, count in enumerate(row) if count), None) for row in levels]
+    exponents = [
+        exponent if top is None else min(max(exponent + top - _TENSOR_LEVEL, 0), MOST_HALVINGS)
+        for exponent, top in zip(scale.exponents, tops[:-1], strict=True)
+    ]
+    shift = _WEIGHT_LEVEL - (_WEIGHT_LEVEL if tops[-1] is None else tops[-1])
+    cap = max(scale.weight_cap << shift if shift > 0 else scale.weight_cap >> -shift, 1)
+    # A site that always tells of a weight above the cap must not raise it until all others' changes round to nothing.
+    most = _next_power_of_two(most_weight(recipe, recipe.topology.local_steps or 1))
+    return Scale(exponents=exponents, weight_cap=min(cap, most))
+
+
+def _first_limit(recipe: Recipe, size: int) -> float:
+    """Where a first round cuts a tensor of `size` values."""
+    if recipe.training.optim == "adamw_torch":
+        return _path(recipe) * _ADAM_FIRST
+    return _path(recipe) * _SGD_FIRST * (recipe.training.max_grad_norm or 1.0) / math.sqrt(max(size, 1))
+
+
+def _path(recipe: Recipe) -> float:
+    """Learning rate × updates of a round: how far unit steps in one direction lead."""
+    in_a_step = {
+        "ppo": recipe.ppo.num_ppo_epochs * recipe.ppo.num_mini_batches,
+        "rloo": recipe.rloo.num_iterations,
+        "grpo": recipe.grpo.num_iterations,
+    }
+    updates = (recipe.topology.local_steps or 1) * in_a_step.get(recipe.stage, 1)
+    return (recipe.learning_rate or 1.0) * updates  # with a learning rate of 0 nothing moves, and any limit will do
+
+
+def _halvings(ratio: float) -> int:
+    """How often a limit can be halved and stay above 1/`ratio` of itself."""
+    return min(max(math.frexp(ratio)[1] - 1, 0), MOST_HALVINGS)
+
+
+def _next_power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()

@@ -30,6 +30,11 @@ FIGURES = (
     "federation_overhead",
     "resident_rounds",
     "streaming_memory",
+    "secure_aggregation",
+    "secure_aggregation_memory",
+    "secure_aggregation_many",
+    "secure_aggregation_round",
+    "gossip_bytes",
 )
 LONG = ("medquad", "quantised")
 RESULTS = OUTPUT / "results.json"
@@ -44,7 +49,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in (*FIGURES, *LONG)]:
-        parser.error(f"there is no figure '{unknown[0]}'; there are {', '.join((*FIGURES, 'medquad'))}")
+        parser.error(f"there is no figure '{unknown[0]}'; there are {', '.join((*FIGURES, *LONG))}")
     places = Places(arguments.data.absolute(), arguments.model.absolute())
     all_met = True
     for name in arguments.names or FIGURES:

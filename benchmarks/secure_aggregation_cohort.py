@@ -69,7 +69,7 @@ class Cohort:
 
         statement, payload = self._timed(name, masked)
         self.spent[name].bytes_down += len(order)
-        self.spent[name].bytes_up += sent_bytes(_masked_update(number, statement, payload))
+        self.spent[name].bytes_up += sent_bytes(masked_update(number, statement, payload))
         round_.add(name, statement, codec.from_bytes(payload))
         return payload
 
@@ -106,7 +106,8 @@ def sent_bytes(envelope: Envelope) -> int:
     return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
 
 
-def _masked_update(number: int, statement: str, payload: bytes) -> Envelope:
+def masked_update(number: int, statement: str, payload: bytes) -> Envelope:
+    """The message that a masked vector travels in."""
     return MaskedUpdate(
         run_id=RUN,
         round=number,

@@ -48,7 +48,7 @@ LAYERS = 13
 class _Runs:
     """The runs of one kind: for every round but the first, its seconds and those of its slowest site's training."""
 
-    privacy: str
+    masked: bool
     total: list[float] = field(default_factory=list)
     training: list[float] = field(default_factory=list)
     setup: list[float] = field(default_factory=list)
@@ -59,7 +59,8 @@ class _Runs:
 
     def add(self, federation: Federation, recipe: Path, rounds: int, steps: int) -> None:
         """Run once more."""
-        overrides = [self.privacy, f"topology.rounds={rounds}", f"topology.local_steps={steps}"]
+        privacy = ["privacy.codec=ring16", f"privacy.secure_aggregation={str(self.masked).lower()}"]
+        overrides = [*privacy, f"topology.rounds={rounds}", f"topology.local_steps={steps}"]
         run = RunFolder(federation.runs / submit_run(federation, recipe, overrides))
         if not follow(run.path, lambda event: None):
             raise RunError(f"the run did not complete: {list(run.events())[-3:]}")
@@ -76,9 +77,9 @@ class _Runs:
 
 def measure(places: Places) -> Figure:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the sites share this machine's cores
-    plain, secure = _Runs("privacy.codec=ring16"), _Runs("privacy.secure_aggregation=true")
+    plain, secure = _Runs(masked=False), _Runs(masked=True)
     with tempfile.TemporaryDirectory() as name, _federation(Path(name), places) as (federation, recipe):
-        trial = _Runs(plain.privacy)
+        trial = _Runs(masked=False)
         trial.add(federation, recipe, rounds=2, steps=2)
         steps = max(1, round(TRAINING_SECONDS / (trial.training[-1] / 2)))
         for _ in range(PAIRS):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -13,6 +15,7 @@ from client.site_config import SiteConfig
 from core_training.errors import InputError
 from core_training.recipe import Recipe
 from security.identities import roster_digest
+from security.private_files import read_private_file
 from security.secure_aggregation.terms import Minimums, terms_of
 from strategies.ring_scale import largest_change
 
@@ -21,9 +24,12 @@ from strategies.ring_scale import largest_change
 class Enrolment:
     """`roster` maps the sites' names to their identities; it is empty where none is pinned.
 
-    `identity` is None for a gossip node, which is known by its certificate, and for a site without the key.
+    `identity` is None for a gossip node, which is known by its certificate, and for a site without the key. `topology`
+    is the kind of runs that the site takes part in: who gives it orders is a server, or its own node.
     """
 
+    topology: Literal["federated", "gossip"]
+    rounding_secret: str
     identity: Ed25519PrivateKey | None = None
     roster: Mapping[str, str] = field(default_factory=dict)
     minimums: Minimums = field(default_factory=Minimums)
@@ -35,7 +41,12 @@ class Enrolment:
         return roster_digest(self.roster)
 
     def check(self, recipe: Recipe) -> None:
-        """Raise InputError for a recipe that protects updates less than this site demands."""
+        """Raise InputError for a recipe of another topology, and for one that protects less than this site demands."""
+        if recipe.topology.kind != self.topology:
+            # A node's site hands its own node the trained state as it is: a server must not get that by asking.
+            raise InputError(
+                f"topology.kind: this site takes part in {self.topology} runs, not in {recipe.topology.kind}"
+            )
         if recipe.privacy.secure is not None:
             self.minimums.check(terms_of(recipe, largest_change(recipe)))
         elif self.required:
@@ -50,4 +61,19 @@ def load_enrolment(folder: Path, config: SiteConfig) -> Enrolment:
     identity = load_identity(folder) if (folder / IDENTITY_KEY).exists() else None
     pinned = pinned_roster(folder)
     demands = config.secure_aggregation
-    return Enrolment(identity, pinned.identities if pinned else {}, demands.minimums, demands.required)
+    return Enrolment(
+        topology="federated" if config.server is not None else "gossip",
+        rounding_secret=rounding_secret(folder),
+        identity=identity,
+        roster=pinned.identities if pinned else {},
+        minimums=demands.minimums,
+        required=demands.required,
+    )
+
+
+def rounding_secret(folder: Path) -> str:
+    """What a site or a node rounds its updates by: made of a key that never leaves its folder, and always the same.
+
+    Raises InputError when the key cannot be read.
+    """
+    return hashlib.sha256(b"rounding" + read_private_file(folder / "keys" / "node.key")).hexdigest()

@@ -1,6 +1,7 @@
 """A site's side of secure aggregation in one run: the protocol, and its record on disk before a byte leaves.
 
-The record holds the secrets of the masks that are still to be used, so only its owner may read it.
+The record holds the secrets of the masks that are still to be used, so only its owner may read it. Beside it lies the
+roster that the run's masks began with: a site that pins another one while a run is under way goes on with this one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from client.enrolment import Enrolment
 from core_training.durable import commit_file
 from core_training.errors import InputError, ProtocolError
 from core_training.recipe import Recipe
+from security.identities import roster_digest
 from security.private_files import read_private_file, replace_private_file
 from security.secure_aggregation.masks import RingVector
 from security.secure_aggregation.site import SiteProtocol
@@ -26,23 +28,26 @@ class SecureSide:
 
     def __init__(self, name: str, enrolment: Enrolment, recipe: Recipe, run_id: str, file: Path) -> None:
         """Raises InputError when the site lacks what it takes, or demands more than the recipe offers."""
-        if enrolment.identity is None or name not in enrolment.roster:
-            raise InputError(
-                f"site '{name}' has pinned no roster that names it, which secure aggregation needs: get roster.json "
-                "from the server's operator (`fedloom server roster`), then `fedloom client pin roster.json`"
-            )
         self._run_id = run_id
         self._file = file
+        kept = self._load()
+        self._roster = kept["roster"] if kept else dict(enrolment.roster)
+        if enrolment.identity is None or name not in self._roster:
+            raise InputError(
+                f"site '{name}' has pinned no roster that names it, which secure aggregation needs: get roster.json "
+                "from the server's operator (`fedloom server roster`), then at the site `fedloom client pin "
+                "roster.json`, and stop and start it"
+            )
         self._result = file.with_name("result.sha256")
-        self.roster_digest = enrolment.roster_digest
+        self.roster_digest = roster_digest(self._roster)
         self._protocol = SiteProtocol(
             name,
             enrolment.identity,
-            enrolment.roster,
+            self._roster,
             terms_of(recipe, largest_change(recipe)),
             enrolment.minimums,
             run_id,
-            self._load(),
+            kept["protocol"] if kept else None,
         )
 
     def answer(self, order: SecureOrder) -> SecureReply:
@@ -58,7 +63,7 @@ class SecureSide:
         return statement
 
     def admit_evaluation(self, final: bool, state_digest: str) -> None:
-        """Raise ProtocolError unless this is the run's one result.
+        """Raise ProtocolError unless this is the run's one result. From then on nothing is masked in this run.
 
         An evaluation is told in the clear: a server that could have any state evaluated could ask about single records.
         """
@@ -67,12 +72,15 @@ class SecureSide:
         if self._result.exists() and self._result.read_text(encoding="ascii") != state_digest:
             raise ProtocolError("this run aggregates securely, and another state was evaluated as its result before")
         commit_file(self._result, state_digest.encode())
+        self._protocol.erase()
+        self._save()
 
     def _load(self) -> dict[str, Any] | None:
         if not self._file.exists():
             return None
-        record: dict[str, Any] = json.loads(read_private_file(self._file))
-        return record
+        kept: dict[str, Any] = json.loads(read_private_file(self._file))
+        return kept
 
     def _save(self) -> None:
-        replace_private_file(self._file, json.dumps(self._protocol.record).encode())
+        kept = {"roster": self._roster, "protocol": self._protocol.record}
+        replace_private_file(self._file, json.dumps(kept).encode())

@@ -41,6 +41,7 @@ from strategies.exchange import (
 )
 
 SECRETS = "secure-aggregation.json"
+_ASTRAY = -1
 
 
 class SiteService:
@@ -100,6 +101,10 @@ class SiteService:
                 f"this site runs fedloom {__version__}, the server {order.version}: install the same version"
             )
         run = self._run
+        earlier = self._folder / order.run_id
+        if (earlier / SECRETS).exists() and (earlier / "recipe.yaml").read_text(encoding="utf-8") != order.recipe:
+            # Under another recipe what was masked could be asked for again, or an update be told from the others'.
+            raise InputError(f"run {order.run_id} aggregates securely, and this site joined it with another recipe")
         if run is None or run.run_id != order.run_id or run.recipe_text != order.recipe:
             self.close()
             run = self._open(order.run_id, order.recipe)
@@ -113,7 +118,7 @@ class SiteService:
         secure_side = None
         if recipe.privacy.secure and recipe.topology.kind == "federated":
             secure_side = SecureSide(self.name, self._enrolment, recipe, run_id, folder.path / SECRETS)
-        writer = UpdateWriter(self.name, recipe, secure_side)
+        writer = UpdateWriter(recipe, recipe_text, self._enrolment.rounding_secret, secure_side)
         self._run = _SiteRun(run_id, recipe_text, recipe, self._open_trainable(recipe), folder, writer)
         return self._run
 
@@ -125,7 +130,11 @@ class SiteService:
         if not remembered.exists():
             raise ProtocolError(f"this site has not joined run {run_id}")
         self.close()
-        return self._open(run_id, remembered.read_text(encoding="utf-8"))
+        try:
+            return self._open(run_id, remembered.read_text(encoding="utf-8"))
+        except InputError as error:
+            # What others may be told, as when the run was joined; an error met while training is another matter.
+            raise ProtocolError(str(error)) from error
 
     def _refusal(self, error: FedloomError) -> Envelope:
         """Says why, without telling where on this machine anything lies."""
@@ -152,6 +161,7 @@ class _SiteRun:
         self._engine = engine
         self._writer = writer
         self._round = 0
+        """At whose end the engine stands; `_ASTRAY` in the middle of one, where a failure may leave it."""
 
     @property
     def manifest(self) -> Manifest:
@@ -182,11 +192,15 @@ class _SiteRun:
         )
 
     def train(self, order: TrainOrder, arrived: float) -> Update | MaskedUpdate:
+        self._writer.check(order)
         incoming = self._incoming(order)
         if (done := self._already_trained(order, incoming, arrived)) is not None:
             return done
         self._stand_after(order.round - 1)
-        self._engine.write_state(incoming, missed_rounds=self._round != order.round - 1)
+        missed = order.round - 1 - self._round
+        self._round = _ASTRAY
+        self._engine.skip(missed * (self._recipe.topology.local_steps or 0))
+        self._engine.write_state(incoming, missed_rounds=missed > 0)
         waited = time.monotonic() - arrived
         report = self._engine.train(order.steps)
         trained = self._engine.read_state()
@@ -208,7 +222,7 @@ class _SiteRun:
         self.folder.event(
             "trained", round=order.round, loss=report.loss_mean, eval_loss=evaluation.loss if evaluation else None
         )
-        trained_slice = TrainedSlice(incoming, trained, report, evaluation)
+        trained_slice = TrainedSlice(incoming, trained, report, evaluation, self._engine.initial_digest)
         return self._writer.write(order, trained_slice, arrived, waited)
 
     def evaluate(self, order: EvaluateOrder) -> EvaluateReply:
@@ -249,7 +263,8 @@ class _SiteRun:
         if order.evaluate and notes["evaluation"] is None:
             return None
         evaluation = EvalReport(**notes["evaluation"]) if notes["evaluation"] and order.evaluate else None
-        trained_slice = TrainedSlice(incoming, trained, TrainReport(**notes["train"]), evaluation)
+        report = TrainReport(**notes["train"])
+        trained_slice = TrainedSlice(incoming, trained, report, evaluation, self._engine.initial_digest)
         return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
 
     def _stand_after(self, round_number: int) -> None:
@@ -261,7 +276,7 @@ class _SiteRun:
             newest = max(kept)
             self._engine.restore(newest)
             self._round = int(newest.name.removeprefix("round-"))
-        elif self._engine.step > 0:
+        elif self._round != 0:
             self._engine.reset()
             self._round = 0
         if self._round != round_number:

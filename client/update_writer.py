@@ -23,28 +23,52 @@ from strategies.ring import RingCodec, RingVector
 
 @dataclass(frozen=True)
 class TrainedSlice:
-    """One slice: the states before and after it, and what was measured."""
+    """One slice: the states before and after it, what was measured, and the digest of what the run began with."""
 
     start: TrainableState
     trained: TrainableState
     report: TrainReport
     evaluation: EvalReport | None
+    initial_digest: str
 
 
 class UpdateWriter:
-    """Writes one site's updates of one run; `secure_side` masks them, where the recipe says so."""
+    """Writes one site's updates of one run; `secure_side` masks them, where the recipe says so.
 
-    def __init__(self, name: str, recipe: Recipe, secure_side: SecureSide | None) -> None:
-        self._name = name
+    `recipe_text` is the recipe as it came, `rounding_secret` what decides how this site rounds.
+    """
+
+    def __init__(self, recipe: Recipe, recipe_text: str, rounding_secret: str, secure_side: SecureSide | None) -> None:
         self._recipe = recipe
+        self._recipe_text = recipe_text
+        self._rounding_secret = rounding_secret
         self.secure_side = secure_side
+
+    def check(self, order: TrainOrder) -> None:
+        """Raise ProtocolError, before a step is taken, for an order whose update would not be written.
+
+        Under secure aggregation the order must be the recipe's: a server that had one site take other steps than all
+        others could tell its update in the sum.
+        """
+        topology = self._recipe.topology
+        if self._recipe.privacy.ring_bits is not None and topology.kind == "federated" and order.ring is None:
+            raise ProtocolError("the order does not say on what scale; this run's codec is a ring")
+        if self.secure_side is None:
+            return
+        if order.ring is None or order.ring.masking is None:
+            raise ProtocolError("the order would have the update leave unmasked; this run aggregates securely")
+        if order.steps != topology.local_steps or order.round > (topology.rounds or 0):
+            raise ProtocolError(
+                f"round {order.round} with {order.steps} steps; the recipe has {topology.rounds} rounds with "
+                f"{topology.local_steps}"
+            )
 
     def write(
         self, order: TrainOrder, trained: TrainedSlice, arrived: float, resident_seconds: float
     ) -> Update | MaskedUpdate:
         """The answer to `order`, which came at `arrived` (monotonic seconds).
 
-        Raises ProtocolError when the order does not say what a codec needs, or would have the update leave unmasked.
+        The order is one that `check` let pass. Raises ProtocolError for a change that must not enter a sum.
         """
         if self.secure_side is not None:
             return self._masked(order, trained, arrived, resident_seconds, self.secure_side)
@@ -73,13 +97,13 @@ class UpdateWriter:
     def _masked(
         self, order: TrainOrder, trained: TrainedSlice, arrived: float, resident_seconds: float, side: SecureSide
     ) -> MaskedUpdate:
+        assert order.ring is not None, "the order was checked"
+        assert order.ring.masking is not None, "the order was checked"
         codec = self._codec(order, trained)
         vector = self._vector(codec, order, trained)
-        masking = order.ring.masking if order.ring else None
-        if masking is None:
-            raise ProtocolError("the order would have the update leave unmasked; this run aggregates securely")
         began = time.monotonic()
-        statement = side.mask(order.round, masking, order.context(trained.start.digest), vector)
+        context = order.context(trained.start.digest, self._recipe_text, trained.initial_digest)
+        statement = side.mask(order.round, order.ring.masking, context, vector)
         return MaskedUpdate(
             run_id=order.run_id,
             round=order.round,
@@ -93,8 +117,7 @@ class UpdateWriter:
         )
 
     def _codec(self, order: TrainOrder, trained: TrainedSlice) -> RingCodec:
-        if order.ring is None:
-            raise ProtocolError("the order does not say on what scale; this run's codec is a ring")
+        assert order.ring is not None, "the order was checked"
         return ring_codec(self._recipe, trained.start.manifest, order.round, order.ring.scale, order.ring.sites)
 
     def _vector(self, codec: RingCodec, order: TrainOrder, trained: TrainedSlice) -> RingVector:
@@ -103,4 +126,4 @@ class UpdateWriter:
         return codec.encode(trained.trained, trained.start, trained.report.weight, figures, key)
 
     def _rounding_key(self, order: TrainOrder) -> bytes:
-        return rounding_key(self._recipe.training.seed, self._name, order.round)
+        return rounding_key(self._recipe.training.seed, self._rounding_secret, order.round)

@@ -87,6 +87,9 @@ class Engine:
         self._take_model(state)
         self._next_slice = Start.LATER_ROUND if missed_rounds else Start.NEXT_ROUND
 
+    def skip(self, steps: int) -> None:
+        self._current.skip(steps)
+
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
         if self.step + steps > self.total_steps:
             raise RunError(f"{steps} steps were asked for after step {self.step} of {self.total_steps}")

@@ -8,6 +8,7 @@ thread, so hundreds of paused trainers fit in one process; all of one model's mu
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ class SlicedRun:
             self._switch()
         finally:
             _set_random_state(outside)
+
+    def skip(self, steps: int) -> None:
+        """Pass over steps that were not taken: the schedule stands where it would stand after them."""
+        scheduler = getattr(self.trainer.model_wrapped, "lr_scheduler", None) or self.trainer.lr_scheduler
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch expects an optimizer step before each of the schedule
+            for _ in range(steps):
+                scheduler.step()
+        self.trainer.state.global_step += steps
 
     def save(self, folder: Path) -> None:
         """Write optimizer, schedule, random numbers and progress to `folder`; every process of a group must."""

@@ -146,6 +146,10 @@ class Trainable(Protocol):
         """
         ...
 
+    def skip(self, steps: int) -> None:
+        """Pass over steps that this site did not take part in, so that its schedule is that of the others."""
+        ...
+
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
         """Go on for `steps` optimizer steps, or fewer if `stop` is called; `on_step(step, total)` follows each.
 

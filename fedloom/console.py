@@ -111,8 +111,8 @@ def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: 
     stderr.print(table)
     if summary["topology"] != "central":  # there it was said before training
         show_left_out(summary.get("truncated"), summary.get("dropped"))
-    show_protection(summary)
     stderr.print(f"{summary['status']} in {summary['seconds'].get('total') or 0:.0f} s: {folder}", soft_wrap=True)
+    show_protection(summary)
 
 
 def show_protection(summary: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from client.enrolment import load_enrolment
 from client.site_config import load_site_config
 from core_training import background
 from core_training.durable import commit_file
@@ -83,11 +84,14 @@ def run_node(undertaking: Undertaking, worker: Worker, listener: Listener = lamb
     when the site cannot train, and Interrupted after SIGINT or SIGTERM.
     """
     folder = undertaking.folder
-    name = load_site_config(folder).name
+    site = load_site_config(folder)
+    name, enrolment = site.name, load_enrolment(folder, site)
+    enrolment.check(undertaking.recipe)
     founder = trusted_founder(folder, undertaking.founder)
     roster = read_roster(undertaking.roster, founder)
     pin_founder(folder, founder)
-    plan = RunPlan(name, roster.names, run_id_of(undertaking, roster), undertaking.recipe)
+    run_id = run_id_of(undertaking, roster)
+    plan = RunPlan(name, roster.names, run_id, undertaking.recipe, enrolment.rounding_secret)
     identity = load_identity(folder, name, roster)
     run_folder = NarratedFolder(folder / "runs" / plan.run_id, listener)
 

@@ -185,6 +185,12 @@ class GroupExchange:
         except GroupFault as fault:
             self._formation.fail(fault.member, str(fault))
             return False
+        except ProtocolError as error:
+            if not own.widen():
+                raise
+            self._formation.propose(own.proposal)
+            self._formation.fail(None, str(error))
+            return False
         return True
 
     async def _all_have_sent(self, attempt: GroupAttempt) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core_training.errors import ProtocolError
@@ -90,6 +90,11 @@ class GroupFormation:
         self.attempt, self.failure, self.attempts = None, None, 0
         self.left_out, self.passed_over = {}, set()
         self._here = {epoch: peers for epoch, peers in self._here.items() if epoch >= brought.epoch}
+
+    def propose(self, proposal: bytes) -> None:
+        """Bring another proposal to the next attempts."""
+        assert self._round is not None
+        self._round = replace(self._round, proposal=proposal)
 
     def end(self) -> None:
         """The epoch is over for this node."""

@@ -45,18 +45,36 @@ class GroupUpdate:
         self._own = Proposal(
             manifest_digest=start.manifest.digest, start_digest=start.digest, scale=progress.last.scale
         )
-        self.proposal = self._own.model_dump_json().encode()
-        self._use(self._own.scale or first_scale(self._recipe, start.manifest))
+        first = first_scale(self._recipe, start.manifest)
+        self._use(self._own.scale or first)
+        self._wider = [first, first.model_copy(update={"exponents": [0] * len(first.exponents)})]
         bits = self._recipe.privacy.ring_bits
         assert bits is not None
         self.form = RingForm(self._codec.length, bits // 8, self._codec.to_bytes, self._codec.read_part)
 
+    @property
+    def proposal(self) -> bytes:
+        """What this member tells the others."""
+        return self._own.model_dump_json().encode()
+
+    def widen(self) -> bool:
+        """Propose a wider scale from now on; False when there is none."""
+        while self._wider:
+            wider = Scale.widest([self._scale, self._wider.pop(0)])
+            if wider != self._scale:
+                self._own = self._own.model_copy(update={"scale": wider})
+                return True
+        return False
+
     def vector(self, proposals: Mapping[str, bytes]) -> RingVector:
-        """The update as these proposals ask for it, all members' in their order. Raises GroupFault."""
+        """The update as these proposals ask for it, one of each member.
+
+        Raises GroupFault when one is not right, and ProtocolError when their scale would cut too much of the update.
+        """
         scales = [scale for name in proposals if (scale := self._checked(name, proposals[name]).scale) is not None]
         if scales:
             self._use(Scale.widest(scales))
-        key = rounding_key(self._recipe.training.seed, self._plan.name, self._update.round)
+        key = rounding_key(self._recipe.training.seed, self._plan.rounding_secret, self._update.round)
         figures = RoundFigures.of(self._update.train, self._update.evaluation).to_integers()
         return self._codec.encode(self._trained, self._start, self._update.train.weight, figures, key)
 
@@ -78,7 +96,7 @@ class GroupUpdate:
             if len(proposal.scale.exponents) != len(self._start.manifest.tensors):
                 raise GroupFault(member, "its scale is one of another state")
             # A larger cap would round everybody's change to nothing.
-            if proposal.scale.weight_cap > 2 * most_weight(self._recipe, self._recipe.topology.local_steps or 1):
+            if proposal.scale.weight_cap >= 2 * most_weight(self._recipe, self._recipe.topology.local_steps or 1):
                 raise GroupFault(member, f"weight_cap {proposal.scale.weight_cap}: no site has so much in an epoch")
         return proposal
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from p2p.calls import RETRY_SECONDS, PeerCalls
 from p2p.commits import Commit
@@ -23,19 +24,13 @@ class KeepingStep:
         self._plan = progress.plan
 
     def is_behind(self) -> bool:
-        """Whether a live neighbour has a state that this node should have: of an epoch that it has not committed.
-
-        Or of the same epoch but more worth having, where the members of a group must all start from one state.
-        """
-        return any(self._is_better(hello.offer) for hello in self._hellos())
+        """Whether the live neighbours have a state that this node should have."""
+        return self._wanted() is not None
 
     def is_overtaken(self) -> bool:
         """Whether this node is behind, and not only behind nodes that found no group in this epoch."""
-        epoch = self._progress.last.epoch + 1
-        return any(
-            self._is_better(hello.offer) and (hello.committed != epoch or hello.contributors)
-            for hello in self._hellos()
-        )
+        wanted = self._wanted()
+        return wanted is not None and wanted[:2] != (self._progress.last.epoch + 1, 0)
 
     async def catch_up(self) -> bool:
         """Take the newest state that a neighbour has, at a moment from which this node can go on with the others.
@@ -49,10 +44,9 @@ class KeepingStep:
             while self._must_sit_out():
                 await asyncio.sleep(RETRY_SECONDS)
                 await self._calls.greet_all(progress.members.live)
-            best = max((hello.offer for hello in self._hellos()), default=progress.hello().offer)
-            if not self._is_better(best):
+            if (wanted := self._wanted()) is None:
                 break
-            if await self._adopt(best):
+            if await self._adopt(wanted):
                 return True
         progress.catching_up = False
         return False
@@ -71,17 +65,25 @@ class KeepingStep:
             if all(hello.committed >= self._plan.epochs for hello in progress.members.hellos()):
                 break
             await asyncio.sleep(RETRY_SECONDS)
-        if self._plan.mixing.one_state:
-            best = max((hello.offer for hello in self._hellos()), default=progress.hello().offer)
-            if best > progress.hello().offer:
-                await self._adopt(best)
+        if self._plan.mixing.one_state and (wanted := self._wanted(at_the_end=True)) is not None:
+            await self._adopt(wanted)
         progress.finished = True
 
-    def _is_better(self, offer: Offer) -> bool:
-        own = self._progress.last
-        if offer[0] != own.epoch or not self._plan.in_groups:
-            return offer[0] > own.epoch
-        return offer > own.offer
+    def _wanted(self, at_the_end: bool = False) -> Offer | None:
+        """The state to adopt, as it was offered; None where this node has it. At the end all are to have the same one.
+
+        Otherwise it is one of a later epoch: the next mean brings together what differs. The members of a group must
+        start from the very same state, which all who were in the last sum hold. So there it is the one that most hold,
+        this node counted, of its own epoch or a later one: a single node cannot put a state of its making in its place.
+        """
+        own, offers = self._progress.last.offer, [hello.offer for hello in self._hellos()]
+        if self._plan.in_groups:
+            holders = Counter([own, *offers])
+            later = [offer for offer in holders if offer[0] >= own[0]]
+            best = max(later, key=lambda offer: (holders[offer], offer))
+            return best if best != own else None
+        best = max(offers, default=own)
+        return best if best[0] > own[0] or (at_the_end and best > own) else None
 
     def _must_sit_out(self) -> bool:
         """Whether the others are so far into an epoch that one who starts it now would come late."""

@@ -13,6 +13,8 @@ from strategies.mixing import MIXING, Mixing
 class RunPlan:
     """The run, its members in the order in which sums are added up, and which of them this node is.
 
+    `rounding_secret` is the node's own, and decides how it rounds its updates (see `strategies.draws`).
+
     Raises InputError for a recipe that these members can never fulfil.
     """
 
@@ -20,6 +22,7 @@ class RunPlan:
     roster: tuple[str, ...]
     run_id: str
     recipe: Recipe
+    rounding_secret: str
 
     def __post_init__(self) -> None:
         secure = self.recipe.privacy.secure

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core_training import __version__
-from core_training.errors import ProtocolError, RunError
+from core_training.errors import InputError, ProtocolError, RunError
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, SiteSummary
 from core_training.state import Manifest, TrainableState
@@ -29,6 +29,11 @@ _ASKED_AGAIN_AT_MOST = 60.0
 
 _NEWCOMER_WAIT = 5.0
 """Seconds that sites which are ready wait for newcomers. Who needs longer has joined when it is asked the next time."""
+
+
+_PIN_ANOTHER = (
+    "hand all sites the newest one; then at the site `fedloom client pin --replace roster.json`, and stop and start it"
+)
 
 
 @dataclass(frozen=True)
@@ -67,14 +72,19 @@ class Attendance:
         exchange: OrderExchange,
         sites: Callable[[], dict[int, str]],
         patience: float,
+        roster_of: Callable[[str], object],
     ) -> None:
-        """`sites()` are the admitted ones now; `patience` is how many seconds to wait for enough of them."""
+        """`sites()` are the admitted ones now; `patience` is how many seconds to wait for enough of them.
+
+        `roster_of(digest)` raises InputError for a roster that this federation did not hand out.
+        """
         self._grid = grid
         self._folder = folder
         self._recipe = recipe
         self._exchange = exchange
         self._sites = sites
         self._patience = patience
+        self._roster_of = roster_of
         self._terms: Terms | None = None
         self._joined: dict[int, str] = {}
         self._turned_away: set[int] = set()
@@ -162,6 +172,7 @@ class Attendance:
                     raise ProtocolError(f"the reply belongs to run {reply.run_id}")
                 if reply.version != __version__:
                     raise ProtocolError(f"the site runs fedloom {reply.version}, this server {__version__}", fatal=True)
+                self._check_roster(reply)
                 offers[site] = (reply, _terms_of(reply))
         if self._terms is None:
             votes = [
@@ -187,6 +198,16 @@ class Attendance:
                 progress.sites.setdefault(site, first_seen)
                 self._folder.event("joined", site=site, train_examples=data.train_examples)
 
+    def _check_roster(self, reply: JoinReply) -> None:
+        try:
+            if reply.roster_digest is not None:
+                self._roster_of(reply.roster_digest)
+        except InputError:
+            raise ProtocolError(
+                f"the site has pinned a roster that `fedloom server roster` did not write here; {_PIN_ANOTHER}",
+                fatal=True,
+            ) from None
+
 
 def _terms_of(reply: JoinReply) -> Terms:
     return Terms(
@@ -204,7 +225,7 @@ def _difference(offered: Terms, agreed: Terms | None) -> str:
     if offered.recipe_digest != agreed.recipe_digest:
         return "the site reads the recipe differently than the others"
     if offered.roster_digest != agreed.roster_digest:
-        return "the site has pinned another roster than the others; hand all the same one, for `fedloom client pin`"
+        return f"the site has pinned another roster than the others; {_PIN_ANOTHER}"
     return (
         "the site starts from something else than the others: its base model, tokenizer, chat template, earlier runs "
         "or reward model differ"

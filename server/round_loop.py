@@ -97,7 +97,7 @@ class _RoundLoop:
         self._store = RunStore(folder)
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline)
         patience = 0.0 if in_process else recipe.topology.round_deadline
-        self._attendance = Attendance(grid, folder, recipe, self._exchange, sites, patience)
+        self._attendance = Attendance(grid, folder, recipe, self._exchange, sites, patience, roster_of)
         self._roster_of = roster_of
         self._secure: SecureRounds | None = None
         self._progress = Progress()
@@ -120,6 +120,8 @@ class _RoundLoop:
             try:
                 loss = self._take_in(number, *self._until_enough(f"round {number}", number, self._attempt))
             except RoundVoid as void:
+                if self._secure is not None:
+                    self._secure.renew()
                 self._progress.record_void(number)
                 self._folder.event("round_void", round=number, reason=str(void))
             self._note_time_and_bytes(began)
@@ -197,7 +199,7 @@ class _RoundLoop:
         codec = ring_codec(recipe, manifest, number, ring.scale, ring.sites)
         if self._secure is None:
             return RingIntake(recipe, order, codec, self._state), present
-        context = order.context(self._state.digest)
+        context = order.context(self._state.digest, recipe.to_yaml(), self._attendance.terms.initial_digest)
         masked = self._secure.begin(number, participants, context, codec.length)
         return MaskedIntake(recipe, order, codec, self._state, masked), present
 

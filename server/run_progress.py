@@ -21,7 +21,7 @@ _REPLACED_WITHIN = 15.0
 
 @dataclass(frozen=True)
 class SiteFigures:
-    """One site's share in the newest round it took part in. Losses are per token."""
+    """One site's share in the newest round it took part in. Losses are per token; masked ones are not known."""
 
     round: int
     loss: float | None
@@ -30,7 +30,10 @@ class SiteFigures:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How a run stands. `note` is the newest event that a person should know of, if the run stands still."""
+    """How a run stands. `round` is the newest one, void or not; `loss` is that of the newest one that counted.
+
+    `note` is the newest event that a person should know of, if the run stands still.
+    """
 
     run_id: str
     finished: bool
@@ -40,6 +43,7 @@ class RunProgress:
     eval_loss: float | None = None
     sites: dict[str, SiteFigures] = field(default_factory=dict)
     quarantined: int = 0
+    void_rounds: int = 0
     note: str | None = None
 
 
@@ -49,24 +53,27 @@ def read_progress(folder: Path) -> RunProgress:
     sites: dict[str, SiteFigures] = {}
     newest: dict[str, Any] = {}
     note: str | None = None
-    quarantined = 0
+    quarantined = void = number = 0
     for event in run.events():
+        number = event["round"] if event["event"] in ("round", "round_void") else number
         if event["event"] == "round":
             newest = event
             for name, figures in event["sites"].items():
                 sites[name] = SiteFigures(event["round"], figures["loss"], figures["eval_loss"])
         quarantined += event["event"] == "quarantined"
+        void += event["event"] == "round_void"
         note = note_of(event)
     summary = run.summary() or {}
     return RunProgress(
         run_id=folder.name,
         finished=bool(summary),
-        round=newest.get("round", 0),
+        round=number,
         rounds=load_recipe(folder / "recipe.yaml").topology.rounds or 0,
         loss=newest.get("loss"),
         eval_loss=summary.get("eval_loss", newest.get("eval_loss")),
         sites=sites,
         quarantined=quarantined,
+        void_rounds=void,
         note=note,
     )
 

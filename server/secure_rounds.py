@@ -2,13 +2,15 @@
 
 Carries the protocol's documents to the sites and back; what is in them is `security.secure_aggregation`'s affair. What
 is wrong with one site's answer is an event, as everywhere. The set-up and the slot that is being spent are on disk, so
-that a server which was killed asks for the very same vectors again: a site gives no others for that round.
+that a server which was killed asks for the very same vectors again: a site gives no others for that round. After it,
+and after a round that was void, masks are set up anew, so that a site which lost its files is not left out for long.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,13 +57,15 @@ class SecureRounds:
         self._kept: _Kept | None = None
         self._batch: ServerBatch | None = None
         self._left_out: set[str] = set()
+        self._renew = True
         self.seconds = 0.0
         """Spent on this besides the rounds themselves, so far."""
         self.bytes_up = 0
         """What the sites sent besides their updates, so far."""
         if self._file.exists():
-            self._kept = _Kept.model_validate_json(self._file.read_bytes())
-            self._batch = self._batch_of(self._kept)
+            kept = _Kept.model_validate_json(self._file.read_bytes())
+            with suppress(ProtocolError):  # the sites have another roster than when the masks were set up
+                self._kept, self._batch = kept, self._batch_of(kept)
 
     def participants(self, number: int, present: Nodes) -> list[str]:
         """The sites whose masks meet in round `number`; sets masks up where there are none for it.
@@ -74,14 +78,14 @@ class SecureRounds:
             if kept.round == number:
                 return kept.participants
             newcomers = not set(present.values()) <= {*batch.sites, *self._left_out}
-            able = sorted(set(present.values()) & set(batch.sites))
-            if kept.slot + 1 < batch.batch.slots and not newcomers and len(able) >= self._terms.minimum_sites:
-                return able
-        batch = self._set_up(number, present)
-        able = sorted(set(present.values()) & set(batch.sites))
-        if len(able) < (needed := self._terms.minimum_sites):
-            raise ProtocolError(f"{len(able)} sites have masks in common; it takes {needed}")
-        return able
+            if kept.slot + 1 < batch.batch.slots and not newcomers and not self._renew:
+                with suppress(ProtocolError):  # too few of them are there: those who are set masks up among themselves
+                    return self._together(batch, present)
+        return self._together(self._set_up(number, present), present)
+
+    def renew(self) -> None:
+        """Have masks set up anew before the next round: a site may have lost what it kept of these."""
+        self._renew = True
 
     def begin(self, number: int, participants: list[str], context: bytes, length: int) -> ServerRound:
         """Spend a slot on round `number`, in which `participants` send vectors of `length`, or go on with it."""
@@ -119,6 +123,7 @@ class SecureRounds:
                 batch.add_shares(site, reply.payload)
         kept.batch = batch.record
         self._kept, self._batch, self._left_out = kept, batch, set(present.values()) - set(batch.sites)
+        self._renew = False
         self._keep()
         seconds = time.perf_counter() - began
         self.seconds += seconds
@@ -126,6 +131,13 @@ class SecureRounds:
             "masks_set_up", round=number, rounds=kept.slots, sites=batch.sites, seconds=round(seconds, 3)
         )
         return batch
+
+    @staticmethod
+    def _together(batch: ServerBatch, present: Nodes) -> list[str]:
+        """Those present whose masks meet. Raises ProtocolError when they are too few to open a sum."""
+        together = sorted(set(present.values()) & set(batch.sites))
+        batch.check_together(together)
+        return together
 
     def _batch_of(self, kept: _Kept) -> ServerBatch:
         return ServerBatch(self._folder.run_id, kept.number, kept.slots, self._roster, self._terms, kept.batch)

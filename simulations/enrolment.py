@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -23,10 +24,10 @@ def identities_of(sites: Sequence[str]) -> Mapping[str, str]:
     return {site: public_key_text(_identity(site)) for site in sites}
 
 
-def enrolments_of(sites: Sequence[str]) -> dict[str, Enrolment]:
-    """What each of these sites brings to secure aggregation: it knows the others, and demands nothing."""
+def enrolments_of(sites: Sequence[str], topology: Literal["federated", "gossip"]) -> dict[str, Enrolment]:
+    """What each of these sites brings to runs of this kind: it knows the others, and demands nothing."""
     roster = identities_of(sites)
-    return {site: Enrolment(_identity(site), roster, _NO_DEMANDS) for site in sites}
+    return {site: Enrolment(topology, site, _identity(site), roster, _NO_DEMANDS) for site in sites}
 
 
 def _identity(site: str) -> Ed25519PrivateKey:

@@ -125,7 +125,8 @@ async def _simulate(
 ) -> Summary:
     began, turns, nodes = time.perf_counter(), _Turns(), []
     for name, ask in sites.items():
-        plan = RunPlan(name, tuple(sites), RUN_ID, recipe)
+        # Rounded by its name, a site writes what a simulated server would get of it.
+        plan = RunPlan(name, tuple(sites), RUN_ID, recipe, rounding_secret=name)
         in_turn = turns.of(ask, epoch_seconds.get(name, EPOCH_SECONDS))
         node_folder = NarratedFolder(folder.path / "sites" / name, partial(rounds.note, name))
         reception = Reception()

@@ -68,7 +68,7 @@ class SitePool:
         records = simulated_sites(recipe)
         self._stage = load_stage(recipe, BaseModel(recipe))
         self._datasets = {name: load_dataset(recipe, self._stage, records[name]) for name in records}
-        self._enrolments = enrolments_of(list(records))
+        self._enrolments = enrolments_of(list(records), "gossip" if recipe.topology.kind == "gossip" else "federated")
         self._folder = folder
         self._services: dict[str, SiteService] = {}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from core_training.errors import ProtocolError
 from core_training.recipe import Recipe
 from core_training.state import Manifest
 from strategies import figures
 from strategies.ring import RingCodec
-from strategies.ring_scale import Scale, largest_change
+from strategies.ring_scale import Scale, largest_change, most_weight_cap
 from strategies.selection import Selection, selection_of
 
 
@@ -18,9 +19,13 @@ def selection_of_round(recipe: Recipe, manifest: Manifest, round_number: int) ->
 def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Scale, sites: int) -> RingCodec:
     """The ring of a round in which up to `sites` updates are added up.
 
-    Raises ProtocolError when the scale does not fit the manifest, and InputError when the ring has no room for so many.
+    Raises ProtocolError when the scale does not fit the manifest or is of greater weights than a site can have, and
+    InputError when the ring has no room for so many.
     """
     bits = recipe.privacy.ring_bits
     assert bits is not None, "the recipe's codec is a ring"
+    if scale.weight_cap > (most := most_weight_cap(recipe)):
+        # On a scale so coarse that changes are far below a step, a 1 in the sum is of one site alone.
+        raise ProtocolError(f"weight_cap {scale.weight_cap}: no site has so much in a round; {most} is enough")
     selection = selection_of_round(recipe, manifest, round_number)
     return RingCodec(manifest, bits, sites, largest_change(recipe), scale, selection, figures.COUNT)

@@ -1,6 +1,6 @@
 """Pseudo-random numbers that every machine draws alike, for stochastic rounding and for the choice of values to send.
 
-They are no secret: what hides an update are its masks. Counter based (Philox4x64, Salmon et al. 2011), so that the
+The choice is public, the rounding as secret as its key. Counter based (Philox4x64, Salmon et al. 2011), so that the
 numbers of one place in a state are the same however the state is cut into pieces before it.
 """
 
@@ -23,9 +23,12 @@ def key_of(purpose: str, *parts: int | str) -> bytes:
     return hashlib.sha256(json.dumps([purpose, *parts]).encode()).digest()[:_KEY_BYTES]
 
 
-def rounding_key(seed: int, site: str, round: int) -> bytes:
-    """The key of one site's rounding in one round (gossip: epoch); `seed` is the recipe's."""
-    return key_of("rounding", seed, site, round)
+def rounding_key(seed: int, secret: str, round: int) -> bytes:
+    """The key of one site's rounding in one round (gossip: epoch); `seed` is the recipe's, `secret` the site's own.
+
+    Whoever knew how each site rounds could tell, where one value of a sum is 1, which site it is of.
+    """
+    return key_of("rounding", seed, secret, round)
 
 
 def draws(key: bytes, place: int, count: int) -> npt.NDArray[np.uint16]:

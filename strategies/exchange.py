@@ -146,11 +146,14 @@ class TrainOrder(Message):
     manifest_digest: Digest
     ring: RingTerms | None = None
 
-    def context(self, start: str) -> bytes:
-        """SHA-256 over all that the parties of the round must see alike; `start` is the digest of the state it begins
-        with."""
+    def context(self, start: str, recipe: str, initial: str) -> bytes:
+        """SHA-256 over all that the parties of the round must see alike.
+
+        `start` is the digest of the state it begins with, `recipe` the run's recipe as the server wrote it, `initial`
+        the run's initial digest. Sites that were told different things get masks that do not cancel.
+        """
         alike = self.model_dump(mode="json", exclude={"ring": {"masking"}})
-        return hashlib.sha256(json.dumps([alike, start], sort_keys=True).encode()).digest()
+        return hashlib.sha256(json.dumps([alike, start, recipe, initial], sort_keys=True).encode()).digest()
 
 
 class Update(Message):

@@ -23,6 +23,10 @@ from strategies.selection import Selection
 
 RingVector = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
+_MOST_CUT = 0.01
+_FEW = 64
+"""The share of a tensor's and of all values, or their number where they are few, that a scale may cut."""
+
 _INTEGER_BITS = 64
 """Of the weight and the figures: they are added modulo 2⁶⁴, as signed numbers."""
 
@@ -111,19 +115,22 @@ class RingCodec:
     ) -> RingVector:
         """The vector of one site's update. `key` (see `draws.rounding_key`) decides how its values are rounded.
 
-        Raises ProtocolError for what must not enter a sum: NaN, infinite values, a weight below 1.
+        Raises ProtocolError for what must not enter a sum: NaN, infinite values, a weight below 1, and a change that is
+        cut in many places. Of values that are all cut little but the sign is left, and in the sum of a few sites' signs
+        each one's could be told. As others are told the reason, it says nothing of the values themselves.
         """
         if not self._manifest.digest == trained.manifest.digest == start.manifest.digest:
             raise ProtocolError("the state has another manifest than the run")
         if weight < 1:
             raise ProtocolError(f"weight {weight} is not a positive number")
         if len(figures) != self._figures or any(abs(figure) * self._sites >= 2**63 for figure in figures):
-            raise ProtocolError(f"a vector takes {self._figures} figures below 2^63 / sites, not {list(figures)}")
+            raise ProtocolError(f"a vector takes {self._figures} figures below 2^63 / sites")  # which ones is no news
         counted = min(weight, self._cap)
         bound = self._most * counted / self._cap
         vector = np.empty(self.length, dtype=self.dtype)
         peaks = [0.0] * len(self._limits)
-        saturated = place = 0
+        cut, sizes = [0] * len(self._limits), [0] * len(self._limits)
+        place = 0
         for piece in self._pieces():
             change = np.subtract(
                 trained.buffer[piece.start : piece.stop], start.buffer[piece.start : piece.stop], dtype=np.float64
@@ -137,7 +144,7 @@ class RingCodec:
                 change = change[self._selection.piece(piece.start, piece.stop)]
             limit = self._limits[piece.tensor]
             if peak > limit:
-                saturated += int(np.count_nonzero(np.abs(change) > limit))
+                cut[piece.tensor] += int(np.count_nonzero(np.abs(change) > limit))
                 np.clip(change, -limit, limit, out=change)
             change *= bound / limit
             # Up with the probability of what rounding down leaves out: the mean is the value (Gupta et al. 2015).
@@ -147,7 +154,15 @@ class RingCodec:
             change += noise
             np.floor(change, out=change)
             vector[place : place + change.size] = change.astype(np.int32)
+            sizes[piece.tensor] += change.size
             place += change.size
+        saturated = sum(cut)
+        for many, size in zip([*cut, saturated], [*sizes, place], strict=True):
+            if many > max(_MOST_CUT * size, _FEW):
+                raise ProtocolError(
+                    "the scale would cut too many values of this site's update: more than an honest server's, unless "
+                    "privacy.clip of the recipe is too small"
+                )
         levels = np.zeros(self._level_shape, dtype=self.dtype)
         for row, (value, limit) in enumerate(zip([*peaks, weight], [*self._limits, self._cap], strict=True)):
             if (level := level_of(value, limit)) is not None:

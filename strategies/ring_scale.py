@@ -1,7 +1,7 @@
 """Where a ring's values end: the limit of each tensor and of the weight, and how both follow the run.
 
-A limit is public, and so is all that it is made from: the recipe, and sums over the sites. It decides how finely a
-change is written and where it is cut, never whether it is hidden. See docs/decisions/018.
+A limit is public, and so is all that it is made from: the recipe, and sums over the sites. A site need not believe it:
+it sends nothing that a limit would cut in many places (`strategies.ring`). See docs/decisions/018.
 """
 
 from __future__ import annotations
@@ -102,13 +102,18 @@ def largest_change(recipe: Recipe) -> float:
     return _path(recipe) * _SGD_MOST * training.max_grad_norm
 
 
+def most_weight_cap(recipe: Recipe) -> int:
+    """The largest cap that a site's weight can call for."""
+    return _next_power_of_two(most_weight(recipe, recipe.topology.local_steps or 1))
+
+
 def first_scale(recipe: Recipe, manifest: Manifest) -> Scale:
     """The scale of a run's first round, of which nothing is known but the recipe."""
     most = largest_change(recipe)
     processes = most_weight(recipe, recipe.topology.local_steps or 1) // MOST_PROCESSES * recipe.deepspeed.processes
     return Scale(
         exponents=[_halvings(most / _first_limit(recipe, spec.size)) for spec in manifest.tensors],
-        weight_cap=_next_power_of_two(processes),
+        weight_cap=min(_next_power_of_two(processes), most_weight_cap(recipe)),
     )
 
 
@@ -125,8 +130,7 @@ def next_scale(scale: Scale, levels: Levels, recipe: Recipe) -> Scale:
     shift = _WEIGHT_LEVEL - (_WEIGHT_LEVEL if tops[-1] is None else tops[-1])
     cap = max(scale.weight_cap << shift if shift > 0 else scale.weight_cap >> -shift, 1)
     # A site that always tells of a weight above the cap must not raise it until all others' changes round to nothing.
-    most = _next_power_of_two(most_weight(recipe, recipe.topology.local_steps or 1))
-    return Scale(exponents=exponents, weight_cap=min(cap, most))
+    return Scale(exponents=exponents, weight_cap=min(cap, most_weight_cap(recipe)))
 
 
 def _first_limit(recipe: Recipe, size: int) -> float:

@@ -125,6 +125,11 @@ class GroupEngine:
         _broadcast_state(state)
         self._engine.write_state(state, missed_rounds)
 
+    def skip(self, steps: int) -> None:
+        self._launch()
+        _announce({"call": "skip", "steps": steps})
+        self._engine.skip(steps)
+
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
         self._launch()
         _announce({"call": "train", "steps": steps})
@@ -223,8 +228,8 @@ def follow() -> NoReturn:
 def _carry_out(engine: Engine, call: str, order: dict[str, Any]) -> None:
     if call == "write_state":
         engine.write_state(_receive_state(engine.manifest), order["missed_rounds"])
-    elif call == "train":
-        engine.train(order["steps"])
+    elif call in ("train", "skip"):
+        getattr(engine, call)(order["steps"])
     elif call in ("checkpoint", "restore", "save_model"):
         getattr(engine, call)(Path(order["folder"]))
     else:

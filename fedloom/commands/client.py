@@ -131,9 +131,16 @@ def status(folder: Folder = Path("site"), json: Json = False) -> None:
     lines += [f"  {process:10} {number or 'not running'}" for process, number in processes.items()]
     shown = f"{', '.join(pinned.identities)}: {to_read_out(pinned.digest)}" if pinned else "none pinned"
     lines.append(f"  {'roster':10} {shown}")
-    lines += [f"  run {run}: {event}" for run, event in events.items()]
+    lines += [f"  run {run}: {_told(event)}" for run, event in events.items()]
     document = {"name": name, "link": state, "processes": processes, "roster": roster, "runs": events}
     print_answer(document, json, "\n".join(lines))
+
+
+def _told(event: dict[str, Any]) -> str:
+    """An event in one line: what happened, then its figures."""
+    figures = {key: value for key, value in event.items() if key not in ("time", "event") and value is not None}
+    shown = (f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items())
+    return ", ".join([event["event"], *shown])
 
 
 def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:

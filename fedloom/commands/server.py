@@ -194,13 +194,20 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
     for name in names:
         sites.add_row(name, (states or {}).get(name, "unknown"))
     console.print(sites)
-    table = Table("run", "round", "loss", "held-out loss", "sites in the newest round", "note")
+    table = Table("run", "round", "loss", "held-out loss", "sites in the newest round")
     for run in runs:
         present = {name: site for name, site in run.sites.items() if site.round == run.round}
-        newest = ", ".join(f"{name} {_figure(site.loss)}" for name, site in present.items())
-        note = "finished" if run.finished else _plain(run.note or "")
-        table.add_row(run.run_id, f"{run.round}/{run.rounds}", _figure(run.loss), _figure(run.eval_loss), newest, note)
+        # A site's own loss is not known where it is masked.
+        newest = ", ".join(f"{name} {site.loss:.4f}" if site.loss else name for name, site in present.items())
+        void = f", {run.void_rounds} void" if run.void_rounds else ""
+        finished = ", finished" if run.finished else ""
+        stands = f"{run.round}/{run.rounds}{void}{finished}"
+        table.add_row(run.run_id, stands, _figure(run.loss), _figure(run.eval_loss), newest)
+    table.columns[0].overflow = "fold"
     console.print(table)
+    for run in runs:
+        if run.note and not run.finished:
+            console.print(f"{run.run_id}: {_plain(run.note)}", soft_wrap=True, highlight=False)
 
 
 def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> None:
@@ -218,6 +225,8 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
                 ticker.advance(event["round"], rounds, f"loss {_figure(event['loss'])}, {len(event['sites'])} sites")
             elif (note := note_of(event)) is not None and not quiet:
                 stderr.print(_plain(note), soft_wrap=True)
+            if event["event"] == "round_void":
+                ticker.advance(event["round"], rounds)
 
         summary = follow(folder, report, lambda: is_worked_on(federation, run_id))
     if not summary:

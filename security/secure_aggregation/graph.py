@@ -22,7 +22,8 @@ def roster_digest(roster: Mapping[str, str]) -> bytes:
 
 def to_bits(sites: Collection[str], roster: Mapping[str, str]) -> bytes:
     """A set of sites as one bit for each name of the roster in sorted order: it stays small among thousands."""
-    bits = sum(1 << place for place, name in enumerate(sorted(roster)) if name in sites)
+    chosen = set(sites)
+    bits = sum(1 << place for place, name in enumerate(sorted(roster)) if name in chosen)
     return bits.to_bytes((len(roster) + 7) // 8, "little")
 
 

@@ -129,10 +129,8 @@ class ServerBatch:
         cohort = bits_digest(to_bits(self._record.cohort, self.roster))
         expect(dealt, f"shares of {site}", site=site, batch=self.batch, cohort=cohort, keys=self.keys[site].digest())
         expect(dealt, f"shares of {site}", shares=shares_digest(deal.slots))
-        counts = {len(deal.slots) - self.batch.slots}
-        for slot in deal.slots:
-            counts |= {len(slot.commitments) - len(holders), len(slot.sealed) - len(holders)}
-        if counts != {0}:
+        whole = all(len(slot.commitments) == len(slot.sealed) == len(holders) for slot in deal.slots)
+        if len(deal.slots) != self.batch.slots or not whole:
             raise ProtocolError(f"shares of {site}: {self.batch.slots} slots need a share for each of {len(holders)}")
         self._record.deals[site] = deal
 
@@ -142,6 +140,15 @@ class ServerBatch:
         if there < (needed := max(threshold, self.terms.minimum_sites)):
             raise ProtocolError(f"{there} of {holders} sites are there; it takes {needed}")
         return threshold
+
+    def check_together(self, sites: Collection[str]) -> None:
+        """Raises ProtocolError unless every one of the sites has enough of them in its neighbourhood."""
+        there = set(sites)
+        for site in there:
+            holders = self.graph.holders(site)
+            self.check_enough(len(there.intersection(holders)), len(holders))
+        if not there:
+            raise ProtocolError("no site is there")
 
     def _open_keys(self, site: str, signed: Signed) -> Keys:
         keys = open_signed(Keys, signed, site, self.roster[site])
@@ -161,16 +168,18 @@ class ServerRound:
         self, batch: ServerBatch, slot: int, round: int, context: bytes, length: int, sites: Collection[str]
     ) -> None:
         self.participants = sorted(set(sites) & set(batch.sites))
+        self._asked = frozenset(self.participants)
+        self._bits = to_bits(self._asked, batch.roster)
         self._batch = batch
         self._slot = slot
         self._context = context
         self._attempt = Attempt(run=batch.batch.run, batch=batch.batch.number, slot=slot, round=round)
         self._masked: dict[str, Signed] = {}
         self._replies: dict[str, Unmasked] = {}
-        self._closed = False
+        self._listed: bytes | None = None  # the digest of the list of survivors, once it is fixed
         self._opened = False
         self._sum = zeros(length, batch.terms.ring_bits)
-        self._check_enough(self.participants)
+        batch.check_together(self.participants)
 
     @property
     def survivors(self) -> list[str]:
@@ -179,17 +188,15 @@ class ServerRound:
 
     def mask_order(self, site: str) -> str:
         """What the site's `SiteProtocol.mask` takes."""
-        if site not in self.participants:
+        if site not in self._asked:
             raise ProtocolError(f"{site}: it dealt no shares in this batch, or is not asked in this round")
-        dealt = [self._batch.deals[holder].dealt for holder in self._near(site, self.participants)]
-        return (
-            MaskOrder(attempt=self._attempt, participants=self._bits(self.participants), dealt=dealt).to_json().decode()
-        )
+        dealt = [self._batch.deals[holder].dealt for holder in self._near(site)]
+        return MaskOrder(attempt=self._attempt, participants=self._bits, dealt=dealt).to_json().decode()
 
     def add(self, site: str, statement: str, vector: RingVector) -> None:
         """Add a site's masked vector to the sum."""
         source = f"masked vector of {site}"
-        if site not in self.participants or site in self._masked or self._closed:
+        if site not in self._asked or site in self._masked or self._listed:
             raise ProtocolError(f"{source}: it came twice or too late, or the site is not asked in this round")
         if (vector.dtype, vector.shape) != (self._sum.dtype, self._sum.shape):
             raise ProtocolError(f"{source}: {vector.dtype} {vector.shape}, not {self._sum.dtype} {self._sum.shape}")
@@ -201,7 +208,7 @@ class ServerRound:
             site=site,
             attempt=self._attempt,
             keys=self._batch.keys[site].digest(),
-            participants=bits_digest(self._bits(self.participants)),
+            participants=bits_digest(self._bits),
             context=self._context,
             vector=vector_digest(vector),
         )
@@ -210,20 +217,21 @@ class ServerRound:
 
     def unmask_orders(self) -> dict[str, bytes]:
         """The orders to unmask, for the survivors. From here on no vector is taken."""
-        self._check_enough(self.survivors)
-        self._closed = True
-        dropped = sorted(set(self.participants) - set(self.survivors))
+        self._batch.check_together(self.survivors)
+        survivors = to_bits(self._masked, self._batch.roster)
+        dropped = to_bits(self._asked - set(self._masked), self._batch.roster)
+        self._listed = survivors_digest(self._attempt, self._context, bits_digest(self._bits), survivors)
         orders = {}
         for site in self.survivors:
             sealed = []
-            for dealer in self._near(site, self.participants):
+            for dealer in self._near(site):
                 place = self._holders(dealer).index(site)
                 sealed.append(self._batch.deals[dealer].slots[self._slot].sealed[place])
             orders[site] = UnmaskOrder(
                 attempt=self._attempt,
-                survivors=self._bits(self.survivors),
-                dropped=self._bits(dropped),
-                masked=[self._masked[near] for near in self._near(site, self.survivors)],
+                survivors=survivors,
+                dropped=dropped,
+                masked=[self._masked[near] for near in self._surviving(site)],
                 sealed=sealed,
             ).to_json()
         return orders
@@ -231,14 +239,13 @@ class ServerRound:
     def add_unmasked(self, site: str, answer: bytes) -> None:
         """Take a survivor's reply."""
         source = f"unmasked of {site}"
-        if site not in self._masked or site in self._replies or not self._closed:
+        if site not in self._masked or site in self._replies or not self._listed:
             raise ProtocolError(f"{source}: it came twice or too early, or the site is not among the survivors")
         signed = read(Signed, answer, source, 0, MOST_NEIGHBOURS)
         reply = open_signed(Unmasked, signed, site, self._batch.roster[site])
-        expect(reply, source, site=site, attempt=self._attempt, survivors=self._listed())
-        near = self._near(site, self.survivors)
-        if len(reply.pads) != len(near):
-            raise ProtocolError(f"{source}: {len(reply.pads)} shares of pads for {len(near)} survivors")
+        expect(reply, source, site=site, attempt=self._attempt, survivors=self._listed)
+        if len(reply.pads) != (pads := len(self._surviving(site))):
+            raise ProtocolError(f"{source}: {len(reply.pads)} shares of pads for {pads} survivors")
         self._replies[site] = reply
 
     def finish(self) -> RingVector:
@@ -248,7 +255,7 @@ class ServerRound:
         shares, faults = self._open_replies()
         secrets = {}
         for dealer in self.participants:
-            if dealer in self._masked or self._near(dealer, self.survivors):
+            if dealer in self._masked or self._surviving(dealer):
                 secrets[dealer] = self._join(dealer, shares[dealer], faults)
         place = self._batch.batch.place(self._slot)
         for dealer, secret in secrets.items():
@@ -257,7 +264,7 @@ class ServerRound:
                 add_mask(self._sum, key, subtract=True)
                 continue
             private = X25519PrivateKey.from_private_bytes(secret)
-            for other in self._near(dealer, self.survivors):
+            for other in self._surviving(dealer):
                 public = self._batch.keys[other].mask[self._slot]
                 key = pair_mask(private, public, place, (dealer, other), self._attempt.round, self._context)
                 add_mask(self._sum, key, subtract=other < dealer)
@@ -273,7 +280,7 @@ class ServerRound:
             pads = {}
             for number, other in enumerate(self._holders(holder), 1):
                 if other in self._replies:
-                    place = self._near(other, self.survivors).index(holder)
+                    place = self._surviving(other).index(holder)
                     pads[number] = int.from_bytes(self._replies[other].pads[place])
             threshold = self._threshold(holder)
             if len(pads) < threshold:
@@ -283,7 +290,7 @@ class ServerRound:
             except ProtocolError:
                 faults.append(f"; the reply of {holder} does not open")
                 continue
-            for place, dealer in enumerate(self._near(holder, self.participants)):
+            for place, dealer in enumerate(self._near(holder)):
                 share = given[place * SHARE_BYTES : (place + 1) * SHARE_BYTES]
                 at = self._holders(dealer).index(holder)
                 commitments = self._batch.deals[dealer].slots[self._slot].commitments[at]
@@ -313,22 +320,12 @@ class ServerRound:
     def _holders(self, site: str) -> list[str]:
         return self._batch.graph.holders(site)
 
-    def _near(self, site: str, among: Collection[str]) -> list[str]:
-        return [holder for holder in self._holders(site) if holder in among]
+    def _near(self, site: str) -> list[str]:
+        """The participants in the site's neighbourhood, itself among them; `_surviving` the survivors."""
+        return [holder for holder in self._holders(site) if holder in self._asked]
+
+    def _surviving(self, site: str) -> list[str]:
+        return [holder for holder in self._holders(site) if holder in self._masked]
 
     def _threshold(self, site: str) -> int:
         return self._batch.terms.threshold_of(len(self._holders(site)))
-
-    def _check_enough(self, sites: Collection[str]) -> None:
-        """Raises ProtocolError unless every one of the sites has enough of them in its neighbourhood."""
-        for site in sites:
-            self._batch.check_enough(len(self._near(site, sites)), len(self._holders(site)))
-        if not sites:
-            raise ProtocolError("no site is there")
-
-    def _bits(self, sites: Collection[str]) -> bytes:
-        return to_bits(sites, self._batch.roster)
-
-    def _listed(self) -> bytes:
-        participants = bits_digest(self._bits(self.participants))
-        return survivors_digest(self._attempt, self._context, participants, self._bits(self.survivors))

@@ -13,6 +13,7 @@ from client.site_config import load_site_config
 from core_training.errors import InputError
 from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
+from tests.site_folder import give_key
 
 
 def recipe(**privacy: Any) -> Recipe:
@@ -22,7 +23,9 @@ def recipe(**privacy: Any) -> Recipe:
 
 
 def check(folder: Path, demands: dict[str, Any], asked: Recipe) -> None:
-    (folder / "site.yaml").write_text(yaml.safe_dump({"name": "heart", "secure_aggregation": demands}))
+    site = {"name": "heart", "server": "localhost:9092", "secure_aggregation": demands}
+    (folder / "site.yaml").write_text(yaml.safe_dump(site))
+    give_key(folder)
     load_enrolment(folder, load_site_config(folder)).check(asked)
 
 

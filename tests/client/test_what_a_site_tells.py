@@ -13,6 +13,7 @@ from core_training import __version__
 from core_training.recipe import Recipe
 from strategies.exchange import JoinOrder, JoinReply, TrainOrder
 from tests import tiny
+from tests.site_folder import give_key
 
 
 def test_a_failing_reward_function_tells_the_server_nothing_of_the_records(
@@ -29,6 +30,7 @@ def test_a_failing_reward_function_tells_the_server_nothing_of_the_records(
     config = parse_site_config(
         {
             "name": "heart",
+            "server": "localhost:9092",
             "data": {"questions": str(data)},
             "models": {"tiny": str(tiny_model)},
             "reward_functions": {"politeness": f"{tmp_path}/judge.py:judge"},
@@ -42,6 +44,7 @@ def test_a_failing_reward_function_tells_the_server_nothing_of_the_records(
         rollout={"reward_function": "politeness", "max_new_tokens": 8},
         topology={"kind": "federated", "rounds": 1, "local_steps": 1},
     )
+    give_key(tmp_path / "heart")
     service = Worker(tmp_path / "heart", config).service
     order = JoinOrder(run_id="run", version=__version__, recipe=recipe.to_yaml())
     manifest = JoinReply.open(service.handle(order.envelope())).parsed_manifest

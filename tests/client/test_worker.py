@@ -19,13 +19,15 @@ from core_training.errors import InputError, RunError
 from core_training.recipe_file import parse_recipe
 from strategies.exchange import Envelope, JoinOrder, JoinReply, Refusal, TrainOrder, Update
 from tests import tiny
+from tests.site_folder import give_key
 
 ROOT = Path(__file__).parents[2]
 
 
 def make_site(folder: Path, more: str = "") -> Path:
     folder.mkdir(mode=0o700, parents=True)
-    (folder / "site.yaml").write_text(f"name: a\n{more}")
+    (folder / "site.yaml").write_text(f"name: a\nserver: localhost:9092\n{more}")
+    give_key(folder)
     return folder
 
 

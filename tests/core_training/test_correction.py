@@ -22,6 +22,7 @@ from core_training.run_folder import RunFolder
 from core_training.stages.base import load_stage
 from core_training.state import TrainableState
 from simulations import simulate
+from simulations.enrolment import enrolments_of
 from strategies.exchange import TrainOrder, Update
 from strategies.mixing import weighted_mean
 from tests import tiny
@@ -304,10 +305,11 @@ def test_a_site_that_missed_rounds_takes_one_plain_round(
 ) -> None:
     """What it sent before says nothing of where the others have got to since."""
     payloads = {}
+    enrolment = enrolments_of(["one"], "federated")["one"]
     for scaffold in (False, True):
         (engine, _) = two_sites(make_recipe, site_files[:2], 2, scaffold, rate=0.1)
         text = engine._recipe.to_yaml()
-        service = SiteService("one", lambda _, engine=engine: engine, tmp_path / str(scaffold))
+        service = SiteService("one", lambda _, engine=engine: engine, tmp_path / str(scaffold), enrolment)
         service._open("run", text)
         for number in (1, 3, 4):
             order = TrainOrder(

@@ -74,8 +74,9 @@ class Federation:
 
 
 @pytest.fixture
-def federation(tmp_path):
-    made = Federation(tmp_path)
+def federation(tmp_path, request):
+    """Three nodes, or those named by `indirect` parameters."""
+    made = Federation(tmp_path, **({"names": request.param} if hasattr(request, "param") else {}))
     yield made
     for process in made.processes.values():
         process.kill()

@@ -5,6 +5,7 @@ Ends like the command line does: exit code 0, 1 or 2, and the error on standard 
 
 import argparse
 import asyncio
+import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from core_training.errors import FedloomError
 from p2p.deployment import Undertaking, run_node
 from tests.p2p.linear_site import LinearSite, recipe_of
 
-SEEDS = {"alpha": (1, 11, 1.0), "beta": (2, 23, -2.0), "gamma": (3, 5, 0.5)}
+SEEDS = {"alpha": (1, 11, 1.0), "beta": (2, 23, -2.0), "gamma": (3, 5, 0.5), "delta": (4, 17, 2.0)}
 
 
 def site_named(name, width=6):
@@ -32,6 +33,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--linger", type=float, default=20.0)
     parser.add_argument("--learning-rate", type=float, default=None)
+    parser.add_argument("--privacy", type=json.loads, default=None, help="the recipe's section, as JSON")
     arguments = parser.parse_args()
     site = site_named(load_site_config(arguments.folder).name, arguments.width)
 
@@ -44,7 +46,7 @@ def main():
 
         yield ask
 
-    recipe = recipe_of(arguments.epochs, learning_rate=arguments.learning_rate)
+    recipe = recipe_of(arguments.epochs, learning_rate=arguments.learning_rate, privacy=arguments.privacy)
     undertaking = Undertaking(arguments.folder, arguments.roster, recipe, arguments.founder, linger=arguments.linger)
     try:
         run_node(undertaking, worker)

@@ -156,20 +156,21 @@ def federated_average(sites, epochs, steps=3):
     return state
 
 
-def ring_average(sites, epochs, recipe, members=None, start=None):
-    """What a server that adds up ring vectors would get, and with which limits for the next round.
+def ring_average(sites, epochs, recipe, members=None, secrets=None):
+    """What a server that adds up ring vectors would get.
 
-    `members` are those whose updates come, in each epoch; all of them, where it is None.
+    `members` are those whose updates come, in each epoch; all of them, where it is None. `secrets` are what the sites
+    round by; their names, where it is None.
     """
     manifest = next(iter(sites.values())).manifest
-    state = start or next(iter(sites.values())).initial()
+    state = next(iter(sites.values())).initial()
     scale = first_scale(recipe, manifest)
     for epoch in range(1, epochs + 1):
         ring = RingSum(ring_codec(recipe, manifest, epoch, scale, len(sites)))
         codec = ring_codec(recipe, manifest, epoch, scale, len(sites))
         for name in members[epoch - 1] if members else sites:
             trained = sites[name].train_from(state, recipe.topology.local_steps)
-            key = rounding_key(recipe.training.seed, name, epoch)
+            key = rounding_key(recipe.training.seed, secrets[name] if secrets else name, epoch)
             ring.add(codec.encode(trained, state, sites[name].tokens, [0] * figures.COUNT, key))
         if ring.count:
             outcome = ring.result(state)

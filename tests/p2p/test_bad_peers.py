@@ -117,7 +117,8 @@ FAULTS = [
 class World:
     """A real node 'alpha' behind a real port, and the means of a peer 'beta' that holds a roster certificate."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, recipe=RECIPE):
+        self.recipe = recipe
         self.alpha, self.beta = identity_in(folder, "alpha"), identity_in(folder, "beta")
         self.roster = roster_of(self.alpha, self.beta)
         self.folder = RunFolder(folder / "run")
@@ -137,7 +138,7 @@ class World:
         await server.start(self.roster.member("alpha").address)
         alpha = GrpcTransport(self.alpha, self.roster, 30.0)
         beta = GrpcTransport(self.beta, self.roster, 30.0)
-        plan = RunPlan("alpha", ("alpha", "beta"), "run", RECIPE)
+        plan = RunPlan("alpha", ("alpha", "beta"), "run", self.recipe, "secret")
         self.node = asyncio.create_task(take_part(plan, reception, alpha, ask, self.folder, linger=0.1))
         try:
             yield beta
@@ -153,11 +154,11 @@ class World:
         return [(event["peer"], event["reason"]) for event in self.folder.events("refused")]
 
 
-async def greet(beta):
+async def greet(beta, recipe=RECIPE):
     """Greet alpha until it works on its first epoch."""
     for _ in range(200):
         try:
-            if (await beta.greet("alpha", hello_from("beta"))).working == 1:
+            if (await beta.greet("alpha", hello_from("beta", recipe_digest=recipe.engine_digest))).working == 1:
                 return
         except PeerUnreachable:
             pass
@@ -165,12 +166,12 @@ async def greet(beta):
     raise AssertionError("alpha does not begin")
 
 
-async def send(channel, parts):
+async def send(channel, parts, method="Publish"):
     async def stream():
         for part in parts:
             yield part
 
-    return await channel.stream_unary("/fedloom.p2p.Gossip/Publish")(stream(), timeout=20)
+    return await channel.stream_unary(f"/fedloom.p2p.Gossip/{method}")(stream(), timeout=20)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -204,6 +205,59 @@ def test_a_sound_update_by_the_same_means_is_averaged(tmp_path):
     asyncio.run(scenario())
     assert world.refusals() == []
     assert next(world.folder.events("epoch"))["contributors"] == ["alpha", "beta"]
+
+
+def group_parts(payload=bytes(16), **changes):
+    """The serialised parts of a message that says: beta waits for a group."""
+    fields = {
+        "run_id": "run", "sender": "beta", "epoch": 1, "attempt": 0, "members": [], "phase": "here",
+        "size": len(payload), "sha256": hashlib.sha256(payload).hexdigest(), **changes,
+    }  # fmt: skip
+    header = wire.GroupPart(header=wire.GroupHeader(**fields)).SerializeToString()
+    return [header, wire.GroupPart(chunk=payload).SerializeToString()]
+
+
+GROUP_FAULTS = {
+    "another sender's name": (group_parts(sender="alpha"), "it says it comes from 'alpha'"),
+    "another run": (group_parts(run_id="other"), "belongs to another run"),
+    "no phase of the protocol": (group_parts(phase="there"), "garbage"),
+    "a member's name that is none": (group_parts(members=["../x"]), "garbage"),
+    "more bytes than the phase has": (group_parts(size=1 << 40), "bytes where 16 are right"),
+    "another content": (group_parts(sha256="0" * 64), "SHA-256"),
+    "garbage at first": ([b"\xff\xfe\xfd garbage"], "garbage"),
+    "garbage after the header": ([group_parts()[0], b"\xff\xfe garbage"], "garbage"),
+    "a chunk before the header": (group_parts()[1:], "garbage"),
+}
+
+
+@pytest.mark.parametrize("fault", GROUP_FAULTS)
+def test_a_bad_group_message_is_refused_with_the_reason_and_the_true_name(tmp_path, fault):
+    recipe = recipe_of(epochs=1, deadline=5.0, privacy={"codec": "ring16", "clip": 16.0})
+    world, (parts, reason) = World(tmp_path, recipe), GROUP_FAULTS[fault]
+
+    async def scenario():
+        async with world.running() as beta:
+            await greet(beta, recipe)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await send(beta._channel("alpha"), parts, "Exchange")
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            assert reason in refused.value.details()
+
+    asyncio.run(scenario())
+    assert world.refusals()[0][0] == "beta"
+    assert [event["contributors"] for event in world.folder.events("epoch")] == [["alpha"]]
+
+
+def test_where_the_run_has_no_groups_a_group_message_is_refused(tmp_path):
+    world = World(tmp_path)
+
+    async def scenario():
+        async with world.running() as beta:
+            await greet(beta)
+            with pytest.raises(grpc.aio.AioRpcError, match="another run"):
+                await send(beta._channel("alpha"), group_parts(), "Exchange")
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("epoch", [3, 1000])

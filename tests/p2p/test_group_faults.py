@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 
@@ -102,13 +103,15 @@ class Outcome:
         }
 
     def members(self, epoch):
-        """Whose updates went into the state after an epoch; none where it was void."""
+        """Whose updates went into the state after an epoch, at most; none where it was void."""
         found = [event["contributors"] for own in self.epochs.values() for event in own if event["epoch"] == epoch]
         return max(found, key=len, default=[])
 
-    def expected(self):
-        """The state by a server's arithmetic on just these members' updates."""
-        return ring_average(self.sites, 2, self.recipe, [self.members(1), self.members(2)])
+    def check_the_state(self):
+        """All survivors hold one state: a server's, by its arithmetic on just the updates of the groups that were."""
+        (digest,) = {self.states[name].digest for name in self.survivors}
+        groups = product(*({(), tuple(self.members(epoch))} for epoch in (1, 2)))
+        assert digest in {ring_average(self.sites, 2, self.recipe, members).digest for members in groups}
 
 
 @pytest.mark.parametrize("count", [3, 5, 8])
@@ -117,7 +120,7 @@ class Outcome:
 def test_survivors_agree_on_the_exact_mean_of_a_group_or_on_none(tmp_path, kind, phase, count):
     everybody = [f"site{n}" for n in range(count)]
     outcome = Outcome(tmp_path, count, Fault(kind, phase, f"site{count // 2}"))
-    assert {outcome.states[name].digest for name in outcome.survivors} == {outcome.expected().digest}
+    outcome.check_the_state()
     if kind in ("duplicate", "stale"):
         assert outcome.members(1) == outcome.members(2) == everybody
         assert not outcome.blamed
@@ -132,7 +135,7 @@ def test_survivors_agree_on_the_exact_mean_of_a_group_or_on_none(tmp_path, kind,
 @pytest.mark.parametrize("count", [3, 5, 8])
 def test_a_member_without_the_key_that_it_showed_is_left_out(tmp_path, count):
     outcome = Outcome(tmp_path, count, Fault("wrong key", "keys", "site1"))
-    assert {outcome.states[name].digest for name in outcome.survivors} == {outcome.expected().digest}
+    outcome.check_the_state()
     assert outcome.members(1) == (outcome.survivors if count > 3 else [])
     assert outcome.blamed == {"site1"}
 
@@ -141,5 +144,56 @@ def test_a_member_without_the_key_that_it_showed_is_left_out(tmp_path, count):
 @pytest.mark.parametrize("phase", ["keys", "scatter"])
 def test_another_calls_the_group_together_when_the_first_member_fails(tmp_path, kind, phase):
     outcome = Outcome(tmp_path, 5, Fault(kind, phase, "site0"))
-    assert {outcome.states[name].digest for name in outcome.survivors} == {outcome.expected().digest}
+    outcome.check_the_state()
     assert outcome.members(1) == outcome.survivors
+
+
+class BoastingNetwork(SimulatedNetwork):
+    """One node says of itself that it is an epoch ahead, and hands out a state of its own making."""
+
+    def __init__(self, culprit, state):
+        super().__init__(seed=1, latency=0.05)
+        self.culprit, self.state = culprit, state
+
+    def boast(self, hello):
+        offered = {"committed": hello.committed + 1, "contributors": ["x"] * 99, "state_digest": self.state.digest}
+        return hello.model_copy(update=offered)
+
+    def attach(self, name, handler):
+        super().attach(name, BoastingHandler(self, handler) if name == self.culprit else handler)
+
+    def transport(self, name):
+        return BoastingTransport(self, name) if name == self.culprit else super().transport(name)
+
+
+class BoastingTransport(SimulatedTransport):
+    async def greet(self, peer, hello):
+        return await super().greet(peer, self._network.boast(hello))
+
+
+class BoastingHandler:
+    def __init__(self, network, handler):
+        self.network, self.handler = network, handler
+
+    def __getattr__(self, name):
+        return getattr(self.handler, name)
+
+    async def on_greeting(self, sender, hello):
+        return self.network.boast(await self.handler.on_greeting(sender, hello))
+
+    async def on_fetch(self, sender, request):
+        yield self.network.state.to_bytes()
+
+
+def test_one_node_cannot_put_a_state_of_its_making_in_the_place_of_the_groups(tmp_path):
+    sites, recipe = sites_of(5), recipe_of(epochs=3, privacy=PRIVACY, learning_rate=1.0)
+    honest = [name for name in sites if name != "site4"]
+    crafted = sites["site0"].train_from(sites["site0"].initial(), 50)
+    asks = {name: site.ask for name, site in sites.items()}
+    simulate_gossip(recipe, asks, RunFolder(tmp_path), BoastingNetwork("site4", crafted))
+    states = final_states(sites, tmp_path)
+    assert crafted.digest not in {states[name].digest for name in honest}
+    assert [event for name in honest for event in events(tmp_path, name, "adopted")] == []
+    members = [event["contributors"] for event in events(tmp_path, "site0", "epoch")]
+    assert len(members) == 3
+    assert {states[name].digest for name in honest} == {ring_average(sites, 3, recipe, members).digest}

@@ -42,7 +42,7 @@ class Donors:
 def fetch(tmp_path, donors):
     async def scenario():
         folder = RunFolder(tmp_path)
-        plan = RunPlan("alpha", ROSTER, "run", recipe_of())
+        plan = RunPlan("alpha", ROSTER, "run", recipe_of(), "secret")
         joined = await SiteOrders(plan, SITE.ask).join()
         progress = Progress(plan, joined, CommitStore(folder.checkpoints), folder.event)
         offers = [

@@ -128,7 +128,8 @@ def test_a_vector_is_what_exact_arithmetic_on_each_value_gives(bits: int, keep: 
     rng = np.random.default_rng(1)
     selection = selection_of(manifest.size, keep, 5, 1)
     # Changes and a limit that are few bits long, so that float64 rounds nothing.
-    change = rng.integers(-(2**12), 2**12, size=manifest.size) / 2.0**12
+    change = rng.integers(-(2**12), 2**12, size=manifest.size) / 2.0**13
+    change[:200] *= 2  # beyond the limit, some of them
     trained, start = state(change, manifest), state(np.zeros(manifest.size), manifest)
     ring = RingCodec(manifest, bits, 4, 0.5, Scale(exponents=[0, 1], weight_cap=64), selection)
     key = rounding_key(5, "site", 1)

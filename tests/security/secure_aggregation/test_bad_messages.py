@@ -73,7 +73,6 @@ def test_bad_messages_are_refused_at_every_step_and_the_sum_is_exact():
     refuse(opened.mask_order, "a stranger", match="dealt no shares")
     masked = {name: federation.mask(opened, name, vectors[name], round=2) for name in NAMES}
     statement, vector = masked["site-00"]
-    refuse(opened.add_unmasked, "site-00", stale_unmasked["site-00"], match="too early")
     refuse(opened.add, "site-00", statement[:-9], vector, match="masked vector of site-00")
     refuse(opened.add, "site-00", masked["site-01"][0], vector, match="signature")
     refuse(opened.add, "site-00", stale_masked["site-00"], vector, match="'attempt' is not")
@@ -85,6 +84,7 @@ def test_bad_messages_are_refused_at_every_step_and_the_sum_is_exact():
     for name in NAMES:
         opened.add(name, *masked[name])
     refuse(opened.add, "site-00", *masked["site-00"], match="twice")
+    refuse(opened.add_unmasked, "site-00", stale_unmasked["site-00"], match="too early")
 
     orders = opened.unmask_orders()
     refuse(opened.add, "site-00", *masked["site-00"], match="too late")

@@ -225,6 +225,17 @@ def test_participants_below_the_threshold_or_outside_the_cohort_are_refused():
         ready.refuse_mask(name, "4 parts for this site's 5 holders", order=json.dumps(order))
 
 
+def test_participants_of_the_roster_who_are_not_in_the_cohort_are_refused():
+    federation = Federation(6)
+    federation.set_up(no_keys=federation.names[5:])
+    opened = federation.begin()
+    for name in opened.participants:
+        order = json.loads(opened.mask_order(name))
+        order["participants"] = base64.b64encode(to_bits(federation.names, federation.roster)).decode()
+        with pytest.raises(ProtocolError, match="not this site and others of its cohort"):
+            federation.sites[name].mask(1, json.dumps(order), CONTEXT, np.zeros(8, np.uint16))
+
+
 def test_sites_that_were_shown_different_cohorts_do_not_mask_with_each_other():
     federation = Federation(6, Terms(4, 3, 16, 1.0))
     shown = [ServerBatch(RUN, 0, 1, federation.roster, federation.terms) for _ in range(2)]

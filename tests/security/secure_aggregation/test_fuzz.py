@@ -49,12 +49,17 @@ class LossyFederation(RuleBasedStateMachine):
         self.left: dict[tuple[str, int], set[bytes]] = {}  # what left a site for a round
         self.masks: dict[bytes, tuple[str, int]] = {}  # which site and round a mask served
 
-    @rule(random=st.randoms(use_true_random=False), faults=st.sampled_from([0.0, 0.1, 0.3]))
-    def an_exchange(self, random, faults):
+    @rule(
+        random=st.randoms(use_true_random=False),
+        faults=st.sampled_from([0.05, 0.1, 0.0, 0.3]),
+        exchanges=st.integers(3, 12),
+    )
+    def the_run_goes_on(self, random, faults, exchanges):
         """The server asks; the orders, and then the answers, are on their way, with what was late before."""
-        self.server_goes_on()
-        self.network_delivers(random, faults)
-        self.network_delivers(random, faults)
+        for _ in range(exchanges):
+            self.server_goes_on()
+            self.network_delivers(random, faults)
+            self.network_delivers(random, faults)
 
     def server_goes_on(self):
         """The server does not wait for whoever has not answered by now."""
@@ -166,5 +171,5 @@ class LossyFederation(RuleBasedStateMachine):
 
 TestLossyFederation = LossyFederation.TestCase
 TestLossyFederation.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
 )

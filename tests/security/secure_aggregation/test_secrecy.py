@@ -45,6 +45,7 @@ def test_a_masked_vector_is_uniform_and_independent_of_the_input(ring_bits, valu
     site = federation.names[1]
     secret = SlotSecrets(federation.sites[site]._record.seeds[0]).own_mask
     _, masked = federation.mask(opened, site, plain)
+    assert masked.max() < 1 << ring_bits
     if own_masks_are_known:  # as to the server in the end: the pairwise masks remain
         key = own_mask(secret, federation.batch.batch.place(0), site, 1, CONTEXT)
         add_mask(masked, key, subtract=True)
@@ -112,7 +113,10 @@ def split(count: int, terms: Terms, first: int):
     orders = [opened.unmask_orders() for opened in rounds]
     for place, name in enumerate(federation.names[:-1]):
         told = 0 if place < first else 1
-        rounds[told].add_unmasked(name, federation.answer(name, "unmask", orders[told][name]))
+        answer = federation.answer(name, "unmask", orders[told][name])
+        with pytest.raises(ProtocolError, match="'survivors' is not what it must be"):
+            rounds[1 - told].add_unmasked(name, answer)
+        rounds[told].add_unmasked(name, answer)
         with pytest.raises(ProtocolError, match="other survivors"):
             federation.answer(name, "unmask", orders[1 - told][name])
     return federation, vectors, rounds

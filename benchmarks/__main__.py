@@ -32,6 +32,7 @@ FIGURES = (
     "streaming_memory",
     "secure_aggregation",
     "secure_aggregation_memory",
+    "secure_aggregation_streaming",
     "secure_aggregation_many",
     "secure_aggregation_round",
     "gossip_bytes",

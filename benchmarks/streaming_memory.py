@@ -64,21 +64,21 @@ def serve(sites: int) -> int:
     """Run a federation of made-up sites; returns its rounds."""
     nodes = {number: f"site-{number}" for number in range(1, sites + 1)}
     contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in nodes}
-    grid = _AllAtOnceGrid(make_client_app(_answer), contexts)
+    grid = AllAtOnceGrid(make_client_app(answer), contexts)
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder(Path(name) / "run")
         folder.prepare(parse_recipe(RECIPE), resume=False)
         return run_federation(grid, folder.path, lambda: nodes, in_process=True).rounds or 0
 
 
-class _AllAtOnceGrid(InProcessGrid):
+class AllAtOnceGrid(InProcessGrid):
     """Gives all replies in one list, as Flower's Grid over the network does."""
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         return iter(list(super().pull_messages(message_ids)))
 
 
-def _answer(order: Envelope, context: Context) -> Envelope:
+def answer(order: Envelope, context: Context) -> Envelope:
     """What a site would answer, with random tensors."""
     evaluation = EvalReport(loss_sum=1.0, weight=1, examples=1)
     if order.kind == JoinOrder.kind:

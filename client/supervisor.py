@@ -38,6 +38,10 @@ _POLL_SECONDS = 0.2
 _BACK_OFF_SECONDS = (0.2, 1.0, 2.0, 5.0, 10.0, 20.0)
 _SETTLED_AFTER = 120.0
 _MOST_OUTPUT = 65536
+_LEFT_OVER = "Ignoring message"
+"""What a SuperNode says when a run ends while it fetches an order, as when the server is killed. It keeps the order all
+the same, and from then on every answer waits until the next order has come: it has to be started anew."""
+
 _OFFLINE_SECONDS = 5.0
 """Pause between the end of a killed SuperNode's session and the next one. The server, which looks for answers several
 times a second, learns in between that the order under way is lost; else it would wait for it until its deadline."""
@@ -190,6 +194,8 @@ class Supervisor:
 
     def _tend_link(self) -> None:
         """Keep SuperNode and messenger going as a pair: what either has in hand is lost when the other dies."""
+        if self._supernode.alive and _LEFT_OVER in self._supernode.output():
+            self._supernode.stop()
         down = [process for process in (self._supernode, self._messenger) if not process.alive]
         if not down:
             return

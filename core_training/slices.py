@@ -74,7 +74,6 @@ class SlicedRun:
             warnings.simplefilter("ignore")  # PyTorch expects an optimizer step before each of the schedule
             for _ in range(steps):
                 scheduler.step()
-        self.trainer.state.global_step += steps
 
     def save(self, folder: Path) -> None:
         """Write optimizer, schedule, random numbers and progress to `folder`; every process of a group must."""

@@ -46,13 +46,14 @@ def _federated_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, st
     return _account(
         sees=f"the server sees sums over at least {least} sites, of changes, weights and training losses, never a "
         "site's own; of each site its number of records, its times, and its final loss on held-out records",
-        server="alone it opens no update and takes no site's place; it can choose who takes part, send states of its "
-        f"own making, and have each site's held-out loss of one of them; with {league} in league it opens another's "
-        "update",
+        server="alone it opens no single update and takes no site's place; but it can choose who takes part, so that "
+        "two runs over sites that differ by one leave that one's update as the difference, unless the sites demand "
+        "minimum_sites of them all; it can send states of its own making, and have each site's held-out loss of one of "
+        f"them in a run; with {league} in league it opens another's update",
         site=f"it sees the mean, so of {least} sites the sum of the other {least - 1}; unseen, it can {_push(recipe)}",
         drop_outs=f"a round counts when {rule}, and at least {max(least, recipe.topology.minimum_sites)}, within "
         f"{recipe.topology.round_deadline:g} s; else it is void, the state stays, and the next round begins",
-        unprotected=f"the difference between sums over different sites; {_REMEMBERS}",
+        unprotected=f"the difference between sums over different sites; {_signs(recipe)}{_REMEMBERS}",
     )
 
 
@@ -80,7 +81,7 @@ def _gossip_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, str]:
         f"one's own; unseen, it can {_push(recipe)}",
         drop_outs="the group breaks up and forms again in the same epoch, with new keys and at least "
         f"{least} members; with fewer the epoch is void, and the state stays",
-        unprotected=f"the difference between the sums of groups that are not the same; {_REMEMBERS}",
+        unprotected=f"the difference between the sums of groups that are not the same; {_signs(recipe)}{_REMEMBERS}",
     )
 
 
@@ -143,6 +144,15 @@ def _push(recipe: Recipe) -> str:
         return "send any values for its own, and so make the mean what it likes"
     clip = "the clip" if recipe.privacy.clip is None else f"the clip, {recipe.privacy.clip:g},"
     return f"push each value of the state by up to {clip} in a round, or make it void"
+
+
+def _signs(recipe: Recipe) -> str:
+    if recipe.topology.local_steps != 1 or recipe.training.optim != "adamw_torch":
+        return ""
+    return (
+        "the sign of each site's changes, which can be told in the sum of a few sites: AdamW's first step changes every "
+        "value by the learning rate (topology.local_steps 1; take more); "
+    )
 
 
 def _codec_hides_nothing(recipe: Recipe) -> str:

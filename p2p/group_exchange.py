@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,8 @@ class GroupExchange:
         except ProtocolError as error:  # the same at all members: they hold the same sum
             self._progress.event("refused", peer=None, epoch=group.epoch, reason=f"sum: {error}")
             return None
+        ledger = self._progress.ledger
+        ledger.saturated = (ledger.saturated or 0) + outcome.saturated
         self._progress.event(
             "group_sum",
             epoch=group.epoch,
@@ -175,9 +178,12 @@ class GroupExchange:
 
     def _go_on(self, attempt: GroupAttempt, own: GroupUpdate) -> bool:
         """Take an attempt to its next phase; False when the members' messages do not fit together."""
+        began = time.perf_counter()
         try:
             if attempt.phase is Phase.KEYS:
-                attempt.scatter(own.vector(attempt.proposals))
+                vector = own.vector(attempt.proposals)
+                began = time.perf_counter()
+                attempt.scatter(vector)
             else:
                 if attempt.phase is Phase.READY:
                     self._formation.bind()
@@ -191,6 +197,8 @@ class GroupExchange:
             self._formation.propose(own.proposal)
             self._formation.fail(None, str(error))
             return False
+        finally:
+            self._progress.ledger.seconds_masking += time.perf_counter() - began
         return True
 
     async def _all_have_sent(self, attempt: GroupAttempt) -> bool:

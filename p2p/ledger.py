@@ -17,7 +17,10 @@ from strategies.exchange import Update
 
 @dataclass
 class Ledger:
-    """Sums over the epochs so far. `eval_initial` and `eval_last` are of states that this node held."""
+    """Sums over the epochs so far. `eval_initial` and `eval_last` are of states that this node held.
+
+    `saturated` values were cut at a ring's clip, of all updates in the sums that this node opened.
+    """
 
     epochs: int = 0
     tokens: int = 0
@@ -31,6 +34,9 @@ class Ledger:
     bytes_down: int = 0
     seconds_total: float = 0.0
     seconds_training: float = 0.0
+    seconds_masking: float = 0.0
+    saturated: int | None = None
+    void_epochs: int = 0
 
     def trained(self, update: Update) -> None:
         """One epoch of local training, with the evaluation of the state that it started from, if there was one."""
@@ -98,7 +104,14 @@ def summarize(recipe: Recipe, results: Sequence[NodeResult]) -> Summary:
         metrics=final.metrics,
         bytes_up=sum(ledger.bytes_up for ledger in ledgers),
         bytes_down=sum(ledger.bytes_down for ledger in ledgers),
-        seconds={"total": total, "training": training, "exchange": max(0.0, total - training)},
+        seconds={
+            "total": total,
+            "training": training,
+            "exchange": max(0.0, total - training),
+            **masking_seconds(recipe, results),
+        },
+        void_rounds=max(ledger.void_epochs for ledger in ledgers),
+        saturated=max((ledger.saturated for ledger in ledgers if ledger.saturated is not None), default=None),
         tokens_trained=sum(ledger.tokens for ledger in ledgers),
         truncated=sum(result.data.truncated for result in results),
         dropped=sum(result.data.dropped for result in results),
@@ -116,6 +129,13 @@ def summarize(recipe: Recipe, results: Sequence[NodeResult]) -> Summary:
             for result in results
         },
     )
+
+
+def masking_seconds(recipe: Recipe, results: Sequence[NodeResult]) -> dict[str, float]:
+    """For a summary's `seconds`: what masking took at all of these nodes; nothing where nothing is masked."""
+    if recipe.privacy.secure is None:
+        return {}
+    return {"secure_aggregation": sum(result.ledger.seconds_masking for result in results)}
 
 
 def _pooled(reports: Iterable[EvalReport | None]) -> EvalReport:

@@ -212,6 +212,7 @@ class GossipNode:
     ) -> None:
         progress, evaluation = self._progress, update.evaluation
         self._end_lap()
+        progress.ledger.void_epochs += event == "epoch_void"
         progress.commit(state, contributors, scale)
         self._folder.event(
             event,

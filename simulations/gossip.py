@@ -141,7 +141,7 @@ async def _simulate(
     summary = summarize(recipe, [task.result() for task in running])
     # The nodes' own seconds are virtual: what the exchange really took is what the sites did not.
     total = time.perf_counter() - began
-    summary.seconds = {"total": total, "training": turns.seconds, "exchange": total - turns.seconds}
+    summary.seconds |= {"total": total, "training": turns.seconds, "exchange": total - turns.seconds}
     folder.write_summary(summary)
     folder.event("completed", rounds=recipe.topology.rounds, eval_loss=summary.eval_loss)
     return summary

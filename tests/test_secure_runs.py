@@ -243,6 +243,8 @@ def test_gossip_masked_or_not_ends_with_the_server_s_state(recipe: MakeRecipe, t
         gossip = recipe(3, privacy, kind="gossip")
         summary = simulate(gossip, RunFolder(tmp_path / name), False, lambda *_: None)
         assert summary.state_digest == federated.state_digest
+        assert (summary.void_rounds, summary.saturated) == (0, federated.saturated)
+        assert ("secure_aggregation" in summary.seconds) == (name == "masked")
 
 
 @pytest.mark.parametrize("kind", ["federated", "gossip"])

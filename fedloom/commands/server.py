@@ -186,7 +186,7 @@ def status(folder: Folder = Path("federation"), json: Json = False) -> None:
 
 def _print_tables(address: str, states: dict[str, str] | None, names: list[str], runs: list[RunProgress]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     console.print(f"The server listens on {address}." if states is not None else "The server is not running.")
@@ -194,7 +194,9 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
     for name in names:
         sites.add_row(name, (states or {}).get(name, "unknown"))
     console.print(sites)
-    table = Table("run", "round", "loss", "held-out loss", "sites in the newest round")
+    table = Table(
+        Column("run", overflow="fold", min_width=24), "round", "loss", "held-out loss", "sites in the newest round"
+    )
     for run in runs:
         present = {name: site for name, site in run.sites.items() if site.round == run.round}
         # A site's own loss is not known where it is masked.
@@ -203,7 +205,6 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
         finished = ", finished" if run.finished else ""
         stands = f"{run.round}/{run.rounds}{void}{finished}"
         table.add_row(run.run_id, stands, _figure(run.loss), _figure(run.eval_loss), newest)
-    table.columns[0].overflow = "fold"
     console.print(table)
     for run in runs:
         if run.note and not run.finished:

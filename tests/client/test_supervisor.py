@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import client.supervisor
 from client.supervisor import KeptProcess, Supervisor, lock_of, log_of, read_link
 from core_training import background
 
@@ -72,3 +73,35 @@ def test_the_link_is_what_the_supernode_said_last(tmp_path: Path, monkeypatch: p
         supernode.stop()
     supervisor._note_link()
     assert read_link(tmp_path).state == "connecting"
+
+
+def test_a_supernode_that_keeps_an_order_of_a_run_that_has_ended_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers would from then on be one order late."""
+    monkeypatch.setattr(client.supervisor, "_OFFLINE_SECONDS", 0.0)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "site.yaml").write_text("name: a\nserver: 127.0.0.1:1\n")
+    said = "INFO : Run ID 7 is not in `RUNNING` status. Ignoring message 04da5fabcdaffde6."
+    commands = iter([[sys.executable, "-c", f"import time; print('{said}', flush=True); time.sleep(60)"], SLEEP])
+    supervisor = Supervisor(tmp_path)
+    supervisor._supernode = KeptProcess(tmp_path, "supernode", lambda: next(commands))
+    supervisor._messenger = KeptProcess(tmp_path, "messenger", lambda: SLEEP)
+    try:
+        supervisor._tend_link()
+        first = {name: background.owner(lock_of(tmp_path, name)) for name in ("supernode", "messenger")}
+        assert None not in first.values()
+        deadline = time.monotonic() + 20
+        while said not in supervisor._supernode.output():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        supervisor._tend_link()
+        supervisor._tend_link()
+        second = {name: background.owner(lock_of(tmp_path, name)) for name in first}
+        assert None not in second.values()
+        assert not set(first.values()) & set(second.values())
+        supervisor._tend_link()
+        assert {name: background.owner(lock_of(tmp_path, name)) for name in first} == second
+    finally:
+        supervisor._supernode.stop()
+        supervisor._messenger.stop()

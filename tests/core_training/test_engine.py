@@ -69,6 +69,38 @@ def test_restored_run_equals_the_one_that_was_never_stopped(make_recipe: MakeRec
     assert again.read_state().digest == engine.read_state().digest
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_who_skipped_steps_goes_on_at_the_learning_rate_of_those_who_took_them(
+    make_recipe: MakeRecipe, schedule: str, tmp_path: Path
+) -> None:
+    """A site that missed rounds; also when it is stopped and begins again."""
+    recipe = make_recipe(training={"warmup_steps": 3, "lr_scheduler_type": schedule, "max_steps": 10})
+    whole, late, again = (open_engine(recipe) for _ in range(3))
+    rates = rates_of(whole, 10)
+    late.skip(2)
+    assert rates_of(late, 2) == rates[2:4]
+    late.skip(3)
+    late.checkpoint(tmp_path / "kept")
+    again.restore(tmp_path / "kept")
+    for engine in (late, again):
+        assert rates_of(engine, 1) == rates[7:8]
+        engine.skip(1)
+        assert rates_of(engine, 1) == rates[9:]
+    assert again.read_state().digest == late.read_state().digest
+    late.reset()
+    assert rates_of(late, 1) == rates[:1]
+
+
+def rates_of(engine: Engine, steps: int) -> list[float]:
+    """The learning rates of the next steps."""
+    rates: list[float] = []
+    optimizer = engine._current.trainer.optimizer.optimizer
+    hook = optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    engine.train(steps)
+    hook.remove()
+    return rates
+
+
 def test_two_runs_with_one_seed_give_one_digest_and_another_seed_another(make_recipe: MakeRecipe) -> None:
     digests = []
     for seed in (0, 0, 1):

@@ -93,6 +93,20 @@ def test_it_says_how_many_sites_a_dishonest_server_needs(secure: dict[str, Any],
     assert f"with {league} in league it opens another's update" in lines["a dishonest server"]
 
 
+def test_of_one_server_and_two_runs_it_makes_no_secret() -> None:
+    said = privacy_of(recipe("federated", **SECURE))["a dishonest server"]
+    assert "two runs over sites that differ by one leave that one's update as the difference" in said
+
+
+@pytest.mark.parametrize("kind", ["federated", "gossip"])
+def test_signs_that_one_step_of_adam_leaves_are_said_to_be_unprotected(kind: str) -> None:
+    several = recipe(kind, **SECURE)
+    one = several.model_copy(update={"topology": several.topology.model_copy(update={"local_steps": 1})})
+    sgd = one.model_copy(update={"training": one.training.model_copy(update={"optim": "sgd"})})
+    told = ["the sign of each site's changes" in privacy_of(each)["not protected"] for each in (several, one, sgd)]
+    assert told == [False, True, False]
+
+
 def test_a_gossip_group_has_no_server_and_a_minimum() -> None:
     lines = privacy_of(recipe("gossip", minimum=5, **SECURE))
     assert lines["a dishonest server"].startswith("there is none")

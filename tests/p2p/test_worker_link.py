@@ -11,6 +11,7 @@ from core_training import background
 from core_training.errors import RunError
 from p2p import worker_link
 from p2p.worker_link import worker_of
+from security.certificates import create_node_certificate
 from strategies.exchange import Envelope, Refusal
 
 pytestmark = pytest.mark.slow
@@ -20,6 +21,7 @@ ORDER = Envelope("hello", {})
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "site.yaml").write_text("name: a\n")
+    create_node_certificate(tmp_path / "keys", "a")
     return tmp_path
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from core_training import background
+from core_training.errors import RunError
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder
+from fedloom import console
 from fedloom.commands import server as command
 from server import run_progress
 from server.deployment import init_federation, run_states
@@ -71,4 +75,36 @@ def test_the_words_of_a_site_are_neither_markup_nor_control_characters(
     run.event("quarantined", site="a", round=1, reason="[/red] [bold]no\x1b[2J\u202e disk[/bold]")
     shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)])
     assert shown.exit_code == 0, shown.exception
-    assert "a was set aside: [/red] [bold]no [2J  disk[/bold]; nobody works on it" in shown.stdout
+    assert "r: a was set aside: [/red] [bold]no [2J  disk[/bold]; nobody works on it" in shown.stdout
+
+
+def test_a_void_round_is_counted_and_told(
+    federation: Federation, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    share = {"loss": None, "eval_loss": None}
+    run.event("round", round=1, loss=2.5, eval_loss=3.5, sites={"a": share, "b": share})
+    shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)]).stdout
+    assert "│ r                        │ 1/3   │ 2.5000 │ 3.5000        │ a, b  " in shown
+    run.event("round_void", round=2, reason="1 of 2 sites are there")
+    shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)]).stdout
+    assert "│ 2/3, 1 void │ 2.5000 │ 3.5000        │  " in shown
+    assert "\nr: round 2 is void and changed nothing: 1 of 2 sites are there; nobody works on it" in shown
+
+
+def test_who_follows_a_run_sees_it_go_past_a_void_round(
+    federation: Federation, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.event("round_void", round=1, reason="few")
+    run.event("round", round=2, loss=1.0, eval_loss=None, sites={"a": {"loss": None, "eval_loss": None}})
+    run.event("failed", reason="no disk")
+    said = io.StringIO()
+    monkeypatch.setattr(console, "stderr", Console(file=said, width=200))
+    with pytest.raises(RunError, match="nobody works on it"):
+        command._follow(federation, "r", as_json=False, quiet=False)
+    assert [line.strip() for line in said.getvalue().splitlines()] == [
+        "round 1 is void and changed nothing: few",
+        "r: round 1/3",
+        "r: round 2/3 loss 1.0000, 1 sites",
+        "failed: no disk",
+    ]

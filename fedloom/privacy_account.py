@@ -150,8 +150,8 @@ def _signs(recipe: Recipe) -> str:
     if recipe.topology.local_steps != 1 or recipe.training.optim != "adamw_torch":
         return ""
     return (
-        "the sign of each site's changes, which can be told in the sum of a few sites: AdamW's first step changes every "
-        "value by the learning rate (topology.local_steps 1; take more); "
+        "the sign of each site's changes, which can be told in the sum of a few sites: AdamW's first step changes "
+        "every value by the learning rate (topology.local_steps 1; take more); "
     )
 
 

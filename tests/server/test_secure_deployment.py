@@ -21,7 +21,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from client.deployment import stop_site
+from client.deployment import running_processes, stop_site
 from client.supervisor import PROCESSES, lock_of
 from core_training import background
 from core_training.run_folder import RunFolder
@@ -185,6 +185,8 @@ def test_a_site_that_is_killed_takes_part_again_and_no_mask_is_used_twice(walk: 
         wait_for(run, "masks_set_up", 1)
         for process in PROCESSES:
             kill(lock_of(walk / "south", process))
+        while any(running_processes(walk / "south").values()):
+            time.sleep(0.02)
         fedloom(walk, "client", "start", "--folder", "south")
         said, _ = waiting.communicate(timeout=150)
 

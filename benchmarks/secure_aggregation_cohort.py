@@ -60,18 +60,17 @@ class Cohort:
         """Round `number`, from 1, in the slot of that number."""
         return ServerRound(self._batch, number - 1, number, CONTEXT, codec.length, list(self.sites))
 
-    def mask(self, round_: ServerRound, number: int, name: str, codec: RingCodec, vector: RingVector) -> bytes:
-        """Mask the site's vector, in place; returns what travels, which the server has added."""
+    def mask(self, round_: ServerRound, number: int, name: str, codec: RingCodec, vector: RingVector) -> None:
+        """Mask the vector of a site, in place, and let the server add what travels."""
         order = round_.mask_order(name)
 
-        def masked() -> tuple[str, bytes]:
-            return self.sites[name].mask(number, order, CONTEXT, vector), codec.to_bytes(vector)
+        def masked() -> tuple[str, bytes | memoryview]:
+            return self.sites[name].mask(number, order, CONTEXT, vector), codec.view(vector)
 
         statement, payload = self._timed(name, masked)
         self.spent[name].bytes_down += len(order)
         self.spent[name].bytes_up += sent_bytes(masked_update(number, statement, payload))
         round_.add(name, statement, codec.from_bytes(payload))
-        return payload
 
     def unmask(self, round_: ServerRound, silent: Collection[str] = ()) -> tuple[RingVector, float]:
         """The sum, and the seconds that the server needed for it beside the sites' answers; `silent` give none."""
@@ -106,7 +105,7 @@ def sent_bytes(envelope: Envelope) -> int:
     return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
 
 
-def masked_update(number: int, statement: str, payload: bytes) -> Envelope:
+def masked_update(number: int, statement: str, payload: bytes | memoryview) -> Envelope:
     """The message that a masked vector travels in."""
     return MaskedUpdate(
         run_id=RUN,

@@ -53,7 +53,7 @@ def one_site() -> tuple[int, int, int]:
     held = resident_bytes()
     vector = codec.encode(trained, start, 1000, [0] * figures.COUNT, rounding_key(0, name, 1))
     statement = site.mask(1, order, CONTEXT, vector)
-    _hand_over(masked_update(1, statement, codec.to_bytes(vector)))
+    _hand_over(masked_update(1, statement, codec.view(vector)))
     return held, peak_bytes(), codec.payload_bytes
 
 

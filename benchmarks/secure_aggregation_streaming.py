@@ -126,5 +126,5 @@ class _MaskingSites:
             training_seconds=0.0,
             masking_seconds=0.0,
             seconds=0.0,
-            payload=codec.to_bytes(vector),
+            payload=codec.view(vector),
         ).envelope()

@@ -7,6 +7,8 @@ roster that the run's masks began with: a site that pins another one while a run
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +30,34 @@ class SecureSide:
 
     def __init__(self, name: str, enrolment: Enrolment, recipe: Recipe, run_id: str, file: Path) -> None:
         """Raises InputError when the site lacks what it takes, or demands more than the recipe offers."""
+        self._name = name
+        self._identity = enrolment.identity
+        self._minimums = enrolment.minimums
+        self._terms = terms_of(recipe, largest_change(recipe))
         self._run_id = run_id
         self._file = file
+        self._result = file.with_name("result.sha256")
         kept = self._load()
         self._roster = kept["roster"] if kept else dict(enrolment.roster)
-        if enrolment.identity is None or name not in self._roster:
+        if name not in self._roster or self._identity is None:
             raise InputError(
                 f"site '{name}' has pinned no roster that names it, which secure aggregation needs: get roster.json "
                 "from the server's operator (`fedloom server roster`), then at the site `fedloom client pin "
                 "roster.json`, and stop and start it"
             )
-        self._result = file.with_name("result.sha256")
         self.roster_digest = roster_digest(self._roster)
-        self._protocol = SiteProtocol(
-            name,
-            enrolment.identity,
-            self._roster,
-            terms_of(recipe, largest_change(recipe)),
-            enrolment.minimums,
-            run_id,
-            kept["protocol"] if kept else None,
-        )
+        self._protocol(kept)
 
     def answer(self, order: SecureOrder) -> SecureReply:
         """A step besides training. Raises ProtocolError for what an honest server would not ask."""
-        answer = self._protocol.answer(order.step, order.payload)
-        self._save()
+        with self._recorded() as protocol:
+            answer = protocol.answer(order.step, bytes(order.payload))
         return SecureReply(run_id=self._run_id, step=order.step, payload=answer)
 
     def mask(self, round_number: int, order: str, context: bytes, vector: RingVector) -> str:
         """Mask the vector in place; returns the signed statement that goes with it."""
-        statement = self._protocol.mask(round_number, order, context, vector)
-        self._save()
-        return statement
+        with self._recorded() as protocol:
+            return protocol.mask(round_number, order, context, vector)
 
     def admit_evaluation(self, final: bool, state_digest: str) -> None:
         """Raise ProtocolError unless this is the run's one result. From then on nothing is masked in this run.
@@ -72,8 +69,26 @@ class SecureSide:
         if self._result.exists() and self._result.read_text(encoding="ascii") != state_digest:
             raise ProtocolError("this run aggregates securely, and another state was evaluated as its result before")
         commit_file(self._result, state_digest.encode())
-        self._protocol.erase()
-        self._save()
+        protocol = self._protocol(self._load())
+        protocol.erase()
+        self._save(protocol)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[SiteProtocol]:
+        """The protocol as the record has it, which is on disk again when the block ends.
+
+        It is read anew each time: on Ray, one order of a round may be answered in one process and the next in another.
+        """
+        if self._result.exists():
+            raise ProtocolError("the result of this run was evaluated here: nothing more is masked in it")
+        protocol = self._protocol(self._load())
+        yield protocol
+        self._save(protocol)
+
+    def _protocol(self, kept: dict[str, Any] | None) -> SiteProtocol:
+        assert self._identity is not None, "a site without a key takes no part"
+        record = kept["protocol"] if kept else None
+        return SiteProtocol(self._name, self._identity, self._roster, self._terms, self._minimums, self._run_id, record)
 
     def _load(self) -> dict[str, Any] | None:
         if not self._file.exists():
@@ -81,6 +96,6 @@ class SecureSide:
         kept: dict[str, Any] = json.loads(read_private_file(self._file))
         return kept
 
-    def _save(self) -> None:
-        kept = {"roster": self._roster, "protocol": self._protocol.record}
+    def _save(self, protocol: SiteProtocol) -> None:
+        kept = {"roster": self._roster, "protocol": protocol.record}
         replace_private_file(self._file, json.dumps(kept).encode())

@@ -18,7 +18,7 @@ from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
 from core_training.central import prune_checkpoints, total
 from core_training.engine import read_checkpoint
-from core_training.errors import DivergedError, FedloomError, InputError, ProtocolError
+from core_training.errors import DivergedError, FedloomError, InputError, NarrowScaleError, ProtocolError
 from core_training.models.export import result_name
 from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
@@ -139,7 +139,9 @@ class SiteService:
     def _refusal(self, error: FedloomError) -> Envelope:
         """Says why, without telling where on this machine anything lies."""
         reason = str(error).replace(f"{self._folder.absolute()}/", "").replace(f"{self._folder}/", "")
-        return Refusal(reason=reason[:2000], fatal=isinstance(error, InputError)).envelope()
+        return Refusal(
+            reason=reason[:2000], fatal=isinstance(error, InputError), too_narrow=isinstance(error, NarrowScaleError)
+        ).envelope()
 
 
 class _SiteRun:

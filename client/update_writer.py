@@ -84,7 +84,7 @@ class UpdateWriter:
             seconds=time.monotonic() - arrived,
         )
 
-    def _payload(self, order: TrainOrder, trained: TrainedSlice) -> bytes:
+    def _payload(self, order: TrainOrder, trained: TrainedSlice) -> bytes | memoryview:
         # A gossip node mixes what its own site has trained, so the site hands it over as it is.
         if self._recipe.topology.kind == "gossip" or self._recipe.privacy.codec == "fp32":
             return trained.trained.to_bytes()
@@ -92,7 +92,7 @@ class UpdateWriter:
             selection = selection_of_round(self._recipe, trained.start.manifest, order.round)
             return bf16.encode(trained.trained, trained.start, self._rounding_key(order), selection)
         codec = self._codec(order, trained)
-        return codec.to_bytes(self._vector(codec, order, trained))
+        return codec.view(self._vector(codec, order, trained))
 
     def _masked(
         self, order: TrainOrder, trained: TrainedSlice, arrived: float, resident_seconds: float, side: SecureSide
@@ -112,7 +112,7 @@ class UpdateWriter:
             resident_seconds=resident_seconds,
             training_seconds=trained.report.seconds,
             masking_seconds=time.monotonic() - began,
-            payload=codec.to_bytes(vector),
+            payload=codec.view(vector),
             seconds=time.monotonic() - arrived,
         )
 

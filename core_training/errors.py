@@ -36,6 +36,10 @@ class ProtocolError(FedloomError):
         self.fatal = fatal
 
 
+class NarrowScaleError(ProtocolError):
+    """An update does not fit the scale on which it was to be written: the next one has to be wider."""
+
+
 class Interrupted(FedloomError):
     """The person asked the run to stop; its state is saved and `--resume` continues it."""
 

@@ -328,11 +328,23 @@ class SecureAggregation(Section):
         None,
         description="Sites that it takes to open a sum: a number, or more than this share of them. Unset: more than ⅔.",
     )
-    minimum_sites: Annotated[int, Field(ge=2)] = Field(3, description="The fewest updates whose sum is ever opened.")
+    minimum_sites: Annotated[int, Field(ge=2, le=51)] = Field(
+        3, description="The fewest updates whose sum is ever opened."
+    )
     ring_bits: Literal[16, 24, 32] | None = Field(None, description="Bits a value takes on its way. Unset: `codec`'s.")
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="The same as `privacy.clip`."
     )
+
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> Self:
+        if isinstance(self.threshold, int) and 2 * self.threshold <= self.minimum_sites:
+            raise ValueError(
+                f"threshold: {self.threshold} is never more than half of {self.minimum_sites} sites (minimum_sites); "
+                f"give {self.minimum_sites // 2 + 1} or more, or a share above 0.5"
+            )
+        return self
 
 
 class Privacy(Section):

@@ -117,7 +117,7 @@ class TrainableState:
         return bytes(save(dict(self.tensors())))
 
     @classmethod
-    def from_bytes(cls, data: bytes, manifest: Manifest) -> TrainableState:
+    def from_bytes(cls, data: bytes | memoryview, manifest: Manifest) -> TrainableState:
         """Read `to_bytes` back.
 
         Raises ProtocolError, naming the tensor, when a name, shape or dtype differs from `manifest`, and when the
@@ -129,7 +129,7 @@ class TrainableState:
         if len(data) > manifest.max_message_bytes:
             raise ProtocolError(f"{len(data)} bytes is more than a state of {manifest.size} parameters takes")
         try:
-            arrays = load(data)
+            arrays = load(bytes(data))
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProtocolError(f"the bytes are not a safetensors file: {error}") from None
         return cls.from_arrays(arrays, manifest)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from core_training.errors import ProtocolError
 from core_training.recipe import Recipe, SecureAggregation
+from security.secure_aggregation.graph import MOST_NEIGHBOURS
 from security.secure_aggregation.terms import Terms, terms_of
 
 _EXAMPLES = (3, 6, 16)
@@ -112,9 +113,9 @@ def _league(terms: Terms) -> int:
     All of a sum but one; or as many as answer twice, for two lists of survivors, until each has `threshold` shares.
     """
     needed = []
-    for cohort in range(terms.minimum_sites, terms.minimum_sites + 100):
+    for cohort in range(terms.minimum_sites, MOST_NEIGHBOURS + 2):  # in a larger one that many share masks, too
         try:
-            needed.append(min(2 * terms.threshold_of(cohort) - cohort, cohort - 1))
+            needed.append(min(2 * terms.threshold_of(cohort) - cohort, terms.minimum_sites - 1))
         except ProtocolError:
             continue  # no run with so many sites
     return min(needed)

@@ -20,7 +20,7 @@ from strategies.exchange import Digest, Update
 from strategies.fedavg import most_weight
 from strategies.figures import RoundFigures
 from strategies.ring import Outcome, RingCodec
-from strategies.ring_scale import Scale, first_scale, next_scale
+from strategies.ring_scale import Scale, first_scale, next_scale, widened
 
 
 class Proposal(PeerMessage):
@@ -45,9 +45,7 @@ class GroupUpdate:
         self._own = Proposal(
             manifest_digest=start.manifest.digest, start_digest=start.digest, scale=progress.last.scale
         )
-        first = first_scale(self._recipe, start.manifest)
-        self._use(self._own.scale or first)
-        self._wider = [first, first.model_copy(update={"exponents": [0] * len(first.exponents)})]
+        self._use(self._own.scale or first_scale(self._recipe, start.manifest))
         bits = self._recipe.privacy.ring_bits
         assert bits is not None
         self.form = RingForm(self._codec.length, bits // 8, self._codec.to_bytes, self._codec.read_part)
@@ -59,12 +57,9 @@ class GroupUpdate:
 
     def widen(self) -> bool:
         """Propose a wider scale from now on; False when there is none."""
-        while self._wider:
-            wider = Scale.widest([self._scale, self._wider.pop(0)])
-            if wider != self._scale:
-                self._own = self._own.model_copy(update={"scale": wider})
-                return True
-        return False
+        wider = widened(self._scale, self._recipe, self._start.manifest)
+        self._own = self._own.model_copy(update={"scale": wider})
+        return wider != self._scale
 
     def vector(self, proposals: Mapping[str, bytes]) -> RingVector:
         """The update as these proposals ask for it, one of each member.

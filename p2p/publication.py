@@ -23,7 +23,7 @@ class Publication:
     def write(self, update: Update, trained: TrainableState) -> tuple[bytes, TrainableState]:
         """What the neighbours get of what the site has trained, and the state that they will read in it."""
         if self._reference is None:
-            return update.payload, trained
+            return bytes(update.payload), trained
         key = rounding_key(self._plan.recipe.training.seed, self._plan.rounding_secret, update.round)
         payload = bf16.encode(trained, self._reference, key)
         return payload, self.read(payload)

@@ -33,7 +33,7 @@ def write_private_file(path: Path, data: bytes) -> None:
 
 def replace_private_file(path: Path, data: bytes) -> None:
     """Replace a file that only its owner may read, whole or not at all, and on the disk when this returns."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.new")  # one name: what a kill leaves there, the next save removes
     try:
         scratch.unlink(missing_ok=True)
         write_private_file(scratch, data)

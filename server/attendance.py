@@ -49,8 +49,10 @@ class Terms:
 
 def fewest_sites(recipe: Recipe) -> int:
     """With how many sites a round can begin."""
-    secure = recipe.privacy.secure
-    return max(recipe.topology.minimum_sites, secure.minimum_sites if secure else 1)
+    secure, least = recipe.privacy.secure, recipe.topology.minimum_sites
+    if secure is None:
+        return least
+    return max(least, secure.minimum_sites, secure.threshold if isinstance(secure.threshold, int) else 1)
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,10 @@ class Attendance:
             if len(present) >= minimum:
                 return present
             if time.monotonic() > deadline:
-                reasons = [f"{e['site']}: {e['reason']}" for e in self._folder.events("quarantined")][-3:]
                 raise RunError(
                     f"{len(present)} of at least {minimum} sites were ready within {self._patience:g} s "
                     "(minimum_sites of topology and of privacy.secure_aggregation, topology.round_deadline). "
-                    + "; ".join(reasons)
+                    + self._exchange.recent_reasons()
                 )
             if not announced:
                 self._folder.event("waiting", sites=sorted(present.values()), minimum=minimum)

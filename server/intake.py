@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from security.secure_aggregation.server import ServerRound
-
 from core_training.errors import ProtocolError
 from core_training.recipe import Recipe
 from core_training.state import TrainableState
+from security.secure_aggregation.server import ServerRound
 from server.progress import RoundReport, SiteRound
 from strategies import bf16
 from strategies.exchange import EvaluateOrder, EvaluateReply, MaskedUpdate, Message, TrainOrder, Update
@@ -116,7 +115,7 @@ class StateIntake:
     def outcome(self) -> Outcome:
         return Outcome(self._aggregator.result(), self._told.report())
 
-    def _read(self, payload: bytes) -> TrainableState:
+    def _read(self, payload: bytes | memoryview) -> TrainableState:
         if self._start is None:
             return TrainableState.from_bytes(payload, self._aggregator.manifest)
         return bf16.decode(payload, self._start, self._selection)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from core_training.errors import ProtocolError
+from core_training.errors import NarrowScaleError, ProtocolError
 from core_training.run_folder import RunFolder
 from strategies.exchange import Message
 from strategies.flower_records import from_message, to_messages
@@ -34,6 +34,8 @@ class OrderExchange:
         self._deadline_seconds = deadline_seconds
         self.bytes_down = 0
         """Payload bytes sent so far."""
+        self.too_narrow = False
+        """Whether an update did not fit its scale, since this was last set to False."""
         self.hopeless: set[str] = set()
         """The sites whose newest fault was a fatal one: to ask them the same again would not help."""
 
@@ -73,6 +75,10 @@ class OrderExchange:
         for site in waiting.values():
             self._folder.event("late", site=site, round=round_number, order=kind)
 
+    def recent_reasons(self) -> str:
+        """Why sites were set aside lately, in words."""
+        return "; ".join([f"{e['site']}: {e['reason']}" for e in self._folder.events("quarantined")][-3:])
+
     def _pull(self, identifiers: list[str]) -> Iterator[Any]:
         """The replies that are there, fetched a few at a time: memory does not grow with the number of sites."""
         for first in range(0, len(identifiers), FETCHED_AT_ONCE):
@@ -84,6 +90,7 @@ class OrderExchange:
         try:
             yield
         except ProtocolError as error:
+            self.too_narrow |= isinstance(error, NarrowScaleError)
             if error.fatal:
                 self.hopeless.add(site)
             self._folder.event("quarantined", site=site, round=round_number, reason=str(error))

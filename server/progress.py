@@ -126,9 +126,8 @@ class Progress:
         }
 
     def record_void(self, number: int) -> None:
-        """The round changed nothing, and is not tried again. The next one begins with the recipe's own scale."""
+        """The round changed nothing, and is not tried again."""
         self.round = number
-        self.scale = None
         self.void_in_a_row += 1
         self.void_rounds += 1
 

@@ -20,7 +20,7 @@ from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder, Summary
 from core_training.state import TrainableState
 from core_training.trainable import EvalReport
-from server.attendance import Attendance
+from server.attendance import Attendance, fewest_sites
 from server.intake import Intake, MaskedIntake, Outcome, RingIntake, StateIntake, check_belongs
 from server.order_exchange import OrderExchange
 from server.progress import Progress
@@ -36,7 +36,7 @@ from strategies.exchange import (
     RingTerms,
     TrainOrder,
 )
-from strategies.ring_scale import first_scale
+from strategies.ring_scale import Scale, first_scale, widened
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -100,6 +100,7 @@ class _RoundLoop:
         self._attendance = Attendance(grid, folder, recipe, self._exchange, sites, patience, roster_of)
         self._roster_of = roster_of
         self._secure: SecureRounds | None = None
+        self._wider: Scale | None = None
         self._progress = Progress()
         self._state: TrainableState | None = None
 
@@ -123,20 +124,22 @@ class _RoundLoop:
                 if self._secure is not None:
                     self._secure.renew()
                 self._progress.record_void(number)
+                self._progress.scale = self._wider or self._progress.scale
                 self._folder.event("round_void", round=number, reason=str(void))
             self._note_time_and_bytes(began)
             assert self._state is not None, "a round that is void changes a state that is there"
             self._store.commit(self._progress, self._state)
-            if self._progress.void_in_a_row == ATTEMPTS_PER_ROUND:
+            if self._progress.void_in_a_row and self._progress.void_in_a_row % ATTEMPTS_PER_ROUND == 0:
                 raise RunError(
-                    f"{ATTEMPTS_PER_ROUND} rounds in a row were void; round {number} is committed: go on later"
+                    f"{ATTEMPTS_PER_ROUND} rounds in a row were void; the run can go on after round {number}: "
+                    f"{self._exchange.recent_reasons()}"
                 )
             self._on_round(number, loss)
         return self._finish(began)
 
     def _take_in(self, number: int, outcome: Outcome, seconds: float) -> float:
         """Make an outcome the run's; returns the round's training loss."""
-        self._state, self._progress.scale = outcome.state, outcome.scale
+        self._state, self._progress.scale = outcome.state, self._wider or outcome.scale
         figures = self._progress.record_round(number, outcome.report, seconds, self._of_all)
         self._folder.event("round", **figures)
         loss: float = figures["loss"]
@@ -147,6 +150,7 @@ class _RoundLoop:
         began = time.perf_counter()
         intake, asked = self._intake(number, present)
         accepted: set[str] = set()
+        self._exchange.too_narrow = False
         for site, update in self._exchange.ask(intake.orders(), asked, intake.reply, number):
             with self._exchange.quarantine(site, number):
                 size = len(update.payload)
@@ -154,9 +158,13 @@ class _RoundLoop:
                 self._progress.bytes_up += size
                 accepted.add(site)
             del update  # its payload, before the next ones are fetched
+        if self._exchange.too_narrow and self._progress.scale is not None:
+            self._wider = widened(self._progress.scale, self._recipe, self._attendance.terms.manifest)
+        if self._secure is not None:
+            self._secure.note(number, accepted, set(asked.values()) - accepted)
         try:
-            if len(accepted) < self._minimum:
-                raise ProtocolError(f"{len(accepted)} updates came, and it takes {self._minimum}")
+            if len(accepted) < (least := fewest_sites(self._recipe)):
+                raise ProtocolError(f"{len(accepted)} updates came, and it takes {least}")
             if isinstance(intake, MaskedIntake) and self._secure is not None:
                 survivors = {node: site for node, site in asked.items() if site in accepted}
                 self._secure.open(number, intake.masked, survivors)
@@ -181,7 +189,9 @@ class _RoundLoop:
             present = {node: site for node, site in present.items() if site in participants}
         ring = None
         if recipe.privacy.ring_bits is not None:
-            ring = RingTerms(scale=self._progress.scale or first_scale(recipe, manifest), sites=len(participants))
+            scale = self._wider or self._progress.scale or first_scale(recipe, manifest)
+            self._progress.scale, self._wider = scale, None
+            ring = RingTerms(scale=scale, sites=len(participants))
         order = TrainOrder(
             run_id=self._folder.run_id,
             round=number,

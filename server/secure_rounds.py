@@ -9,7 +9,7 @@ and after a round that was void, masks are set up anew, so that a site which los
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -32,13 +32,21 @@ Nodes = Mapping[int, str]
 
 
 class _Kept(BaseModel):
-    """What is on disk: a batch, and the last of its slots that was spent, with whom and on which round."""
+    """A batch on disk, as `ServerBatch` has it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     number: int
     slots: int
     batch: dict[str, Any]
+
+
+class _Spent(BaseModel):
+    """The last slot that was spent, on disk: of which batch, on which round and with whom."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    batch: int = 0
     slot: Annotated[int, Field(ge=-1)] = -1
     round: int = 0
     participants: list[str] = []
@@ -53,19 +61,19 @@ class SecureRounds:
         self._terms = terms_of(recipe, largest_change(recipe))
         self._exchange = exchange
         self._roster = roster
-        self._file = folder.path / "masks.json"
-        self._kept: _Kept | None = None
+        self._batch_file = folder.path / "masks.json"
+        self._slot_file = folder.path / "masks-slot.json"
+        self._spent = _Spent()
         self._batch: ServerBatch | None = None
-        self._left_out: set[str] = set()
+        self._waits: dict[str, int] = {}
+        self._due: dict[str, int] = {}
         self._renew = True
         self.seconds = 0.0
         """Spent on this besides the rounds themselves, so far."""
         self.bytes_up = 0
         """What the sites sent besides their updates, so far."""
-        if self._file.exists():
-            kept = _Kept.model_validate_json(self._file.read_bytes())
-            with suppress(ProtocolError):  # the sites have another roster than when the masks were set up
-                self._kept, self._batch = kept, self._batch_of(kept)
+        if self._slot_file.exists():
+            self._recall()
 
     def participants(self, number: int, present: Nodes) -> list[str]:
         """The sites whose masks meet in round `number`; sets masks up where there are none for it.
@@ -73,12 +81,12 @@ class SecureRounds:
         Who took part in an attempt at this very round that was cut short is asked again, and nobody else. Raises
         ProtocolError when the set-up leaves too few.
         """
-        batch, kept = self._batch, self._kept
-        if batch is not None and kept is not None:
-            if kept.round == number:
-                return kept.participants
-            newcomers = not set(present.values()) <= {*batch.sites, *self._left_out}
-            if kept.slot + 1 < batch.batch.slots and not newcomers and not self._renew:
+        batch, spent = self._batch, self._spent
+        if batch is not None:
+            if spent.round == number:
+                return spent.participants
+            lacking = any(self._due.get(site, number + (site in batch.sites)) <= number for site in present.values())
+            if spent.slot + 1 < batch.batch.slots and not lacking and not self._renew:
                 with suppress(ProtocolError):  # too few of them are there: those who are set masks up among themselves
                     return self._together(batch, present)
         return self._together(self._set_up(number, present), present)
@@ -87,15 +95,28 @@ class SecureRounds:
         """Have masks set up anew before the next round: a site may have lost what it kept of these."""
         self._renew = True
 
+    def note(self, number: int, delivered: Collection[str], missing: Collection[str]) -> None:
+        """Who sent a masked update in this round, and who was asked in vain.
+
+        A site that lost what it kept of its masks can send none until new ones are set up. They are, for its sake, one
+        round after it was missing first, then two rounds, four, and so on.
+        """
+        for site in delivered:
+            self._waits.pop(site, None)
+        for site in missing:
+            self._waits[site] = 2 * self._waits.get(site, 0) or 1
+            self._due[site] = number + self._waits[site]
+
     def begin(self, number: int, participants: list[str], context: bytes, length: int) -> ServerRound:
         """Spend a slot on round `number`, in which `participants` send vectors of `length`, or go on with it."""
-        batch, kept = self._batch, self._kept
+        batch, spent = self._batch, self._spent
         assert batch is not None, "masks were set up"
-        assert kept is not None, "masks were set up"
-        if kept.round != number:
-            kept.slot, kept.round, kept.participants = kept.slot + 1, number, participants
-            self._keep()
-        return ServerRound(batch, kept.slot, number, context, length, participants)
+        if spent.round != number:
+            spent = self._spent = _Spent(
+                batch=batch.batch.number, slot=spent.slot + 1, round=number, participants=participants
+            )
+            commit_file(self._slot_file, spent.model_dump_json().encode())
+        return ServerRound(batch, spent.slot, number, context, length, participants)
 
     def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None:
         """Have the survivors of a round open its sum. Raises ProtocolError when they cannot."""
@@ -103,33 +124,31 @@ class SecureRounds:
         orders = self._orders("unmask", masked.unmask_orders())
         for site, reply in self._ask(orders, nodes, number):
             with self._exchange.quarantine(site, number):
-                masked.add_unmasked(site, reply.payload)
+                masked.add_unmasked(site, bytes(reply.payload))
         self.seconds += time.perf_counter() - began
 
     def _set_up(self, number: int, present: Nodes) -> ServerBatch:
         began = time.perf_counter()
         # The number must never come again in this run, also when the server is killed before anything is on disk.
-        kept = _Kept(
-            number=time.time_ns() // 1000, slots=max(1, min(_ROUNDS_AHEAD, self._rounds - number + 1)), batch={}
-        )
-        batch = self._batch_of(kept)
+        number_of_batch, slots = time.time_ns() // 1000, max(1, min(_ROUNDS_AHEAD, self._rounds - number + 1))
+        batch = ServerBatch(self._folder.run_id, number_of_batch, slots, self._roster, self._terms)
         order = SecureOrder(run_id=self._folder.run_id, step="keys", payload=batch.keys_order())
         for site, reply in self._ask(dict.fromkeys(present.values(), order), present, number):
             with self._exchange.quarantine(site, number):
-                batch.add_keys(site, reply.payload)
+                batch.add_keys(site, bytes(reply.payload))
         orders = self._orders("shares", batch.shares_orders())
         for site, reply in self._ask(orders, present, number):
             with self._exchange.quarantine(site, number):
-                batch.add_shares(site, reply.payload)
-        kept.batch = batch.record
-        self._kept, self._batch, self._left_out = kept, batch, set(present.values()) - set(batch.sites)
-        self._renew = False
-        self._keep()
+                batch.add_shares(site, bytes(reply.payload))
+        batch.check_together(batch.sites)
+        kept = _Kept(number=number_of_batch, slots=slots, batch=batch.record)
+        commit_file(self._batch_file, kept.model_dump_json().encode())
+        self._batch, self._spent, self._renew = batch, _Spent(), False
+        self._due.clear()
+        self.note(number, (), set(present.values()) - set(batch.sites))
         seconds = time.perf_counter() - began
         self.seconds += seconds
-        self._folder.event(
-            "masks_set_up", round=number, rounds=kept.slots, sites=batch.sites, seconds=round(seconds, 3)
-        )
+        self._folder.event("masks_set_up", round=number, rounds=slots, sites=batch.sites, seconds=round(seconds, 3))
         return batch
 
     @staticmethod
@@ -139,12 +158,17 @@ class SecureRounds:
         batch.check_together(together)
         return together
 
-    def _batch_of(self, kept: _Kept) -> ServerBatch:
-        return ServerBatch(self._folder.run_id, kept.number, kept.slots, self._roster, self._terms, kept.batch)
-
-    def _keep(self) -> None:
-        assert self._kept is not None, "there is something to keep"
-        commit_file(self._file, self._kept.model_dump_json().encode())
+    def _recall(self) -> None:
+        """Take up the batch whose slot was being spent; without it, masks are set up anew."""
+        spent = _Spent.model_validate_json(self._slot_file.read_bytes())
+        kept = _Kept.model_validate_json(self._batch_file.read_bytes())
+        if spent.batch != kept.number:
+            return
+        with suppress(ProtocolError):  # the sites have another roster than when the masks were set up
+            self._batch = ServerBatch(
+                self._folder.run_id, kept.number, kept.slots, self._roster, self._terms, kept.batch
+            )
+            self._spent = spent
 
     def _orders(self, step: Literal["shares", "unmask"], payloads: Mapping[str, bytes]) -> dict[str, SecureOrder]:
         run_id = self._folder.run_id

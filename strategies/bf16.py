@@ -38,7 +38,7 @@ def encode(trained: TrainableState, reference: TrainableState, key: bytes, selec
     return rounded.tobytes()
 
 
-def decode(data: bytes, reference: TrainableState, selection: Selection | None = None) -> TrainableState:
+def decode(data: bytes | memoryview, reference: TrainableState, selection: Selection | None = None) -> TrainableState:
     """The state that was meant; values that did not travel are the reference's.
 
     Raises ProtocolError for a wrong length, and for what would not be a finite state.

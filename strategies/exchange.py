@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core_training.errors import ProtocolError
+from core_training.errors import NarrowScaleError, ProtocolError
 from core_training.state import Manifest
 from core_training.trainable import DataReport, EvalReport, Number, Seconds, TrainReport
 from strategies.ring_scale import Scale
@@ -31,7 +31,7 @@ class Envelope:
 
     kind: str
     fields: dict[str, Any]
-    payload: bytes = b""
+    payload: bytes | memoryview = b""
 
 
 class Message(BaseModel):
@@ -39,7 +39,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
     kind: ClassVar[str]
-    payload: bytes = Field(b"", exclude=True, repr=False)
+    payload: bytes | memoryview = Field(b"", exclude=True, repr=False)
 
     def envelope(self) -> Envelope:
         return Envelope(self.kind, self.model_dump(mode="json"), self.payload)
@@ -49,7 +49,8 @@ class Message(BaseModel):
         """Check an envelope. Raises ProtocolError for another kind, and names the field that is wrong."""
         if envelope.kind == Refusal.kind and cls is not Refusal:
             refusal = Refusal.open(envelope)
-            raise ProtocolError(refusal.reason, refusal.fatal)
+            kind_of_error = NarrowScaleError if refusal.too_narrow else ProtocolError
+            raise kind_of_error(refusal.reason, refusal.fatal)
         if envelope.kind != cls.kind:
             raise ProtocolError(f"a '{envelope.kind}' message came where '{cls.kind}' was expected")
         try:
@@ -210,8 +211,12 @@ class EvaluateReply(Message):
 
 
 class Refusal(Message):
-    """Site to server: the order cannot be carried out. `fatal` says that trying again would not help."""
+    """Site to server: the order cannot be carried out. `fatal` says that trying again would not help.
+
+    `too_narrow` says that the site's update does not fit the scale of the order.
+    """
 
     kind: ClassVar[str] = "refused"
     reason: Annotated[str, Field(max_length=2000)]
     fatal: bool = False
+    too_narrow: bool = False

@@ -71,10 +71,10 @@ def _to_records(envelope: Envelope, payload: ArrayRecord | None) -> RecordDict:
     return records
 
 
-def _to_array(payload: bytes) -> ArrayRecord | None:
+def _to_array(payload: bytes | memoryview) -> ArrayRecord | None:
     from flwr.app import Array, ArrayRecord
 
-    return ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _BYTES, payload)}) if payload else None
+    return ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _BYTES, bytes(payload))}) if payload else None
 
 
 def _from_records(records: RecordDict) -> Envelope:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core_training.errors import InputError, ProtocolError
+from core_training.errors import InputError, NarrowScaleError, ProtocolError
 from core_training.state import Manifest, TrainableState
 from strategies.draws import PIECE, draws
 from strategies.ring_scale import LEVELS, Levels, Scale, level_of
@@ -159,7 +159,7 @@ class RingCodec:
         saturated = sum(cut)
         for many, size in zip([*cut, saturated], [*sizes, place], strict=True):
             if many > max(_MOST_CUT * size, _FEW):
-                raise ProtocolError(
+                raise NarrowScaleError(
                     "the scale would cut too many values of this site's update: more than an honest server's, unless "
                     "privacy.clip of the recipe is too small"
                 )
@@ -214,13 +214,19 @@ class RingCodec:
         plain = np.ascontiguousarray(vector, dtype=self.dtype.newbyteorder("<"))
         return plain.tobytes() if self._bits != 24 else plain.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
 
-    def from_bytes(self, data: bytes) -> RingVector:
+    def view(self, vector: RingVector) -> bytes | memoryview:
+        """The same without a copy, where a vector lies in memory as it travels."""
+        if self._bits == 24 or vector.dtype != self.dtype.newbyteorder("<"):
+            return self.to_bytes(vector)
+        return vector.view(np.uint8).data
+
+    def from_bytes(self, data: bytes | memoryview) -> RingVector:
         """Read `to_bytes` back, without a copy (and so read-only) where that can be. Raises ProtocolError."""
         if len(data) != self.payload_bytes:
             raise ProtocolError(f"an update of this run takes {self.payload_bytes} bytes, not {len(data)}")
         return self.read_part(data)
 
-    def read_part(self, data: bytes) -> RingVector:
+    def read_part(self, data: bytes | memoryview) -> RingVector:
         """Read back what `to_bytes` made of any part of a vector: of as many values as are there."""
         if self._bits != 24:
             return np.frombuffer(data, dtype=self.dtype.newbyteorder("<")).astype(self.dtype, copy=False)

@@ -133,6 +133,17 @@ def next_scale(scale: Scale, levels: Levels, recipe: Recipe) -> Scale:
     return Scale(exponents=exponents, weight_cap=min(cap, most_weight_cap(recipe)))
 
 
+def widened(scale: Scale, recipe: Recipe, manifest: Manifest) -> Scale:
+    """The scale after one that would have cut too much of some site's update; the same one when there is no wider.
+
+    Such a site is in no sum, so sums do not tell of it: the first round's scale comes next, then the recipe's limits.
+    """
+    wider = Scale.widest([scale, first_scale(recipe, manifest)]).exponents
+    if wider == scale.exponents:
+        wider = [0] * len(wider)
+    return scale.model_copy(update={"exponents": wider})
+
+
 def _first_limit(recipe: Recipe, size: int) -> float:
     """Where a first round cuts a tensor of `size` values."""
     if recipe.training.optim == "adamw_torch":

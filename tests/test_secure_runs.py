@@ -147,6 +147,57 @@ def test_three_void_rounds_in_a_row_end_the_run_which_can_go_on_later(recipe: Ma
     assert (summary.void_rounds, summary.rounds) == (3, 5)
 
 
+def test_a_run_that_went_on_after_three_void_rounds_stops_after_three_more(recipe: MakeRecipe, tmp_path: Path) -> None:
+    settings, lost = recipe(3, MASKED, rounds=8), at("unmask", "s00", "s01")
+    for committed in (3, 6):
+        with pytest.raises(RunError, match=f"can go on after round {committed}: .*s00 is gone"):
+            federate(settings, tmp_path / "run", lost)
+
+
+def narrowed(round_number: int, *sites: str) -> tuple[Fault, list[list[int]]]:
+    """Orders of a round get a scale that cuts everything at these sites; and the scales of all orders, in turn."""
+    seen: list[list[int]] = []
+
+    def fault(site: str, order: Envelope) -> None:
+        if order.kind == "train":
+            scale = order.fields["ring"]["scale"]
+            seen.append(scale["exponents"])
+            if order.fields["round"] == round_number and site in sites:
+                scale["exponents"] = [40] * len(scale["exponents"])
+
+    return fault, seen
+
+
+@pytest.mark.parametrize("privacy", [MASKED, PLAIN], ids=["masked", "plain"])
+def test_after_a_site_whose_update_did_not_fit_the_scale_the_next_round_has_a_wider_one(
+    recipe: MakeRecipe, tmp_path: Path, privacy: dict[str, Any]
+) -> None:
+    """It is in no sum, so the sums do not tell of it."""
+    fault, seen = narrowed(2, "s01")
+    summary = federate(recipe(4, privacy, rounds=3), tmp_path / "run", fault)
+    rounds = {name: site.rounds for name, site in summary.sites.items()}
+    assert rounds == {"s00": 3, "s01": 2, "s02": 3, "s03": 3}
+    second, third = seen[4], seen[-1]
+    assert all(wide <= narrow for wide, narrow in zip(third, second, strict=True))
+    assert third != second
+
+
+def test_plain_updates_that_all_outgrow_the_scale_are_asked_for_again_on_a_wider_one(
+    recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    orders: list[str] = []
+
+    def fault(site: str, order: Envelope) -> None:
+        if order.kind == "train" and order.fields["round"] == 2:
+            orders.append(site)
+            if len(orders) <= 3:
+                scale = order.fields["ring"]["scale"]
+                scale["exponents"] = [40] * len(scale["exponents"])
+
+    summary = federate(recipe(3, PLAIN), tmp_path / "run", fault)
+    assert (summary.rounds, len(orders)) == (2, 6)
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing may catch it and tidy up."""
 

@@ -67,3 +67,5 @@ def test_once_the_result_is_there_nothing_is_masked_and_no_secret_is_left(recipe
     assert '"seeds": []' not in file.read_text()
     side.admit_evaluation(final=True, state_digest="0" * 64)
     assert '"seeds": []' in file.read_text()
+    with pytest.raises(ProtocolError, match="nothing more is masked"):
+        side.answer(keys_order(recipe))

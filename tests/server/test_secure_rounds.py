@@ -76,3 +76,20 @@ def test_a_roster_that_the_server_did_not_hand_out_turns_a_site_away_with_the_re
     monkeypatch.setattr(failing_sites, "run_federation", among_strangers)
     with pytest.raises(RunError, match=r"did not write here; .* `fedloom client pin --replace roster\.json`"):
         federate(recipe, tmp_path / "run", lambda site, order: None)
+
+
+@pytest.mark.parametrize("step", ["keys", "train"])
+def test_a_site_that_missed_a_set_up_or_a_round_is_waited_for_with_new_masks_in_the_next(
+    recipe: Recipe, tmp_path: Path, step: str
+) -> None:
+    missed: list[str] = []
+
+    def once(site: str, order: Envelope) -> str | None:
+        if site == "s1" and step in (order.kind, order.fields.get("step")) and not missed:
+            missed.append(site)
+            return "before"
+        return None
+
+    summary = federate(recipe, tmp_path / "run", once)
+    assert summary.sites["s1"].rounds == 2
+    assert [event["round"] for event in RunFolder(tmp_path / "run").events("masks_set_up")] == [1, 2]

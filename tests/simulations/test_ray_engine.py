@@ -17,12 +17,16 @@ from core_training.recipe import Recipe
 def test_ray_gives_the_digest_of_the_run_in_one_process(
     make_recipe: Callable[..., Recipe], site_files: list[Path], tmp_path: Path
 ) -> None:
-    """Each in a process of its own: Ray forks, which a process that has had gRPC threads does not always survive."""
+    """Each in a process of its own: Ray forks, which a process that has had gRPC threads does not always survive.
+
+    Masked, so that a site finds in one actor what it noted in another: its masks as well as its training.
+    """
     digests = {}
     for engine in ("inprocess", "ray"):
         recipe = make_recipe(
             tuning={"lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}},
             topology={"kind": "federated", "rounds": 2, "local_steps": 2},
+            privacy={"secure_aggregation": True},
             simulation={"sites": [str(path) for path in site_files], "engine": engine},
             output=str(tmp_path / engine),
         )

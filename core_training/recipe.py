@@ -336,7 +336,6 @@ class SecureAggregation(Section):
         None, description="The same as `privacy.clip`."
     )
 
-
     @model_validator(mode="after")
     def _check_threshold(self) -> Self:
         if isinstance(self.threshold, int) and 2 * self.threshold <= self.minimum_sites:

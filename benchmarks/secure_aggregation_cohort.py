@@ -87,7 +87,7 @@ class Cohort:
     def _ask(self, name: str, step: Any, order: bytes) -> bytes:
         answer = self._timed(name, lambda: self.sites[name].answer(step, order))
         self.spent[name].bytes_down += sent_bytes(SecureOrder(run_id=RUN, step=step, payload=order).envelope())
-        self.spent[name].bytes_up += sent_bytes(SecureReply(run_id=RUN, step=step, payload=answer).envelope())
+        self.spent[name].bytes_up += sent_bytes(SecureReply(run_id=RUN, payload=answer).envelope())
         return answer
 
     def _timed(self, name: str, work: Callable[[], _Result]) -> _Result:

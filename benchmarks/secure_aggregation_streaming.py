@@ -95,7 +95,7 @@ class _MaskingSites:
         if order.kind == SecureOrder.kind:
             asked = SecureOrder.open(order)
             reply = self._joined[name].answer(asked.step, asked.payload)
-            return SecureReply(run_id=asked.run_id, step=asked.step, payload=reply).envelope()
+            return SecureReply(run_id=asked.run_id, payload=reply).envelope()
         if order.kind == TrainOrder.kind:
             return self._train(name, TrainOrder.open(order))
         return answer(order, context)

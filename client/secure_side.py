@@ -52,7 +52,7 @@ class SecureSide:
         """A step besides training. Raises ProtocolError for what an honest server would not ask."""
         with self._recorded() as protocol:
             answer = protocol.answer(order.step, bytes(order.payload))
-        return SecureReply(run_id=self._run_id, step=order.step, payload=answer)
+        return SecureReply(run_id=self._run_id, payload=answer)
 
     def mask(self, round_number: int, order: str, context: bytes, vector: RingVector) -> str:
         """Mask the vector in place; returns the signed statement that goes with it."""

@@ -102,7 +102,10 @@ class SiteService:
             )
         run = self._run
         earlier = self._folder / order.run_id
-        if (earlier / SECRETS).exists() and (earlier / "recipe.yaml").read_text(encoding="utf-8") != order.recipe:
+        remembered = earlier / "recipe.yaml"
+        if (earlier / SECRETS).exists() and not (
+            remembered.exists() and remembered.read_text(encoding="utf-8") == order.recipe
+        ):
             # Under another recipe what was masked could be asked for again, or an update be told from the others'.
             raise InputError(f"run {order.run_id} aggregates securely, and this site joined it with another recipe")
         if run is None or run.run_id != order.run_id or run.recipe_text != order.recipe:

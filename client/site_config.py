@@ -29,7 +29,9 @@ class SecureAggregationTerms(Section):
     threshold: Annotated[float, Field(ge=0.5, lt=1)] = Field(
         0.5, description="More than this share of the sites must be needed to open a sum."
     )
-    minimum_sites: Annotated[int, Field(ge=2)] = Field(3, description="The fewest updates in a sum that is opened.")
+    minimum_sites: Annotated[int, Field(ge=2, le=51)] = Field(
+        3, description="The fewest updates in a sum that is opened."
+    )
     ring_bits: Literal[16, 24, 32] = Field(16, description="The fewest bits of a value on its way.")
     least_clip: _Clip | None = Field(None, description="The smallest `privacy.clip`.")
     most_clip: _Clip | None = Field(None, description="The largest `privacy.clip`.")

@@ -242,7 +242,7 @@ class Supervisor:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         return [
-            *("flower-supernode", "--superlink", str(self._config.server)),
+            *(sys.executable, "-m", "client.supernode", "--superlink", str(self._config.server)),
             *("--root-certificates", str(self._folder / "ca.crt")),
             *("--auth-supernode-private-key", str(self._folder / "keys" / "node.key")),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),

@@ -336,15 +336,6 @@ class SecureAggregation(Section):
         None, description="The same as `privacy.clip`."
     )
 
-    @model_validator(mode="after")
-    def _check_threshold(self) -> Self:
-        if isinstance(self.threshold, int) and 2 * self.threshold <= self.minimum_sites:
-            raise ValueError(
-                f"threshold: {self.threshold} is never more than half of {self.minimum_sites} sites (minimum_sites); "
-                f"give {self.minimum_sites // 2 + 1} or more, or a share above 0.5"
-            )
-        return self
-
 
 class Privacy(Section):
     """What protects the updates on their way, and how they are written.
@@ -372,6 +363,15 @@ class Privacy(Section):
     def _resolve(self) -> Self:
         ring_bits = self.secure.ring_bits if self.secure else None
         codec = self.codec or (f"ring{ring_bits or 16}" if self.secure else "fp32")
+        if (
+            self.secure
+            and isinstance(self.secure.threshold, int)
+            and 2 * self.secure.threshold <= self.secure.minimum_sites
+        ):
+            raise ValueError(
+                f"secure_aggregation.threshold: {self.secure.threshold} is never more than half of "
+                f"{self.secure.minimum_sites} sites (minimum_sites); give more, or a share above 0.5"
+            )
         if self.secure and not codec.startswith("ring"):
             raise ValueError(f"codec: secure aggregation needs ring16, ring24 or ring32, not {codec}")
         if ring_bits is not None and codec != f"ring{ring_bits}":

@@ -9,14 +9,14 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from core_training.errors import InputError
 from core_training.llamafactory import is_flat_yaml, to_recipe
-from core_training.recipe import Recipe
+from core_training.recipe import Recipe, Section
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -103,7 +103,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     target[last] = _parse_yaml(value, key)
 
 
-_TYPE_ENDINGS = re.compile(r"^(literal\[|list\[|dict\[|function-)|^(str|int|float|bool|none)$")
+_TYPE_ENDINGS = re.compile(r"^(literal\[|list\[|dict\[|function-|constrained-)|^(str|int|float|bool|none)$")
 """What pydantic puts at the end of an error's place for each type that a key may have."""
 
 
@@ -111,7 +111,10 @@ def _key_of(location: Sequence[str | int]) -> str:
     parts = [str(part) for part in location]
     while len(parts) > 1 and _TYPE_ENDINGS.search(parts[-1]):
         parts.pop()
-    return ".".join(part for part in parts if not part.startswith(("literal[", "list[", "dict[")))
+    # Where a key may be a section or something else, pydantic names the section's class, too.
+    classes = {section.__name__ for section in Section.__subclasses__()}
+    inner = [part for part in parts[:-1] if part not in classes]
+    return ".".join(part for part in [*inner, *parts[-1:]] if not part.startswith(("literal[", "list[", "dict[")))
 
 
 def _explain(key: str, errors: list[Any]) -> str:
@@ -131,8 +134,8 @@ def _explain(key: str, errors: list[Any]) -> str:
     if error["type"] == "model_type":
         examples = ", ".join(_keys_of([*section, name])[:3])
         return f"{key}: this is a section with keys of its own ({examples}, …), not {error['input']!r}"
-    if not key:
-        return str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return ".".join([*key.split("."), str(error["msg"]).removeprefix("Value error, ")]).lstrip(".")
     messages = list(dict.fromkeys(str(one["msg"])[0].lower() + str(one["msg"])[1:] for one in errors))
     wanted = " or ".join([messages[0], *(message.removeprefix("input should be ") for message in messages[1:])])
     return f"{key}: {wanted}, not {error['input']!r}"
@@ -141,5 +144,7 @@ def _explain(key: str, errors: list[Any]) -> str:
 def _keys_of(location: list[str]) -> list[str]:
     section: Any = Recipe
     for part in location:
-        section = section.model_fields[part].annotation
+        if part in section.model_fields:
+            kind = section.model_fields[part].annotation
+            section = next((one for one in get_args(kind) if hasattr(one, "model_fields")), kind)
     return list(section.model_fields)

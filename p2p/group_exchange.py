@@ -140,7 +140,7 @@ class GroupExchange:
         """Whom to call together; None when they are too few."""
         present = self._present()
         if (must_be := self._formation.must_be) is not None:
-            return must_be if set(must_be) <= set(present) else None
+            return must_be if must_be and set(must_be) <= set(present) else None
         return present if len(present) >= self._plan.needed else None
 
     def _are_enough_left(self) -> bool:
@@ -168,9 +168,10 @@ class GroupExchange:
 
     async def _carry_out(self, attempt: GroupAttempt, own: GroupUpdate) -> bool:
         """Take an attempt through its phases; returns whether there is a sum in the end."""
+        limit = (self._now() + self._limit) / 2  # a member that dribbles leaves time for an attempt without it
         while attempt.phase is not None:
             self._send(attempt)
-            if not (await self._all_have_sent(attempt) and self._go_on(attempt, own)):
+            if not (await self._all_have_sent(attempt, limit) and self._go_on(attempt, own)):
                 self._give_up(attempt)
                 await self._hear_others()
                 return False
@@ -201,8 +202,8 @@ class GroupExchange:
             self._progress.ledger.seconds_masking += time.perf_counter() - began
         return True
 
-    async def _all_have_sent(self, attempt: GroupAttempt) -> bool:
-        """Wait for the messages of a phase; False when the attempt is over."""
+    async def _all_have_sent(self, attempt: GroupAttempt, limit: float) -> bool:
+        """Wait for the messages of a phase, until `limit` at most; False when the attempt is over."""
         formation, members, began = self._formation, self._progress.members, self._now()
         phase = attempt.phase
         assert phase is not None
@@ -214,7 +215,7 @@ class GroupExchange:
             if not missing:
                 self._paces[phase].observe(self._now() - began)
                 return True
-            until = min(formation.heard_at + self._paces[phase].deadline(0.0), self._limit)
+            until = min(formation.heard_at + self._paces[phase].deadline(0.0), limit)
             lost = [peer for peer in missing if self._now() >= until or not members.is_live(peer)]
             for peer in lost:
                 if not members.is_live(peer):

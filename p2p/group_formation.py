@@ -75,13 +75,17 @@ class GroupFormation:
 
     @property
     def must_be(self) -> tuple[str, ...] | None:
-        """The only members with which this node averages in this epoch, once it has opened a sum of theirs."""
+        """The only members with which this node averages in this epoch, once it has opened a sum; none of an old one."""
         return self._opened.members(self.epoch)
 
     @property
     def may_try_again(self) -> bool:
         """Whether another attempt at this epoch may be made."""
-        return self.attempts < _ATTEMPTS_A_MEMBER * len(self._plan.roster)
+        return self.attempts < self._most_attempts
+
+    @property
+    def _most_attempts(self) -> int:
+        return _ATTEMPTS_A_MEMBER * len(self._plan.roster)
 
     def begin(self, brought: Round) -> None:
         """This node has trained, and is there for a group."""
@@ -98,7 +102,7 @@ class GroupFormation:
 
     def end(self) -> None:
         """The epoch is over for this node."""
-        self._round = None
+        self._round, self.attempt = None, None
 
     def is_here(self, peer: str) -> bool:
         """Whether a peer waits for a group in this epoch."""
@@ -238,10 +242,14 @@ class GroupFormation:
             raise ProtocolError(f"a group of {len(members)}; this node takes part from {self._plan.needed} members on")
         if self.must_be not in (None, members):
             raise ProtocolError("this node has opened a sum of other members in this epoch")
+        if sender in self.left_out:
+            raise PeerUnreachable(f"'{sender}' is left out, and begins nothing here: {self.left_out[sender]}")
         if members[0] in self.left_out:
             raise ProtocolError(f"'{members[0]}' called together: {self.left_out[members[0]]}")
         if not self.may_try_again:
             raise ProtocolError(f"{self.attempts} attempts at epoch {group.epoch} have failed here")
+        if group.attempt > self._rank[0] + self._most_attempts:
+            raise ProtocolError(f"attempt {group.attempt}; the last one here was {self._rank[0]}")
 
     def _rank_of(self, group: Group) -> tuple[int, int]:
         roster, first = self._plan.roster, group.members[0]

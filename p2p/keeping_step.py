@@ -37,11 +37,12 @@ class KeepingStep:
 
         Returns whether there was a newer one. In the middle of an epoch of the others this node sits out till its end.
         """
-        progress = self._progress
+        progress, loop = self._progress, asyncio.get_running_loop()
         progress.catching_up = True
+        until = loop.time() + self._plan.recipe.topology.round_deadline  # whatever they say about themselves
         for _ in range(_FETCH_ATTEMPTS):
             await self._calls.greet_all(progress.members.live or self._plan.neighbours)
-            while self._must_sit_out():
+            while self._must_sit_out() and loop.time() < until:
                 await asyncio.sleep(RETRY_SECONDS)
                 await self._calls.greet_all(progress.members.live)
             if (wanted := self._wanted()) is None:
@@ -74,12 +75,15 @@ class KeepingStep:
 
         Otherwise it is one of a later epoch: the next mean brings together what differs. The members of a group must
         start from the very same state, which all who were in the last sum hold. So there it is the one that most hold,
-        this node counted, of its own epoch or a later one: a single node cannot put a state of its making in its place.
+        this node counted, of its own epoch or a later one, and which more than half of the fewest members hold, as they
+        have confirmed it: a single node cannot put a state of its making in its place. (But where two are enough for a
+        group, it can: there is but one to believe.)
         """
         own, offers = self._progress.last.offer, [hello.offer for hello in self._hellos()]
         if self._plan.in_groups:
             holders = Counter([own, *offers])
-            later = [offer for offer in holders if offer[0] >= own[0]]
+            enough = max(1, min(self._plan.needed // 2 + 1, self._plan.needed - 1))
+            later = [offer for offer in holders if offer == own or (offer[0] >= own[0] and holders[offer] >= enough)]
             best = max(later, key=lambda offer: (holders[offer], offer))
             return best if best != own else None
         best = max(offers, default=own)

@@ -20,8 +20,13 @@ class OpenedSum:
             self._epoch, self._members = document["epoch"], tuple(document["members"])
 
     def members(self, epoch: int) -> tuple[str, ...] | None:
-        """Those with whom a sum was opened in this epoch; None where none was."""
-        return self._members if epoch == self._epoch else None
+        """Those with whom a sum was opened in this epoch; None where none was.
+
+        Nobody for an epoch before the noted one: a node comes back to it when its last commit is damaged.
+        """
+        if self._epoch is None or epoch > self._epoch:
+            return None
+        return self._members if epoch == self._epoch else ()
 
     def note(self, epoch: int, members: tuple[str, ...]) -> None:
         """A sum of these members is about to be opened. Raises RunError when the disk refuses."""

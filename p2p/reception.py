@@ -145,7 +145,8 @@ class Reception:
         if committed < header.epoch <= committed + _EPOCHS_AHEAD:
             return None
         if header.epoch == committed and sender in progress.last.contributors:
-            return Receipt(accepted=True, committed=committed)
+            waits = isinstance(header, GroupHeader) and header.phase == "here"  # for a group, in which this node is not
+            return Receipt(accepted=not waits, committed=committed)
         if header.epoch == committed:
             now = asyncio.get_running_loop().time()
             progress.pace.observe_late(progress.seconds_into(committed, now))
@@ -169,9 +170,10 @@ class Reception:
 
 
 async def _noted(chunks: AsyncIterator[bytes], formation: GroupFormation) -> AsyncIterator[bytes]:
-    """The chunks, each a sign that its sender is at work."""
+    """The chunks, each that holds something a sign that its sender is at work."""
     async for chunk in chunks:
-        formation.heard_at = asyncio.get_running_loop().time()
+        if chunk:
+            formation.heard_at = asyncio.get_running_loop().time()
         yield chunk
 
 

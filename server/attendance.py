@@ -200,6 +200,10 @@ class Attendance:
                 self._folder.event("joined", site=site, train_examples=data.train_examples)
 
     def _check_roster(self, reply: JoinReply) -> None:
+        if (reply.roster_digest is None) != (self._recipe.privacy.secure is None):
+            raise ProtocolError(
+                "the site does not take the recipe's privacy.secure_aggregation as it stands", fatal=True
+            )
         try:
             if reply.roster_digest is not None:
                 self._roster_of(reply.roster_digest)

@@ -28,6 +28,9 @@ from strategies.ring_scale import largest_change
 _ROUNDS_AHEAD = 16
 """For how many rounds masks are set up at a time: two exchanges for so many."""
 
+_ANSWERED_WITHIN = 120.0
+"""Seconds for a step in which nothing is trained: whoever hangs in it must not hold up the others for a round."""
+
 Nodes = Mapping[int, str]
 
 
@@ -176,6 +179,6 @@ class SecureRounds:
 
     def _ask(self, orders: Mapping[str, SecureOrder], nodes: Nodes, number: int) -> Iterator[tuple[str, SecureReply]]:
         asked = {node: site for node, site in nodes.items() if site in orders}
-        for site, reply in self._exchange.ask(orders, asked, SecureReply, number):
+        for site, reply in self._exchange.ask(orders, asked, SecureReply, number, _ANSWERED_WITHIN):
             self.bytes_up += len(reply.payload)
             yield site, reply

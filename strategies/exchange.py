@@ -122,7 +122,6 @@ class SecureReply(Message):
 
     kind: ClassVar[str] = "secured"
     run_id: RunId
-    step: Literal["keys", "shares", "unmask"]
 
 
 class RingTerms(BaseModel):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
+from core_training.errors import ProtocolError
 from core_training.trainable import EvalReport, TrainReport
 
 COUNT = 8
@@ -42,14 +44,21 @@ class RoundFigures:
         return RoundFigures(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def to_integers(self) -> list[int]:
-        """As whole numbers whose sums read back as sums: losses in steps of 2^-16."""
+        """As whole numbers whose sums read back as sums: losses in steps of 2^-16.
+
+        Raises ProtocolError for a loss that is not finite.
+        """
+        if not all(map(math.isfinite, astuple(self))):
+            raise ProtocolError("a loss of this round is not a finite number")
         figures = [value if isinstance(value, int) else round(value / _FRACTION) for value in astuple(self)]
         return [max(-_LARGEST, min(figure, _LARGEST)) for figure in figures]
 
     @classmethod
     def from_integers(cls, integers: Sequence[int]) -> RoundFigures:
-        """Read what `to_integers` wrote, or the sum of several."""
+        """Read what `to_integers` wrote, or the sum of several. Raises ProtocolError for what no sites can have."""
         weight, first, last, mean, tokens, eval_loss, eval_weight, eval_examples = integers
+        if weight <= 0 or min(tokens, eval_weight, eval_examples) < 0:
+            raise ProtocolError("the sum of the sites' figures is not one of weights and counts")
         return cls(
             weight=weight * _FRACTION,
             loss_first=first * _FRACTION,

@@ -200,7 +200,9 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
     for run in runs:
         present = {name: site for name, site in run.sites.items() if site.round == run.round}
         # A site's own loss is not known where it is masked.
-        newest = ", ".join(f"{name} {site.loss:.4f}" if site.loss else name for name, site in present.items())
+        newest = ", ".join(
+            f"{name} {site.loss:.4f}" if site.loss is not None else name for name, site in present.items()
+        )
         void = f", {run.void_rounds} void" if run.void_rounds else ""
         finished = ", finished" if run.finished else ""
         stands = f"{run.round}/{run.rounds}{void}{finished}"

@@ -1,7 +1,7 @@
 """Pseudo-random numbers that every machine draws alike, for stochastic rounding and for the choice of values to send.
 
-The choice is public, the rounding as secret as its key. Counter based (Philox4x64, Salmon et al. 2011), so that the
-numbers of one place in a state are the same however the state is cut into pieces before it.
+The choice is public, the rounding as secret as its key. AES-128 in counter mode, so that the numbers of one place in a
+state are the same however the state is cut into pieces before it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import json
 
 import numpy as np
 import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES128
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 PIECE = 1 << 16
 """Values worked on at a time: their float64 temporaries stay in a core's cache."""
@@ -33,6 +36,5 @@ def rounding_key(seed: int, secret: str, round: int) -> bytes:
 
 def draws(key: bytes, place: int, count: int) -> npt.NDArray[np.uint16]:
     """`count` numbers of 16 bits, uniform and independent, for the piece that begins at `place` of a state."""
-    generator = np.random.Philox(key=int.from_bytes(key, "little"), counter=place << 64)
-    # numpy promises this raw stream for all its versions; of what it makes of it (floats, choices) it promises nothing.
-    return generator.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
+    stream = Cipher(AES128(key), CTR(place.to_bytes(8, "big") + bytes(8))).encryptor()
+    return np.frombuffer(stream.update(bytes(2 * count)), dtype="<u2")

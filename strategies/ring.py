@@ -132,9 +132,8 @@ class RingCodec:
         cut, sizes = [0] * len(self._limits), [0] * len(self._limits)
         place = 0
         for piece in self._pieces():
-            change = np.subtract(
-                trained.buffer[piece.start : piece.stop], start.buffer[piece.start : piece.stop], dtype=np.float64
-            )
+            change = trained.buffer[piece.start : piece.stop] - start.buffer[piece.start : piece.stop]
+            change = change.astype(np.float64)
             peak = max(float(change.max()), -float(change.min()))
             if not math.isfinite(peak):
                 name = self._manifest.tensors[piece.tensor].name

@@ -27,7 +27,7 @@ from enum import StrEnum
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from core_training.errors import ProtocolError
-from security.secure_aggregation.masks import RingVector, add_mask, pair_key
+from security.secure_aggregation.masks import RingVector, add_masks, pair_key
 from security.signing import canonical_json
 
 MOST_PROPOSAL_BYTES = 1 << 20
@@ -250,11 +250,12 @@ class GroupAttempt:
         """Add the own mask and one for each pair, which the other of the pair takes away again."""
         self._salt = _sha256(canonical_json([*self._where(), self._views(Phase.KEYS).hex()]))
         order = self.group.members.index
+        added, subtracted = [self._seed], list[bytes]()
         for other in self._others:
             pair = sorted([self._name, other], key=order)
-            add_mask(self._vector, self._pair_key(other, "mask", *pair), subtract=self._name != pair[0])
+            (added if self._name == pair[0] else subtracted).append(self._pair_key(other, "mask", *pair))
             self._proofs[other] = self._proof(other, other)
-        add_mask(self._vector, self._seed)
+        add_masks(self._vector, added, subtracted)
 
     def _proof(self, sender: str, other: str) -> bytes:
         receiver = other if sender == self._name else self._name
@@ -280,8 +281,7 @@ class GroupAttempt:
         chunk = self._chunk(self._name)
         own = self._vector[chunk]
         if self._masked:
-            for seed in (self._seed, *self._seeds.values()):
-                add_mask(own, seed, subtract=True, start=chunk.start)
+            add_masks(own, (), [self._seed, *self._seeds.values()], start=chunk.start)
         written = self._form.pack(own)
         self._vector[chunk] = self._form.unpack(written)
         self._digests[Phase.GATHER, self._name] = _sha256(written)

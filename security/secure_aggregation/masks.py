@@ -5,6 +5,10 @@ Ring arithmetic is that of numpy's unsigned integers, which wraps modulo 2^16 or
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -21,6 +25,7 @@ RingVector = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 _BLOCK = 16  # bytes of one AES block
 _CHUNK = 1 << 18  # bytes of stream made at a time: it stays in the processor's cache until it is added
 _ZEROS = bytes(_CHUNK)
+_CORES = len(os.sched_getaffinity(0))
 
 
 def pair_key(own: X25519PrivateKey, other: bytes, salt: bytes, info: bytes) -> bytes:
@@ -40,23 +45,34 @@ def derive_key(secret: bytes, salt: bytes, info: bytes, length: int = 32) -> byt
     return HKDF(SHA256(), length, salt, info).derive(secret)
 
 
-def add_mask(vector: RingVector, key: bytes, subtract: bool = False, start: int = 0) -> None:
-    """Add (or subtract) the stream of `key` to a contiguous `vector`, in place.
+def add_masks(vector: RingVector, added: Sequence[bytes], subtracted: Sequence[bytes] = (), start: int = 0) -> None:
+    """Add the streams of some keys to a contiguous `vector`, and subtract those of others, in place.
 
-    The stream is AES-256-CTR from counter 0, cut into little-endian values of the vector's width; `vector[0]` takes the
-    value number `start`. The counter needs no nonce because a key makes one stream and no more.
+    A stream is AES-256-CTR from counter 0, cut into little-endian values of the vector's width; `vector[0]` takes the
+    value number `start`. The counter needs no nonce because a key makes one stream and no more. A chunk takes all
+    streams while it is in the processor's cache, and each core has a part of the vector.
     """
-    little = vector.dtype.newbyteorder("<")
-    block, skipped = divmod(start * vector.itemsize, _BLOCK)
-    stream = Cipher(AES256(key), CTR(block.to_bytes(_BLOCK, "big"))).encryptor()
-    stream.update(bytes(skipped))
-    buffer = bytearray(_CHUNK + _BLOCK - 1)
-    combine = np.subtract if subtract else np.add
     step = _CHUNK // vector.itemsize
-    for first in range(0, len(vector), step):
-        part = vector[first : first + step]
-        stream.update_into(memoryview(_ZEROS)[: part.nbytes], buffer)
-        combine(part, np.frombuffer(buffer, little, len(part)), out=part)
+    share = step * (len(vector) // (step * _CORES) + 1)
+    with ThreadPoolExecutor(_CORES) as cores:
+        parts = range(0, len(vector), share)
+        list(cores.map(lambda at: _add_to_part(vector[at : at + share], added, subtracted, start + at), parts))
+
+
+def _add_to_part(part: RingVector, added: Sequence[bytes], subtracted: Sequence[bytes], start: int) -> None:
+    block, skipped = divmod(start * part.itemsize, _BLOCK)
+    streams = [Cipher(AES256(key), CTR(block.to_bytes(_BLOCK, "big"))).encryptor() for key in (*added, *subtracted)]
+    combines = [np.add] * len(added) + [np.subtract] * len(subtracted)
+    for stream in streams:
+        stream.update(bytes(skipped))
+    little = part.dtype.newbyteorder("<")
+    buffer = bytearray(_CHUNK + _BLOCK - 1)
+    step = _CHUNK // part.itemsize
+    for first in range(0, len(part), step):
+        chunk = part[first : first + step]
+        for stream, combine in zip(streams, combines, strict=True):
+            stream.update_into(memoryview(_ZEROS)[: chunk.nbytes], buffer)
+            combine(chunk, np.frombuffer(buffer, little, len(chunk)), out=chunk)
 
 
 def zeros(length: int, ring_bits: int) -> RingVector:

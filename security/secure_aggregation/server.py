@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from core_training.errors import ProtocolError
 from security.secure_aggregation.graph import MOST_NEIGHBOURS, Graph, bits_digest, roster_digest, to_bits
 from security.secure_aggregation.keys import SHARE_BYTES, commitment, open_reply, own_mask, pair_mask
-from security.secure_aggregation.masks import RingVector, add_mask, cut, pair_key, zeros
+from security.secure_aggregation.masks import RingVector, add_masks, cut, pair_key, zeros
 from security.secure_aggregation.messages import (
     Attempt,
     Batch,
@@ -258,16 +258,18 @@ class ServerRound:
             if dealer in self._masked or self._surviving(dealer):
                 secrets[dealer] = self._join(dealer, shares[dealer], faults)
         place = self._batch.batch.place(self._slot)
+        added, subtracted = list[bytes](), list[bytes]()
         for dealer, secret in secrets.items():
             if dealer in self._masked:
                 key = own_mask(secret, place, dealer, self._attempt.round, self._context)
-                add_mask(self._sum, key, subtract=True)
+                subtracted.append(key)
                 continue
             private = X25519PrivateKey.from_private_bytes(secret)
             for other in self._surviving(dealer):
                 public = self._batch.keys[other].mask[self._slot]
                 key = pair_mask(private, public, place, (dealer, other), self._attempt.round, self._context)
-                add_mask(self._sum, key, subtract=other < dealer)
+                (subtracted if other < dealer else added).append(key)
+        add_masks(self._sum, added, subtracted)
         cut(self._sum, self._batch.terms.ring_bits)
         self._opened = True
         return self._sum

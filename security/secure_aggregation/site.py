@@ -34,7 +34,7 @@ from security.secure_aggregation.keys import (
     seal_reply,
     unseal,
 )
-from security.secure_aggregation.masks import RingVector, add_mask, cut
+from security.secure_aggregation.masks import RingVector, add_masks, cut
 from security.secure_aggregation.messages import (
     AnyMessage,
     Attempt,
@@ -152,12 +152,13 @@ class SiteProtocol:
         if not again and before is not None and slot <= before.attempt.slot:
             raise ProtocolError(f"slot {slot}: this site masked slot {before.attempt.slot}, and none twice")
         secrets, place = self._secrets(slot), own.batch.place(slot)
+        added, subtracted = [own_mask(secrets.own_mask, place, self.name, round, context)], list[bytes]()
         for other in masking:
             if other != self.name:
                 theirs = dealing.keys[other].mask[slot]
                 key = pair_mask(secrets.mask_key, theirs, place, (self.name, other), round, context)
-                add_mask(vector, key, subtract=self.name > other)
-        add_mask(vector, own_mask(secrets.own_mask, place, self.name, round, context))
+                (subtracted if self.name > other else added).append(key)
+        add_masks(vector, added, subtracted)
         cut(vector, self._terms.ring_bits)
         statement = Masked(
             site=self.name,

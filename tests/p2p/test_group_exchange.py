@@ -8,9 +8,11 @@ import pytest
 from core_training.errors import InputError, ProtocolError, RunError
 from core_training.run_folder import RunFolder
 from core_training.state import TrainableState
+from p2p.calls import PeerCalls
 from p2p.commits import CommitStore
 from p2p.group_formation import GroupFormation, Round
 from p2p.group_proposal import GroupUpdate, Proposal
+from p2p.keeping_step import KeepingStep
 from p2p.messages import GroupHeader
 from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
@@ -20,6 +22,7 @@ from p2p.transport import PeerUnreachable
 from security.secure_aggregation.group import GroupFault, RingForm
 from simulations.gossip import simulate_gossip
 from simulations.network import Partition, SimulatedNetwork
+from simulations.virtual_time import run_virtually
 from strategies.fedavg import most_weight
 from strategies.ring_scale import Scale
 from tests.p2p.linear_site import LinearSite, federated_average, recipe_of, ring_average, three_sites
@@ -250,6 +253,16 @@ def test_who_has_opened_a_sum_averages_with_nobody_else_in_that_epoch_not_even_a
     assert node.is_current("beta", keys("alpha", "beta", "gamma", epoch=6))
 
 
+def test_an_epoch_before_one_whose_sum_was_opened_has_none_any_more(tmp_path):
+    node = formation(tmp_path)
+    assert node.is_current("beta", keys(*ROSTER))
+    node.bind()
+    node = formation(tmp_path)
+    node.begin(Round(4, b"proposal", FORM))
+    with pytest.raises(ProtocolError, match="opened a sum of other members"):
+        node.is_current("beta", keys(*ROSTER, epoch=4))
+
+
 def test_attempts_at_one_epoch_end_some_time(tmp_path):
     node = formation(tmp_path)
     for attempt in range(1, 3 * len(ROSTER) + 1):
@@ -257,6 +270,23 @@ def test_attempts_at_one_epoch_end_some_time(tmp_path):
     assert not node.may_try_again
     with pytest.raises(ProtocolError, match="12 attempts"):
         node.is_current("beta", keys(*ROSTER, attempt=99))
+
+
+def test_one_call_cannot_use_up_the_numbers_of_attempts(tmp_path):
+    node = formation(tmp_path)
+    with pytest.raises(ProtocolError, match="the last one here was 0"):
+        node.is_current("beta", keys(*ROSTER, attempt=2**31))
+    assert node.is_current("beta", keys(*ROSTER, attempt=12))
+
+
+def test_who_is_left_out_begins_no_attempt_but_follows_one(tmp_path):
+    node = formation(tmp_path)
+    assert node.is_current("beta", keys(*ROSTER))
+    node.fail("delta", "garbage")
+    with pytest.raises(PeerUnreachable, match="'delta' is left out"):
+        node.is_current("delta", keys(*ROSTER, attempt=2, sender="delta"))
+    assert node.is_current("gamma", keys(*ROSTER, attempt=2, sender="gamma"))
+    assert node.is_current("delta", keys(*ROSTER, attempt=2, sender="delta"))
 
 
 def test_a_member_that_was_started_again_ends_the_attempt_that_it_has_forgotten(tmp_path):
@@ -280,13 +310,46 @@ def test_a_false_accusation_by_one_who_is_left_out_changes_nothing(tmp_path):
     assert set(node.left_out) == {"delta", "beta"}
 
 
-async def write_with(cap, folder):
-    """Alpha writes its update where beta proposes this cap for the weight."""
-    site, recipe = three_sites()["alpha"], ring_recipe()
+async def alpha(recipe, folder):
+    """One of three nodes, before its first epoch."""
+    site = three_sites()["alpha"]
     plan = RunPlan("alpha", ("alpha", "beta", "gamma"), "run", recipe, "secret")
     orders = SiteOrders(plan, site.ask)
     joined = await orders.join()
-    progress = Progress(plan, joined, CommitStore(folder), lambda *_, **__: None, site.initial())
+    return site, orders, Progress(plan, joined, CommitStore(folder), lambda *_, **__: None, site.initial())
+
+
+class ForeverBusy:
+    """A node that always says that it has been in the middle of an epoch for long, and hands out nothing."""
+
+    async def on_greeting(self, sender, hello):
+        told = {"committed": 1, "working": 2, "working_seconds": 50.0, "state_digest": "0" * 64}
+        return hello.model_copy(update={"sender": "beta", **told})
+
+    async def on_fetch(self, sender, request):
+        raise PeerUnreachable("later")
+        yield
+
+
+async def catch_up_with_beta(folder):
+    """For how long alpha, which mixes whole states, sits out."""
+    _, _, progress = await alpha(recipe_of(deadline=60.0), folder)
+    network = SimulatedNetwork()
+    network.attach("beta", ForeverBusy())
+    calls = PeerCalls(network.transport("alpha"), progress)
+    began = asyncio.get_running_loop().time()
+    async with asyncio.timeout(3600):
+        assert not await KeepingStep(progress, calls).catch_up()
+    return asyncio.get_running_loop().time() - began
+
+
+def test_nobody_can_make_a_node_sit_out_for_longer_than_the_deadline(tmp_path):
+    assert 60.0 <= run_virtually(catch_up_with_beta(tmp_path)) <= 75.0
+
+
+async def write_with(cap, folder):
+    """Alpha writes its update where beta proposes this cap for the weight."""
+    site, orders, progress = await alpha(ring_recipe(), folder)
     update = await orders.train(1, None, site.manifest.digest)
     trained = TrainableState.from_bytes(update.payload, site.manifest)
     own = GroupUpdate(progress, update, trained, site.initial())

@@ -65,6 +65,9 @@ class FaultyTransport(SimulatedTransport):
             return await super().exchange(peer, header, chunks)
         fault.struck = True
         payload = b"".join(chunks)
+        if fault.kind == "dribble":
+            handler = await self._network.deliver(self._name, peer)
+            return await handler.on_group_message(self._name, header, dribbled(payload))
         if fault.kind == "crash":
             self._network.crash(self._name)
             raise PeerUnreachable("dead")
@@ -81,6 +84,15 @@ class FaultyTransport(SimulatedTransport):
         return await super().exchange(peer, header, [payload])
 
 
+async def dribbled(payload):
+    """One byte, and nothing, every five seconds: always a sign of life."""
+    for value in payload:
+        await asyncio.sleep(2.5)
+        yield b""
+        await asyncio.sleep(2.5)
+        yield bytes([value])
+
+
 def sites_of(count):
     return {f"site{n}": LinearSite(n, examples=5 + 3 * n, shift=n - 2.0) for n in range(count)}
 
@@ -90,7 +102,7 @@ class Outcome:
 
     def __init__(self, folder, count, fault):
         self.sites = sites_of(count)
-        self.recipe = recipe_of(epochs=2, privacy=PRIVACY, learning_rate=1.0)
+        self.recipe = recipe_of(epochs=2, privacy=PRIVACY, learning_rate=1.0, deadline=120.0)
         asks = {name: site.ask for name, site in self.sites.items()}
         simulate_gossip(self.recipe, asks, RunFolder(folder), FaultyNetwork(fault))
         assert fault.struck
@@ -148,12 +160,50 @@ def test_another_calls_the_group_together_when_the_first_member_fails(tmp_path, 
     assert outcome.members(1) == outcome.survivors
 
 
-class BoastingNetwork(SimulatedNetwork):
-    """One node says of itself that it is an epoch ahead, and hands out a state of its own making."""
+def test_a_member_that_dribbles_is_left_out_in_the_same_epoch(tmp_path):
+    outcome = Outcome(tmp_path, 5, Fault("dribble", "scatter", "site2"))
+    outcome.check_the_state()
+    assert outcome.members(1) == outcome.survivors
+    assert outcome.members(2) == list(outcome.sites)
 
-    def __init__(self, culprit, state):
+
+class ConfirmsLost(SimulatedNetwork):
+    """In the second epoch nothing that confirms its sum reaches some of the nodes."""
+
+    def __init__(self, deaf):
         super().__init__(seed=1, latency=0.05)
-        self.culprit, self.state = culprit, state
+        self.deaf = deaf
+
+    def transport(self, name):
+        return LosingTransport(self, name)
+
+
+class LosingTransport(SimulatedTransport):
+    async def exchange(self, peer, header, chunks):
+        if (header.epoch, header.phase) == (2, "confirm") and peer in self._network.deaf:
+            raise PeerUnreachable("lost")
+        return await super().exchange(peer, header, chunks)
+
+
+@pytest.mark.parametrize(("count", "deaf"), [(3, {"site2"}), (5, {"site3", "site4"})])
+def test_all_take_part_again_after_some_missed_the_end_of_a_sum_though_all_are_needed(tmp_path, count, deaf):
+    sites, privacy = sites_of(count), {"secure_aggregation": {"minimum_sites": count}, "clip": 16.0}
+    recipe = recipe_of(epochs=4, privacy=privacy, learning_rate=1.0, deadline=120.0)
+    simulate_gossip(recipe, {name: site.ask for name, site in sites.items()}, RunFolder(tmp_path), ConfirmsLost(deaf))
+    states = final_states(sites, tmp_path)
+    assert {state.digest for state in states.values()} == {ring_average(sites, 4, recipe).digest}
+    assert [len(events(tmp_path, name, "adopted")) for name in sites] == [name in deaf for name in sites]
+
+
+class BoastingNetwork(SimulatedNetwork):
+    """One node says of itself that it is an epoch ahead, and hands out a state of its own making.
+
+    It confirms to all but `first` so late that this one has a new state before the others.
+    """
+
+    def __init__(self, culprit, state, first):
+        super().__init__(seed=1, latency=0.05)
+        self.culprit, self.state, self.first = culprit, state, first
 
     def boast(self, hello):
         offered = {"committed": hello.committed + 1, "contributors": ["x"] * 99, "state_digest": self.state.digest}
@@ -170,6 +220,11 @@ class BoastingTransport(SimulatedTransport):
     async def greet(self, peer, hello):
         return await super().greet(peer, self._network.boast(hello))
 
+    async def exchange(self, peer, header, chunks):
+        if header.phase == "confirm" and self._network.first not in (None, peer):
+            await asyncio.sleep(4)
+        return await super().exchange(peer, header, chunks)
+
 
 class BoastingHandler:
     def __init__(self, network, handler):
@@ -185,12 +240,13 @@ class BoastingHandler:
         yield self.network.state.to_bytes()
 
 
-def test_one_node_cannot_put_a_state_of_its_making_in_the_place_of_the_groups(tmp_path):
-    sites, recipe = sites_of(5), recipe_of(epochs=3, privacy=PRIVACY, learning_rate=1.0)
-    honest = [name for name in sites if name != "site4"]
+@pytest.mark.parametrize(("count", "first"), [(5, None), (3, "site0"), (5, "site0")])
+def test_one_node_cannot_put_a_state_of_its_making_in_the_place_of_the_groups(tmp_path, count, first):
+    sites, recipe = sites_of(count), recipe_of(epochs=3, privacy=PRIVACY, learning_rate=1.0)
+    *honest, liar = sites
     crafted = sites["site0"].train_from(sites["site0"].initial(), 50)
     asks = {name: site.ask for name, site in sites.items()}
-    simulate_gossip(recipe, asks, RunFolder(tmp_path), BoastingNetwork("site4", crafted))
+    simulate_gossip(recipe, asks, RunFolder(tmp_path), BoastingNetwork(liar, crafted, first))
     states = final_states(sites, tmp_path)
     assert crafted.digest not in {states[name].digest for name in honest}
     assert [event for name in honest for event in events(tmp_path, name, "adopted")] == []

@@ -176,7 +176,7 @@ def test_a_site_that_is_killed_takes_part_again_and_no_mask_is_used_twice(walk: 
     demand(walk / "guest", minimum_sites=3)
     fedloom(walk, "client", "start", "--folder", "guest")
     known = set(federation.run_ids())
-    waiting = start_fedloom(walk, "server", "submit", "recipe.yaml", "topology.rounds=3", "--wait")
+    waiting = start_fedloom(walk, "server", "submit", "recipe.yaml", "topology.rounds=8", "--wait")
     while not (new := set(federation.run_ids()) - known):
         assert waiting.poll() is None
         time.sleep(0.1)
@@ -192,15 +192,15 @@ def test_a_site_that_is_killed_takes_part_again_and_no_mask_is_used_twice(walk: 
 
     assert waiting.returncode == 0, said
     *_, last = run.events("round")
-    assert (last["round"], sorted(last["sites"])) == (3, sorted(TOGETHER))
-    records.check(rounds=3)
+    assert (last["round"], sorted(last["sites"])) == (8, sorted(TOGETHER))
+    records.check(rounds=8)
     assert reasons(run, "guest") == ["minimum_sites 2: this site takes part from 3 up"]
     # Who waits is told all that is known, and that is no site's own loss.
     assert "guest was set aside: minimum_sites 2: this site takes part from 3 up" in said
-    assert "round 3/3 loss" in said
+    assert "round 8/8 loss" in said
     assert "secure aggregation: " in said
     shown = fedloom(walk, "server", "status")
-    assert all(words in shown for words in (run.run_id, "3/3, finished", "north, south, west"))
+    assert all(words in shown for words in (run.run_id, "8/8, finished", "north, south, west"))
     assert all(site[key] is None for site in last["sites"].values() for key in ("loss", "eval_loss", "weight"))
 
 

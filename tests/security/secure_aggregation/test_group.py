@@ -118,9 +118,9 @@ def test_even_after_opening_a_chunk_stays_hidden_behind_the_pair_mask_of_the_thi
     step(members, vectors)
     step(members, vectors)
     seed = members["site0"].message_to("site1")
-    from security.secure_aggregation.masks import add_mask
+    from security.secure_aggregation.masks import add_masks
 
-    add_mask(chunk, seed, subtract=True, start=40_000 // 3)
+    add_masks(chunk, (), [seed], start=40_000 // 3)
     counts = np.bincount(chunk >> 8, minlength=256)
     assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 255 + 6 * np.sqrt(2 * 255)
 

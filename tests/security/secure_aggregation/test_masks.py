@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core_training.errors import ProtocolError
 from security.secure_aggregation import masks
-from security.secure_aggregation.masks import add_mask, cut, derive_key, pair_key, zeros
+from security.secure_aggregation.masks import add_masks, cut, derive_key, pair_key, zeros
 
 KEY = bytes(range(32))
 BASE_POINT = (9).to_bytes(32, "little")
@@ -87,11 +87,11 @@ def test_a_public_key_that_gives_everybody_the_same_secret_is_refused(point):
 def test_a_mask_is_the_reference_stream_added_modulo_the_ring(dtype, length):
     vector = np.random.default_rng(length).integers(0, 1 << 16, length).astype(dtype)
     masked = vector.copy()
-    add_mask(masked, KEY)
+    add_masks(masked, [KEY])
     size = np.dtype(dtype).itemsize
     values = np.frombuffer(stream(KEY, length * size), f"<u{size}").astype(np.uint64)
     np.testing.assert_array_equal(masked, (values + vector) % (1 << 8 * size))
-    add_mask(masked, KEY, subtract=True)
+    add_masks(masked, (), [KEY])
     np.testing.assert_array_equal(masked, vector)
 
 
@@ -100,11 +100,11 @@ def test_a_mask_is_the_reference_stream_added_modulo_the_ring(dtype, length):
 )
 def test_a_part_takes_the_stream_from_its_place_in_the_whole(start, length, dtype, chunk):
     whole = np.zeros(start + length, dtype)
-    add_mask(whole, KEY)
+    add_masks(whole, [KEY])
     part = np.zeros(length, dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masks, "_CHUNK", chunk)
-        add_mask(part, KEY, start=start)
+        add_masks(part, [KEY], start=start)
     np.testing.assert_array_equal(part, whole[start:])
 
 

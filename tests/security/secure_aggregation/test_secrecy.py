@@ -7,7 +7,7 @@ import pytest
 
 from core_training.errors import ProtocolError
 from security.secure_aggregation.keys import SlotSecrets, commitment, open_reply, own_mask
-from security.secure_aggregation.masks import add_mask
+from security.secure_aggregation.masks import add_masks
 from security.secure_aggregation.messages import Unmasked
 from security.secure_aggregation.shamir import join
 from security.secure_aggregation.terms import Terms
@@ -48,7 +48,7 @@ def test_a_masked_vector_is_uniform_and_independent_of_the_input(ring_bits, valu
     assert masked.max() < 1 << ring_bits
     if own_masks_are_known:  # as to the server in the end: the pairwise masks remain
         key = own_mask(secret, federation.batch.batch.place(0), site, 1, CONTEXT)
-        add_mask(masked, key, subtract=True)
+        add_masks(masked, (), [key])
         masked &= dtype((1 << ring_bits) - 1)
     for shift in range(0, ring_bits, 8):
         assert_plausible(chi_square(np.bincount(masked >> shift & 0xFF, minlength=256)), 255)

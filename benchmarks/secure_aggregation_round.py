@@ -35,7 +35,7 @@ from server.run_progress import follow
 
 TARGET = 10.0
 TRAINING_SECONDS = 20.0
-PAIRS = 3
+PAIRS = 2
 ROUNDS = 4
 ROUNDS_AHEAD = 16
 """For as many rounds masks are set up at a time."""

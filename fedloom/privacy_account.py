@@ -79,7 +79,8 @@ def _gossip_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, str]:
         "other member's own; of each other they know name, address and when it answers",
         server="there is none; whoever signs the roster says who belongs, and could fill it with sites of their own",
         site=f"it sees the sum, so of {least} members that of the other {least - 1}; in league with all but one, that "
-        f"one's own; unseen, it can {_push(recipe)}",
+        f"one's own; unseen, it can {_push(recipe)}; by accusing others it can make groups as small as that"
+        f"{_is_believed(recipe, least)}",
         drop_outs="the group breaks up and forms again in the same epoch, with new keys and at least "
         f"{least} members; with fewer the epoch is void, and the state stays",
         unprotected=f"the difference between the sums of groups that are not the same; {_signs(recipe)}{_REMEMBERS}",
@@ -97,7 +98,8 @@ def _gossip(recipe: Recipe) -> dict[str, str]:
         if in_rings
         else f"each node sees the whole {_update(recipe)} and the weight of every node that it mixes with",
         server="there is none; whoever signs the roster says who belongs",
-        site=f"it can read training text out of what the others send; it can {_push(recipe)}",
+        site=f"it can read training text out of what the others send; it can {_push(recipe)}"
+        f"{_is_believed(recipe, least)}",
         drop_outs="the group breaks up and forms again in the same epoch, with at least "
         f"{_sites(least)}; with fewer the epoch is void, and the state stays"
         if in_rings
@@ -145,6 +147,13 @@ def _push(recipe: Recipe) -> str:
         return "send any values for its own, and so make the mean what it likes"
     clip = "the clip" if recipe.privacy.clip is None else f"the clip, {recipe.privacy.clip:g},"
     return f"push each value of the state by up to {clip} in a round, or make it void"
+
+
+def _is_believed(recipe: Recipe, least: int) -> str:
+    """What one gossip node can do where a state that it alone holds is taken. Of a sum of three, two others hold it."""
+    if recipe.privacy.ring_bits is not None and least >= 3:
+        return ""
+    return "; or say that it is ahead, and put a state of its own making in the place of theirs"
 
 
 def _signs(recipe: Recipe) -> str:

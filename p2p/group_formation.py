@@ -75,7 +75,8 @@ class GroupFormation:
 
     @property
     def must_be(self) -> tuple[str, ...] | None:
-        """The only members with which this node averages in this epoch, once it has opened a sum; none of an old one."""
+        """The only members with which this node averages in this epoch, once it has opened a sum of theirs; nobody in
+        an epoch before that."""
         return self._opened.members(self.epoch)
 
     @property

@@ -8,6 +8,7 @@ sum is exact, or there is none. Does not know how messages travel, nor what the 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -287,9 +288,8 @@ class ServerRound:
             threshold = self._threshold(holder)
             if len(pads) < threshold:
                 continue
-            try:
-                given = open_reply(join(dict(list(pads.items())[:threshold])), reply.sealed)
-            except ProtocolError:
+            given = _opened(reply.sealed, pads, threshold)
+            if given is None:
                 faults.append(f"; the reply of {holder} does not open")
                 continue
             for place, dealer in enumerate(self._near(holder)):
@@ -331,3 +331,13 @@ class ServerRound:
 
     def _threshold(self, site: str) -> int:
         return self._batch.terms.threshold_of(len(self._holders(site)))
+
+
+def _opened(sealed: bytes, pads: Mapping[int, int], threshold: int) -> bytes | None:
+    """A reply, by shares of its pad. Nobody signed for these: one false one is found by leaving out each in turn."""
+    for left_out in (None, *pads):
+        chosen = {number: share for number, share in pads.items() if number != left_out}
+        if len(chosen) >= threshold:
+            with suppress(ProtocolError):
+                return open_reply(join(dict(list(chosen.items())[:threshold])), sealed)
+    return None

@@ -112,6 +112,27 @@ def test_a_gossip_group_has_no_server_and_a_minimum() -> None:
     assert lines["a dishonest server"].startswith("there is none")
     assert "over at least 5 members" in lines["who sees what"]
     assert "forms again in the same epoch, with new keys and at least 5 members" in lines["drop-outs"]
+    assert "of 5 members that of the other 4; in league" in lines["a dishonest site"]
+    assert "by accusing others it can make groups as small as that" in lines["a dishonest site"]
+
+
+@pytest.mark.parametrize(
+    ("privacy", "minimum", "taken"),
+    [
+        ({}, 3, True),
+        ({"codec": "bf16"}, 3, True),
+        ({"codec": "ring16"}, 2, True),
+        ({"codec": "ring16"}, 3, False),
+        ({"secure_aggregation": {"minimum_sites": 2}}, 1, True),
+        (SECURE, 1, False),
+    ],
+    ids=str,
+)
+def test_it_says_where_one_gossip_node_can_put_a_state_in_the_place_of_the_others(
+    privacy: dict[str, Any], minimum: int, taken: bool
+) -> None:
+    said = privacy_of(recipe("gossip", minimum=minimum, **privacy))["a dishonest site"]
+    assert ("a state of its own making in the place of theirs" in said) == taken
 
 
 def test_the_check_prints_them_under_privacy_and_json_has_them(fedloom: Command, tmp_path: Path) -> None:

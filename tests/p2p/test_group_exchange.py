@@ -71,7 +71,9 @@ def test_bf16_sends_half_the_bytes_and_means_the_same(tmp_path, mixing):
     whole = run(sites, recipe_of(epochs=4, mixing=mixing), tmp_path / "fp32")
     assert summary.bytes_up < 0.51 * whole.bytes_up
     halves, wholes = final_states(sites, tmp_path / "bf16"), final_states(sites, tmp_path / "fp32")
-    assert max(np.abs(halves[name].buffer - wholes[name].buffer).max() for name in sites) < 0.05
+    moved = max(np.abs(wholes[name].buffer - sites[name].initial().buffer).max() for name in sites)
+    most = 4 * 2**-7 * moved  # in each epoch a value is rounded to one of its two neighbours with 8 significant bits
+    assert max(np.abs(halves[name].buffer - wholes[name].buffer).max() for name in sites) < most
     if mixing == "group":
         assert final_digests(sites, tmp_path / "bf16") == {summary.state_digest}
 

@@ -250,6 +250,7 @@ def test_one_node_cannot_put_a_state_of_its_making_in_the_place_of_the_groups(tm
     states = final_states(sites, tmp_path)
     assert crafted.digest not in {states[name].digest for name in honest}
     assert [event for name in honest for event in events(tmp_path, name, "adopted")] == []
-    members = [event["contributors"] for event in events(tmp_path, "site0", "epoch")]
-    assert len(members) == 3
+    sums = {event["epoch"]: event["contributors"] for event in events(tmp_path, "site0", "epoch")}
+    assert len(sums) == (3 if len(honest) >= 3 else 0)  # two find no third that is where they are
+    members = [sums.get(epoch, ()) for epoch in (1, 2, 3)]
     assert {states[name].digest for name in honest} == {ring_average(sites, 3, recipe, members).digest}

@@ -15,7 +15,7 @@ from core_training.run_folder import RunFolder
 from core_training.state import TrainableState
 from p2p.calls import RETRY_SECONDS, Parcel, PeerCalls
 from p2p.commits import CommitStore
-from p2p.group_exchange import PROBE_SECONDS, GroupExchange
+from p2p.groups.exchange import PROBE_SECONDS, GroupExchange
 from p2p.keeping_step import KeepingStep
 from p2p.ledger import NodeResult, summarize
 from p2p.messages import UpdateHeader

@@ -12,11 +12,11 @@ from typing import Any
 from core_training import __version__
 from core_training.state import TrainableState
 from p2p.commits import Commit, CommitStore
-from p2p.group_formation import GroupFormation
+from p2p.groups.formation import GroupFormation
+from p2p.groups.opened_sum import OpenedSum
 from p2p.inbox import Inbox
 from p2p.membership import Membership
 from p2p.messages import Hello
-from p2p.opened_sum import OpenedSum
 from p2p.pace import Pace
 from p2p.plan import RunPlan
 from p2p.publication import Publication

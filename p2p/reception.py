@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 from core_training.errors import ProtocolError
-from p2p.group_formation import GroupFormation
+from p2p.groups.formation import GroupFormation
 from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.progress import Progress
 from p2p.transfer import collect

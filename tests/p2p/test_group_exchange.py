@@ -10,11 +10,11 @@ from core_training.run_folder import RunFolder
 from core_training.state import TrainableState
 from p2p.calls import PeerCalls
 from p2p.commits import CommitStore
-from p2p.group_formation import GroupFormation, Round
-from p2p.group_proposal import GroupUpdate, Proposal
+from p2p.groups.formation import GroupFormation, Round
+from p2p.groups.opened_sum import OpenedSum
+from p2p.groups.proposal import GroupUpdate, Proposal
 from p2p.keeping_step import KeepingStep
 from p2p.messages import GroupHeader
-from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
 from p2p.progress import Progress
 from p2p.site_orders import SiteOrders

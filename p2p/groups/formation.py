@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core_training.errors import ProtocolError
+from p2p.groups.opened_sum import OpenedSum
 from p2p.messages import GroupHeader, PeerMessage
-from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
 from p2p.transport import PeerUnreachable
 from security.secure_aggregation.group import Group, GroupAttempt, GroupFault, Phase, RingForm

@@ -18,8 +18,8 @@ from typing import Any
 from core_training.errors import ProtocolError
 from core_training.state import TrainableState
 from p2p.calls import RETRY_SECONDS, PeerCalls
-from p2p.group_formation import Round
-from p2p.group_proposal import GroupUpdate
+from p2p.groups.formation import Round
+from p2p.groups.proposal import GroupUpdate
 from p2p.keeping_step import KeepingStep
 from p2p.messages import GroupHeader, GroupPhase
 from p2p.pace import Pace

@@ -32,13 +32,12 @@ from core_training.run_folder import RunFolder
 from server.deployment import admit_site, init_federation, start_server, stop_server, submit_run
 from server.federation import Address, Federation
 from server.run_progress import follow
+from server.secure_rounds import ROUNDS_AHEAD
 
 TARGET = 10.0
 TRAINING_SECONDS = 20.0
 PAIRS = 2
 ROUNDS = 4
-ROUNDS_AHEAD = 16
-"""For as many rounds masks are set up at a time."""
 SITES = ("cdc", "nhlbi", "niddk")
 LAYERS = 13
 """Of the base model's width: 10.6 million parameters."""

@@ -14,7 +14,6 @@ from client.pinned_roster import IDENTITY_KEY, load_identity, pinned_roster
 from client.site_config import SiteConfig
 from core_training.errors import InputError
 from core_training.recipe import Recipe
-from security.identities import roster_digest
 from security.private_files import read_private_file
 from security.secure_aggregation.terms import Minimums, terms_of
 from strategies.ring_scale import largest_change
@@ -34,11 +33,6 @@ class Enrolment:
     roster: Mapping[str, str] = field(default_factory=dict)
     minimums: Minimums = field(default_factory=Minimums)
     required: bool = False
-
-    @property
-    def roster_digest(self) -> str:
-        """SHA-256 (hex): what the sites compare by phone."""
-        return roster_digest(self.roster)
 
     def check(self, recipe: Recipe) -> None:
         """Raise InputError for a recipe of another topology, and for one that protects less than this site demands."""

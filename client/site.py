@@ -121,8 +121,10 @@ class SiteService:
         secure_side = None
         if recipe.privacy.secure and recipe.topology.kind == "federated":
             secure_side = SecureSide(self.name, self._enrolment, recipe, run_id, folder.path / SECRETS)
-        writer = UpdateWriter(recipe, recipe_text, self._enrolment.rounding_secret, secure_side)
-        self._run = _SiteRun(run_id, recipe_text, recipe, self._open_trainable(recipe), folder, writer)
+        engine = self._open_trainable(recipe)
+        rounding_secret = self._enrolment.rounding_secret
+        writer = UpdateWriter(recipe, recipe_text, engine.initial_digest, rounding_secret, secure_side)
+        self._run = _SiteRun(run_id, recipe_text, recipe, engine, folder, writer)
         return self._run
 
     def _run_of(self, run_id: str) -> _SiteRun:
@@ -199,7 +201,8 @@ class _SiteRun:
     def train(self, order: TrainOrder, arrived: float) -> Update | MaskedUpdate:
         self._writer.check(order)
         incoming = self._incoming(order)
-        if (done := self._already_trained(order, incoming, arrived)) is not None:
+        start_digest = incoming.digest
+        if (done := self._already_trained(order, incoming, start_digest, arrived)) is not None:
             return done
         self._stand_after(order.round - 1)
         missed = order.round - 1 - self._round
@@ -216,7 +219,7 @@ class _SiteRun:
             evaluation = total(self._engine.evaluate())
             self._engine.write_state(trained)
         notes = {
-            "incoming": incoming.digest,
+            "incoming": start_digest,
             "steps": order.steps,
             "train": asdict(report),
             "evaluation": asdict(evaluation) if evaluation is not None else None,
@@ -227,7 +230,7 @@ class _SiteRun:
         self.folder.event(
             "trained", round=order.round, loss=report.loss_mean, eval_loss=evaluation.loss if evaluation else None
         )
-        trained_slice = TrainedSlice(incoming, trained, report, evaluation, self._engine.initial_digest)
+        trained_slice = TrainedSlice(incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, waited)
 
     def evaluate(self, order: EvaluateOrder) -> EvaluateReply:
@@ -256,20 +259,20 @@ class _SiteRun:
         return state
 
     def _already_trained(
-        self, order: TrainOrder, incoming: TrainableState, arrived: float
+        self, order: TrainOrder, incoming: TrainableState, start_digest: str, arrived: float
     ) -> Update | MaskedUpdate | None:
         """The answer given before, when this very order was carried out and is asked for again."""
         folder = self._checkpoint(order.round)
         if not folder.exists():
             return None
         trained, notes = read_checkpoint(folder, self.manifest)
-        if notes["incoming"] != incoming.digest or notes["steps"] != order.steps:
+        if notes["incoming"] != start_digest or notes["steps"] != order.steps:
             return None
         if order.evaluate and notes["evaluation"] is None:
             return None
         evaluation = EvalReport(**notes["evaluation"]) if notes["evaluation"] and order.evaluate else None
         report = TrainReport(**notes["train"])
-        trained_slice = TrainedSlice(incoming, trained, report, evaluation, self._engine.initial_digest)
+        trained_slice = TrainedSlice(incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
 
     def _stand_after(self, round_number: int) -> None:

@@ -23,24 +23,33 @@ from strategies.ring import RingCodec, RingVector
 
 @dataclass(frozen=True)
 class TrainedSlice:
-    """One slice: the states before and after it, what was measured, and the digest of what the run began with."""
+    """One slice: the states before and after it, the digest of the one before, and what was measured."""
 
     start: TrainableState
     trained: TrainableState
     report: TrainReport
     evaluation: EvalReport | None
-    initial_digest: str
+    start_digest: str
 
 
 class UpdateWriter:
     """Writes one site's updates of one run; `secure_side` masks them, where the recipe says so.
 
-    `recipe_text` is the recipe as it came, `rounding_secret` what decides how this site rounds.
+    `recipe_text` is the recipe as it came, `initial_digest` of what the run begins with, `rounding_secret` what decides
+    how this site rounds.
     """
 
-    def __init__(self, recipe: Recipe, recipe_text: str, rounding_secret: str, secure_side: SecureSide | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        recipe_text: str,
+        initial_digest: str,
+        rounding_secret: str,
+        secure_side: SecureSide | None,
+    ) -> None:
         self._recipe = recipe
         self._recipe_text = recipe_text
+        self._initial_digest = initial_digest
         self._rounding_secret = rounding_secret
         self.secure_side = secure_side
 
@@ -102,7 +111,7 @@ class UpdateWriter:
         codec = self._codec(order, trained)
         vector = self._vector(codec, order, trained)
         began = time.monotonic()
-        context = order.context(trained.start.digest, self._recipe_text, trained.initial_digest)
+        context = order.context(trained.start_digest, self._recipe_text, self._initial_digest)
         statement = side.mask(order.round, order.ring.masking, context, vector)
         return MaskedUpdate(
             run_id=order.run_id,

@@ -520,6 +520,16 @@ class Recipe(Section):
         return entry.adapter_learning_rate if self.tuning.mode in ("lora", "qlora") else entry.learning_rate
 
     @property
+    def fewest_sites(self) -> dict[str, int]:
+        """With how many sites a round can count, by each key that says so: the largest number holds."""
+        fewest, secure = {"topology.minimum_sites": self.topology.minimum_sites}, self.privacy.secure
+        if secure is not None:
+            fewest["privacy.secure_aggregation.minimum_sites"] = secure.minimum_sites
+            if isinstance(secure.threshold, int) and self.topology.kind == "federated":
+                fewest["privacy.secure_aggregation.threshold"] = secure.threshold
+        return fewest
+
+    @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run at one site; None where the number of epochs decides."""
         in_rounds = (self.topology.rounds or 0) * (self.topology.local_steps or 0)

@@ -25,11 +25,7 @@ class RunPlan:
     rounding_secret: str
 
     def __post_init__(self) -> None:
-        secure = self.recipe.privacy.secure
-        for key, needed in (
-            ("topology.minimum_sites", self.recipe.topology.minimum_sites),
-            ("privacy.secure_aggregation.minimum_sites", secure.minimum_sites if secure else 1),
-        ):
+        for key, needed in self.recipe.fewest_sites.items():
             if needed > len(self.roster):
                 raise InputError(f"{key}: {needed}, but the roster has {len(self.roster)} members")
 
@@ -40,8 +36,7 @@ class RunPlan:
     @property
     def needed(self) -> int:
         """The fewest members whose updates are averaged."""
-        secure = self.recipe.privacy.secure
-        return max(self.recipe.topology.minimum_sites, secure.minimum_sites if secure else 1)
+        return max(self.recipe.fewest_sites.values())
 
     @property
     def in_groups(self) -> bool:

@@ -50,9 +50,6 @@ class Reception:
     async def on_update(self, sender: str, header: UpdateHeader, chunks: AsyncIterator[bytes]) -> Receipt:
         progress = self._opened()
         try:
-            _check_known(progress, sender)
-            if progress.members.hello_of(sender) is None:
-                raise PeerUnreachable("this node has not been greeted yet")
             _check_exchanges(progress, sender)
             progress.inbox.check_header(sender, header)
             if (receipt := self._out_of_turn(progress, sender, header)) is not None:
@@ -74,9 +71,6 @@ class Reception:
     async def on_group_message(self, sender: str, header: GroupHeader, chunks: AsyncIterator[bytes]) -> Receipt:
         progress = self._opened()
         try:
-            _check_known(progress, sender)
-            if progress.members.hello_of(sender) is None:
-                raise PeerUnreachable("this node has not been greeted yet")
             _check_exchanges(progress, sender)
             if header.sender != sender:
                 raise ProtocolError(f"it says it comes from '{header.sender}'")
@@ -183,6 +177,9 @@ def _check_known(progress: Progress, sender: str) -> None:
 
 
 def _check_exchanges(progress: Progress, sender: str) -> None:
+    _check_known(progress, sender)
+    if progress.members.hello_of(sender) is None:
+        raise PeerUnreachable("this node has not been greeted yet")
     if (differs := progress.members.difference_of(sender)) is not None:
         raise ProtocolError(differs)
     if sender not in progress.plan.neighbours:

@@ -47,14 +47,6 @@ class Terms:
     roster_digest: str | None
 
 
-def fewest_sites(recipe: Recipe) -> int:
-    """With how many sites a round can begin."""
-    secure, least = recipe.privacy.secure, recipe.topology.minimum_sites
-    if secure is None:
-        return least
-    return max(least, secure.minimum_sites, secure.threshold if isinstance(secure.threshold, int) else 1)
-
-
 @dataclass(frozen=True)
 class _Pause:
     """When a site that could not join is asked again."""
@@ -104,7 +96,7 @@ class Attendance:
 
         `state` is the run's, where it has one. Raises RunError when patience ends before enough sites are there.
         """
-        minimum = fewest_sites(self._recipe)
+        minimum = max(self._recipe.fewest_sites.values())
         deadline = time.monotonic() + self._patience
         announced = False
         while True:

@@ -26,7 +26,7 @@ import core_training.offline  # noqa: F401 - for the processes that are started 
 from core_training import background
 from core_training.durable import commit_file
 from core_training.errors import InputError, RunError
-from core_training.recipe import Recipe, SecureAggregation
+from core_training.recipe import Recipe
 from core_training.recipe_file import load_recipe
 from security.certificates import (
     AUTHORITY_CERTIFICATE,
@@ -112,7 +112,7 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
     if recipe.topology.kind != "federated":
         raise InputError(f"topology.kind: a server runs 'federated' recipes, not '{recipe.topology.kind}'")
     if recipe.privacy.secure is not None:
-        _check_identities(federation, recipe, recipe.privacy.secure)
+        _check_identities(federation, recipe)
     if background.owner(federation.superlink_lock) is None:
         raise InputError(f"the server is not running; `fedloom server start --folder {federation.folder}` starts it")
     run_id = _new_run_id(federation, recipe_file.stem)
@@ -124,15 +124,13 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
     return run_id
 
 
-def _check_identities(federation: Federation, recipe: Recipe, secure: SecureAggregation) -> None:
+def _check_identities(federation: Federation, recipe: Recipe) -> None:
     """Raise InputError when too few admitted sites can take part in a run with secure aggregation."""
     able = sorted(federation.identities())
     lacking = [site.name for site in federation.sites() if site.identity is None]
-    needs = {"topology.minimum_sites": recipe.topology.minimum_sites, "minimum_sites": secure.minimum_sites}
-    if isinstance(secure.threshold, int):
-        needs["threshold"] = secure.threshold
-    key, least = max(needs.items(), key=lambda item: item[1])
+    key, least = max(recipe.fewest_sites.items(), key=lambda item: item[1])
     if len(able) < least:
+        key = key.removeprefix("privacy.secure_aggregation.")
         remedy = "admit more with `fedloom server admit`"
         if lacking:
             remedy += f", or once more, with both lines of their node.pub: {', '.join(lacking)}"

@@ -20,7 +20,7 @@ from core_training.recipe_file import load_recipe
 from core_training.run_folder import RunFolder, Summary
 from core_training.state import TrainableState
 from core_training.trainable import EvalReport
-from server.attendance import Attendance, fewest_sites
+from server.attendance import Attendance
 from server.intake import Intake, MaskedIntake, Outcome, RingIntake, StateIntake, check_belongs
 from server.order_exchange import OrderExchange
 from server.progress import Progress
@@ -91,6 +91,7 @@ class _RoundLoop:
     ) -> None:
         self._folder = folder
         self._recipe = recipe
+        self._recipe_text = recipe.to_yaml()
         self._topology = recipe.topology
         self._on_round = on_round
         self._of_all: Callable[[Iterable[float]], float] = sum if in_process else max
@@ -163,7 +164,7 @@ class _RoundLoop:
         if self._secure is not None:
             self._secure.note(number, accepted, set(asked.values()) - accepted)
         try:
-            if len(accepted) < (least := fewest_sites(self._recipe)):
+            if len(accepted) < (least := max(self._recipe.fewest_sites.values())):
                 raise ProtocolError(f"{len(accepted)} updates came, and it takes {least}")
             if isinstance(intake, MaskedIntake) and self._secure is not None:
                 survivors = {node: site for node, site in asked.items() if site in accepted}
@@ -209,7 +210,7 @@ class _RoundLoop:
         codec = ring_codec(recipe, manifest, number, ring.scale, ring.sites)
         if self._secure is None:
             return RingIntake(recipe, order, codec, self._state), present
-        context = order.context(self._state.digest, recipe.to_yaml(), self._attendance.terms.initial_digest)
+        context = order.context(self._state.digest, self._recipe_text, self._attendance.terms.initial_digest)
         masked = self._secure.begin(number, participants, context, codec.length)
         return MaskedIntake(recipe, order, codec, self._state, masked), present
 

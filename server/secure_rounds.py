@@ -25,7 +25,7 @@ from server.order_exchange import OrderExchange
 from strategies.exchange import SecureOrder, SecureReply
 from strategies.ring_scale import largest_change
 
-_ROUNDS_AHEAD = 16
+ROUNDS_AHEAD = 16
 """For how many rounds masks are set up at a time: two exchanges for so many."""
 
 _ANSWERED_WITHIN = 120.0
@@ -88,8 +88,9 @@ class SecureRounds:
         if batch is not None:
             if spent.round == number:
                 return spent.participants
-            lacking = any(self._due.get(site, number + (site in batch.sites)) <= number for site in present.values())
-            if spent.slot + 1 < batch.batch.slots and not lacking and not self._renew:
+            newcomers = set(present.values()) - set(batch.sites) - self._due.keys()
+            due = any(self._due.get(site, number + 1) <= number for site in present.values())
+            if spent.slot + 1 < batch.batch.slots and not newcomers and not due and not self._renew:
                 with suppress(ProtocolError):  # too few of them are there: those who are set masks up among themselves
                     return self._together(batch, present)
         return self._together(self._set_up(number, present), present)
@@ -133,7 +134,7 @@ class SecureRounds:
     def _set_up(self, number: int, present: Nodes) -> ServerBatch:
         began = time.perf_counter()
         # The number must never come again in this run, also when the server is killed before anything is on disk.
-        number_of_batch, slots = time.time_ns() // 1000, max(1, min(_ROUNDS_AHEAD, self._rounds - number + 1))
+        number_of_batch, slots = time.time_ns() // 1000, max(1, min(ROUNDS_AHEAD, self._rounds - number + 1))
         batch = ServerBatch(self._folder.run_id, number_of_batch, slots, self._roster, self._terms)
         order = SecureOrder(run_id=self._folder.run_id, step="keys", payload=batch.keys_order())
         for site, reply in self._ask(dict.fromkeys(present.values(), order), present, number):

@@ -28,11 +28,7 @@ def simulated_sites(recipe: Recipe) -> Partition:
             raise InputError(
                 f"simulation.sites: '{name}': a site's name is letters, digits, '.', '_', '-'; name it otherwise"
             )
-    secure = recipe.privacy.secure
-    for key, least in (
-        ("topology.minimum_sites", recipe.topology.minimum_sites),
-        ("privacy.secure_aggregation.minimum_sites", secure.minimum_sites if secure else 1),
-    ):
+    for key, least in recipe.fewest_sites.items():
         if least > len(sites):
             raise InputError(f"{key}: {least} is more than the {len(sites)} sites")
     return sites

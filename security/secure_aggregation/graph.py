@@ -10,14 +10,14 @@ import hashlib
 from collections.abc import Collection, Mapping
 
 from core_training.errors import ProtocolError
-from security.signing import canonical_json
+from security import identities
 
 MOST_NEIGHBOURS = 50
 
 
 def roster_digest(roster: Mapping[str, str]) -> bytes:
     """32 bytes that differ for different rosters (names and public keys)."""
-    return hashlib.sha256(canonical_json(dict(roster))).digest()
+    return bytes.fromhex(identities.roster_digest(roster))
 
 
 def to_bits(sites: Collection[str], roster: Mapping[str, str]) -> bytes:

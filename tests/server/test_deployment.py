@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import socket
 import time
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 
 from client.deployment import init_site, running_processes, start_site, stop_site
 from client.supervisor import lock_of, read_link
-from core_training import background
 from core_training.errors import InputError
 from core_training.run_folder import RunFolder
 from security.certificates import create_authority, issue_server_certificate
@@ -31,6 +29,7 @@ from server.federation import Address, Federation, open_federation
 from server.run_progress import follow, read_progress
 from server.superlink import OperateFromThisMachine
 from tests import tiny
+from tests.server.processes import kill
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -63,12 +62,6 @@ def new_site(folder: Path, federation: Federation, data: Path, model: Path, auth
         authority=authority or federation.keys / "ca.crt",
     )
     return folder
-
-
-def kill(lock: Path) -> None:
-    process = background.owner(lock)
-    assert process is not None
-    os.kill(process, signal.SIGKILL)
 
 
 def wait_for_round(federation: Federation, run_id: str, number: int, within: float = 120) -> None:

@@ -6,7 +6,6 @@ and no mask hides two vectors.
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,13 +22,13 @@ from typer.testing import CliRunner
 
 from client.deployment import running_processes, stop_site
 from client.supervisor import PROCESSES, lock_of
-from core_training import background
 from core_training.run_folder import RunFolder
 from fedloom.cli import app
 from server.deployment import stop_server
 from server.federation import Federation, open_federation
 from server.run_progress import follow
 from tests import tiny
+from tests.server.processes import kill
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -58,12 +57,6 @@ def start_fedloom(folder: Path, *words: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "COLUMNS": "200"}
     command, pipe = [sys.executable, "-m", "fedloom.cli", *words], subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-
-
-def kill(lock: Path) -> None:
-    process = background.owner(lock)
-    assert process is not None
-    os.kill(process, signal.SIGKILL)
 
 
 def wait_for(run: RunFolder, event: str, number: int, within: float = 90) -> None:

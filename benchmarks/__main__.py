@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import core_training.offline  # noqa: F401 - before anything that might call home
+import core_training.environment  # noqa: F401 - before anything that might call home
 from benchmarks.figure import Figure
 from benchmarks.places import OUTPUT, Places
 from core_training.durable import commit_file

@@ -203,7 +203,7 @@ class _Trl:
         from datasets import Dataset
         from peft import LoraConfig
 
-        from core_training.offline import silence_libraries
+        from core_training.environment import silence_libraries
 
         silence_libraries()
         config, trainer = {"sft": (trl.SFTConfig, trl.SFTTrainer), "dpo": (trl.DPOConfig, trl.DPOTrainer)}[stage]

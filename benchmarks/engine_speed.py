@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -24,8 +24,8 @@ from core_training.engine import open_engine
 from core_training.errors import RunError
 from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
-from core_training.stages.base import IGNORED
-from core_training.trainer import StageTrainer
+from core_training.stages.base import IGNORED, BatchLoss
+from core_training.step_loop import StepLoop
 
 TARGET = 0.95
 SLICES = 9
@@ -57,18 +57,18 @@ def compare(recipe_text: str) -> dict[str, float]:
     engine = open_engine(recipe)
     loop, usual = _PlainLoop(recipe, _loss_where_labelled), _PlainLoop(recipe, _loss_of_the_model)
     batches: list[Batch] = []
-    inner = StageTrainer.training_step
+    inner = StepLoop._accumulate
 
-    def recording(trainer: StageTrainer, model: Any, batch: Batch, units: Any = None) -> torch.Tensor:
-        batches.append(batch)
-        return inner(trainer, model, batch, units)
+    def recording(loop: StepLoop, update: Sequence[Sequence[Any]]) -> list[BatchLoss]:
+        batches.extend(update)
+        return inner(loop, update)
 
     seconds: list[tuple[float, float, float]] = []
     tokens: list[int] = []
     engine.launch()
     for _ in range(SLICES):
         batches.clear()
-        with patch.object(StageTrainer, "training_step", recording):
+        with patch.object(StepLoop, "_accumulate", recording):
             report = engine.train(STEPS)
         loop_seconds, loss = loop.train(batches)
         if abs(loss - report.loss_last) > 1e-3:

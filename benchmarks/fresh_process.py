@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import core_training.offline  # noqa: F401 - before anything that might call home
+import core_training.environment  # noqa: F401 - before anything that might call home
 from core_training.errors import RunError
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-import core_training.offline  # noqa: F401 - for the processes that are started here
+import core_training.environment  # noqa: F401 - for the processes that are started here
 from client.enrolment import load_enrolment
 from client.pinned_roster import IDENTITY_KEY
 from client.site_config import SITE_FILE, load_site_config, parse_site_config

@@ -18,7 +18,8 @@ from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
 from core_training.central import prune_checkpoints, total
 from core_training.engine import read_checkpoint
-from core_training.errors import DivergedError, FedloomError, InputError, NarrowScaleError, ProtocolError
+from core_training.errors import FedloomError, InputError, NarrowScaleError, ProtocolError, RunError
+from core_training.failures import explained
 from core_training.models.export import result_name
 from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
@@ -75,10 +76,14 @@ class SiteService:
                 return self._join(JoinOrder.open(order)).envelope()
             if order.kind == TrainOrder.kind:
                 train = TrainOrder.open(order)
-                return self._run_of(train.run_id).train(train, arrived).envelope()
+                run = self._run_of(train.run_id)
+                with explained(f"round {train.round}", run.recipe):
+                    return run.train(train, arrived).envelope()
             if order.kind == EvaluateOrder.kind:
                 evaluate = EvaluateOrder.open(order)
-                return self._run_of(evaluate.run_id).evaluate(evaluate).envelope()
+                run = self._run_of(evaluate.run_id)
+                with explained(f"the evaluation of round {evaluate.round}", run.recipe):
+                    return run.evaluate(evaluate).envelope()
             if order.kind == SecureOrder.kind:
                 secure = SecureOrder.open(order)
                 return self._run_of(secure.run_id).secure_side.answer(secure).envelope()
@@ -86,9 +91,9 @@ class SiteService:
                 return self._run_of(InitialStateOrder.open(order).run_id).send_initial_state().envelope()
             raise ProtocolError(f"unknown order '{order.kind}'")
         except FedloomError as error:
-            if order.kind != JoinOrder.kind and not isinstance(error, ProtocolError | DivergedError):
-                error = type(error)(self._tell(error))
-            return self._refusal(error)
+            if isinstance(error, RunError) and error.process_is_lost:
+                raise
+            return self._refusal(error, str(error) if order.kind == JoinOrder.kind else self._tell(error))
 
     def close(self) -> None:
         if self._run is not None:
@@ -141,9 +146,9 @@ class SiteService:
             # What others may be told, as when the run was joined; an error met while training is another matter.
             raise ProtocolError(str(error)) from error
 
-    def _refusal(self, error: FedloomError) -> Envelope:
-        """Says why, without telling where on this machine anything lies."""
-        reason = str(error).replace(f"{self._folder.absolute()}/", "").replace(f"{self._folder}/", "")
+    def _refusal(self, error: FedloomError, reason: str) -> Envelope:
+        """Give the reason, without telling where on this machine anything lies."""
+        reason = reason.replace(f"{self._folder.absolute()}/", "").replace(f"{self._folder}/", "")
         return Refusal(
             reason=reason[:2000], fatal=isinstance(error, InputError), too_narrow=isinstance(error, NarrowScaleError)
         ).envelope()
@@ -164,7 +169,7 @@ class _SiteRun:
         self.run_id = run_id
         self.recipe_text = recipe_text
         self.folder = folder
-        self._recipe = recipe
+        self.recipe = recipe
         self._engine = engine
         self._writer = writer
         self._round = 0
@@ -189,13 +194,13 @@ class _SiteRun:
         return JoinReply(
             run_id=self.run_id,
             version=__version__,
-            recipe_digest=self._recipe.engine_digest,
+            recipe_digest=self.recipe.engine_digest,
             manifest=self.manifest.to_json(),
             initial_digest=self._engine.initial_digest,
             initial_state_digest=self._engine.initial_state.digest,
             roster_digest=secure_side.roster_digest if secure_side else None,
             data=self._engine.data_report,
-            layout=self._engine.layout(base_name=self._recipe.model.name_or_path),
+            layout=self._engine.layout(base_name=self.recipe.model.name_or_path),
         )
 
     def train(self, order: TrainOrder, arrived: float) -> Update | MaskedUpdate:
@@ -207,7 +212,7 @@ class _SiteRun:
         self._stand_after(order.round - 1)
         missed = order.round - 1 - self._round
         self._round = _ASTRAY
-        self._engine.skip(missed * (self._recipe.topology.local_steps or 0))
+        self._engine.skip(missed * (self.recipe.topology.local_steps or 0))
         self._engine.write_state(incoming, missed_rounds=missed > 0)
         waited = time.monotonic() - arrived
         report = self._engine.train(order.steps)
@@ -241,7 +246,7 @@ class _SiteRun:
         self._engine.write_state(state)
         evaluation = total(self._engine.evaluate())
         if order.final:
-            self._engine.save_model(self.folder.path / result_name(self._recipe))
+            self._engine.save_model(self.folder.path / result_name(self.recipe))
             self.folder.event("completed", round=order.round, eval_loss=evaluation.loss)
         self._engine.write_state(parked)
         return EvaluateReply(run_id=self.run_id, round=order.round, evaluation=evaluation)

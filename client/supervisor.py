@@ -20,7 +20,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Literal
 
-import core_training.offline  # noqa: F401 - for the processes that are started here
+import core_training.environment  # noqa: F401 - for the processes that are started here
 from client.fleet_session import end_session
 from client.site_config import load_site_config
 from client.worker_client import worker_command

@@ -17,7 +17,7 @@ from pathlib import Path
 from client import worker_socket
 from client.enrolment import load_enrolment
 from client.site_config import SiteConfig, load_site_config
-from core_training.errors import FedloomError, InputError, ProtocolError
+from core_training.errors import FedloomError, InputError, ProtocolError, RunError
 from core_training.groups.launch import must_launch, run_as_group
 from core_training.recipe import Recipe
 from core_training.trainable import Trainable
@@ -43,6 +43,8 @@ def serve(listener: socket.socket, handle: Callable[[Envelope], Envelope], max_m
                 _answer(connection, handle, max_message_bytes)
             except OSError as error:
                 _log.warning("whoever gave the order left: %s", error)
+            except MemoryError:
+                _log.error("out of memory while an order or its answer was handed over")
 
 
 def _answer(connection: socket.socket, handle: Callable[[Envelope], Envelope], max_message_bytes: int) -> None:
@@ -55,7 +57,11 @@ def _answer(connection: socket.socket, handle: Callable[[Envelope], Envelope], m
     try:
         reply = handle(order)
     except FedloomError as error:
-        reply = Refusal(reason=str(error)[:2000]).envelope()
+        reply = Refusal(reason=(error.public or str(error))[:2000]).envelope()
+        if isinstance(error, RunError) and error.process_is_lost:
+            _log.error("%s", error, exc_info=error.__cause__)
+            worker_socket.send(connection, reply)
+            raise SystemExit(1) from error
     except Exception as error:
         _log.exception("%s failed unexpectedly", order.kind)
         reason = f"the site's worker failed unexpectedly: {type(error).__name__}; its log says more"
@@ -86,7 +92,9 @@ class Worker:
 
     def _keep_to_itself(self, error: FedloomError) -> str:
         """What is wrong with this site's files and records is told here, not to whoever gave the order."""
-        _log.error("order refused: %s", error)
+        _log.error("order refused: %s", error, exc_info=error.__cause__)
+        if error.public is not None:
+            return error.public
         return (
             f"site '{self._config.name}' could not work with its model, data or reward function; "
             "its own logs/worker.log says why"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from core_training.errors import Interrupted
+from core_training.errors import FedloomError, Interrupted, RunError
 from core_training.models.export import result_name
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
@@ -50,11 +50,12 @@ def train(
         while engine.step < engine.total_steps:
             _leave_if(stopped, engine, folder, progress)
             until = min(_next_multiple(engine.step, n) for n in (interval, recipe.training.save_steps))
-            report = engine.train(min(until, engine.total_steps) - engine.step, on_step)
-            progress.add(report)
-            progress.total_seconds = time.perf_counter() - began
-            figures = means(report.figures)
-            folder.event("trained", step=engine.step, loss=report.loss_mean, weight=report.weight, **figures)
+            try:
+                _note(engine.train(min(until, engine.total_steps) - engine.step, on_step), engine, folder, progress)
+            except RunError as error:
+                raise _failed(error, engine, folder, progress) from error
+            finally:
+                progress.total_seconds = time.perf_counter() - began
             _leave_if(stopped, engine, folder, progress)
             ended = engine.step == engine.total_steps
             if ended or engine.step % recipe.training.save_steps == 0:
@@ -111,6 +112,26 @@ def _leave_if(stopped: _Stopped, engine: Trainable, folder: RunFolder, progress:
         raise Interrupted(
             f"interrupted at step {engine.step} of {engine.total_steps}, saved in {folder.path}; --resume goes on"
         )
+
+
+def _note(report: TrainReport, engine: Trainable, folder: RunFolder, progress: Progress) -> None:
+    progress.add(report)
+    figures = means(report.figures)
+    folder.event("trained", step=engine.step, loss=report.loss_mean, weight=report.weight, **figures)
+
+
+def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Progress) -> RunError:
+    """Save the steps before the one that failed, if they are there to be saved; return what to say."""
+    reports = engine.salvage()
+    if reports is not None:
+        for report in reports:
+            _note(report, engine, folder, progress)
+        with suppress(FedloomError):  # what made the step fail may make this fail too, and is the one to be told
+            _checkpoint(engine, folder, progress)
+    saved = latest_checkpoint(folder.checkpoints)
+    what = f"step {int(saved.name.removeprefix('step-'))} is saved in {folder.path}" if saved else "no step was saved"
+    folder.event("failed", step=engine.step if reports is not None else None, error=str(error))
+    return type(error)(f"{error} ({what})")
 
 
 def _checkpoint(engine: Trainable, folder: RunFolder, progress: Progress) -> None:

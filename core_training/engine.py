@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,20 +19,21 @@ import torch
 from core_training.correction import Correction, Start, correction_of
 from core_training.data.dataset import Dataset, load_dataset
 from core_training.durable import commit_folder, scratch_of
-from core_training.errors import DivergedError, ProtocolError, RunError
-from core_training.groups.deepspeed_config import deepspeed_config
+from core_training.errors import FedloomError, ProtocolError, RunError
+from core_training.failures import explained
 from core_training.models.base_model import BaseModel
 from core_training.models.export import layout_files, write_result
 from core_training.models.parameters import read_parameters, write_parameters
+from core_training.prepared_model import PreparedModel
 from core_training.recipe import Recipe
-from core_training.slices import SlicedRun
-from core_training.stages.base import BatchLoss, Row, Stage, load_stage
+from core_training.stages.base import Row, Stage, load_stage
 from core_training.state import Manifest, TrainableState
+from core_training.step_loop import StepLoop
 from core_training.trainable import DataReport, EvalReport, TrainReport
-from core_training.trainer import StageTrainer
 
 _STATE_FILE = "state.safetensors"
 _NOTES_FILE = "notes.json"
+_LOOP_FOLDER = "loop"
 
 
 class Engine:
@@ -51,7 +50,8 @@ class Engine:
         self.data_report: DataReport = dataset.report
         self.training_sources = dataset.training_sources
         self._parked: TrainableState | None = None
-        self._run: SlicedRun | None = None
+        self._loop: StepLoop | None = None
+        self._salvaged: list[TrainReport] | None = None
         self._correction: Correction | None = correction_of(self._recipe)
         self._next_slice = Start.SAME_ROUND
         self._base.initial_state  # noqa: B018 - remembered before any engine on this base trains
@@ -91,23 +91,23 @@ class Engine:
         self._current.skip(steps)
 
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
-        if self.step + steps > self.total_steps:
-            raise RunError(f"{steps} steps were asked for after step {self.step} of {self.total_steps}")
+        loop = self._current
+        if loop.step + steps > loop.total_steps:
+            raise RunError(f"{steps} steps were asked for after step {loop.step} of {loop.total_steps}")
         self._take_model()
-        trainer = self._current.trainer
-        trainer.step_losses.clear()
-        before = self.step
+        self._salvaged = None
         start = time.perf_counter()
-        with self._begin_slice(trainer):
-            self._current.advance(steps, on_step)
-        seconds = time.perf_counter() - start
-        report = self._report(trainer.step_losses, before, seconds)
-        trainer.step_losses.clear()
-        if not math.isfinite(report.loss_mean):
-            raise DivergedError(
-                f"the training loss is no longer finite at step {self.step}; lower training.learning_rate"
-            )
-        return report
+        try:
+            with self._begin_slice(loop):
+                loop.advance(steps, on_step)
+        except FedloomError:
+            if loop.is_whole:
+                self._salvaged = [self._report(loop, time.perf_counter() - start)] if loop.losses else []
+            raise
+        return self._report(loop, time.perf_counter() - start)
+
+    def salvage(self) -> list[TrainReport] | None:
+        return self._salvaged
 
     def stop(self) -> None:
         self._current.stop()
@@ -115,20 +115,20 @@ class Engine:
     def evaluate(self) -> dict[str, EvalReport]:
         """Loss on the held-out examples, by data source. Every process of a group takes its share of the batches."""
         self._take_model()
-        trainer = self._current.trainer
-        model = trainer.model_wrapped
-        model.eval()
+        prepared = self._current.prepared
+        prepared.model.eval()
         try:
-            reports = {source: self._stage.evaluate(trainer, model, rows) for source, rows in self._evaluation.items()}
-            return {source: _over_processes(trainer, report) for source, report in reports.items()}
+            with explained("the evaluation", self._recipe):
+                reports = {source: self._stage.evaluate(prepared, rows) for source, rows in self._evaluation.items()}
+            return {source: _over_processes(prepared, report) for source, report in reports.items()}
         finally:
-            model.train()
+            prepared.model.train()
 
     def checkpoint(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         """Write all that is needed to go on from here into `folder`, whole or not at all. Raises RunError."""
         self._take_model()
         state = self.read_state()
-        accelerator = self._current.trainer.accelerator
+        accelerator = self._current.prepared.accelerator
         if accelerator.is_main_process:
             with commit_folder(folder) as scratch:
                 (scratch / _STATE_FILE).write_bytes(state.to_bytes())
@@ -136,16 +136,18 @@ class Engine:
                 if self._correction is not None:
                     self._correction.save(scratch)
                 accelerator.wait_for_everyone()
-                self._current.save(scratch / "trainer")
+                self._current.save(scratch / _LOOP_FOLDER)
+                accelerator.wait_for_everyone()
         else:
             accelerator.wait_for_everyone()
-            self._current.save(scratch_of(folder) / "trainer")
+            self._current.save(scratch_of(folder) / _LOOP_FOLDER)
+            accelerator.wait_for_everyone()
         accelerator.wait_for_everyone()
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Go back to what `checkpoint` wrote. Raises RunError when it belongs to another model or recipe."""
         state, notes = read_checkpoint(folder, self.manifest)
-        self._start(state, resume_from=str(folder / "trainer"))
+        self._start(state, folder / _LOOP_FOLDER)
         if self._correction is not None:
             self._correction.load(folder, self.manifest)
         return notes
@@ -157,7 +159,7 @@ class Engine:
         """Write an adapter (PEFT layout) or a whole model (transformers layout), with its tokenizer."""
         self._take_model()
         state = read_parameters(self._base.result_parameters, self._deepspeed_engine)
-        accelerator = self._current.trainer.accelerator
+        accelerator = self._current.prepared.accelerator
         if accelerator.is_main_process:
             layout = layout_files(self._base, self._recipe, self._recipe.model.name_or_path)
             write_result(state, layout, folder, self._base.tokenizer)
@@ -167,49 +169,47 @@ class Engine:
         return layout_files(self._base, self._recipe, base_name, without_base=True)
 
     def close(self) -> None:
-        if self._run is not None:
-            self._run.close()
-            self._run = None
+        self._loop = None
         if self._base.owner is self:
             self._base.owner = None
 
     def launch(self) -> None:
-        """Build the trainer now rather than at its first use (a DeepSpeed group must do so on every rank at once)."""
-        if self._run is None:
+        """Prepare the model now rather than at its first use (a DeepSpeed group must do so on every rank at once)."""
+        if self._loop is None:
             self._start(self._base.initial_state)
 
     @property
-    def _current(self) -> SlicedRun:
+    def _current(self) -> StepLoop:
         self.launch()
-        assert self._run is not None
-        return self._run
+        assert self._loop is not None
+        return self._loop
 
     @property
     def _deepspeed_engine(self) -> Any:
-        return getattr(self._run.trainer, "deepspeed", None) if self._run is not None else None
+        return self._loop.prepared.deepspeed_engine if self._loop is not None else None
 
-    def _start(self, state: TrainableState, resume_from: str | None = None) -> None:
-        """Build the trainer and bring it to just before its next step, with `state` in the parameters."""
+    def _start(self, state: TrainableState, resume_from: Path | None = None) -> None:
+        """Make a new loop and bring it to just before its next step, with `state` in the parameters."""
         self._park_owner()
-        if self._run is not None:
-            self._run.close()
-        arguments = training_arguments(self._recipe)
-        trainer = self._stage.build_trainer(self._rows, arguments)
+        self._loop = None
         self._base.owner = self
-        self._run = SlicedRun(trainer, resume_from)
-        self._correction = correction_of(self._recipe)
-        self._next_slice = Start.SAME_ROUND
-        self._ask_reference(trainer)
-        write_parameters(self._base.trainable_parameters, state, self._deepspeed_engine)
+        with explained("preparing the model", self._recipe):
+            loop = self._loop = StepLoop(self._stage, self._rows)
+            if resume_from is not None:
+                loop.load(resume_from)
+            self._correction = correction_of(self._recipe)
+            self._next_slice = Start.SAME_ROUND
+            self._ask_reference(loop.prepared)
+            write_parameters(self._base.trainable_parameters, state, self._deepspeed_engine)
 
-    def _begin_slice(self, trainer: StageTrainer) -> AbstractContextManager[None]:
-        """What a slice's steps are to be taken in."""
+    def _begin_slice(self, loop: StepLoop) -> AbstractContextManager[None]:
+        """Have every step of a slice corrected, and start it without moments where the recipe says so."""
         start, self._next_slice = self._next_slice, Start.SAME_ROUND
         if start is not Start.SAME_ROUND and not self._recipe.training.keep_optimizer:
-            trainer.forget_moments()
+            loop.forget_moments()
         if self._correction is None:
             return nullcontext()
-        return self._correction.during(self._base.trainable_parameters, trainer.optimizer.optimizer, start)
+        return self._correction.during(self._base.trainable_parameters, loop.optimizer, start)
 
     def _take_model(self, state: TrainableState | None = None) -> None:
         """Make the shared parameters this engine's own, holding `state` or what they held when it last had them."""
@@ -228,26 +228,26 @@ class Engine:
             owner._parked = read_parameters(self._base.trainable_parameters)
         self._base.owner = None
 
-    def _ask_reference(self, trainer: StageTrainer) -> None:
+    def _ask_reference(self, prepared: PreparedModel) -> None:
         """Have the reference policy give its numbers of every row, once for the whole run."""
         if not self._stage.needs_reference or self._rows.numbers:
             return
-        model = trainer.model_wrapped
-        model.eval()
-        with self._base.reference_policy(self._deepspeed_engine):
+        prepared.model.eval()
+        with prepared.reference_policy():
             for rows in (self._rows, *self._evaluation.values()):
-                rows.numbers = _numbers(self._stage, trainer, model, rows)
-        model.train()
+                rows.numbers = _numbers(self._stage, prepared, rows)
+        prepared.model.train()
 
-    def _report(self, losses: Sequence[BatchLoss], before: int, seconds: float) -> TrainReport:
-        """What a slice's batches come to, over all processes; several make a step under gradient accumulation."""
+    def _report(self, loop: StepLoop, seconds: float) -> TrainReport:
+        """Sum a slice's batches up over all processes; several make a step under gradient accumulation."""
+        losses = loop.losses
         names = sorted(losses[0].figures)
         table = torch.stack([loss.sums() for loss in losses])  # shape (batches, 3 + 2 figures)
-        table = self._current.trainer.accelerator.reduce(table, reduction="sum").cpu()
+        table = loop.prepared.total(table).cpu()
         per_batch = table[:, 0] / table[:, 1].clamp(min=1)
         sums = table.sum(dim=0).tolist()
         return TrainReport(
-            steps=self.step - before,
+            steps=loop.taken,
             loss_first=float(per_batch[0]),
             loss_last=float(per_batch[-1]),
             loss_mean=sums[0] / max(sums[1], 1),
@@ -276,24 +276,24 @@ class ReferencedRows(Sequence[Row]):
         return (dataclasses.replace(row[0], numbers={**row[0].numbers, **numbers}),)
 
 
-def _numbers(stage: Stage, trainer: StageTrainer, model: Any, rows: Sequence[Row]) -> dict[str, list[float]]:
+def _numbers(stage: Stage, prepared: PreparedModel, rows: Sequence[Row]) -> dict[str, list[float]]:
     """The reference policy's numbers of each row, by name; every process computes a share of them."""
     table: dict[str, torch.Tensor] = {}
-    for mine, batch in trainer.shared_batches(rows):
-        for name, values in stage.reference(model, batch).items():
+    for mine, batch in prepared.shared_batches(rows):
+        for name, values in stage.reference(prepared.model, batch).items():
             column = table.setdefault(name, torch.zeros(len(rows), device=values.device))
             column[mine] = values.float()[: len(mine)]
-    return {name: trainer.accelerator.reduce(column, reduction="sum").tolist() for name, column in table.items()}
+    return {name: prepared.total(column).tolist() for name, column in table.items()}
 
 
-def _over_processes(trainer: StageTrainer, report: EvalReport) -> EvalReport:
+def _over_processes(prepared: PreparedModel, report: EvalReport) -> EvalReport:
     """The sum of all processes' reports. Every process of a group must call it."""
-    if trainer.accelerator.num_processes == 1:
+    if prepared.processes == 1:
         return report
     names = sorted(report.figures)
     values = [report.loss_sum, report.weight, report.examples, *(v for n in names for v in report.figures[n])]
-    sums = torch.tensor(values, dtype=torch.float64, device=trainer.args.device)
-    loss_sum, weight, examples, *rest = trainer.accelerator.reduce(sums, reduction="sum").tolist()
+    sums = torch.tensor(values, dtype=torch.float64, device=prepared.device)
+    loss_sum, weight, examples, *rest = prepared.total(sums).tolist()
     return EvalReport(loss_sum, int(weight), int(examples), _figures(names, rest))
 
 
@@ -313,36 +313,6 @@ def read_checkpoint(folder: Path, manifest: Manifest) -> tuple[TrainableState, d
 
 def open_engine(recipe: Recipe) -> Engine:
     """Load the base model and the data of `recipe`, and build its engine."""
-    stage = load_stage(recipe, BaseModel(recipe))
-    return Engine(stage, load_dataset(recipe, stage))
-
-
-def training_arguments(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's training section as Hugging Face `TrainingArguments` (saving, logging and hub switched off)."""
-    training = recipe.training
-    return {
-        "output_dir": tempfile.gettempdir(),  # nothing is written there: `SlicedRun.save` names its own folder
-        "learning_rate": recipe.learning_rate,
-        "per_device_train_batch_size": training.per_device_train_batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "max_steps": recipe.total_steps or -1,
-        "num_train_epochs": training.num_train_epochs,
-        "seed": training.seed,
-        "optim": training.optim,
-        "lr_scheduler_type": training.lr_scheduler_type,
-        "warmup_steps": training.warmup_steps,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "gradient_checkpointing": training.gradient_checkpointing,
-        # A bfloat16 model sees to its own autocast (`models.precision`); DeepSpeed insists on being told by both.
-        "bf16": recipe.model.dtype == "bfloat16" and recipe.deepspeed.used,
-        "use_cpu": not torch.cuda.is_available(),
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "logging_strategy": "no",
-        "logging_nan_inf_filter": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "deepspeed": deepspeed_config(recipe),
-    }
+    with explained("loading the model and its data", recipe):
+        stage = load_stage(recipe, BaseModel(recipe))
+        return Engine(stage, load_dataset(recipe, stage))

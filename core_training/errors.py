@@ -10,6 +10,11 @@ class FedloomError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str, public: str | None = None) -> None:
+        """`public` is what other parties may be told of it; None: no more than that there was an error."""
+        super().__init__(message)
+        self.public = public
+
 
 class InputError(FedloomError):
     """What was given is wrong: a recipe, a file, a record, an argument. Nothing has been started or changed."""
@@ -18,11 +23,21 @@ class InputError(FedloomError):
 
 
 class RunError(FedloomError):
-    """A run that had started could not go on. What it committed before is intact."""
+    """A run that had started could not go on. What it committed before is intact.
+
+    `process_is_lost` says that this process can compute no more: it has to be started anew.
+    """
+
+    def __init__(self, message: str, public: str | None = None, process_is_lost: bool = False) -> None:
+        super().__init__(message, public)
+        self.process_is_lost = process_is_lost
 
 
 class DivergedError(RunError):
-    """The loss is no longer a number. It says nothing of the records, so others than the site may be told."""
+    """The loss or its gradient is no longer a number. It says nothing of the records, so others may be told."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, public=message)
 
 
 class ProtocolError(FedloomError):
@@ -32,7 +47,7 @@ class ProtocolError(FedloomError):
     """
 
     def __init__(self, message: str, fatal: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(message, public=message)
         self.fatal = fatal
 
 

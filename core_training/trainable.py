@@ -153,7 +153,14 @@ class Trainable(Protocol):
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
         """Go on for `steps` optimizer steps, or fewer if `stop` is called; `on_step(step, total)` follows each.
 
-        Raises RunError when the loss is no longer finite.
+        Raises RunError for a step that fails, DivergedError among them when the loss is no longer finite.
+        """
+        ...
+
+    def salvage(self) -> list[TrainReport] | None:
+        """After a `train` that failed: the report of the steps before, if there were any; the state is theirs.
+
+        None when the state is lost: then only `restore` and `reset` help.
         """
         ...
 

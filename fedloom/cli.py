@@ -11,8 +11,8 @@ import click
 import typer
 from typer.core import TyperGroup
 
-import core_training.offline  # noqa: F401 - before anything that might call home
 from core_training import __version__
+from core_training.environment import IGNORED  # before anything that might call home
 from core_training.errors import FedloomError, Interrupted
 from core_training.groups.leaving import leave
 
@@ -78,6 +78,8 @@ def _run() -> int:
     arguments = sys.argv[1:]
     show_traceback = "--traceback" in arguments
     sys.argv[1:] = [argument for argument in arguments if argument != "--traceback"]
+    if IGNORED:
+        print(f"not heeded in the environment: {', '.join(IGNORED)}; the recipe says how to train", file=sys.stderr)  # noqa: T201
     try:
         app()
         return 0
@@ -87,6 +89,11 @@ def _run() -> int:
         label = "" if isinstance(error, Interrupted) else "error: "
         print(f"{label}{error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except MemoryError:
+        if show_traceback:
+            traceback.print_exc()
+        print("error: out of memory", file=sys.stderr)  # noqa: T201
+        return FedloomError.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was committed is saved, and --resume goes on from it", file=sys.stderr)  # noqa: T201
         return 130

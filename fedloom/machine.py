@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from core_training.background import search_path
-from core_training.offline import SETTINGS
+from core_training.environment import IGNORED, SETTINGS
 
 PYTHON = (3, 11)
 MEMORY_BYTES = 4 * 10**9
@@ -45,7 +45,7 @@ class Finding:
 def examine() -> list[Finding]:
     """All findings, the ones everything depends on first."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _packages, _torch, _cpu, _memory, _disk, _compiler, _extras, _flower, _ports, _offline,
+        _python, _packages, _torch, _cpu, _memory, _disk, _compiler, _extras, _flower, _ports, _offline, _environment,
     )  # fmt: skip
     return [finding for check in checks for finding in check()]
 
@@ -186,12 +186,20 @@ def _offline() -> Iterator[Finding]:
     changed = [name for name, value in SETTINGS.items() if os.environ.get(name) != value]
     if changed:
         yield Finding(
-            "calls home", State.MISSING, f"{', '.join(changed)} changed", "let core_training.offline set them"
+            "calls home", State.MISSING, f"{', '.join(changed)} changed", "let core_training.environment set them"
         )
     else:
         yield Finding(
             "calls home", State.OK, f"none: {len(SETTINGS)} variables keep hub, telemetry and update checks off"
         )
+
+
+def _environment() -> Iterator[Finding]:
+    if IGNORED:
+        remedy = "say in the recipe what it is to be (docs/recipe.md)"
+        yield Finding("environment", State.OPTIONAL, f"not heeded: {', '.join(IGNORED)}", remedy)
+    else:
+        yield Finding("environment", State.OK, "nothing in it says otherwise than a recipe")
 
 
 def _version(package: str) -> str | None:

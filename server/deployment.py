@@ -22,7 +22,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
-import core_training.offline  # noqa: F401 - for the processes that are started here
+import core_training.environment  # noqa: F401 - for the processes that are started here
 from core_training import background
 from core_training.durable import commit_file
 from core_training.errors import InputError, RunError

@@ -11,6 +11,7 @@ from core_training.data.dataset import load_dataset
 from core_training.data.records import data_files, read_records, source_name
 from core_training.engine import Engine
 from core_training.errors import InputError
+from core_training.failures import explained
 from core_training.models.base_model import BaseModel
 from core_training.recipe import Recipe
 from core_training.stages.base import load_stage
@@ -62,8 +63,9 @@ class SitePool:
         Raises InputError for anything wrong with them, before training starts.
         """
         records = simulated_sites(recipe)
-        self._stage = load_stage(recipe, BaseModel(recipe))
-        self._datasets = {name: load_dataset(recipe, self._stage, records[name]) for name in records}
+        with explained("loading the model and the sites' data", recipe):
+            self._stage = load_stage(recipe, BaseModel(recipe))
+            self._datasets = {name: load_dataset(recipe, self._stage, records[name]) for name in records}
         self._enrolments = enrolments_of(list(records), "gossip" if recipe.topology.kind == "gossip" else "federated")
         self._folder = folder
         self._services: dict[str, SiteService] = {}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import core_training.offline  # noqa: F401
+import core_training.environment  # noqa: F401
 
 if TYPE_CHECKING:
     from core_training.recipe import Recipe

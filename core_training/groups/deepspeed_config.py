@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,29 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
         "bf16": {"enabled": bfloat16},
         "steps_per_print": 1_000_000_000,
     }
+
+
+def plugin(recipe: Recipe, model: Any, total_steps: int) -> Any:
+    """What accelerate needs to use DeepSpeed as the recipe says, every key "auto" filled in.
+
+    It also makes accelerate forget the engine that this process had before: there is one at a time.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    training = recipe.training
+    arguments = TrainingArguments(
+        output_dir=tempfile.gettempdir(),  # nothing is written there
+        deepspeed=deepspeed_config(recipe),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=recipe.model.dtype == "bfloat16",
+        learning_rate=recipe.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup_steps,
+        max_grad_norm=training.max_grad_norm,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        report_to="none",
+    )
+    arguments.hf_deepspeed_config.trainer_config_finalize(arguments, model, total_steps)
+    return arguments.deepspeed_plugin

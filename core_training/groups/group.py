@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from core_training import background
 from core_training.engine import Engine, open_engine
-from core_training.errors import FedloomError, InputError, RunError
+from core_training.errors import DivergedError, FedloomError, InputError, RunError
 from core_training.groups.leaving import leave
 from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
@@ -133,7 +134,12 @@ class GroupEngine:
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
         self._launch()
         _announce({"call": "train", "steps": steps})
-        return self._engine.train(steps, on_step)
+        with self._out_of_step_on_failure():
+            return self._engine.train(steps, on_step)
+
+    def salvage(self) -> list[TrainReport] | None:
+        """Nothing: what the other processes hold after a failure is not known here."""
+        return None
 
     def stop(self) -> None:
         self._engine.stop()
@@ -141,7 +147,8 @@ class GroupEngine:
     def evaluate(self) -> dict[str, EvalReport]:
         self._launch()
         _announce({"call": "evaluate"})
-        return self._engine.evaluate()
+        with self._out_of_step_on_failure():
+            return self._engine.evaluate()
 
     def checkpoint(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         self._launch()
@@ -175,9 +182,14 @@ class GroupEngine:
 
     @contextmanager
     def _out_of_step_on_failure(self) -> Iterator[None]:
-        """Only rank 0 writes files: where that fails, the others wait for it in vain, and the group is of no use."""
+        """Where rank 0 alone fails, the others wait for it in vain, and the group is of no use.
+
+        A loss that is no number is seen by all of them in the same step.
+        """
         try:
             yield
+        except DivergedError:
+            raise
         except FedloomError:
             self._out_of_step = True
             raise
@@ -221,8 +233,12 @@ def follow() -> NoReturn:
                 leave(0)
             elif engine is not None:
                 _carry_out(engine, call, order)
-        except FedloomError:
-            pass  # rank 0 meets the same error, or hears of it, and reports it
+        except FedloomError as error:
+            # Rank 0 hears why a group cannot be opened, and sees with the others that a loss is no number. Any other
+            # failure may be this process's alone, and the others would wait for it: with it the group ends.
+            if call != "open" and not isinstance(error, DivergedError):
+                print(f"process {dist.get_rank()} on {socket.gethostname()}: {error}", file=sys.stderr)  # noqa: T201
+                leave(1)
 
 
 def _carry_out(engine: Engine, call: str, order: dict[str, Any]) -> None:

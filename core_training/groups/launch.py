@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import core_training.offline  # noqa: F401
+from core_training import environment
 from core_training.errors import InputError
 from core_training.groups import slurm
 from core_training.recipe import DeepSpeed, Recipe
@@ -29,15 +29,17 @@ def must_launch(settings: DeepSpeed) -> bool:
     """
     if "LOCAL_RANK" not in os.environ:
         _take_place_from_slurm(settings.processes)
-    if "LOCAL_RANK" not in os.environ:
-        return settings.used
-    _check_size(settings.processes, "WORLD_SIZE")
-    return False
+    grouped = "LOCAL_RANK" in os.environ
+    if grouped:
+        _check_size(settings.processes, "WORLD_SIZE")
+    if not settings.used:
+        environment.train_alone()
+    return settings.used and not grouped
 
 
 def speaks() -> bool:
     """Whether this process is the one of its group that prints and writes. Known once `must_launch` was asked."""
-    return os.environ.get("RANK", "0") == "0"
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def _take_place_from_slurm(processes: int) -> None:
@@ -73,6 +75,7 @@ def run_as_group(processes: int, module: str, arguments: Sequence[str]) -> int:
 
     import core_training.groups.rendezvous  # noqa: F401 - makes the backend known
 
+    environment.train_alone()  # but for those that are started here
     # That processes end is said by the one that speaks.
     logging.getLogger("torch.distributed.elastic.agent.server.api").disabled = True
     # Nothing of a group on one machine is within reach of another.

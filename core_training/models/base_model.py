@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from core_training.environment import train_alone
 from core_training.errors import InputError
 from core_training.models.libraries import settle_libraries
 from core_training.models.loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
@@ -35,6 +36,8 @@ class BaseModel:
 
     def __init__(self, recipe: Recipe) -> None:
         """Load the model that the recipe starts from. Raises InputError when its folder lacks something."""
+        if not recipe.deepspeed.used:
+            train_alone()
         self.tokenizer: Any = load_tokenizer(recipe)
         settle_libraries()
         self.folder = Path(recipe.model.name_or_path)
@@ -55,6 +58,8 @@ class BaseModel:
             train_in_float32(self.model)
         self._frozen_digest = _frozen_digest(self.model, recipe)
         self._is_partly_trained = recipe.tuning.mode == "freeze"
+        self.reach_is_known = False
+        """Whether a run has looked at which of the trained parameters its loss depends on."""
         self.owner: Any = None
         """The engine whose state the parameters hold at the moment."""
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import core_training.offline as offline
+import core_training.environment as environment
 from core_training.errors import InputError, ProtocolError
 from core_training.models.export import read_origin, read_result
 from core_training.models.finished_run import Result, find_result
@@ -82,7 +82,7 @@ def load_tokenizer(recipe: Recipe) -> Any:
     _check_folder(folder, where)
     from transformers import AutoTokenizer
 
-    offline.silence_libraries()
+    environment.silence_libraries()
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain exceptions

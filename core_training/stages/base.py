@@ -6,7 +6,7 @@ batches, processes and sites add up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +22,7 @@ from core_training.stages import STAGES
 from core_training.trainable import NOTHING_EVALUATED, EvalReport
 
 if TYPE_CHECKING:
-    from core_training.trainer import StageTrainer
+    from core_training.prepared_model import PreparedModel
 
 IGNORED = -100
 """Label of a token that does not enter the loss, as in PyTorch's cross-entropy."""
@@ -159,18 +159,26 @@ class Stage:
         """Numbers of each row, shape (rows,), by the reference policy `model`; later batches hold them by name."""
         raise NotImplementedError
 
-    def build_trainer(self, rows: Sequence[Row], arguments: dict[str, Any]) -> StageTrainer:
-        """The trainer on these rows."""
-        from core_training.trainer import StageTrainer
+    def set_mode(self, model: Any) -> None:
+        """Set the model to how it is while it is trained."""
+        model.train()
 
-        return StageTrainer(self, rows, arguments)
+    def updates(
+        self, prepared: PreparedModel, batches: Sequence[Sequence[Batch]], memory: dict[str, float]
+    ) -> Iterator[Sequence[Sequence[Batch]]]:
+        """What one step of the run is made of: the batches of each optimizer step, one after the other.
 
-    def evaluate(self, trainer: StageTrainer, model: Any, rows: Sequence[Row]) -> EvalReport:
+        `batches` are the step's own, each in the parts that are computed together. After a batch is yielded it is
+        trained on before the next one is asked for. `memory` is kept from step to step, and in checkpoints.
+        """
+        yield batches
+
+    def evaluate(self, prepared: PreparedModel, rows: Sequence[Row]) -> EvalReport:
         """This process's share of the evaluation on rows of one example. Every process of a group must call it."""
         report = NOTHING_EVALUATED
-        for mine, batch in trainer.shared_batches(rows):
+        for mine, batch in prepared.shared_batches(rows):
             with torch.no_grad():
-                loss = self.loss(model, batch)
+                loss = self.loss(prepared.model, batch)
             report += loss.report(len(mine))
         return report
 

@@ -29,7 +29,7 @@ class Grpo(PolicyGradientStage):
             advantages = group_relative(part["rewards"], self.generations, self.recipe.grpo.scale_rewards)
             part["advantages"] = advantages.unsqueeze(1)
 
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
         """Clipped loss + kl_coef · KL, summed over tokens: each token counts alike, in short answers and long ones.
 
         (The paper divides by each answer's length first, which favours short good answers and long bad ones:

@@ -8,11 +8,9 @@ the first ratio is exactly 1; the prompts come shuffled anyway.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.distributions import Categorical
@@ -31,9 +29,11 @@ from core_training.stages.language import labelled_logits, token_logps
 from core_training.stages.rewards import load_judge
 from core_training.stages.rollout import Sampler
 from core_training.trainable import NOTHING_EVALUATED, EvalReport
-from core_training.trainer import StageTrainer
 
-_KL_FILE = "kl_coef.json"
+if TYPE_CHECKING:
+    from core_training.prepared_model import PreparedModel
+
+_KL_COEF = "kl_coef"
 
 Part = dict[str, torch.Tensor]
 """A minibatch of a rollout: the tensors of `Sampler.sample`; `rewards` (answers,); and, of shape (answers, positions)
@@ -70,7 +70,7 @@ def masked_figure(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tenso
 
 
 class PolicyGradientStage(Stage):
-    """Subclasses say how rewards become advantages (`credit`) and what is minimised (`loss`)."""
+    """Subclasses say how rewards become advantages (`credit`) and what is minimised (`policy_loss`)."""
 
     adds_up = False  # a batch is one rollout
     generations: int = 1
@@ -96,6 +96,10 @@ class PolicyGradientStage(Stage):
 
     def kl_controller(self) -> KLController:
         return KLController(self.kl_coef)
+
+    def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
+        """What is minimised, on a part of a rollout."""
+        raise NotImplementedError
 
     def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
         """Add `advantages` (and whatever else the loss wants) to the parts of one rollout."""
@@ -126,9 +130,6 @@ class PolicyGradientStage(Stage):
         """The answers' tokens in a part of a rollout."""
         return batch["mask"].sum()
 
-    def build_trainer(self, rows: Sequence[Row], arguments: dict[str, Any]) -> PolicyGradientTrainer:
-        return PolicyGradientTrainer(self, rows, arguments)
-
     def score(self, model: Any, answers: Batch) -> Scores:
         """One forward over sampled answers; the output layer runs only where some answer has a token."""
         hidden: list[torch.Tensor] = []
@@ -148,18 +149,47 @@ class PolicyGradientStage(Stage):
         values = None if value_head is None else value_head(hidden[0]).squeeze(-1) * mask
         return Scores(mask, token_logps(logits, labels), entropy, values)
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def roll_out(self, trainer: StageTrainer, model: Any, prompts: Batch) -> list[Part]:
-        """Answers to a batch of prompts, judged, and scored by policy and reference, in `mini_batches` parts."""
+    def set_mode(self, model: Any) -> None:
+        """Leave dropout out, which would make another policy than the one that sampled."""
         model.eval()
-        answers = self.sampler.sample(trainer.accelerator.unwrap_model(model), prompts, self.generations)
+        if self.recipe.training.gradient_checkpointing:
+            for module in model.modules():
+                if isinstance(module, GradientCheckpointingLayer):  # recomputes activations in training mode only
+                    module.training = True
+
+    def updates(
+        self, prepared: PreparedModel, batches: Sequence[Sequence[Batch]], memory: dict[str, float]
+    ) -> Iterator[Sequence[Sequence[Batch]]]:
+        """One rollout on each batch; an update for each of their minibatches, in every pass."""
+        rollouts = [self.roll_out(prepared, prompts) for (prompts,) in batches]
+        parts = [part for rollout in rollouts for part in rollout]
+        controller = self.kl_controller()
+        controller.coef = memory.get(_KL_COEF, controller.coef)
+        self.credit(parts, controller.coef, prepared.total)
+        for part in parts:
+            part["kl_coef"] = torch.tensor([controller.coef], device=prepared.device)
+        minibatches = [[r[i] for r in rollouts if i < len(r)] for i in range(max(map(len, rollouts)))]
+        for number in range(self.passes):
+            for minibatch in minibatches:
+                yield [[part | {"first_pass": torch.tensor(number == 0, device=prepared.device)}] for part in minibatch]
+        kl = torch.stack([self.kl(part).sum() for part in parts]).sum()
+        answers = sum(len(part["rewards"]) for part in parts) * prepared.processes
+        controller.update(float(prepared.total(kl)) / answers, answers)
+        memory[_KL_COEF] = controller.coef
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def roll_out(self, prepared: PreparedModel, prompts: Batch) -> list[Part]:
+        """Answers to a batch of prompts, judged, and scored by policy and reference, in `mini_batches` parts."""
+        prepared.model.eval()
+        answers = self.sampler.sample(prepared.unwrapped, prompts, self.generations)
         answers["rewards"] = self.rewards(answers)
         rows = torch.arange(len(answers["rewards"]), device=answers["rewards"].device)
+        # All processes must make as many updates.
         parts = [
-            self._scored(model, {name: tensor[chosen] for name, tensor in answers.items()})
-            for chosen in rows.tensor_split(min(self.mini_batches, _fewest(trainer, rows)))
+            self._scored(prepared.model, {name: tensor[chosen] for name, tensor in answers.items()})
+            for chosen in rows.tensor_split(min(self.mini_batches, prepared.fewest(len(rows))))
         ]
-        self._add_reference(trainer, model, parts)
+        self._add_reference(prepared, parts)
         return parts
 
     def rewards(self, answers: Batch) -> torch.Tensor:
@@ -168,11 +198,11 @@ class PolicyGradientStage(Stage):
         penalty = self.recipe.rollout.missing_eos_penalty
         return rewards if penalty is None else rewards - penalty * (~answers["ended"]).float()
 
-    def kl(self, part: Part) -> torch.Tensor:
+    def kl(self, part: Batch) -> torch.Tensor:
         """Estimated KL from the reference policy, of each token (answers, positions), as the answers were sampled."""
         return kl_estimates(part["logps"], part["reference_logps"], self.kl_estimator) * part["mask"]
 
-    def rollout_figures(self, part: Part) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def rollout_figures(self, part: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """What there is to say of sampled answers: means over answers, KL in nats an answer, length in tokens."""
         return {
             "reward": mean_figure(part["rewards"]),
@@ -181,17 +211,27 @@ class PolicyGradientStage(Stage):
             "ended": mean_figure(part["ended"]),
         }
 
-    def evaluate(self, trainer: StageTrainer, model: Any, rows: Sequence[Row]) -> EvalReport:
+    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+        """The policy's loss on a minibatch; a rollout's own figures count in the first of its passes."""
+        loss = self.policy_loss(model, batch)
+        figures = self.rollout_figures(batch)
+        if self.kl_controller().target is not None:
+            figures["kl_coef"] = mean_figure(batch["kl_coef"])
+        first = batch["first_pass"]  # names that every batch has
+        counted = {name: (total * first, count * first) for name, (total, count) in figures.items()}
+        return replace(loss, figures={**loss.figures, **counted})
+
+    def evaluate(self, prepared: PreparedModel, rows: Sequence[Row]) -> EvalReport:
         """−(reward − kl_coef·KL), with one answer to each prompt, from a fixed seed; the caller's generator is kept."""
-        rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-        devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+        devices = [prepared.device] if prepared.device.type == "cuda" else []
         sampled: list[tuple[int, Part]] = []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            for index, (mine, prompts) in enumerate(trainer.shared_batches(rows)):
-                torch.manual_seed(self.recipe.training.seed + index * world + rank)
-                answers = self.sampler.sample(trainer.accelerator.unwrap_model(model), prompts)
-                sampled.append((len(mine), self._scored(model, answers | {"rewards": self.rewards(answers)})))
-        self._add_reference(trainer, model, [part for _, part in sampled])
+            for index, (mine, prompts) in enumerate(prepared.shared_batches(rows)):
+                torch.manual_seed(self.recipe.training.seed + index * prepared.processes + prepared.process)
+                answers = self.sampler.sample(prepared.unwrapped, prompts)
+                scored = self._scored(prepared.model, answers | {"rewards": self.rewards(answers)})
+                sampled.append((len(mine), scored))
+        self._add_reference(prepared, [part for _, part in sampled])
         report = NOTHING_EVALUATED
         for examples, part in sampled:
             gains = part["rewards"] - self.kl_coef * self.kl(part).sum(dim=1)
@@ -205,96 +245,7 @@ class PolicyGradientStage(Stage):
         values = {} if scores.values is None else {"values": scores.values}
         return answers | {"mask": scores.mask, "logps": scores.logps} | values
 
-    def _add_reference(self, trainer: StageTrainer, model: Any, parts: Sequence[Part]) -> None:
-        with self.base.reference_policy(getattr(trainer, "deepspeed", None)):
+    def _add_reference(self, prepared: PreparedModel, parts: Sequence[Part]) -> None:
+        with prepared.reference_policy():
             for part in parts:
-                part["reference_logps"] = self.score(model, part).logps
-
-
-def _fewest(trainer: StageTrainer, rows: torch.Tensor) -> int:
-    """The rows of the process that has fewest: all must make as many updates."""
-    return int(trainer.accelerator.gather(torch.tensor([len(rows)], device=rows.device)).min())
-
-
-class PolicyGradientTrainer(StageTrainer):
-    """Each step is a rollout with all its updates; the last of them is left to the loop of `transformers.Trainer`."""
-
-    stage: PolicyGradientStage
-    control: Any
-
-    def __init__(self, stage: PolicyGradientStage, rows: Sequence[Row], arguments: dict[str, Any]) -> None:
-        super().__init__(stage, rows, arguments)
-        self.kl = stage.kl_controller()
-        self._rollouts: list[list[Part]] = []
-        """Those of the step's batches so far, under gradient accumulation."""
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        (prompts,) = inputs
-        self._rollouts.append(self.stage.roll_out(self, model, self._prepare_inputs(prompts)))
-        if not self.accelerator.sync_gradients:
-            return torch.zeros((), device=self.args.device)
-        rollouts, self._rollouts = self._rollouts, []
-        parts = [part for rollout in rollouts for part in rollout]
-        self.stage.credit(parts, self.kl.coef, self._total)
-        minibatches = [[r[i] for r in rollouts if i < len(r)] for i in range(max(map(len, rollouts)))]
-        updates = minibatches * self.stage.passes
-        for number, minibatch in enumerate(updates, start=1):
-            loss = self._accumulate(model, minibatch, first_pass=number <= len(minibatches))
-            if number < len(updates):
-                self._update(model)
-        kl = torch.stack([self.stage.kl(part).sum() for part in parts]).sum()
-        answers = sum(len(part["rewards"]) for part in parts) * self.accelerator.num_processes
-        self.kl.update(float(self._total(kl)) / answers, answers)
-        return loss
-
-    def _accumulate(self, model: Any, minibatch: Sequence[Part], first_pass: bool) -> torch.Tensor:
-        """Gradients of the mean loss over the units of all the minibatch's pieces, at all processes."""
-        # Without dropout, which would make another policy than the one that sampled; checkpointed layers recompute
-        # their activations only in training mode.
-        model.eval()
-        if self.args.gradient_checkpointing:
-            for module in model.modules():
-                if isinstance(module, GradientCheckpointingLayer):
-                    module.training = True
-        units = self._total(torch.stack([self.stage.weight(part) for part in minibatch]).sum())
-        arguments = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-        mean = torch.zeros((), device=self.args.device)
-        for number, part in enumerate(minibatch, start=1):
-            self.accelerator.gradient_state._set_sync_gradients(number == len(minibatch))
-            loss = self.stage.loss(model, part)
-            # Gradients are averaged over the processes.
-            scaled = loss.total / units * self.accelerator.num_processes
-            self.accelerator.backward(scaled, **arguments)
-            mean += scaled.detach()
-            figures = self.stage.rollout_figures(part)
-            if self.kl.target is not None:
-                figures["kl_coef"] = mean_figure(torch.tensor([self.kl.coef], device=self.args.device))
-            # A rollout counts once, under names that every batch has.
-            figures = {name: (total * first_pass, count * first_pass) for name, (total, count) in figures.items()}
-            self.step_losses.append(replace(loss, figures={**loss.figures, **figures}).detached())
-        return mean
-
-    def _update(self, model: Any) -> None:
-        """An optimizer step as the loop of `transformers.Trainer` does it (DeepSpeed has done it in its backward)."""
-        if self.args.max_grad_norm > 0:
-            self._clip_grad_norm(model)
-        self.control = self.callback_handler.on_pre_optimizer_step(self.args, self.state, self.control)
-        self.optimizer.step()
-        self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
-        model.zero_grad()
-
-    def _total(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(tensor, reduction="sum")  # type: ignore[no-any-return]
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
-        """Unknown before the answers are sampled; `_accumulate` counts."""
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            Path(output_dir, _KL_FILE).write_text(json.dumps(self.kl.coef))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.kl.coef = float(json.loads(Path(checkpoint, _KL_FILE).read_text()))
+                part["reference_logps"] = self.score(prepared.model, part).logps

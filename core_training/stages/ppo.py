@@ -65,7 +65,7 @@ class Ppo(PolicyGradientStage):
         for part, advantage in zip(parts, advantages, strict=True):
             part["advantages"] = advantage
 
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
         """Policy loss + vf_coef · value loss, summed over the answers' tokens."""
         settings = self.recipe.ppo
         scores = self.score(model, batch)

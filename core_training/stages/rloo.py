@@ -32,7 +32,7 @@ class Rloo(PolicyGradientStage):
         """The answers in a part of a rollout."""
         return torch.tensor(len(batch["mask"]), device=batch["mask"].device)
 
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
         """The clipped loss with the probability ratio of whole answers, summed over them."""
         scores = self.score(model, batch)
         losses, clipped = clipped_losses(

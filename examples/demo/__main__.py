@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-import core_training.offline  # noqa: F401 - before anything that might call home
+import core_training.environment  # noqa: F401 - before anything that might call home
 from core_training.errors import FedloomError, Interrupted
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import core_training.offline as offline
+import core_training.environment as environment
 from core_training.central import train
 from core_training.groups.launch import opened_engine
 from core_training.recipe_file import load_recipe
@@ -56,7 +56,7 @@ def _write_untrained(texts: Iterable[str], folder: Path, seed: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    offline.silence_libraries()
+    environment.silence_libraries()
     tokenizer = _make_tokenizer(texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

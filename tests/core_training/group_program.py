@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import core_training.offline  # noqa: F401
+import core_training.environment  # noqa: F401
 from core_training.central import total
 from core_training.groups.group import GroupEngine, join_or_follow
 from core_training.groups.leaving import leave
@@ -39,7 +39,7 @@ def written(engine: GroupEngine, target: TrainableState, folder: Path) -> dict[s
     result["after_write"] = total(engine.evaluate()).loss
     engine.train(1)
     result["after_step"] = total(engine.evaluate()).loss
-    result["engine"] = type(engine._engine._current.trainer.model_wrapped).__name__
+    result["engine"] = type(engine._engine._current.prepared.model).__name__
     engine.checkpoint(folder)
     engine.write_state(engine.initial_state)
     engine.restore(folder)

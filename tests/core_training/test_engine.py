@@ -94,7 +94,7 @@ def test_who_skipped_steps_goes_on_at_the_learning_rate_of_those_who_took_them(
 def rates_of(engine: Engine, steps: int) -> list[float]:
     """The learning rates of the next steps."""
     rates: list[float] = []
-    optimizer = engine._current.trainer.optimizer.optimizer
+    optimizer = engine._current.optimizer
     hook = optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
     engine.train(steps)
     hook.remove()

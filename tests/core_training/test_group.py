@@ -27,7 +27,7 @@ MakeRecipe = Callable[..., Recipe]
 pytestmark = pytest.mark.slow
 
 LAUNCH = (
-    "import sys, core_training.offline; from core_training.groups.launch import run_as_group; "
+    "import sys, core_training.environment; from core_training.groups.launch import run_as_group; "
     "sys.exit(run_as_group(2, 'tests.core_training.group_program', sys.argv[1:]))"
 )
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_training import trainer
+from core_training import prepared_model
 from core_training.data.rows import parts
 from core_training.engine import Engine, open_engine
 from core_training.recipe import Recipe
@@ -34,17 +34,17 @@ def test_parts_give_the_step_and_the_report_of_the_whole_batch(
     settings = {"optim": "sgd", "max_grad_norm": 0.0, "max_steps": 2, "per_device_train_batch_size": 8}
     recipe = stage_recipe(make_recipe, tmp_path, stage, training={**settings, "packing": False})
     counts: list[int] = []
-    inner = trainer.parts
+    inner = prepared_model.parts
 
     def counting(sizes: list[int], at_once: int) -> list[list[int]]:
         counts.append(len(found := inner(sizes, at_once)))
         return found
 
-    monkeypatch.setattr(trainer, "parts", counting)
+    monkeypatch.setattr(prepared_model, "parts", counting)
     engines: list[Engine] = []
     reports = []
     for at_once, expected in ((1, 8), (1_000_000, 1)):
-        monkeypatch.setattr(trainer, "_TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr(prepared_model, "_TOKENS_AT_ONCE", at_once)
         engines.append(open_engine(recipe))
         reports.append((engines[-1].train(2), engines[-1].evaluate()))
         assert expected in counts

@@ -82,11 +82,10 @@ def rl_recipe(pretrained: Path, make_recipe: MakeRecipe) -> MakeRecipe:
 def rollout_of(engine: Engine) -> tuple[PolicyGradientStage, list[Part]]:
     """The engine's stage, and a rollout of its first prompts."""
     engine.launch()
-    assert engine._run is not None
-    trainer, stage = engine._run.trainer, engine._stage
+    prepared, stage = engine._current.prepared, engine._stage
     assert isinstance(stage, PolicyGradientStage)
-    prompts = trainer.collate([trainer.train_dataset[i] for i in range(8)])
-    parts = stage.roll_out(trainer, trainer.model_wrapped, prompts)
+    (prompts,) = prepared.batches([engine._rows[i] for i in range(8)])
+    parts = stage.roll_out(prepared, prompts)
     stage.credit(parts, stage.kl_coef, lambda tensor: tensor)
     return stage, parts
 
@@ -218,7 +217,7 @@ def off_policy(rl_recipe: MakeRecipe) -> Callable[..., Any]:
 
 def assert_agrees(case: SimpleNamespace, expected: torch.Tensor) -> None:
     """Loss and every gradient."""
-    result = case.stage.loss(case.engine._base.model, case.part)
+    result = case.stage.policy_loss(case.engine._base.model, case.part)
     clipped, count = result.figures["clip_fraction"]
     assert 0 < clipped < count  # both sides of the clip are taken
     loss = result.total / result.weight
@@ -305,7 +304,7 @@ def test_loss_is_that_of_trl(off_policy: Callable[..., Any], stage: str) -> None
         "num_items_in_batch": part["mask"].sum(),
     }
     expected = (GRPOTrainer if stage == "grpo" else RLOOTrainer)._compute_loss(trainer, model, inputs)
-    result = case.stage.loss(model, part)
+    result = case.stage.policy_loss(model, part)
     torch.testing.assert_close(result.total / result.weight, expected)
 
 
@@ -572,7 +571,7 @@ def test_a_prompt_over_max_length_keeps_its_end_and_is_counted(rl_recipe: MakeRe
     engine.launch()
     assert engine.data_report.truncated == 100
     assistant = engine._base.tokenizer.convert_tokens_to_ids("<|assistant|>")
-    rows = engine._run.trainer.train_dataset
+    rows = engine._rows
     assert all(rows[i][0].sequences[0].input_ids[-1] == assistant for i in range(5))
 
 

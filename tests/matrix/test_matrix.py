@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from core_training.data.rows import Collator
 from core_training.engine import Engine, open_engine
@@ -149,7 +148,7 @@ def loss_on_training_rows(engine: Engine) -> float:
     """The stage's loss on all that it trains on, as an evaluation computes it."""
     engine.launch()
     model = engine._base.model.eval()
-    loss = engine._stage.evaluate(engine._current.trainer, model, engine._rows).loss
+    loss = engine._stage.evaluate(engine._current.prepared, engine._rows).loss
     assert loss is not None
     model.train()
     return loss
@@ -207,14 +206,14 @@ def gradients(engine: Engine) -> Iterator[list[dict[str, float]]]:
     """The norm of each trained tensor's gradient, at every step taken meanwhile."""
     norms: list[dict[str, float]] = []
 
-    class Watch(TrainerCallback):
-        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            parameters = engine._base.trainable_parameters
-            norms.append({name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in parameters.items()})
+    def watch(*_: Any) -> None:
+        parameters = engine._base.trainable_parameters
+        norms.append({name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in parameters.items()})
 
     engine.launch()
-    engine._current.trainer.add_callback(Watch())
+    hook = engine._current.optimizer.register_step_pre_hook(watch)
     yield norms
+    hook.remove()
 
 
 def frozen_bytes(engine: Engine) -> dict[str, str]:

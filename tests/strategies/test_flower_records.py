@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-import core_training.offline  # noqa: F401
+import core_training.environment  # noqa: F401
 from core_training.errors import ProtocolError
 from strategies.exchange import Envelope
 from strategies.flower_records import from_message, to_message

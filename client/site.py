@@ -25,7 +25,7 @@ from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
 from core_training.run_folder import RunFolder
 from core_training.state import Manifest, TrainableState
-from core_training.trainable import EvalReport, Trainable, TrainReport
+from core_training.trainable import EVAL_REPORT, TRAIN_REPORT, Trainable
 from strategies.exchange import (
     Envelope,
     EvaluateOrder,
@@ -275,8 +275,9 @@ class _SiteRun:
             return None
         if order.evaluate and notes["evaluation"] is None:
             return None
-        evaluation = EvalReport(**notes["evaluation"]) if notes["evaluation"] and order.evaluate else None
-        report = TrainReport(**notes["train"])
+        evaluated = notes["evaluation"] is not None and order.evaluate
+        evaluation = EVAL_REPORT.validate_python(notes["evaluation"]) if evaluated else None
+        report = TRAIN_REPORT.validate_python(notes["train"])
         trained_slice = TrainedSlice(incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
 

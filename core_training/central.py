@@ -14,7 +14,7 @@ from core_training.errors import FedloomError, Interrupted, RunError
 from core_training.models.export import result_name
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
-from core_training.trainable import NOTHING_EVALUATED, EvalReport, Trainable, TrainReport, means
+from core_training.trainable import EVAL_REPORT, NOTHING_EVALUATED, EvalReport, Trainable, TrainReport, means
 
 KEPT_CHECKPOINTS = 2
 
@@ -129,8 +129,12 @@ def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Pro
         with suppress(FedloomError):  # what made the step fail may make this fail too, and is the one to be told
             _checkpoint(engine, folder, progress)
     saved = latest_checkpoint(folder.checkpoints)
-    what = f"step {int(saved.name.removeprefix('step-'))} is saved in {folder.path}" if saved else "no step was saved"
-    folder.event("failed", step=engine.step if reports is not None else None, error=str(error))
+    what = (
+        f"step {int(saved.name.removeprefix('step-'))} is saved in {folder.path}; --resume goes on from it"
+        if saved
+        else "no step was saved"
+    )
+    folder.event("failed", step=engine.step if reports is not None else None, reason=str(error))
     return type(error)(f"{error} ({what})")
 
 
@@ -153,8 +157,8 @@ def _summarise(
     initial: dict[str, dict[str, Any]],
     final: dict[str, dict[str, Any]],
 ) -> Summary:
-    before = {source: EvalReport(**report) for source, report in initial.items()}
-    after = {source: EvalReport(**report) for source, report in final.items()}
+    before = {source: EVAL_REPORT.validate_python(report) for source, report in initial.items()}
+    after = {source: EVAL_REPORT.validate_python(report) for source, report in final.items()}
     return Summary(
         topology=recipe.topology.kind,
         stage=recipe.stage,

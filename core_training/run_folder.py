@@ -11,7 +11,7 @@ import re
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +78,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path if path.name not in ("", "..") else path.resolve()
+        self._given_out = 0
 
     @property
     def run_id(self) -> str:
@@ -164,6 +165,20 @@ class RunFolder:
                 continue
             if name is None or event.get("event") == name:
                 yield event
+
+    def new_events(self) -> Iterator[dict[str, Any]]:
+        """The events that this has not given out yet. A line that is still being written waits for the next time."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._given_out)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._given_out += len(line)
+                with suppress(json.JSONDecodeError):
+                    yield json.loads(line)
 
     def write_summary(self, summary: Summary) -> None:
         commit_file(self.path / "summary.json", (json.dumps(asdict(summary), indent=2) + "\n").encode())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from core_training.state import Manifest, TrainableState
 
@@ -89,6 +89,9 @@ def means(figures: Figures) -> dict[str, float]:
     """Figures as means; those of nothing are left out."""
     return {name: total / count for name, (total, count) in sorted(figures.items()) if count}
 
+
+TRAIN_REPORT, EVAL_REPORT = TypeAdapter(TrainReport), TypeAdapter(EvalReport)
+"""Read reports back from JSON, which knows lists and no tuples: `TRAIN_REPORT.validate_python(document)`."""
 
 NOTHING_EVALUATED = EvalReport(0.0, 0, 0)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -70,6 +71,11 @@ def results_only_on_stdout() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def plain(text: str) -> str:
+    """What a site wrote, without control characters, for rich to print as it stands."""
+    return escape("".join(letter if letter.isprintable() else " " for letter in text))
 
 
 def warn(warnings: Sequence[str]) -> None:

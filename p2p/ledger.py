@@ -11,7 +11,7 @@ from typing import Any
 
 from core_training.recipe import Recipe
 from core_training.run_folder import SiteSummary, Summary, peak_rss_bytes
-from core_training.trainable import NOTHING_EVALUATED, DataReport, EvalReport
+from core_training.trainable import EVAL_REPORT, NOTHING_EVALUATED, DataReport, EvalReport
 from strategies.exchange import Update
 
 
@@ -61,7 +61,9 @@ class Ledger:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Ledger:
         evaluations = {
-            key: EvalReport(**document[key]) for key in ("eval_initial", "eval_last") if document[key] is not None
+            key: EVAL_REPORT.validate_python(document[key])
+            for key in ("eval_initial", "eval_last")
+            if document[key] is not None
         }
         return cls(**{**document, **evaluations})
 

@@ -91,18 +91,16 @@ def follow(
     The summary is empty when the run has failed, or when for a while nobody has worked on it.
     """
     run = RunFolder(folder)
-    seen = 0
     deadline = time.monotonic() + _STARTS_WITHIN
     while True:
         if is_worked_on():  # asked first: whoever ends has written the summary before
             deadline = time.monotonic() + _REPLACED_WITHIN
         abandoned = time.monotonic() > deadline
         summary = run.summary()
-        events = list(run.events())
-        for event in events[seen:]:
+        failed = False
+        for event in run.new_events():
             on_event(event)
-        failed = any(event["event"] == "failed" for event in events[seen:])
-        seen = len(events)
+            failed = failed or event["event"] == "failed"
         if summary is not None or failed or abandoned:
             return summary or {}
         time.sleep(_POLL_SECONDS)
@@ -113,6 +111,8 @@ def note_of(event: dict[str, Any]) -> str | None:
     match event["event"]:
         case "waiting":
             return f"waiting for {event['minimum']} sites, {len(event['sites'])} are there"
+        case "site_failed":
+            return f"{event['reason']}; the others go on without it"
         case "quarantined":
             return f"{event['site']} was set aside: {event['reason']}"
         case "late":

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from core_training.errors import FedloomError
+from core_training.errors import FedloomError, RunError
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, Summary
-from p2p.ledger import summarize
+from p2p.ledger import NodeResult, summarize
 from p2p.narrated_folder import NarratedFolder
 from p2p.node import take_part
 from p2p.plan import RunPlan
@@ -79,18 +79,33 @@ class _Rounds:
         self._folder = folder
         self._on_round = on_round
         self._reached = dict.fromkeys(sites, 0)
+        self._joined: set[str] = set()
         self._epochs: dict[int, dict[str, dict[str, Any]]] = {}
+
+    def has_begun(self, site: str) -> bool:
+        """Whether a site has joined the run."""
+        return site in self._joined
+
+    def leave(self, site: str) -> None:
+        """Wait no longer for a site."""
+        del self._reached[site]
+        self._report()
 
     def note(self, site: str, event: str, fields: dict[str, Any]) -> None:
         """The listener of one node's events."""
         if event == "joined":
+            self._joined.add(site)
             self._reached[site] = fields["committed"]
         elif event == "adopted":
             self._reached[site] = fields["epoch"]
         elif event in ("epoch", "epoch_void"):
             self._reached[site] = fields["epoch"]
             self._epochs.setdefault(fields["epoch"], {})[site] = fields
-        for epoch in [epoch for epoch in sorted(self._epochs) if epoch <= min(self._reached.values())]:
+        self._report()
+
+    def _report(self) -> None:
+        behind_all = min(self._reached.values(), default=0)
+        for epoch in [epoch for epoch in sorted(self._epochs) if epoch <= behind_all]:
             self._tell(epoch, self._epochs.pop(epoch))
 
     def _tell(self, epoch: int, sites: dict[str, dict[str, Any]]) -> None:
@@ -123,7 +138,21 @@ async def _simulate(
     epoch_seconds: Mapping[str, float],
     rounds: _Rounds,
 ) -> Summary:
-    began, turns, nodes = time.perf_counter(), _Turns(), []
+    began, turns, nodes, failures = time.perf_counter(), _Turns(), [], list[RunError]()
+
+    async def until_it_fails(name: str, node: Awaitable[NodeResult]) -> NodeResult | None:
+        """As on a real network, the others go on without a node whose site fails."""
+        try:
+            return await node
+        except RunError as error:
+            if not rounds.has_begun(name):  # nothing is lost yet: what is wrong is to be mended first
+                raise
+            network.detach(name)
+            rounds.leave(name)
+            folder.event("site_failed", site=name, reason=str(error))
+            failures.append(error)
+            return None
+
     for name, ask in sites.items():
         # Rounded by its name, a site writes what a simulated server would get of it.
         plan = RunPlan(name, tuple(sites), RUN_ID, recipe, rounding_secret=name)
@@ -131,14 +160,18 @@ async def _simulate(
         node_folder = NarratedFolder(folder.path / "sites" / name, partial(rounds.note, name))
         reception = Reception()
         network.attach(name, reception)
-        nodes.append(take_part(plan, reception, network.transport(name), in_turn, node_folder))
+        node = take_part(plan, reception, network.transport(name), in_turn, node_folder)
+        nodes.append(until_it_fails(name, node))
     folder.event("started", rounds=recipe.topology.rounds, sites=list(sites))
     try:
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(node) for node in nodes]
-    except* FedloomError as failures:
-        raise failures.exceptions[0] from None
-    summary = summarize(recipe, [task.result() for task in running])
+    except* FedloomError as errors:
+        raise errors.exceptions[0] from None
+    results = [result for task in running if (result := task.result()) is not None]
+    if failures and len(results) < max(recipe.fewest_sites.values()):
+        raise failures[0]
+    summary = summarize(recipe, results)
     # The nodes' own seconds are virtual: what the exchange really took is what the sites did not.
     total = time.perf_counter() - began
     summary.seconds |= {"total": total, "training": turns.seconds, "exchange": total - turns.seconds}

@@ -188,6 +188,8 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
     from rich.console import Console
     from rich.table import Column, Table
 
+    from fedloom.console import plain
+
     console = Console()
     console.print(f"The server listens on {address}." if states is not None else "The server is not running.")
     sites = Table("site", "state")
@@ -210,12 +212,12 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
     console.print(table)
     for run in runs:
         if run.note and not run.finished:
-            console.print(f"{run.run_id}: {_plain(run.note)}", soft_wrap=True, highlight=False)
+            console.print(f"{run.run_id}: {plain(run.note)}", soft_wrap=True, highlight=False)
 
 
 def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> None:
     from core_training.errors import RunError
-    from fedloom.console import show_summary, stderr, ticking
+    from fedloom.console import plain, show_summary, stderr, ticking
     from server.deployment import is_worked_on
     from server.run_progress import follow, note_of, read_progress
 
@@ -227,7 +229,7 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
             if event["event"] == "round":
                 ticker.advance(event["round"], rounds, f"loss {_figure(event['loss'])}, {len(event['sites'])} sites")
             elif (note := note_of(event)) is not None and not quiet:
-                stderr.print(_plain(note), soft_wrap=True)
+                stderr.print(plain(note), soft_wrap=True)
             if event["event"] == "round_void":
                 ticker.advance(event["round"], rounds)
 
@@ -238,13 +240,6 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
             f"`fedloom server start --folder {federation.folder}` goes on with it"
         )
     show_summary(summary, str(folder), as_json, quiet)
-
-
-def _plain(text: str) -> str:
-    """What a site wrote, without control characters, for rich to print as it stands."""
-    from rich.markup import escape
-
-    return escape("".join(letter if letter.isprintable() else " " for letter in text))
 
 
 def _figure(value: float | None) -> str:

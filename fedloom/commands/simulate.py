@@ -26,8 +26,9 @@ def simulate(
     from core_training.errors import InputError
     from core_training.recipe_file import load_recipe
     from core_training.run_folder import RunFolder
-    from fedloom.console import results_only_on_stdout, show_summary, ticking, warn
+    from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
+    from server.run_progress import note_of
 
     loaded = load_recipe(recipe, overrides)
     if loaded.topology.kind == "central":
@@ -45,9 +46,14 @@ def simulate(
     if not quiet:
         warn(warnings_of(loaded))
     rounds = loaded.topology.rounds or 0
+    if resume:
+        list(folder.new_events())  # those of the run so far
     with results_only_on_stdout(), folder.claimed(), ticking(loaded.topology.kind, "round", quiet or json) as ticker:
 
         def on_round(number: int, loss: float | None) -> None:
+            for note in filter(None, map(note_of, folder.new_events())):
+                if not quiet:
+                    stderr.print(plain(note), soft_wrap=True)
             ticker.advance(number, rounds, f"loss {loss:.4f}" if loss is not None else "")
 
         summary = run_simulation(loaded, folder, resume, on_round)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from client.worker_client import worker_lock
 from core_training import background
 from core_training.run_folder import RunFolder
+from tests.faults import SAID, TOLD, write_judge
 from tests.p2p.conftest import free_port
 
 pytestmark = pytest.mark.slow
@@ -127,3 +129,42 @@ def test_a_run_goes_on_when_a_nodes_worker_is_killed(nodes):
         time.sleep(0.2)
     assert len({run.summary()["state_digest"] for run in runs}) == 1
     assert (folder / "n0" / "logs" / "worker.log").read_text().count("is ready") == 2
+
+
+@pytest.mark.parametrize("kind", ["memory", "optimizer"])
+def test_a_node_whose_site_fails_says_why_and_the_others_round_is_not_lost(nodes, kind):
+    """Started again, it goes on with the others; in one process, every kind of failure is tried (test_failures)."""
+    folder, founder = nodes
+    for number in (0, 1):
+        write_judge(folder / f"n{number}", kind, at=2 if number else 10**9)
+        with (folder / f"n{number}" / "site.yaml").open("a") as config:
+            config.write("reward_functions: {judge: judge.py:judge}\n")
+    recipe = RECIPE.replace("sft", "grpo").replace(", completion: answer", "").replace("rounds: 2", "rounds: 8")
+    (folder / "recipe.yaml").write_text(
+        f"{recipe}rollout: {{max_new_tokens: 8, reward_function: judge}}\ngrpo: {{num_generations: 2}}\n"
+        "privacy: {codec: fp32}\n"
+    )
+    starts = [
+        (
+            "start", "--folder", folder / f"n{number}", "--roster", folder / "roster.json", "--founder", founder,
+            "--quiet", folder / "recipe.yaml", "topology.local_steps=1", "topology.round_deadline=60",
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    answer(*starts[0], "--detach")
+    failed = fedloom(*starts[1])
+    assert failed.returncode == 1, failed.stderr
+    (line,) = failed.stderr.strip().splitlines()
+    assert re.fullmatch("error: site 'site1' could not train epoch 2: " + TOLD[kind].format(step=2), line), line
+    assert re.search(SAID[kind].format(step=2), (folder / "n1" / "logs" / "worker.log").read_text())
+    (own,) = (RunFolder(run) for run in (folder / "n1" / "runs").iterdir())
+    assert [event["epoch"] for event in own.events("epoch")] == [1]
+    again = fedloom(*starts[1])
+    assert again.returncode == 0, again.stderr
+    runs = [RunFolder(next((folder / f"n{number}" / "runs").iterdir())) for number in (0, 1)]
+    deadline = time.monotonic() + 60
+    while not all(list(run.events("run_completed")) for run in runs):
+        assert time.monotonic() < deadline, [list(run.events())[-3:] for run in runs]
+        time.sleep(0.2)
+    assert len({run.summary()["state_digest"] for run in runs}) == 1
+    assert len(list(runs[0].events("epoch"))) == 8

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import core_training.environment  # noqa: F401  # isort: skip - before PyTorch is imported
 import torch
 
 from core_training.correction import Correction, Start, correction_of

@@ -14,6 +14,7 @@ __all__ = ["Recipe", "Summary", "__version__", "load_recipe", "simulate", "train
 
 def train(recipe: Recipe, resume: bool = False) -> Summary:
     """Train on this machine, in this process, into the recipe's output folder; see `fedloom train`."""
+    import core_training.environment  # noqa: F401 - before PyTorch is imported
     from core_training.central import train as train_centrally
     from core_training.groups.launch import opened_engine
 
@@ -25,6 +26,7 @@ def train(recipe: Recipe, resume: bool = False) -> Summary:
 
 def simulate(recipe: Recipe, resume: bool = False) -> Summary:
     """Run the recipe's sites on this machine, into the recipe's output folder; see `fedloom simulate`."""
+    import core_training.environment  # noqa: F401 - before PyTorch is imported
     import simulations
 
     folder = RunFolder(Path(recipe.output))

@@ -21,6 +21,7 @@ from strategies.exchange import Envelope, JoinOrder, JoinReply, Refusal, TrainOr
 from tests import tiny
 from tests.site_folder import give_key
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 

@@ -126,6 +126,7 @@ def test_the_process_keeps_its_random_numbers(make_recipe: MakeRecipe) -> None:
     assert drawn() == expected
 
 
+@pytest.mark.slow
 def test_no_greenlet_is_needed(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """Where none can be imported, a run trains in slices all the same."""
     (tmp_path / "recipe.yaml").write_text(make_recipe(tuning=DROPOUT).to_yaml())

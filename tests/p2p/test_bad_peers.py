@@ -28,6 +28,7 @@ from security.certificates import create_node_certificate
 from tests.p2p.conftest import free_port
 from tests.p2p.linear_site import LinearSite, recipe_of
 
+pytestmark = pytest.mark.slow  # they wait for deadlines
 SITE = LinearSite(7)
 RECIPE = recipe_of(epochs=2)
 SOUND = SITE.train_from(SITE.initial(), 3)

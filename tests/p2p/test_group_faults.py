@@ -16,6 +16,7 @@ from simulations.network import SimulatedNetwork, SimulatedTransport
 from tests.p2p.linear_site import LinearSite, recipe_of, ring_average
 from tests.p2p.test_simulated_gossip import events, final_states
 
+pytestmark = pytest.mark.slow  # they wait for deadlines
 BEFORE_OPENING = ("keys", "scatter", "ready")
 FAULTS = ("crash", "hang", "garbage", "duplicate", "stale", "split view")
 LIES = ("garbage", "split view", "wrong key")

@@ -228,6 +228,7 @@ def undisturbed(deployed):
     return follow(federation.runs / submit_run(federation, folder / "recipe.yaml", []), lambda event: None)
 
 
+@pytest.mark.slow
 def test_an_undisturbed_run_completes_over_both_sites(deployed, undisturbed):
     assert undisturbed["status"] == "completed"
     assert undisturbed["rounds"] == 3
@@ -236,6 +237,7 @@ def test_an_undisturbed_run_completes_over_both_sites(deployed, undisturbed):
     assert site_states(deployed[0]) == {"north": "online", "south": "online"}
 
 
+@pytest.mark.slow
 def test_later_rounds_start_training_within_a_second(deployed, undisturbed):
     federation, _ = deployed
     rounds = RunFolder(federation.runs / federation.run_ids()[0]).events("round")
@@ -245,6 +247,7 @@ def test_later_rounds_start_training_within_a_second(deployed, undisturbed):
     assert max(waited) < 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_the_servers_processes_are_killed(deployed, undisturbed):
     federation, folder = deployed
     run_id = submit_run(federation, folder / "recipe.yaml", [])
@@ -259,6 +262,7 @@ def test_a_run_goes_on_after_the_servers_processes_are_killed(deployed, undistur
     assert follow(federation.runs / run_id, lambda event: None)["state_digest"] == undisturbed["state_digest"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_alone_is_killed_is_said_to_and_goes_on_with_the_next_start(
     deployed, undisturbed, monkeypatch
 ):
@@ -278,6 +282,7 @@ def test_a_run_whose_process_alone_is_killed_is_said_to_and_goes_on_with_the_nex
     assert follow(federation.runs / run_id, lambda event: None)["state_digest"] == undisturbed["state_digest"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_each_of_a_sites_processes_is_killed(deployed, undisturbed):
     federation, folder = deployed
     run_id = submit_run(federation, folder / "recipe.yaml", [])
@@ -312,6 +317,7 @@ def query(message, context):
 }
 
 
+@pytest.mark.slow
 def test_code_in_a_bundle_is_not_executed_at_a_site(deployed):
     federation, folder = deployed
     with control(federation) as superlink:
@@ -323,6 +329,7 @@ def test_code_in_a_bundle_is_not_executed_at_a_site(deployed):
     assert (folder / "evil.txt").read_text() == "refused refused"
 
 
+@pytest.mark.slow
 def test_a_site_that_was_not_admitted_cannot_join(deployed):
     federation, folder = deployed
     stranger = new_site(folder / "stranger", federation, folder, folder)
@@ -332,6 +339,7 @@ def test_a_site_that_was_not_admitted_cannot_join(deployed):
     assert set(running_processes(stranger).values()) == {None}
 
 
+@pytest.mark.slow
 def test_a_site_does_not_talk_to_a_server_that_its_authority_does_not_vouch_for(deployed):
     federation, folder = deployed
     authority = create_authority(folder / "foreign")
@@ -342,6 +350,7 @@ def test_a_site_does_not_talk_to_a_server_that_its_authority_does_not_vouch_for(
     assert set(running_processes(site).values()) == {None}
 
 
+@pytest.mark.slow
 def test_a_site_starts_once(deployed):
     _, folder = deployed
 
@@ -349,6 +358,7 @@ def test_a_site_starts_once(deployed):
         start_site(folder / "north")
 
 
+@pytest.mark.slow
 def test_a_model_that_a_site_does_not_have_is_told_by_name(deployed):
     federation, folder = deployed
     run_id = submit_run(
@@ -360,6 +370,7 @@ def test_a_model_that_a_site_does_not_have_is_told_by_name(deployed):
     assert any("site 'north' has no model 'unheard-of', it has 'tiny'" in reason for reason in reasons)
 
 
+@pytest.mark.slow
 def test_a_site_notes_that_the_server_is_away_and_that_it_is_back(deployed):
     federation, folder = deployed
 

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test quick check bench docs matrix proto clean help
+.PHONY: demo test quick elsewhere check bench docs matrix proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,8 +30,11 @@ demo: $(VENV)/.installed ## Three hospitals, four ways of training, one picture:
 test: $(VENV)/.installed-all ## The whole suite
 	$(BIN)/python -m pytest
 
-quick: $(VENV)/.installed-all ## The tests that need no training and no processes
+quick: $(VENV)/.installed-all ## The tests that start no processes, wait for nothing and train for no more than a moment
 	$(BIN)/python -m pytest -m "not slow"
+
+elsewhere: ## A wheel on the newest other Python, with PyTorch as the index gives it: the demo in small, the quick tests
+	.ci/elsewhere
 
 check: $(VENV)/.installed-all ## Style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -25,6 +25,8 @@ from core_training.errors import FedloomError
 
 FIGURES = (
     "engine_speed",
+    "step_overhead",
+    "real_sites",
     "against_trl",
     "simulated_memory",
     "federation_overhead",

@@ -27,7 +27,7 @@ from core_training.recipe_file import parse_recipe
 from core_training.stages.base import IGNORED, BatchLoss
 from core_training.step_loop import StepLoop
 
-TARGET = 0.95
+TARGET = 1.0
 SLICES = 9
 STEPS = 8
 WARM_UP_SLICES = 1

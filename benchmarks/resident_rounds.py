@@ -17,6 +17,7 @@ from benchmarks.places import Places
 from client.worker_client import ask, start_worker, worker_lock
 from core_training import __version__, background
 from core_training.recipe import Recipe
+from security.private_files import make_private_folder, write_private_file
 from strategies.exchange import JoinOrder, JoinReply, TrainOrder, Update
 
 TARGET = 1.0
@@ -35,10 +36,13 @@ def measure(places: Places) -> Figure:
         folder.mkdir(mode=0o700)
         site = {
             "name": SITE,
+            "server": "localhost:9092",  # none is asked
             "data": {"questions": str(places.sites[SITE].absolute())},
             "models": {"base": str(places.model.absolute())},
         }
         (folder / "site.yaml").write_text(yaml.safe_dump(site), encoding="utf-8")
+        make_private_folder(folder / "keys")
+        write_private_file(folder / "keys" / "node.key", b"a key that no network asks for")
         start_worker(folder)
         try:
             joined, waited, unaccounted = _ask_rounds(folder, recipe)

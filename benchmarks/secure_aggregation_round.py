@@ -12,26 +12,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
+from benchmarks.deployed import deployed, moment, run_to_the_end
 from benchmarks.figure import Figure
 from benchmarks.places import Places
-from client.deployment import init_site, start_site, stop_site
-from client.pinned_roster import pin_roster
-from core_training.errors import RunError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
-from server.deployment import admit_site, init_federation, start_server, stop_server, submit_run
-from server.federation import Address, Federation
-from server.run_progress import follow
+from server.federation import Federation
 from server.secure_rounds import ROUNDS_AHEAD
 
 TARGET = 10.0
@@ -60,16 +51,10 @@ class _Runs:
         """Run once more."""
         privacy = ["privacy.codec=ring16", f"privacy.secure_aggregation={str(self.masked).lower()}"]
         overrides = [*privacy, f"topology.rounds={rounds}", f"topology.local_steps={steps}"]
-        run = RunFolder(federation.runs / submit_run(federation, recipe, overrides))
-        if not follow(run.path, lambda event: None):
-            raise RunError(f"the run did not complete: {list(run.events())[-3:]}")
+        run = run_to_the_end(federation, recipe, len(SITES), *overrides)
         events = list(run.events("round"))
-        if any(len(event["sites"]) < len(SITES) for event in events):
-            raise RunError(
-                f"a site was missing in a round: {list(run.events('quarantined')) + list(run.events('late'))}"
-            )
         for before, this in pairwise(events):
-            self.total.append((_time(this["time"]) - _time(before["time"])).total_seconds())
+            self.total.append((moment(this) - moment(before)).total_seconds())
             self.training.append(max(site["seconds"] for site in this["sites"].values()))
         self.setup += [event["seconds"] for event in run.events("masks_set_up")]
 
@@ -77,7 +62,11 @@ class _Runs:
 def measure(places: Places) -> Figure:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the sites share this machine's cores
     plain, secure = _Runs(masked=False), _Runs(masked=True)
-    with tempfile.TemporaryDirectory() as name, _federation(Path(name), places) as (federation, recipe):
+    learning = ("tuning.mode=full", "training.learning_rate=1e-4", "data.eval_fraction=0.02")
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        model = _make_model(places.model, folder / "model")
+        federation, recipe = stack.enter_context(deployed(folder, places, SITES, model, *learning))
         trial = _Runs(masked=False)
         trial.add(federation, recipe, rounds=2, steps=2)
         steps = max(1, round(TRAINING_SECONDS / (trial.training[-1] / 2)))
@@ -103,43 +92,6 @@ def measure(places: Places) -> Figure:
     )
 
 
-@contextmanager
-def _federation(folder: Path, places: Places) -> Iterator[tuple[Federation, Path]]:
-    """A running federation whose sites have pinned its roster, and the recipe of its runs."""
-    model = _make_model(places.model, folder / "model")
-    recipe = places.recipe(
-        "tuning.mode=full",
-        "training.learning_rate=1e-4",
-        "data.train=questions",
-        "data.eval_fraction=0.02",
-        "model.name_or_path=base",
-    ).model_copy(update={"simulation": Recipe.model_fields["simulation"].get_default(call_default_factory=True)})
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    federation = init_federation(folder / "federation", Address(port=_free_port()), [])
-    sites = [folder / name for name in SITES]
-    try:
-        start_server(federation)
-        for site in sites:
-            init_site(
-                site,
-                name=site.name,
-                server=str(federation.address),
-                data={"questions": [str(places.sites[site.name])]},
-                models={"base": str(model)},
-                authority=federation.keys / "ca.crt",
-            )
-            admit_site(federation, site.name, site / "keys" / "node.pub")
-        federation.hand_out_roster(folder / "roster.json")
-        for site in sites:
-            pin_roster(site, folder / "roster.json")
-            start_site(site)
-        yield federation, folder / "recipe.yaml"
-    finally:
-        for site in sites:
-            stop_site(site)
-        stop_server(federation)
-
-
 def _make_model(base: Path, folder: Path) -> Path:
     """A deeper model of the base model's kind, with random weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -148,14 +100,3 @@ def _make_model(base: Path, folder: Path) -> Path:
     config = AutoConfig.from_pretrained(base, num_hidden_layers=LAYERS)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)

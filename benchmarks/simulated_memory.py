@@ -17,7 +17,7 @@ from core_training.recipe_file import parse_recipe
 from core_training.run_folder import RunFolder
 
 SITES = 32
-ALLOWED = 1.10
+ALLOWED = 1.05
 STATE_AND_ADAM = 3 * 4
 """Bytes per trained parameter: its value and Adam's two moments, in float32."""
 

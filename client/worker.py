@@ -133,4 +133,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FedloomError as error:
+        _log.error("the worker cannot start: %s", error)
+        sys.exit(error.exit_code)

@@ -241,7 +241,8 @@ class Engine:
 
     def _report(self, loop: StepLoop, seconds: float) -> TrainReport:
         """Sum a slice's batches up over all processes; several make a step under gradient accumulation."""
-        losses = loop.losses
+        # Not kept: a few numbers among them hold on to the memory that a slice's activations took.
+        losses, loop.losses = loop.losses, []
         names = sorted(losses[0].figures)
         table = torch.stack([loss.sums() for loss in losses])  # shape (batches, 3 + 2 figures)
         table = loop.prepared.total(table).cpu()

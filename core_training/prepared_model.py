@@ -32,6 +32,7 @@ class PreparedModel:
         self.stage = stage
         self.model = model
         """What a forward goes through: the model, or the DeepSpeed engine around it."""
+        self.deepspeed_engine = model if stage.recipe.deepspeed.used else None
         self.accelerator = accelerator
         self._collate = Collator(stage.base.tokenizer.pad_token_id)
 
@@ -47,11 +48,6 @@ class PreparedModel:
     @property
     def processes(self) -> int:
         return int(self.accelerator.num_processes)
-
-    @property
-    def deepspeed_engine(self) -> Any:
-        """None where DeepSpeed is not used."""
-        return self.model if self.stage.recipe.deepspeed.used else None
 
     @property
     def unwrapped(self) -> Any:

@@ -6,38 +6,47 @@ PyTorch's, NumPy's and Python's generators are one for the whole process; a run 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-RandomState = dict[str, Any]
-"""Tensors, numbers, and lists of them: what `torch.load(weights_only=True)` reads."""
 
+@dataclass(frozen=True)
+class RandomState:
+    """The state of every generator of a process, each as its library gives it."""
 
-def random_state() -> RandomState:
-    """The state of every generator of this process."""
-    version, words, gauss = random.getstate()
-    numpy = np.random.get_state(legacy=False)
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [
-            torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
-            numpy["state"]["pos"],
-            numpy["has_gauss"],
-            numpy["gauss"],
-        ],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    python: tuple[Any, ...]
+    numpy: Any
+    cpu: torch.Tensor
+    cuda: list[torch.Tensor]
 
+    @classmethod
+    def present(cls) -> RandomState:
+        """The states as they are now. Quick: it is asked for after every step."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 
-def set_random_state(state: RandomState) -> None:
-    """Put back what `random_state` took."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    key, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    def put_back(self) -> None:
+        """Have every generator go on from here."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+    def plain(self) -> dict[str, Any]:
+        """The same as tensors, numbers and lists of them: what `torch.load(weights_only=True)` reads."""
+        version, words, gauss = self.python
+        name, key, *rest = self.numpy
+        numpy = [str(name), torch.from_numpy(key.astype(np.int64)), *rest]
+        return {"python": [version, list(words), gauss], "numpy": numpy, "cpu": self.cpu, "cuda": self.cuda}
+
+    @classmethod
+    def of_plain(cls, document: dict[str, Any]) -> RandomState:
+        """Read what `plain` gave."""
+        version, words, gauss = document["python"]
+        name, key, *rest = document["numpy"]
+        numpy = (name, key.numpy().astype(np.uint32), *rest)
+        return cls((version, tuple(words), gauss), numpy, document["cpu"], document["cuda"])

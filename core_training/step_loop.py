@@ -26,7 +26,7 @@ from core_training.batch_order import BatchOrder
 from core_training.errors import DivergedError, FedloomError, RunError
 from core_training.failures import run_error
 from core_training.preparation import prepare, torch_optimizer
-from core_training.random_state import random_state, set_random_state
+from core_training.random_state import RandomState
 from core_training.stages import STAGES
 from core_training.stages.base import Batch, BatchLoss, Row, Stage
 
@@ -50,7 +50,7 @@ class StepLoop:
         with _random_numbers_kept():
             set_seed(training.seed)
             self.prepared, self._optimizer, self._schedule = prepare(stage, self.total_steps)
-            self._random = random_state()
+            self._random = RandomState.present()
         self._trained = [p for p in stage.base.model.parameters() if p.requires_grad]
         self.step = 0
         """Optimizer steps of the run so far; one of a sampling stage makes several updates."""
@@ -84,12 +84,12 @@ class StepLoop:
         self._stop_asked = False
         self.losses, self.taken = [], 0
         with _random_numbers_kept():
-            set_random_state(self._random)
+            self._random.put_back()
             for _ in range(steps):
                 self.losses += self._take_step()
                 self.step += 1
                 self.taken += 1
-                self._random = random_state()
+                self._random = RandomState.present()
                 if on_step is not None:
                     on_step(self.step, self.total_steps)
                 if self._must_stop():
@@ -118,7 +118,7 @@ class StepLoop:
         """Write optimizer, schedule, random numbers and place in the data; every process of a group must."""
         folder.mkdir(parents=True, exist_ok=True)
         prepared = self.prepared
-        torch.save(self._random, folder / f"random-{prepared.process}.pt")
+        torch.save(self._random.plain(), folder / f"random-{prepared.process}.pt")
         if prepared.deepspeed_engine is not None:
             prepared.deepspeed_engine.save_checkpoint(str(folder / _DEEPSPEED_FOLDER), exclude_frozen_parameters=True)
         if prepared.process == 0:
@@ -131,7 +131,8 @@ class StepLoop:
         """Go on from what `save` wrote, in a loop that has taken no step. Raises RunError when it is damaged."""
         try:
             progress = torch.load(folder / _PROGRESS_FILE, weights_only=True)
-            self._random = torch.load(folder / f"random-{self.prepared.process}.pt", weights_only=True)
+            random = torch.load(folder / f"random-{self.prepared.process}.pt", weights_only=True)
+            self._random = RandomState.of_plain(random)
             getattr(self._schedule, "scheduler", self._schedule).load_state_dict(progress["schedule"])
             if progress["optimizer"] is not None:
                 self._optimizer.load_state_dict(progress["optimizer"])
@@ -157,7 +158,7 @@ class StepLoop:
                 self._report_unreached()
                 self._phase, changed = "the optimizer", True
                 self._optimizer.step()
-                self._optimizer.zero_grad()
+                self._forget_gradients()
             self._schedule.step()
         except BaseException as error:
             self._undo(changed)
@@ -166,9 +167,13 @@ class StepLoop:
             raise run_error(error, f"{self._phase} of step {self.step + 1}", self._stage.recipe) from error
         return losses
 
+    def _forget_gradients(self) -> None:
+        for parameter in self._trained:
+            parameter.grad = None
+
     def _undo(self, changed: bool) -> None:
         """Make a failed step one that was never begun, so far as that is possible."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         self._epoch = None
         # A process of a group knows nothing of how far the others came.
         self._torn = changed or self.prepared.deepspeed_engine is not None
@@ -185,7 +190,7 @@ class StepLoop:
             )
             self._epoch = iter(batches)
             if taken > 0:  # opening an epoch draws a random number, and this one was opened before
-                set_random_state(self._random)
+                self._random.put_back()
         return [[self.prepared.placed(part) for part in batch] for batch in islice(self._epoch, self._accumulated)]
 
     def _accumulate(self, update: Sequence[Sequence[Batch]]) -> list[BatchLoss]:
@@ -238,12 +243,13 @@ class StepLoop:
         most = self._stage.recipe.training.max_grad_norm
         if self.prepared.deepspeed_engine is not None:  # it has clipped, and knows no norm before its first steps
             norm = self.prepared.deepspeed_engine.get_global_grad_norm() or 0.0
-        elif most > 0:
-            norm = self.prepared.accelerator.clip_grad_norm_(self._trained, most)
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         if not math.isfinite(norm):
             raise self._diverged("gradient")
+        # PyTorch multiplies by most / (norm + 1e-6), or by 1 if that is more: then the gradients need not be touched.
+        if self.prepared.deepspeed_engine is None and 0 < most < norm + 1e-6:
+            torch.nn.utils.clip_grads_with_norm_(self._trained, most, norm)
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(f"the {what} is no longer finite at step {self.step + 1}; lower training.learning_rate")
@@ -258,11 +264,11 @@ class StepLoop:
 @contextmanager
 def _random_numbers_kept() -> Iterator[None]:
     """Leave the process's random number generators as they are now when the block ends."""
-    outside = random_state()
+    outside = RandomState.present()
     try:
         yield
     finally:
-        set_random_state(outside)
+        outside.put_back()
 
 
 def _place_in_group() -> tuple[int, int]:

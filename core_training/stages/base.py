@@ -161,7 +161,8 @@ class Stage:
 
     def set_mode(self, model: Any) -> None:
         """Set the model to how it is while it is trained."""
-        model.train()
+        if not model.training:  # asking its head spares a walk through all its modules in every step
+            model.train()
 
     def updates(
         self, prepared: PreparedModel, batches: Sequence[Sequence[Batch]], memory: dict[str, float]

@@ -238,7 +238,8 @@ class _RoundLoop:
             except TooFewSites as few:
                 self._folder.event("void", round=number, attempt=count, sites=sorted(few.sites), reason=str(few))
         raise RunError(
-            f"{what}: fewer than {self._minimum} sites answered in {ATTEMPTS_PER_ROUND} attempts; "
+            f"{what}: fewer than {self._minimum} sites answered in {ATTEMPTS_PER_ROUND} attempts"
+            f"{f' ({reasons})' if (reasons := self._exchange.recent_reasons()) else ''}; "
             f"round {self._progress.round} is committed, and the run can go on from it"
         )
 

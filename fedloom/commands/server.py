@@ -223,10 +223,14 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
 
     folder = federation.run_folder(run_id)
     rounds = read_progress(folder).rounds
+    failure = "stands still and nobody works on it"
     with ticking(run_id, "round", quiet or as_json) as ticker:
 
         def report(event: dict[str, Any]) -> None:
-            if event["event"] == "round":
+            nonlocal failure
+            if event["event"] == "failed":
+                failure = f"failed: {event['reason']}"
+            elif event["event"] == "round":
                 ticker.advance(event["round"], rounds, f"loss {_figure(event['loss'])}, {len(event['sites'])} sites")
             elif (note := note_of(event)) is not None and not quiet:
                 stderr.print(plain(note), soft_wrap=True)
@@ -235,10 +239,7 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
 
         summary = follow(folder, report, lambda: is_worked_on(federation, run_id))
     if not summary:
-        raise RunError(
-            f"run {run_id} stands still and nobody works on it; "
-            f"`fedloom server start --folder {federation.folder}` goes on with it"
-        )
+        raise RunError(f"run {run_id} {failure}; `fedloom server start --folder {federation.folder}` goes on with it")
     show_summary(summary, str(folder), as_json, quiet)
 
 

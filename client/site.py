@@ -286,12 +286,14 @@ class _SiteRun:
         if self._round == round_number:
             return
         kept = [f for f in self.folder.checkpoints.glob("round-*") if f <= self._checkpoint(round_number)]
+        before, self._round = self._round, _ASTRAY  # until it is known to stand somewhere
         if kept:
             newest = max(kept)
             self._engine.restore(newest)
             self._round = int(newest.name.removeprefix("round-"))
-        elif self._round != 0:
-            self._engine.reset()
+        else:
+            if before != 0:
+                self._engine.reset()
             self._round = 0
         if self._round != round_number:
             self.folder.event("caught_up", round=round_number, engine_round=self._round)

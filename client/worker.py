@@ -57,10 +57,11 @@ def _answer(connection: socket.socket, handle: Callable[[Envelope], Envelope], m
     try:
         reply = handle(order)
     except FedloomError as error:
-        reply = Refusal(reason=(error.public or str(error))[:2000]).envelope()
+        reply = Refusal(reason=str(error)[:2000]).envelope()
         if isinstance(error, RunError) and error.process_is_lost:
-            _log.error("%s", error, exc_info=error.__cause__)
-            worker_socket.send(connection, reply)
+            _log.error("%s; the worker starts anew", error, exc_info=error.__cause__)
+            told = error.public or "the site's worker could not go on; its log says more"
+            worker_socket.send(connection, Refusal(reason=told[:2000]).envelope())
             raise SystemExit(1) from error
     except Exception as error:
         _log.exception("%s failed unexpectedly", order.kind)
@@ -87,6 +88,9 @@ class Worker:
         resolved = self._config.resolve(recipe)
         try:
             return self._open(resolved)
+        except RunError as error:  # another time it may work
+            told = self._keep_to_itself(error)
+            raise RunError(told, public=told, process_is_lost=error.process_is_lost) from error
         except FedloomError as error:
             raise InputError(self._keep_to_itself(error)) from error
 

@@ -47,22 +47,22 @@ def train(
         progress = _start_or_resume(engine, folder, resume)
         began = time.perf_counter() - progress.total_seconds
         interval = recipe.topology.local_steps or recipe.training.save_steps
-        while engine.step < engine.total_steps:
-            _leave_if(stopped, engine, folder, progress)
-            until = min(_next_multiple(engine.step, n) for n in (interval, recipe.training.save_steps))
-            try:
+        try:
+            while engine.step < engine.total_steps:
+                _leave_if(stopped, engine, folder, progress)
+                until = min(_next_multiple(engine.step, n) for n in (interval, recipe.training.save_steps))
                 _note(engine.train(min(until, engine.total_steps) - engine.step, on_step), engine, folder, progress)
-            except RunError as error:
-                raise _failed(error, engine, folder, progress) from error
-            finally:
                 progress.total_seconds = time.perf_counter() - began
-            _leave_if(stopped, engine, folder, progress)
-            ended = engine.step == engine.total_steps
-            if ended or engine.step % recipe.training.save_steps == 0:
-                _checkpoint(engine, folder, progress)
-            if not ended and engine.step % (interval * recipe.topology.eval_every) == 0:
-                _evaluate(engine, folder)
-        final = _evaluate(engine, folder)
+                _leave_if(stopped, engine, folder, progress)
+                ended = engine.step == engine.total_steps
+                if ended or engine.step % recipe.training.save_steps == 0:
+                    _checkpoint(engine, folder, progress)
+                if not ended and engine.step % (interval * recipe.topology.eval_every) == 0:
+                    _evaluate(engine, folder)
+            final = _evaluate(engine, folder)
+        except RunError as error:
+            progress.total_seconds = time.perf_counter() - began
+            raise _failed(error, engine, folder, progress) from error
         _leave_if(stopped, engine, folder, progress)
         engine.save_model(folder.path / result_name(recipe))
         summary = _summarise(recipe, engine, progress, _initial_evaluation(folder), final)
@@ -126,7 +126,7 @@ def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Pro
     if reports is not None:
         for report in reports:
             _note(report, engine, folder, progress)
-        with suppress(FedloomError):  # what made the step fail may make this fail too, and is the one to be told
+        with suppress(FedloomError):  # what made a step fail may make this fail too, and it is the step that is told
             _checkpoint(engine, folder, progress)
     saved = latest_checkpoint(folder.checkpoints)
     what = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,7 @@ import torch
 from core_training.correction import Correction, Start, correction_of
 from core_training.data.dataset import Dataset, load_dataset
 from core_training.durable import commit_folder, scratch_of
-from core_training.errors import FedloomError, ProtocolError, RunError
+from core_training.errors import DivergedError, FedloomError, ProtocolError, RunError
 from core_training.failures import explained
 from core_training.models.base_model import BaseModel
 from core_training.models.export import layout_files, write_result
@@ -29,7 +30,7 @@ from core_training.prepared_model import PreparedModel
 from core_training.recipe import Recipe
 from core_training.stages.base import Row, Stage, load_stage
 from core_training.state import Manifest, TrainableState
-from core_training.step_loop import StepLoop
+from core_training.step_loop import StepLoop, read_progress
 from core_training.trainable import DataReport, EvalReport, TrainReport
 
 _STATE_FILE = "state.safetensors"
@@ -52,10 +53,15 @@ class Engine:
         self.training_sources = dataset.training_sources
         self._parked: TrainableState | None = None
         self._loop: StepLoop | None = None
-        self._salvaged: list[TrainReport] | None = None
+        self._salvaged: list[TrainReport] = []
+        self._is_lost = False
         self._correction: Correction | None = correction_of(self._recipe)
         self._next_slice = Start.SAME_ROUND
         self._base.initial_state  # noqa: B018 - remembered before any engine on this base trains
+
+    @property
+    def recipe(self) -> Recipe:
+        return self._recipe
 
     @property
     def manifest(self) -> Manifest:
@@ -95,38 +101,51 @@ class Engine:
         loop = self._current
         if loop.step + steps > loop.total_steps:
             raise RunError(f"{steps} steps were asked for after step {loop.step} of {loop.total_steps}")
-        self._take_model()
-        self._salvaged = None
+        self._salvaged = []
         start = time.perf_counter()
         try:
-            with self._begin_slice(loop):
-                loop.advance(steps, on_step)
-        except FedloomError:
-            if loop.is_whole:
-                self._salvaged = [self._report(loop, time.perf_counter() - start)] if loop.losses else []
+            with explained(f"training after step {loop.step}", self._recipe):
+                self._take_model()
+                with self._begin_slice(loop):
+                    loop.advance(steps, on_step)
+                return self._report(loop, time.perf_counter() - start)
+        except FedloomError as error:
+            self._is_lost = not loop.is_whole or (isinstance(error, RunError) and error.process_is_lost)
+            if not self._is_lost and loop.losses:
+                self._salvaged = [self._report(loop, time.perf_counter() - start)]
             raise
-        return self._report(loop, time.perf_counter() - start)
 
     def salvage(self) -> list[TrainReport] | None:
-        return self._salvaged
+        reports, self._salvaged = self._salvaged, []
+        return None if self._is_lost else reports
 
     def stop(self) -> None:
-        self._current.stop()
+        if self._loop is not None:  # a signal may come before there is one
+            self._loop.stop()
 
     def evaluate(self) -> dict[str, EvalReport]:
         """Loss on the held-out examples, by data source. Every process of a group takes its share of the batches."""
-        self._take_model()
-        prepared = self._current.prepared
-        prepared.model.eval()
-        try:
-            with explained("the evaluation", self._recipe):
+        with explained(f"the evaluation after step {self._current.step}", self._recipe):
+            self._take_model()
+            prepared = self._current.prepared
+            prepared.model.eval()
+            try:
                 reports = {source: self._stage.evaluate(prepared, rows) for source, rows in self._evaluation.items()}
-            return {source: _over_processes(prepared, report) for source, report in reports.items()}
-        finally:
-            prepared.model.train()
+                reports = {source: _over_processes(prepared, report) for source, report in reports.items()}
+            finally:
+                prepared.model.train()
+        if not all(math.isfinite(report.loss_sum) for report in reports.values()):
+            raise DivergedError(
+                f"the evaluation's loss is no longer finite after step {self.step}; lower training.learning_rate"
+            )
+        return reports
 
     def checkpoint(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         """Write all that is needed to go on from here into `folder`, whole or not at all. Raises RunError."""
+        with explained("saving a checkpoint", self._recipe):
+            self._write_checkpoint(folder, notes)
+
+    def _write_checkpoint(self, folder: Path, notes: Mapping[str, Any] | None) -> None:
         self._take_model()
         state = self.read_state()
         accelerator = self._current.prepared.accelerator
@@ -144,6 +163,11 @@ class Engine:
             self._current.save(scratch_of(folder) / _LOOP_FOLDER)
             accelerator.wait_for_everyone()
         accelerator.wait_for_everyone()
+
+    def check_checkpoint(self, folder: Path) -> None:
+        """Raise RunError where `restore` would, before this process and others do anything together."""
+        read_checkpoint(folder, self.manifest)
+        read_progress(folder / _LOOP_FOLDER)
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Go back to what `checkpoint` wrote. Raises RunError when it belongs to another model or recipe."""
@@ -192,7 +216,7 @@ class Engine:
     def _start(self, state: TrainableState, resume_from: Path | None = None) -> None:
         """Make a new loop and bring it to just before its next step, with `state` in the parameters."""
         self._park_owner()
-        self._loop = None
+        self._loop, self._is_lost = None, False
         self._base.owner = self
         with explained("preparing the model", self._recipe):
             loop = self._loop = StepLoop(self._stage, self._rows)

@@ -46,8 +46,9 @@ _OTHER_ARITHMETIC = (
     "TRANSFORMERS_SDPA_FORCE_GQA",
     "PYTORCH_TUNABLEOP_ENABLED",
     "DS_ACCELERATOR",
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD",  # with it DeepSpeed cannot read its own checkpoints
 )
-"""Variables that make the same operations come out otherwise."""
+"""Variables that make the same operations come out otherwise, or not at all."""
 
 _LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LAUNCHERS_OF_MPI = ("PMI_", "PMIX_", "OMPI_COMM_", "MV2_COMM_", "MPI_LOCAL")

@@ -60,18 +60,23 @@ def run_error(error: Exception, during: str, recipe: Recipe) -> RunError:
         detail = f" (asked for {_size(asked[1])})" if asked else ""
         return RunError(f"{what}{detail}; {_less_memory(recipe)}", public=what)
     if _NO_GRADIENT in text:
-        what = (
-            f"nothing that is trained enters the loss of stage '{recipe.stage}'; let tuning.{recipe.tuning.mode} reach "
-            "layers that it does enter"
-        )
-        return RunError(what, public=what)
+        return nothing_trained(recipe)
     what = f"{during} failed ({type(error).__name__})"
     if any(words in text for words in _LOST_PROCESS):
         return RunError(f"{during} failed: another process of the group has ended; it says why itself", public=what)
-    words = " ".join((text.strip().splitlines() or ["no further word"])[0].split())[:_MOST_WORDS]
+    words = " ".join(text.split())[:_MOST_WORDS] or "no further word"
     lost = any(words in text for words in _LOST_DEVICE)
     remedy = "its process must start anew" if lost else "--traceback, or a site's logs/worker.log, shows where"
     return RunError(f"{during} failed: {type(error).__name__}: {words}; {remedy}", public=what, process_is_lost=lost)
+
+
+def nothing_trained(recipe: Recipe) -> RunError:
+    """The error of a run whose loss depends on no parameter that it trains."""
+    what = (
+        f"nothing that is trained enters the loss of stage '{recipe.stage}'; let tuning.{recipe.tuning.mode} reach "
+        "layers that it does enter"
+    )
+    return RunError(what, public=what)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -69,9 +69,6 @@ def _prepare_with_deepspeed(stage: Stage, total_steps: int) -> Preparation:
         optimizer = build_optimizer(model, recipe)
     if "scheduler" in theirs:
         engine, optimizer, schedule = accelerator.prepare(model, optimizer, DummyScheduler(optimizer))
-    elif "optimizer" in theirs:
-        ours = DummyScheduler(optimizer, lr_scheduler_callable=lambda of: build_schedule(of, recipe, total_steps))
-        engine, optimizer, schedule = accelerator.prepare(model, optimizer, ours)
     else:  # a prepared schedule would step once for each process
         engine, optimizer = accelerator.prepare(model, optimizer)
         schedule = build_schedule(torch_optimizer(optimizer), recipe, total_steps)

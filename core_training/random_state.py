@@ -20,12 +20,13 @@ class RandomState:
     python: tuple[Any, ...]
     numpy: Any
     cpu: torch.Tensor
-    cuda: list[torch.Tensor]
+    cuda: torch.Tensor | None
+    """Of the device that this process computes on; a checkpoint may be read on a machine with others."""
 
     @classmethod
     def present(cls) -> RandomState:
         """The states as they are now. Quick: it is asked for after every step."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 
     def put_back(self) -> None:
@@ -33,8 +34,8 @@ class RandomState:
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
+        if self.cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.cuda)
 
     def plain(self) -> dict[str, Any]:
         """The same as tensors, numbers and lists of them: what `torch.load(weights_only=True)` reads."""

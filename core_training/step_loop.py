@@ -16,6 +16,7 @@ from functools import reduce
 from itertools import accumulate, islice
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from core_training.batch_order import BatchOrder
 from core_training.errors import DivergedError, FedloomError, RunError
-from core_training.failures import run_error
+from core_training.failures import nothing_trained, run_error
 from core_training.preparation import prepare, torch_optimizer
 from core_training.random_state import RandomState
 from core_training.stages import STAGES
@@ -43,7 +44,9 @@ class StepLoop:
         training = stage.recipe.training
         self._stage = stage
         self._rows = rows
-        self._order = BatchOrder(len(rows), training.per_device_train_batch_size, training.seed, *_place_in_group())
+        self._order = BatchOrder(
+            len(rows), training.per_device_train_batch_size, training.seed, *_place_in_group(stage)
+        )
         self._accumulated = training.gradient_accumulation_steps
         self._steps_per_epoch = math.ceil(self._order.batches / self._accumulated)
         self.total_steps: int = stage.recipe.total_steps or math.ceil(training.num_train_epochs * self._steps_per_epoch)
@@ -129,21 +132,21 @@ class StepLoop:
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote, in a loop that has taken no step. Raises RunError when it is damaged."""
+        progress, self._random = read_progress(folder)
         try:
-            progress = torch.load(folder / _PROGRESS_FILE, weights_only=True)
-            random = torch.load(folder / f"random-{self.prepared.process}.pt", weights_only=True)
-            self._random = RandomState.of_plain(random)
             getattr(self._schedule, "scheduler", self._schedule).load_state_dict(progress["schedule"])
             if progress["optimizer"] is not None:
                 self._optimizer.load_state_dict(progress["optimizer"])
             self.step, self._memory = progress["step"], progress["memory"]
-        except (OSError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-            raise RunError(f"{folder}: not a checkpoint of this version and recipe: {error}") from error
-        if self.prepared.deepspeed_engine is not None:
+        except (KeyError, ValueError) as error:
+            raise RunError(f"{folder}: a checkpoint of another recipe or version: {error}") from error
+        if (engine := self.prepared.deepspeed_engine) is not None:
             # Adapters are saved without the model around them.
-            self.prepared.deepspeed_engine.load_checkpoint(
+            found, _ = engine.load_checkpoint(
                 str(folder / _DEEPSPEED_FOLDER), load_module_strict=False, load_lr_scheduler_states=False
             )
+            if found is None:
+                raise RunError(f"{folder / _DEEPSPEED_FOLDER}: DeepSpeed finds no checkpoint here")
 
     def _take_step(self) -> list[BatchLoss]:
         """Take one step of the run; return the losses of the batches that it is made from."""
@@ -226,11 +229,14 @@ class StepLoop:
         if base.reach_is_known or self.prepared.deepspeed_engine is not None:
             return
         base.reach_is_known = True
-        unreached = [name for name, parameter in base.trainable_parameters.items() if parameter.grad is None]
+        parameters = base.trainable_parameters
+        unreached = [name for name, parameter in parameters.items() if parameter.grad is None]
+        if len(unreached) == len(parameters):  # the loss has a graph all the same, as under gradient checkpointing
+            raise nothing_trained(self._stage.recipe)
         if unreached:
             _log.warning(
                 "warning: %d of %d trained tensors have no part in the first step's loss, such as %s",
-                *(len(unreached), len(base.trainable_parameters), unreached[0]),
+                *(len(unreached), len(parameters), unreached[0]),
             )
 
     def _check_loss(self, losses: Sequence[BatchLoss]) -> None:
@@ -241,8 +247,10 @@ class StepLoop:
     def _clip_gradient(self) -> None:
         """Clip the gradient as the recipe says. Raises DivergedError where it is no number."""
         most = self._stage.recipe.training.max_grad_norm
-        if self.prepared.deepspeed_engine is not None:  # it has clipped, and knows no norm before its first steps
-            norm = self.prepared.deepspeed_engine.get_global_grad_norm() or 0.0
+        if self.prepared.deepspeed_engine is not None:  # it has clipped, and taken its step
+            norm = self.prepared.deepspeed_engine.get_global_grad_norm()
+            if norm is None:  # in float32 without ZeRO it keeps none: a gradient shows in what it was added to
+                norm = torch.nn.utils.get_total_norm(self._trained)
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         if not math.isfinite(norm):
@@ -271,6 +279,19 @@ def _random_numbers_kept() -> Iterator[None]:
         outside.put_back()
 
 
-def _place_in_group() -> tuple[int, int]:
+def _place_in_group(stage: Stage) -> tuple[int, int]:
     """This process's number and the number of processes."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return (dist.get_rank(), dist.get_world_size()) if stage.recipe.deepspeed.used else (0, 1)
+
+
+def read_progress(folder: Path) -> tuple[dict[str, Any], RandomState]:
+    """What `StepLoop.save` wrote, but for DeepSpeed's part. Raises RunError when it is damaged, or of another kind."""
+    process = dist.get_rank() if dist.is_initialized() else 0
+    try:
+        progress, random = (
+            torch.load(folder / name, map_location="cpu", weights_only=True)
+            for name in (_PROGRESS_FILE, f"random-{process}.pt")
+        )
+        return dict(progress), RandomState.of_plain(random)
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise RunError(f"{folder}: not a checkpoint of this version and recipe: {error}") from error

@@ -93,4 +93,6 @@ class OrderExchange:
             self.too_narrow |= isinstance(error, NarrowScaleError)
             if error.fatal:
                 self.hopeless.add(site)
-            self._folder.event("quarantined", site=site, round=round_number, reason=str(error))
+            # A site's own words may reach a terminal.
+            reason = "".join(letter if letter.isprintable() else " " for letter in str(error))
+            self._folder.event("quarantined", site=site, round=round_number, reason=reason)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from core_training.errors import FedloomError, RunError
+from core_training.errors import FedloomError, ProtocolError, RunError
 from core_training.recipe import Recipe
 from core_training.run_folder import RunFolder, Summary
 from p2p.ledger import NodeResult, summarize
@@ -138,19 +138,20 @@ async def _simulate(
     epoch_seconds: Mapping[str, float],
     rounds: _Rounds,
 ) -> Summary:
-    began, turns, nodes, failures = time.perf_counter(), _Turns(), [], list[RunError]()
+    began, turns, nodes, failures = time.perf_counter(), _Turns(), [], list[FedloomError]()
 
     async def until_it_fails(name: str, node: Awaitable[NodeResult]) -> NodeResult | None:
         """As on a real network, the others go on without a node whose site fails."""
         try:
             return await node
-        except RunError as error:
-            if not rounds.has_begun(name):  # nothing is lost yet: what is wrong is to be mended first
+        except (RunError, ProtocolError) as error:
+            failures.append(error.with_traceback(None))
+            # Before it has begun nothing is lost yet, and what is wrong is to be mended first.
+            if not rounds.has_begun(name) or len(sites) - len(failures) < max(recipe.fewest_sites.values()):
                 raise
             network.detach(name)
             rounds.leave(name)
             folder.event("site_failed", site=name, reason=str(error))
-            failures.append(error)
             return None
 
     for name, ask in sites.items():
@@ -169,8 +170,6 @@ async def _simulate(
     except* FedloomError as errors:
         raise errors.exceptions[0] from None
     results = [result for task in running if (result := task.result()) is not None]
-    if failures and len(results) < max(recipe.fewest_sites.values()):
-        raise failures[0]
     summary = summarize(recipe, results)
     # The nodes' own seconds are virtual: what the exchange really took is what the sites did not.
     total = time.perf_counter() - began

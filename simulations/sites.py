@@ -10,6 +10,7 @@ from client.site import SiteService
 from core_training.data.dataset import load_dataset
 from core_training.data.records import data_files, read_records, source_name
 from core_training.engine import Engine
+from core_training.environment import train_alone
 from core_training.errors import InputError
 from core_training.failures import explained
 from core_training.models.base_model import BaseModel
@@ -62,6 +63,7 @@ class SitePool:
 
         Raises InputError for anything wrong with them, before training starts.
         """
+        train_alone()
         records = simulated_sites(recipe)
         with explained("loading the model and the sites' data", recipe):
             self._stage = load_stage(recipe, BaseModel(recipe))

@@ -12,8 +12,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from core_training import background
 from core_training.engine import Engine, open_engine
 from core_training.errors import DivergedError, FedloomError, InputError, RunError
+from core_training.failures import explained
 from core_training.groups.leaving import leave
 from core_training.recipe import Recipe
 from core_training.recipe_file import parse_recipe
@@ -116,26 +117,20 @@ class GroupEngine:
         return self._engine.total_steps
 
     def read_state(self) -> TrainableState:
-        self._launch()
-        _announce({"call": "read_state"})
-        return self._engine.read_state()
+        return self._call("read_state", self._engine.read_state)
 
     def write_state(self, state: TrainableState, missed_rounds: bool = False) -> None:
-        self._launch()
-        _announce({"call": "write_state", "missed_rounds": missed_rounds})
-        _broadcast_state(state)
-        self._engine.write_state(state, missed_rounds)
+        def write() -> None:
+            _broadcast_state(state)
+            self._engine.write_state(state, missed_rounds)
+
+        self._call("write_state", write, missed_rounds=missed_rounds)
 
     def skip(self, steps: int) -> None:
-        self._launch()
-        _announce({"call": "skip", "steps": steps})
-        self._engine.skip(steps)
+        self._call("skip", lambda: self._engine.skip(steps), steps=steps)
 
     def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
-        self._launch()
-        _announce({"call": "train", "steps": steps})
-        with self._out_of_step_on_failure():
-            return self._engine.train(steps, on_step)
+        return self._call("train", lambda: self._engine.train(steps, on_step), steps=steps)
 
     def salvage(self) -> list[TrainReport] | None:
         """Nothing: what the other processes hold after a failure is not known here."""
@@ -145,31 +140,24 @@ class GroupEngine:
         self._engine.stop()
 
     def evaluate(self) -> dict[str, EvalReport]:
-        self._launch()
-        _announce({"call": "evaluate"})
-        with self._out_of_step_on_failure():
-            return self._engine.evaluate()
+        return self._call("evaluate", self._engine.evaluate)
 
     def checkpoint(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
-        self._launch()
-        _announce({"call": "checkpoint", "folder": str(folder.absolute())})
-        with self._out_of_step_on_failure():
-            self._engine.checkpoint(folder.absolute(), notes)
+        folder = folder.absolute()
+        self._call("checkpoint", lambda: self._engine.checkpoint(folder, notes), folder=str(folder))
 
     def restore(self, folder: Path) -> dict[str, Any]:
         self._reopen_if_used()
         self._used = True
-        _announce({"call": "restore", "folder": str(folder.absolute())})
-        return self._engine.restore(folder.absolute())
+        folder = folder.absolute()
+        return self._call("restore", lambda: _restore_together(self._engine, folder), folder=str(folder))
 
     def reset(self) -> None:
         self._reopen_if_used()
 
     def save_model(self, folder: Path) -> None:
-        self._launch()
-        _announce({"call": "save_model", "folder": str(folder.absolute())})
-        with self._out_of_step_on_failure():
-            self._engine.save_model(folder.absolute())
+        folder = folder.absolute()
+        self._call("save_model", lambda: self._engine.save_model(folder), folder=str(folder))
 
     def layout(self, base_name: str) -> dict[str, str]:
         return self._engine.layout(base_name)
@@ -177,21 +165,26 @@ class GroupEngine:
     def close(self) -> None:
         self._engine.close()
         if not self._out_of_step:
-            _announce({"call": "close"})
-            dist.destroy_process_group()
+            with suppress(RuntimeError):  # the others have gone, each for a reason that it has given
+                _announce({"call": "close"})
+                dist.destroy_process_group()
 
-    @contextmanager
-    def _out_of_step_on_failure(self) -> Iterator[None]:
-        """Where rank 0 alone fails, the others wait for it in vain, and the group is of no use.
+    def _call(self, name: str, do: Callable[[], Result], **order: Any) -> Result:
+        """Announce a call and do this process's part. Where that fails, the group is of no use any more.
 
-        A loss that is no number is seen by all of them in the same step.
+        The others may wait for this process in vain. A loss that is no number is seen by all of them in the same step.
         """
+        self._launch()
         try:
-            yield
+            with explained(f"'{name}' in the group", self._recipe):
+                _announce({"call": name, **order})
+                return do()
         except DivergedError:
             raise
-        except FedloomError:
+        except FedloomError as error:
             self._out_of_step = True
+            if isinstance(error, RunError):
+                error.process_is_lost = True
             raise
 
     def _launch(self) -> None:
@@ -200,12 +193,12 @@ class GroupEngine:
             raise SystemExit("the DeepSpeed group is out of step after an error; it must be started again")
         if not self._used:
             self._used = True
-            _announce({"call": "launch"})
-            self._engine.launch()
+            self._call("launch", self._engine.launch)
 
     def _reopen_if_used(self) -> None:
         """DeepSpeed changes a model for good, so going back means loading it again."""
         if self._used:
+            self._launch()
             self._engine.close()
             _announce({"call": "open", "recipe": self._recipe.to_yaml()})
             self._engine = _open_together(self._recipe)
@@ -232,7 +225,8 @@ def follow() -> NoReturn:
                 dist.destroy_process_group()
                 leave(0)
             elif engine is not None:
-                _carry_out(engine, call, order)
+                with explained(f"'{call}' in the group", engine.recipe):
+                    _carry_out(engine, call, order)
         except FedloomError as error:
             # Rank 0 hears why a group cannot be opened, and sees with the others that a loss is no number. Any other
             # failure may be this process's alone, and the others would wait for it: with it the group ends.
@@ -246,7 +240,9 @@ def _carry_out(engine: Engine, call: str, order: dict[str, Any]) -> None:
         engine.write_state(_receive_state(engine.manifest), order["missed_rounds"])
     elif call in ("train", "skip"):
         getattr(engine, call)(order["steps"])
-    elif call in ("checkpoint", "restore", "save_model"):
+    elif call == "restore":
+        _restore_together(engine, Path(order["folder"]))
+    elif call in ("checkpoint", "save_model"):
         getattr(engine, call)(Path(order["folder"]))
     else:
         getattr(engine, call)()
@@ -258,6 +254,12 @@ def _open_together(recipe: Recipe) -> Engine:
     # to put a head on, to merge or to quantise.
     unset_hf_deepspeed_config()
     return _together(lambda: open_engine(recipe))
+
+
+def _restore_together(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Go back to a checkpoint on every rank, once all of them have found theirs to be whole."""
+    _together(lambda: engine.check_checkpoint(folder))
+    return engine.restore(folder)
 
 
 def _together(do: Callable[[], Result]) -> Result:

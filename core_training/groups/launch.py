@@ -115,6 +115,7 @@ def opened_engine(recipe: Recipe) -> Iterator[Trainable]:
     else:
         from core_training.engine import open_engine
 
+        environment.train_alone()
         engine = open_engine(recipe)
     try:
         yield engine

@@ -50,11 +50,17 @@ def simulate(
         list(folder.new_events())  # those of the run so far
     with results_only_on_stdout(), folder.claimed(), ticking(loaded.topology.kind, "round", quiet or json) as ticker:
 
-        def on_round(number: int, loss: float | None) -> None:
+        def show_notes() -> None:
             for note in filter(None, map(note_of, folder.new_events())):
                 if not quiet:
                     stderr.print(plain(note), soft_wrap=True)
+
+        def on_round(number: int, loss: float | None) -> None:
+            show_notes()
             ticker.advance(number, rounds, f"loss {loss:.4f}" if loss is not None else "")
 
-        summary = run_simulation(loaded, folder, resume, on_round)
+        try:
+            summary = run_simulation(loaded, folder, resume, on_round)
+        finally:
+            show_notes()
     show_summary(asdict(summary), str(folder.path), json, quiet)

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]
 ROOT = Path(__file__).parents[1]
 KINDS = list(BREAKING)
+SFT = {"prompt": "question", "completion": "answer"}
 
 
 @pytest.fixture
@@ -102,6 +103,33 @@ def test_memory_that_runs_out_while_a_model_is_loaded_is_said(make_recipe: MakeR
     failed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=250)
     assert failed.returncode == 1, failed.stderr
     assert re.fullmatch(r"error: out of memory in loading the model .*asked for 4\.00 GiB.*", failed.stderr.strip())
+
+
+def test_an_evaluation_that_fails_loses_no_step(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core_training.central import train as train_centrally
+    from core_training.engine import Engine, open_engine
+    from core_training.stages.language import LanguageStage
+
+    asked = recipe(tmp_path, stage="sft", rollout={}, grpo={}, data={"columns": SFT}, training={"max_steps": 6})
+    asked = asked.model_copy(update={"topology": asked.topology.model_copy(update={"local_steps": 2})})
+    inner = LanguageStage.loss
+
+    def loss(self: LanguageStage, model: Any, batch: Any) -> Any:
+        if not model.training and engine.step == 4:
+            raise MemoryError
+        return inner(self, model, batch)
+
+    run, engine = RunFolder(tmp_path / "run"), open_engine(asked)
+    monkeypatch.setattr(LanguageStage, "loss", loss)
+    run.prepare(asked, resume=False)
+    said = r"out of memory in the evaluation after step 4; lower .* \(step 4 is saved in .*; --resume goes on from it\)"
+    with pytest.raises(RunError, match=said):
+        train_centrally(asked, engine, run, resume=False, on_step=lambda *_: None)
+    monkeypatch.undo()
+    again: Engine = open_engine(asked)
+    assert train_centrally(asked, again, run, resume=True, on_step=lambda *_: None).status == "completed"
 
 
 def test_a_failure_of_one_process_ends_its_group_with_the_reason(recipe: MakeRecipe, tmp_path: Path) -> None:

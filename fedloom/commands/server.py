@@ -229,7 +229,7 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
         def report(event: dict[str, Any]) -> None:
             nonlocal failure
             if event["event"] == "failed":
-                failure = f"failed: {event['reason']}"
+                failure = f"failed, and nobody works on it: {event['reason']}"
             elif event["event"] == "round":
                 ticker.advance(event["round"], rounds, f"loss {_figure(event['loss'])}, {len(event['sites'])} sites")
             elif (note := note_of(event)) is not None and not quiet:

@@ -235,3 +235,45 @@ def test_a_group_trains_the_same_whoever_starts_it_and_exports_whole(
     exported = load_file(next((tmp_path / "run").glob("*/*model.safetensors")))
     shapes = {name.removeprefix("base_model.model."): array.shape for name, array in exported.items()}
     assert shapes == {spec.name: spec.shape for spec in engine.manifest.tensors}
+
+
+@pytest.mark.parametrize("named", ["optimizer", "scheduler"])
+def test_a_users_own_file_may_name_optimizer_and_scheduler(place: Workplace, tmp_path: Path, named: str) -> None:
+    """Killed after a checkpoint and resumed, the run is the one that was not; the same optimizer gives the same run."""
+    parameters = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto", "torch_adam": True}
+    warmup = {"total_num_steps": "auto", "warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}
+    plain = {
+        **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping"), "auto"),
+        "gradient_accumulation_steps": "auto",
+        "zero_optimization": {"stage": 1},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    theirs = {**plain, "optimizer": {"type": "AdamW", "params": parameters}}
+    if named == "scheduler":
+        theirs["scheduler"] = {"type": "WarmupDecayLR", "params": warmup}
+    digests = []
+    for name, document in (("plain", plain), ("theirs", theirs)) if named == "optimizer" else (("theirs", theirs),):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+        recipe = place.recipe(
+            "sft",
+            "lora",
+            sites=2,
+            training={"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2},
+            deepspeed={"processes": 2, "config": str(tmp_path / f"{name}.json")},
+        )
+        (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+        digests.append(commanded(tmp_path, "--out", str(tmp_path / name)))
+    newest = max((tmp_path / "theirs" / "checkpoints").glob("step-*"))
+    newest.rename(tmp_path / "newest")
+    (tmp_path / "theirs" / "summary.json").unlink()
+    digests.append(commanded(tmp_path, "--out", str(tmp_path / "theirs"), "--resume"))
+    assert len(set(digests)) == 1
+
+
+def commanded(folder: Path, *words: str) -> str:
+    """The digest that `fedloom train` comes to."""
+    command = [sys.executable, "-m", "fedloom.cli", "train", str(folder / "recipe.yaml"), "--json", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return str(json.loads(done.stdout)["state_digest"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import subprocess
@@ -22,6 +23,7 @@ from core_training.errors import DivergedError, RunError
 from core_training.recipe import Recipe
 from core_training.stages.base import Stage
 from core_training.stages.language import LanguageStage
+from core_training.state import TrainableState
 from tests import tiny
 
 MakeRecipe = Callable[..., Recipe]
@@ -328,3 +330,35 @@ def test_a_damaged_checkpoint_is_named(make_recipe: MakeRecipe, tmp_path: Path, 
         file.write_bytes(pickle.dumps({"step": print}))
     with pytest.raises(RunError, match="not a checkpoint of this version and recipe"):
         open_engine(make_recipe()).restore(tmp_path / "kept")
+
+
+def test_an_evaluation_that_is_no_number_is_said(make_recipe: MakeRecipe) -> None:
+    engine = open_engine(make_recipe())
+    state = engine.read_state()
+    engine.write_state(TrainableState(state.manifest, np.full_like(state.buffer, np.nan)))
+    with pytest.raises(DivergedError, match="the evaluation's loss is no longer finite after step 0"):
+        engine.evaluate()
+
+
+def test_a_loss_whose_graph_reaches_nothing_that_is_trained_is_no_warning(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under gradient checkpointing a loss has a graph in any case."""
+    inner = LanguageStage.loss
+
+    def loss(self: LanguageStage, model: Any, batch: Any) -> Any:
+        result = inner(self, model, batch)
+        return replace(result, total=result.total.detach() * torch.ones((), requires_grad=True))
+
+    monkeypatch.setattr(LanguageStage, "loss", loss)
+    with pytest.raises(RunError, match="nothing that is trained enters the loss"):
+        open_engine(make_recipe()).train(1)
+
+
+def test_a_process_of_a_group_stays_one_when_it_loads_another_model(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward model's own recipe knows nothing of the group."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    tiny.stage_of(make_recipe())
+    assert os.environ["LOCAL_RANK"] == "1"

@@ -223,14 +223,10 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
 
     folder = federation.run_folder(run_id)
     rounds = read_progress(folder).rounds
-    failure = "stands still and nobody works on it"
     with ticking(run_id, "round", quiet or as_json) as ticker:
 
         def report(event: dict[str, Any]) -> None:
-            nonlocal failure
-            if event["event"] == "failed":
-                failure = f"failed, and nobody works on it: {event['reason']}"
-            elif event["event"] == "round":
+            if event["event"] == "round":
                 ticker.advance(event["round"], rounds, f"loss {_figure(event['loss'])}, {len(event['sites'])} sites")
             elif (note := note_of(event)) is not None and not quiet:
                 stderr.print(plain(note), soft_wrap=True)
@@ -239,7 +235,10 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
 
         summary = follow(folder, report, lambda: is_worked_on(federation, run_id))
     if not summary:
-        raise RunError(f"run {run_id} {failure}; `fedloom server start --folder {federation.folder}` goes on with it")
+        raise RunError(
+            f"run {run_id} stands still and nobody works on it; "
+            f"`fedloom server start --folder {federation.folder}` goes on with it"
+        )
     show_summary(summary, str(folder), as_json, quiet)
 
 

@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
     import transformers
 
     return {
-        "torch": torch.__version__,
+        "torch": torch.__version__.partition("+")[0],  # its CPU and CUDA builds compute alike here
         "transformers": transformers.__version__,
         "peft": peft.__version__,
         "machine": platform.machine(),

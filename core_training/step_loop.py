@@ -211,11 +211,12 @@ class StepLoop:
             self._phase = "the backward pass"
             if prepared.deepspeed_engine is None:
                 prepared.accelerator.backward(loss.total / units)
-                continue
-            if last:  # in this backward DeepSpeed takes its step
-                self._check_loss(losses)
-            # It averages the gradients over the processes.
-            prepared.accelerator.backward(loss.total / units * prepared.processes, scale_wrt_gas=False)
+            else:
+                if last:  # in this backward DeepSpeed takes its step
+                    self._check_loss(losses)
+                # It averages the gradients over the processes.
+                prepared.accelerator.backward(loss.total / units * prepared.processes, scale_wrt_gas=False)
+            del loss  # with its graph, before the next part makes one
         self._phase = "clipping the gradient"
         if prepared.deepspeed_engine is None:
             self._check_loss(losses)

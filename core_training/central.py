@@ -123,10 +123,12 @@ def _note(report: TrainReport, engine: Trainable, folder: RunFolder, progress: P
 def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Progress) -> RunError:
     """Save the steps before the one that failed, if they are there to be saved; return what to say."""
     reports = engine.salvage()
-    if reports is not None:
-        for report in reports:
+    # What made a step fail may make what follows fail too, a full disk for one; it is the step that is told.
+    for report in reports or []:
+        with suppress(FedloomError):
             _note(report, engine, folder, progress)
-        with suppress(FedloomError):  # what made a step fail may make this fail too, and it is the step that is told
+    if reports is not None:
+        with suppress(FedloomError):
             _checkpoint(engine, folder, progress)
     saved = latest_checkpoint(folder.checkpoints)
     what = (
@@ -134,7 +136,8 @@ def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Pro
         if saved
         else "no step was saved"
     )
-    folder.event("failed", step=engine.step if reports is not None else None, reason=str(error))
+    with suppress(FedloomError):
+        folder.event("failed", step=engine.step if reports is not None else None, reason=str(error))
     return type(error)(f"{error} ({what})")
 
 

@@ -111,7 +111,7 @@ class Engine:
                 return self._report(loop, time.perf_counter() - start)
         except FedloomError as error:
             self._is_lost = not loop.is_whole or (isinstance(error, RunError) and error.process_is_lost)
-            if not self._is_lost and loop.losses:
+            if not self._is_lost and loop.losses and self._deepspeed_engine is None:
                 self._salvaged = [self._report(loop, time.perf_counter() - start)]
             raise
 

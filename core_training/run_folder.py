@@ -114,6 +114,7 @@ class RunFolder:
                 raise InputError(f"{self.path} holds an earlier run; name another folder with --out")
             number = next(n for n in range(1, sys.maxsize) if not self._aside(n).exists())
             self.path.rename(self._aside(number))
+            self._given_out = 0
             print(f"{self.path} held an earlier run, which is now {self._aside(number)}", file=sys.stderr)  # noqa: T201
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)

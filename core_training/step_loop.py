@@ -225,15 +225,18 @@ class StepLoop:
         return [reduce(add, losses[end - len(batch) : end]) for batch, end in zip(update, ends, strict=True)]
 
     def _report_unreached(self) -> None:
-        """Say, once for all runs of a model, which trained tensors its first loss does not depend on."""
+        """Say, once for all runs of a model, which trained tensors its first loss does not depend on.
+
+        Raises RunError where that is all of them: under gradient checkpointing a loss has a graph in any case.
+        """
         base = self._stage.base
         if base.reach_is_known or self.prepared.deepspeed_engine is not None:
             return
-        base.reach_is_known = True
         parameters = base.trainable_parameters
         unreached = [name for name, parameter in parameters.items() if parameter.grad is None]
-        if len(unreached) == len(parameters):  # the loss has a graph all the same, as under gradient checkpointing
+        if len(unreached) == len(parameters):
             raise nothing_trained(self._stage.recipe)
+        base.reach_is_known = True
         if unreached:
             _log.warning(
                 "warning: %d of %d trained tensors have no part in the first step's loss, such as %s",

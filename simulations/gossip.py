@@ -145,13 +145,14 @@ async def _simulate(
         try:
             return await node
         except (RunError, ProtocolError) as error:
-            failures.append(error.with_traceback(None))
+            failures.append(error)
             # Before it has begun nothing is lost yet, and what is wrong is to be mended first.
             if not rounds.has_begun(name) or len(sites) - len(failures) < max(recipe.fewest_sites.values()):
                 raise
             network.detach(name)
             rounds.leave(name)
             folder.event("site_failed", site=name, reason=str(error))
+            error.with_traceback(None)  # with it go the node's frames, and the states in them
             return None
 
     for name, ask in sites.items():

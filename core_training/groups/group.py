@@ -275,9 +275,11 @@ def _together(do: Callable[[], Result]) -> Result:
     dist.all_reduce(failed, group=_calls)
     first = int(failed.argmax())
     if failed[first] and first == dist.get_rank():
-        _announce({"error": f"process {first} on {socket.gethostname()}: {failure}" if first else str(failure)}, first)
+        words = f"process {first} on {socket.gethostname()}: {failure}" if first else str(failure)
+        _announce({"error": words, "input": isinstance(failure, InputError)}, first)
     elif failed[first]:
-        failure = InputError(_hear(first)["error"])
+        heard = _hear(first)
+        failure = InputError(heard["error"]) if heard["input"] else RunError(heard["error"])
     if failure is not None:
         raise failure
     return cast(Result, result)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from core_training.errors import InputError
+from core_training.models.libraries import settle_libraries
 from core_training.models.loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
 from core_training.models.packing import keeps_examples_apart
 from core_training.models.parameters import (
@@ -35,6 +36,7 @@ class BaseModel:
     def __init__(self, recipe: Recipe) -> None:
         """Load the model that the recipe starts from. Raises InputError when its folder lacks something."""
         self.tokenizer: Any = load_tokenizer(recipe)
+        settle_libraries()
         self.folder = Path(recipe.model.name_or_path)
         start = load_starting_model(recipe)
         if len(self.tokenizer) > (known := start.model.get_input_embeddings().num_embeddings):

@@ -46,8 +46,7 @@ def simulate(
     if not quiet:
         warn(warnings_of(loaded))
     rounds = loaded.topology.rounds or 0
-    if resume:
-        list(folder.new_events())  # those of the run so far
+    list(folder.new_events())  # those of the run so far, or of an earlier one
     with results_only_on_stdout(), folder.claimed(), ticking(loaded.topology.kind, "round", quiet or json) as ticker:
 
         def show_notes() -> None:

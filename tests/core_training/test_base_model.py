@@ -183,7 +183,7 @@ def test_a_bfloat16_run_leaves_nothing_of_itself_but_its_weights(make_recipe: Ma
 
 
 def test_models_are_collected_and_libraries_are_not_looked_at(make_recipe: MakeRecipe) -> None:
-    """A full collection, at the start of each training run, would take a second otherwise."""
+    """A full collection would go through all that the libraries hold otherwise."""
     model = weakref.ref(BaseModel(make_recipe(model={"dtype": "bfloat16"}, tuning={"mode": "full"})).model)
     gc.collect()
     assert model() is None

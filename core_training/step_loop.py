@@ -77,6 +77,11 @@ class StepLoop:
         """PyTorch's own."""
         return torch_optimizer(self._optimizer)
 
+    @property
+    def _inner_schedule(self) -> Any:
+        """PyTorch's or DeepSpeed's own, without accelerate's wrapper, whose steps do nothing."""
+        return getattr(self._schedule, "scheduler", self._schedule)
+
     def advance(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> None:
         """Take `steps` optimizer steps, or fewer if `stop` is called; `on_step(step, total)` follows each.
 
@@ -100,11 +105,10 @@ class StepLoop:
 
     def skip(self, steps: int) -> None:
         """Pass over steps that were not taken: the schedule stands where it would stand after them."""
-        schedule = getattr(self._schedule, "scheduler", self._schedule)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch expects an optimizer step before each of the schedule
             for _ in range(steps):
-                schedule.step()
+                self._inner_schedule.step()
 
     def stop(self) -> None:
         """Let the running slice end after its present step (safe to call from a signal handler)."""
@@ -126,7 +130,7 @@ class StepLoop:
             prepared.deepspeed_engine.save_checkpoint(str(folder / _DEEPSPEED_FOLDER), exclude_frozen_parameters=True)
         if prepared.process == 0:
             optimizer = None if prepared.deepspeed_engine is not None else self._optimizer.state_dict()
-            schedule = getattr(self._schedule, "scheduler", self._schedule).state_dict()
+            schedule = self._inner_schedule.state_dict()
             progress = {"step": self.step, "memory": self._memory, "schedule": schedule, "optimizer": optimizer}
             torch.save(progress, folder / _PROGRESS_FILE)
 
@@ -134,7 +138,7 @@ class StepLoop:
         """Go on from what `save` wrote, in a loop that has taken no step. Raises RunError when it is damaged."""
         progress, self._random = read_progress(folder)
         try:
-            getattr(self._schedule, "scheduler", self._schedule).load_state_dict(progress["schedule"])
+            self._inner_schedule.load_state_dict(progress["schedule"])
             if progress["optimizer"] is not None:
                 self._optimizer.load_state_dict(progress["optimizer"])
             self.step, self._memory = progress["step"], progress["memory"]

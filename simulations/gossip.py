@@ -138,21 +138,20 @@ async def _simulate(
     epoch_seconds: Mapping[str, float],
     rounds: _Rounds,
 ) -> Summary:
-    began, turns, nodes, failures = time.perf_counter(), _Turns(), [], list[FedloomError]()
+    began, turns, nodes, failed = time.perf_counter(), _Turns(), [], set[str]()
 
     async def until_it_fails(name: str, node: Awaitable[NodeResult]) -> NodeResult | None:
         """As on a real network, the others go on without a node whose site fails."""
         try:
             return await node
         except (RunError, ProtocolError) as error:
-            failures.append(error)
+            failed.add(name)
             # Before it has begun nothing is lost yet, and what is wrong is to be mended first.
-            if not rounds.has_begun(name) or len(sites) - len(failures) < max(recipe.fewest_sites.values()):
+            if not rounds.has_begun(name) or len(sites) - len(failed) < max(recipe.fewest_sites.values()):
                 raise
             network.detach(name)
             rounds.leave(name)
             folder.event("site_failed", site=name, reason=str(error))
-            error.with_traceback(None)  # with it go the node's frames, and the states in them
             return None
 
     for name, ask in sites.items():

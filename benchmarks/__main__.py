@@ -17,11 +17,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import core_training.environment  # noqa: F401 - before anything that might call home
+import core_training.foundation.environment  # noqa: F401 - before anything that might call home
 from benchmarks.figure import Figure
 from benchmarks.places import OUTPUT, Places
-from core_training.durable import commit_file
-from core_training.errors import FedloomError
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import FedloomError
 
 FIGURES = (
     "engine_speed",

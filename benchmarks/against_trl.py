@@ -30,10 +30,10 @@ from benchmarks.figure import Figure
 from benchmarks.fresh_process import forget_peak, in_fresh_process, peak_bytes, resident_bytes
 from benchmarks.places import Places
 from core_training.data.records import read_records
-from core_training.errors import RunError
+from core_training.foundation.errors import RunError
 from core_training.models.base_model import BaseModel
-from core_training.recipe import Lora
-from core_training.recipe_file import parse_recipe
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Lora
 
 RECORDS_PER_SITE = 4
 TURNS = 3
@@ -58,7 +58,7 @@ SETTINGS = {
     "bf16": Setting("bfloat16", {"model_init_kwargs": {"dtype": "bfloat16"}}, 1.0, 1.0),
 }
 LIBRARIES = {
-    "ours": ("core_training.engine", "transformers.models.llama.modeling_llama", "peft.peft_model"),
+    "ours": ("core_training.engine.engine", "transformers.models.llama.modeling_llama", "peft.peft_model"),
     "trl": (
         "trl.trainer.sft_trainer",
         "trl.trainer.dpo_trainer",
@@ -168,8 +168,8 @@ class _Ours:
     """Our engine on a file of records."""
 
     def __init__(self, model: str, file: str, stage: str, setting: str, epochs: int, mode: str = "lora") -> None:
-        from core_training.data.dataset import load_dataset
-        from core_training.engine import Engine
+        from core_training.engine.dataset import load_dataset
+        from core_training.engine.engine import Engine
         from core_training.models.base_model import BaseModel
         from core_training.stages.base import load_stage
 
@@ -203,7 +203,7 @@ class _Trl:
         from datasets import Dataset
         from peft import LoraConfig
 
-        from core_training.environment import silence_libraries
+        from core_training.foundation.environment import silence_libraries
 
         silence_libraries()
         config, trainer = {"sft": (trl.SFTConfig, trl.SFTTrainer), "dpo": (trl.DPOConfig, trl.DPOTrainer)}[stage]

@@ -12,9 +12,9 @@ from typing import Any
 from benchmarks.places import Places
 from client.deployment import init_site, start_site, stop_site
 from client.pinned_roster import pin_roster
-from core_training.errors import RunError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
+from core_training.foundation.errors import RunError
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from server.deployment import admit_site, init_federation, start_server, stop_server, submit_run
 from server.federation import Address, Federation
 from server.run_progress import follow

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from core_training.engine import open_engine
-from core_training.errors import RunError
-from core_training.recipe import Recipe
-from core_training.recipe_file import parse_recipe
-from core_training.stages.base import IGNORED, BatchLoss
-from core_training.step_loop import StepLoop
+from core_training.data.examples import IGNORED
+from core_training.engine.engine import open_engine
+from core_training.engine.step_loop import StepLoop
+from core_training.foundation.errors import RunError
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
+from core_training.stages.base import BatchLoss
 
 TARGET = 1.0
 SLICES = 9

@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from core_training.recipe_file import parse_recipe
-from core_training.run_folder import RunFolder
+from core_training.recipe.reading import parse_recipe
+from core_training.runs.run_folder import RunFolder
 
 TARGET = 3.0
 TRAINING_SECONDS = 20.0

@@ -14,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import core_training.environment  # noqa: F401 - before anything that might call home
-from core_training.errors import RunError
+import core_training.foundation.environment  # noqa: F401 - before anything that might call home
+from core_training.foundation.errors import RunError
 
 ROOT = Path(__file__).parents[1]
 

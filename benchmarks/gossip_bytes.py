@@ -19,16 +19,16 @@ import numpy as np
 from benchmarks.figure import Figure
 from benchmarks.places import Places
 from core_training import __version__
-from core_training.errors import ProtocolError, RunError
-from core_training.recipe import Recipe
-from core_training.recipe_file import parse_recipe
-from core_training.run_folder import RunFolder
-from core_training.state import Manifest, TrainableState
-from core_training.trainable import DataReport, EvalReport, TrainReport
-from p2p.deployment import Undertaking, make_roster, run_node
+from core_training.foundation.errors import ProtocolError, RunError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
+from p2p.deployment import NodeRun, make_roster, run_node
 from p2p.node_folder import init_node
 from p2p.site_orders import Ask
-from strategies.exchange import (
+from strategies.messages import (
     Envelope,
     EvaluateOrder,
     EvaluateReply,
@@ -91,7 +91,7 @@ def main() -> None:
         "{model: {name_or_path: none}, stage: sft, data: {train: none}, privacy: {secure_aggregation: true}, "
         "topology: {kind: gossip, rounds: 1, local_steps: 10}}"
     )
-    run_node(Undertaking(Path(folder), Path(roster), recipe, founder), _site)
+    run_node(NodeRun(Path(folder), Path(roster), recipe, founder), _site)
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from benchmarks.figure import Figure
 from benchmarks.places import OUTPUT, Places
-from core_training.central import train
-from core_training.groups.launch import opened_engine
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
+from core_training.distributed.launch import opened_engine
+from core_training.engine.central import train
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from examples.demo.examiner import Examiner, Marks, average
 from fedloom.console import stderr, ticking
 from simulations import simulate

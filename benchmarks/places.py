@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from core_training.errors import InputError
-from core_training.recipe import Recipe
-from core_training.recipe_file import load_recipe
+from core_training.foundation.errors import InputError
+from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "medquad"
 OUTPUT = Path("runs/bench")

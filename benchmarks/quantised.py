@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.figure import Figure
 from benchmarks.medquad import train_together
 from benchmarks.places import OUTPUT, Places
-from core_training.run_folder import RunFolder
+from core_training.runs.run_folder import RunFolder
 
 _EXACT = "fp32"
 _MASKED = "privacy.secure_aggregation=true"

@@ -17,8 +17,8 @@ from benchmarks.deployed import deployed, moment, run_to_the_end
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from core_training.recipe_file import parse_recipe
-from core_training.run_folder import RunFolder
+from core_training.recipe.reading import parse_recipe
+from core_training.runs.run_folder import RunFolder
 
 TARGET = 1.3
 PAIRS = 2

@@ -15,10 +15,11 @@ import yaml
 from benchmarks.figure import Figure
 from benchmarks.places import Places
 from client.worker_client import ask, start_worker, worker_lock
-from core_training import __version__, background
-from core_training.recipe import Recipe
+from core_training import __version__
+from core_training.foundation import background
+from core_training.recipe.schema import Recipe
 from security.private_files import make_private_folder, write_private_file
-from strategies.exchange import JoinOrder, JoinReply, TrainOrder, Update
+from strategies.messages import JoinOrder, JoinReply, TrainOrder, Update
 
 TARGET = 1.0
 ROUNDS = 6

@@ -20,8 +20,8 @@ from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.site import SiteProtocol
 from security.secure_aggregation.terms import Minimums, Terms
 from security.signing import public_key_text
-from strategies.exchange import Envelope, MaskedUpdate, SecureOrder, SecureReply
 from strategies.flower_records import to_messages
+from strategies.messages import Envelope, MaskedUpdate, SecureOrder, SecureReply
 from strategies.ring import RingCodec, RingVector
 
 RUN = "benchmark"

@@ -18,8 +18,8 @@ from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
 from benchmarks.secure_aggregation_cohort import Cohort
-from core_training.errors import RunError
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.errors import RunError
+from core_training.foundation.state import Manifest, TrainableState
 from strategies import figures
 from strategies.draws import rounding_key
 from strategies.ring import RingCodec, RingSum

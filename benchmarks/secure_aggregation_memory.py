@@ -16,10 +16,10 @@ from benchmarks.fresh_process import forget_peak, in_fresh_process, peak_bytes, 
 from benchmarks.places import Places
 from benchmarks.secure_aggregation_cohort import CONTEXT, Cohort, masked_update
 from client import worker_socket
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.state import Manifest, TrainableState
 from strategies import figures
 from strategies.draws import rounding_key
-from strategies.exchange import Envelope
+from strategies.messages import Envelope
 from strategies.ring import RingCodec
 from strategies.ring_scale import Scale
 

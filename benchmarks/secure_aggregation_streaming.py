@@ -19,10 +19,10 @@ from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
 from benchmarks.streaming_memory import FEW, MANIFEST, MANY, RECIPE, TARGET, AllAtOnceGrid, answer
 from client.app import make_client_app
-from core_training.recipe_file import parse_recipe
-from core_training.run_folder import RunFolder
-from core_training.state import TrainableState
-from core_training.trainable import TrainReport
+from core_training.foundation.state import TrainableState
+from core_training.foundation.trainable import TrainReport
+from core_training.recipe.reading import parse_recipe
+from core_training.runs.run_folder import RunFolder
 from security.identities import roster_digest
 from security.secure_aggregation.site import SiteProtocol
 from security.secure_aggregation.terms import Minimums, terms_of
@@ -30,7 +30,8 @@ from security.signing import public_key_text
 from server.round_loop import run_federation
 from strategies.codec_of_round import ring_codec
 from strategies.draws import rounding_key
-from strategies.exchange import (
+from strategies.figures import RoundFigures
+from strategies.messages import (
     Envelope,
     InitialStateOrder,
     InitialStateReply,
@@ -41,7 +42,6 @@ from strategies.exchange import (
     SecureReply,
     TrainOrder,
 )
-from strategies.figures import RoundFigures
 from strategies.ring_scale import largest_change
 
 MASKED_RECIPE = RECIPE + "privacy: {secure_aggregation: true}\n"

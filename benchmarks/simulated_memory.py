@@ -13,8 +13,8 @@ from pathlib import Path
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from core_training.recipe_file import parse_recipe
-from core_training.run_folder import RunFolder
+from core_training.recipe.reading import parse_recipe
+from core_training.runs.run_folder import RunFolder
 
 SITES = 32
 ALLOWED = 1.05

@@ -17,7 +17,7 @@ from unittest.mock import patch
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from core_training.recipe_file import parse_recipe
+from core_training.recipe.reading import parse_recipe
 
 MOST_OVERHEAD = 1.0
 MOST_MILLISECONDS = 10.0
@@ -54,10 +54,10 @@ def profile(recipe_text: str) -> dict[str, Any]:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
-    from core_training.engine import open_engine
-    from core_training.random_state import RandomState
+    from core_training.engine.engine import open_engine
+    from core_training.engine.random_state import RandomState
+    from core_training.engine.step_loop import StepLoop
     from core_training.stages.language import LanguageStage
-    from core_training.step_loop import StepLoop
 
     engine = open_engine(parse_recipe(recipe_text))
     engine.launch()
@@ -88,8 +88,8 @@ def profile(recipe_text: str) -> dict[str, Any]:
 
 def prepare_many(recipe_text: str) -> list[float]:
     """Milliseconds to prepare each of many engines on one base."""
-    from core_training.data.dataset import load_dataset
-    from core_training.engine import Engine
+    from core_training.engine.dataset import load_dataset
+    from core_training.engine.engine import Engine
     from core_training.models.base_model import BaseModel
     from core_training.stages.base import load_stage
 

@@ -18,13 +18,13 @@ from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
 from client.app import make_client_app
 from core_training import __version__
-from core_training.recipe_file import parse_recipe
-from core_training.run_folder import RunFolder
-from core_training.state import Manifest, TrainableState
-from core_training.trainable import DataReport, EvalReport, TrainReport
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
+from core_training.recipe.reading import parse_recipe
+from core_training.runs.run_folder import RunFolder
 from server.round_loop import run_federation
 from simulations.inprocess_grid import InProcessGrid
-from strategies.exchange import (
+from strategies.messages import (
     Envelope,
     EvaluateOrder,
     EvaluateReply,

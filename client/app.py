@@ -15,9 +15,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.worker_client import ask
-from core_training.errors import FedloomError
-from strategies.exchange import Envelope, Refusal
+from core_training.foundation.errors import FedloomError
 from strategies.flower_records import from_message, to_reply
+from strategies.messages import Envelope, Refusal
 
 SITE_FOLDER = "FEDLOOM_SITE_FOLDER"
 """Environment variable that names the site's folder."""

@@ -19,14 +19,14 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-import core_training.environment  # noqa: F401 - for the processes that are started here
+import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
 from client.enrolment import load_enrolment
 from client.pinned_roster import IDENTITY_KEY
 from client.site_config import SITE_FILE, load_site_config, parse_site_config
 from client.supervisor import PROCESSES, Link, lock_of, log_of, read_link, write_link
-from core_training import background
-from core_training.durable import commit_file
-from core_training.errors import InputError
+from core_training.foundation import background
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
 from security.certificates import load_certificate
 from security.identities import ssh_line
 from security.private_files import make_private_folder, read_private_file, write_private_file

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.pinned_roster import IDENTITY_KEY, load_identity, pinned_roster
 from client.site_config import SiteConfig
-from core_training.errors import InputError
-from core_training.recipe import Recipe
+from core_training.foundation.errors import InputError
+from core_training.recipe.schema import Recipe
 from security.private_files import read_private_file
 from security.secure_aggregation.terms import Minimums, terms_of
 from strategies.ring_scale import largest_change

@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from client.site_config import load_site_config
-from core_training.durable import commit_file
-from core_training.errors import InputError
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
 from security.identities import IDENTITY, is_identity, roster_digest
 from security.signing import load_signing_key, public_key_text
-from strategies.exchange import SITE_NAME
+from strategies.messages import SITE_NAME
 
 ROSTER_FILE = "roster.json"
 IDENTITY_KEY = "keys/identity.key"

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from client.enrolment import Enrolment
-from core_training.durable import commit_file
-from core_training.errors import InputError, ProtocolError
-from core_training.recipe import Recipe
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError, ProtocolError
+from core_training.recipe.schema import Recipe
 from security.identities import roster_digest
 from security.private_files import read_private_file, replace_private_file
 from security.secure_aggregation.masks import RingVector
 from security.secure_aggregation.site import SiteProtocol
 from security.secure_aggregation.terms import terms_of
-from strategies.exchange import SecureOrder, SecureReply
+from strategies.messages import SecureOrder, SecureReply
 from strategies.ring_scale import largest_change
 
 

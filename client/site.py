@@ -16,17 +16,16 @@ from client.enrolment import Enrolment
 from client.secure_side import SecureSide
 from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
-from core_training.central import prune_checkpoints, total
-from core_training.engine import read_checkpoint
-from core_training.errors import FedloomError, InputError, NarrowScaleError, ProtocolError, RunError
-from core_training.failures import explained
-from core_training.models.export import result_name
-from core_training.recipe import Recipe
-from core_training.recipe_file import parse_recipe
-from core_training.run_folder import RunFolder
-from core_training.state import Manifest, TrainableState
-from core_training.trainable import EVAL_REPORT, TRAIN_REPORT, Trainable
-from strategies.exchange import (
+from core_training.engine.failures import explained
+from core_training.foundation.errors import FedloomError, InputError, NarrowScaleError, ProtocolError, RunError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.trainable import EVAL_REPORT, TRAIN_REPORT, Trainable, total
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
+from core_training.runs.checkpoints import prune_checkpoints, read_checkpoint
+from core_training.runs.result_format import result_name
+from core_training.runs.run_folder import RunFolder
+from strategies.messages import (
     Envelope,
     EvaluateOrder,
     EvaluateReply,

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from core_training.errors import InputError
-from core_training.recipe import DeepSpeed, Recipe, Section, Simulation
+from core_training.foundation.errors import InputError
+from core_training.recipe.schema import DeepSpeed, Recipe, Section, Simulation
 from security.secure_aggregation.terms import Minimums
-from strategies.exchange import SITE_NAME
+from strategies.messages import SITE_NAME
 
 SITE_FILE = "site.yaml"
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Literal
 
-import core_training.environment  # noqa: F401 - for the processes that are started here
+import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
 from client.fleet_session import end_session
 from client.site_config import load_site_config
 from client.worker_client import worker_command
-from core_training import background
-from core_training.durable import commit_file
-from core_training.errors import FedloomError
+from core_training.foundation import background
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import FedloomError
 from security.private_files import write_private_file
 
 PROCESSES = ("site", "worker", "supernode", "messenger")

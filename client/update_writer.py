@@ -9,15 +9,15 @@ import time
 from dataclasses import dataclass
 
 from client.secure_side import SecureSide
-from core_training.errors import ProtocolError
-from core_training.recipe import Recipe
-from core_training.state import TrainableState
-from core_training.trainable import EvalReport, TrainReport
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import TrainableState
+from core_training.foundation.trainable import EvalReport, TrainReport
+from core_training.recipe.schema import Recipe
 from strategies import bf16
 from strategies.codec_of_round import ring_codec, selection_of_round
 from strategies.draws import rounding_key
-from strategies.exchange import MaskedUpdate, TrainOrder, Update
 from strategies.figures import RoundFigures
+from strategies.messages import MaskedUpdate, TrainOrder, Update
 from strategies.ring import RingCodec, RingVector
 
 

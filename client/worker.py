@@ -17,11 +17,11 @@ from pathlib import Path
 from client import worker_socket
 from client.enrolment import load_enrolment
 from client.site_config import SiteConfig, load_site_config
-from core_training.errors import FedloomError, InputError, ProtocolError, RunError
-from core_training.groups.launch import must_launch, run_as_group
-from core_training.recipe import Recipe
-from core_training.trainable import Trainable
-from strategies.exchange import Envelope, Refusal
+from core_training.distributed.launch import must_launch, run_as_group
+from core_training.foundation.errors import FedloomError, InputError, ProtocolError, RunError
+from core_training.foundation.trainable import Trainable
+from core_training.recipe.schema import Recipe
+from strategies.messages import Envelope, Refusal
 
 HANDED_OVER_WITHIN = 60.0
 """Seconds that the other side may take to send its order, or to take its answer."""
@@ -106,10 +106,10 @@ class Worker:
 
     def _open(self, resolved: Recipe) -> Trainable:
         if not self._config.deepspeed.used:
-            from core_training.engine import open_engine
+            from core_training.engine.engine import open_engine
 
             return open_engine(resolved)
-        from core_training.groups.group import lead_or_follow
+        from core_training.distributed.group import lead_or_follow
 
         if self._group_is_used:
             # DeepSpeed changes its processes for good. The order is given to the group that takes this one's place.
@@ -127,7 +127,7 @@ def main() -> None:
     if must_launch(config.deepspeed):
         sys.exit(run_as_group(config.deepspeed.processes, "client.worker", [str(folder)]))
     if config.deepspeed.used:
-        from core_training.groups.group import join_or_follow
+        from core_training.distributed.group import join_or_follow
 
         join_or_follow()
     worker = Worker(folder, config)

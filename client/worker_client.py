@@ -15,9 +15,9 @@ from socket import socket
 
 from client import worker_socket
 from client.site_config import load_site_config
-from core_training import background
-from core_training.errors import RunError
-from strategies.exchange import Envelope
+from core_training.foundation import background
+from core_training.foundation.errors import RunError
+from strategies.messages import Envelope
 
 LONGEST_ORDER = 12 * 3600.0
 """Seconds that an order may take: as long as Flower keeps a message."""

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from core_training.errors import ProtocolError
-from strategies.exchange import Envelope
+from core_training.foundation.errors import ProtocolError
+from strategies.messages import Envelope
 
 SOCKET = "worker.sock"
 MAX_HEADER_BYTES = 16 * 2**20

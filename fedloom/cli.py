@@ -12,9 +12,9 @@ import typer
 from typer.core import TyperGroup
 
 from core_training import __version__
-from core_training.environment import IGNORED  # before anything that might call home
-from core_training.errors import FedloomError, Interrupted
-from core_training.groups.leaving import leave
+from core_training.distributed.leaving import leave
+from core_training.foundation.environment import IGNORED  # before anything that might call home
+from core_training.foundation.errors import FedloomError, Interrupted
 
 COMMANDS = {
     "train": "Train on this machine: one process, or a DeepSpeed group.",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from core_training.background import search_path
-from core_training.environment import IGNORED, SETTINGS
+from core_training.foundation.background import search_path
+from core_training.foundation.environment import IGNORED, SETTINGS
 
 PYTHON = (3, 11)
 MEMORY_BYTES = 4 * 10**9
@@ -186,7 +186,10 @@ def _offline() -> Iterator[Finding]:
     changed = [name for name, value in SETTINGS.items() if os.environ.get(name) != value]
     if changed:
         yield Finding(
-            "calls home", State.MISSING, f"{', '.join(changed)} changed", "let core_training.environment set them"
+            "calls home",
+            State.MISSING,
+            f"{', '.join(changed)} changed",
+            "let core_training.foundation.environment set them",
         )
     else:
         yield Finding(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe file (YAML).", show_default=False)]
 Overrides = Annotated[

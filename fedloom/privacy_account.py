@@ -5,8 +5,8 @@ Loads no model and no data, and does not know how many sites there will be.
 
 from __future__ import annotations
 
-from core_training.errors import ProtocolError
-from core_training.recipe import Recipe, SecureAggregation
+from core_training.foundation.errors import ProtocolError
+from core_training.recipe.schema import Recipe, SecureAggregation
 from security.secure_aggregation.graph import MOST_NEIGHBOURS
 from security.secure_aggregation.terms import Terms, terms_of
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from core_training.data.formats import column_sets
-from core_training.groups.deepspeed_config import deepspeed_config
-from core_training.recipe import Recipe, Section
-from core_training.stages import STAGES
+from core_training.engine.deepspeed_config import deepspeed_config
+from core_training.recipe.parts import STAGES
+from core_training.recipe.schema import Recipe, Section
 
 _HEADS = {"score": "the reward head", "value_head": "the value head"}
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 
 
 def recipe_page() -> str:

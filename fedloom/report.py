@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core_training.durable import commit_file
-from core_training.errors import InputError
-from core_training.recipe import Recipe
-from core_training.recipe_file import load_recipe
-from core_training.run_folder import RunFolder
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
+from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 
 COLOURS = ("#b5651d", "#2a6f97", "#3a8f5c", "#555555", "#8d5a97", "#c44e52", "#937860", "#4c72b0")
 

@@ -10,9 +10,9 @@ from textwrap import wrap
 from typing import Any
 
 from core_training.data.formats import column_sets
-from core_training.recipe import Recipe, Section, Tuning
-from core_training.recipe_file import parse_recipe
-from core_training.stages import STAGES
+from core_training.recipe.parts import STAGES
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe, Section, Tuning
 
 _SECTIONS_OF_MODE = {"freeze": ["freeze"], "lora": ["lora"], "qlora": ["lora", "qlora"]}
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from core_training.errors import ProtocolError
-from core_training.state import TrainableState
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import TrainableState
 from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.progress import Progress
 from p2p.transfer import split

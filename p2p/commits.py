@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core_training.central import prune_checkpoints
-from core_training.durable import commit_folder
-from core_training.errors import ProtocolError
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.durable import commit_folder
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.runs.checkpoints import prune_checkpoints
 from p2p.ledger import Ledger
 from p2p.messages import Offer
 from p2p.transport import CHUNK_BYTES

@@ -16,19 +16,18 @@ from typing import Any
 
 from client.enrolment import load_enrolment
 from client.site_config import load_site_config
-from core_training import background
-from core_training.durable import commit_file
-from core_training.errors import InputError, Interrupted, RunError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
+from core_training.foundation import background
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError, Interrupted, RunError
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import Listener, RunFolder
 from p2p.grpc_transport import GrpcServer, GrpcTransport
 from p2p.ledger import NodeResult
-from p2p.narrated_folder import Listener, NarratedFolder
 from p2p.node import LINGER_SECONDS, take_part
 from p2p.node_folder import load_identity, pin_founder, read_node_config, trusted_founder
 from p2p.plan import RunPlan
-from p2p.reception import Reception
 from p2p.roster import Roster, read_member, read_roster, write_roster
+from p2p.service import PeerService
 from p2p.site_orders import Ask
 from security.signing import canonical_json, create_signing_key, load_signing_key, public_key_text
 
@@ -40,7 +39,7 @@ Worker = Callable[[Path], AbstractContextManager[Ask]]
 
 
 @dataclass(frozen=True)
-class Undertaking:
+class NodeRun:
     """What a node is to run, and with whom. `name` tells runs of one recipe and roster apart."""
 
     folder: Path
@@ -77,26 +76,26 @@ def make_roster(node_files: Sequence[Path], founder_folder: Path, out: Path) -> 
     return write_roster(out, members, key), public_key_text(key)
 
 
-def run_node(undertaking: Undertaking, worker: Worker, listener: Listener = lambda *_: None) -> NodeResult:
+def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda *_: None) -> NodeResult:
     """Take part in a run, in this process, until it ends; `listener` is told each event.
 
     Raises InputError when a file, key, certificate, roster or port is unusable (then nothing was started), RunError
     when the site cannot train, and Interrupted after SIGINT or SIGTERM.
     """
-    folder = undertaking.folder
+    folder = node_run.folder
     site = load_site_config(folder)
     name, enrolment = site.name, load_enrolment(folder, site)
-    enrolment.check(undertaking.recipe)
-    founder = trusted_founder(folder, undertaking.founder)
-    roster = read_roster(undertaking.roster, founder)
+    enrolment.check(node_run.recipe)
+    founder = trusted_founder(folder, node_run.founder)
+    roster = read_roster(node_run.roster, founder)
     pin_founder(folder, founder)
-    run_id = run_id_of(undertaking, roster)
-    plan = RunPlan(name, roster.names, run_id, undertaking.recipe, enrolment.rounding_secret)
+    run_id = run_id_of(node_run, roster)
+    plan = RunPlan(name, roster.names, run_id, node_run.recipe, enrolment.rounding_secret)
     identity = load_identity(folder, name, roster)
-    run_folder = NarratedFolder(folder / "runs" / plan.run_id, listener)
+    run_folder = RunFolder(folder / "runs" / plan.run_id, listener)
 
     async def serve() -> NodeResult:
-        reception = Reception()
+        reception = PeerService()
         server = GrpcServer(identity, roster, reception)
         await server.start(read_node_config(folder).listen)
         transport = GrpcTransport(identity, roster, plan.recipe.topology.round_deadline)
@@ -106,7 +105,7 @@ def run_node(undertaking: Undertaking, worker: Worker, listener: Listener = lamb
             run_folder.event("started", site=name, run=plan.run_id, roster=list(roster.names))
             with ExitStack() as stack:
                 ask = await _started(stack, worker(folder))
-                return await take_part(plan, reception, transport, ask, run_folder, undertaking.linger)
+                return await take_part(plan, reception, transport, ask, run_folder, node_run.linger)
         finally:
             await transport.close()
             await server.stop()
@@ -115,11 +114,11 @@ def run_node(undertaking: Undertaking, worker: Worker, listener: Listener = lamb
         return asyncio.run(_until_signal(serve()))
 
 
-def run_id_of(undertaking: Undertaking, roster: Roster) -> str:
+def run_id_of(node_run: NodeRun, roster: Roster) -> str:
     """The run's id: the same at every node that has the same recipe, roster and name of the run."""
-    recipe = undertaking.recipe.model_dump(exclude={"output", "simulation", "deepspeed"})
-    digest = hashlib.sha256(canonical_json([recipe, roster.digest, undertaking.name])).hexdigest()
-    return f"{undertaking.name}-{digest[:12]}"
+    recipe = node_run.recipe.model_dump(exclude={"output", "simulation", "deepspeed"})
+    digest = hashlib.sha256(canonical_json([recipe, roster.digest, node_run.name])).hexdigest()
+    return f"{node_run.name}-{digest[:12]}"
 
 
 def start_in_background(folder: Path, command: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtobufMessage
 
-from core_training.errors import InputError, ProtocolError
+from core_training.foundation.errors import InputError, ProtocolError
 from p2p import gossip_pb2 as wire
 from p2p.messages import GroupHeader, Hello, PeerMessage, Receipt, StateRequest, UpdateHeader
 from p2p.roster import Roster

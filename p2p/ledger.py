@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from core_training.recipe import Recipe
-from core_training.run_folder import SiteSummary, Summary, peak_rss_bytes
-from core_training.trainable import EVAL_REPORT, NOTHING_EVALUATED, DataReport, EvalReport
-from strategies.exchange import Update
+from core_training.foundation.trainable import EVAL_REPORT, NOTHING_EVALUATED, DataReport, EvalReport
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import SiteSummary, Summary, peak_rss_bytes
+from strategies.messages import Update
 
 
 @dataclass

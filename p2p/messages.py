@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core_training.errors import ProtocolError
-from strategies.exchange import SITE_NAME, Digest, RunId
+from core_training.foundation.errors import ProtocolError
+from strategies.messages import SITE_NAME, Digest, RunId
 
 Epoch = Annotated[int, Field(ge=0, le=2**31)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]

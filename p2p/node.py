@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
-from core_training.errors import InputError, ProtocolError, RunError
-from core_training.run_folder import RunFolder
-from core_training.state import TrainableState
+from core_training.foundation.errors import InputError, ProtocolError, RunError
+from core_training.foundation.state import TrainableState
+from core_training.runs.run_folder import RunFolder
 from p2p.calls import RETRY_SECONDS, Parcel, PeerCalls
+from p2p.catch_up import CatchUp
 from p2p.commits import CommitStore
-from p2p.groups.exchange import PROBE_SECONDS, GroupExchange
-from p2p.keeping_step import KeepingStep
+from p2p.group_averaging import PROBE_SECONDS, GroupAveraging
 from p2p.ledger import NodeResult, summarize
 from p2p.messages import UpdateHeader
 from p2p.plan import RunPlan
 from p2p.progress import Progress
-from p2p.reception import Reception
+from p2p.service import PeerService
 from p2p.site_orders import Ask, SiteOrders
 from p2p.transport import Transport
-from strategies.exchange import Update
+from strategies.messages import Update
 from strategies.mixing import Contribution
 from strategies.ring_scale import Scale
 
@@ -36,7 +36,7 @@ _PROBED_AT_ONCE = 8
 
 async def take_part(
     plan: RunPlan,
-    reception: Reception,
+    reception: PeerService,
     transport: Transport,
     ask: Ask,
     folder: RunFolder,
@@ -75,8 +75,8 @@ class GossipNode:
         self._progress = progress
         self._calls = calls
         self._site = site
-        self._step = KeepingStep(progress, calls)
-        self._groups = GroupExchange(progress, calls, self._step)
+        self._catch_up = CatchUp(progress, calls)
+        self._groups = GroupAveraging(progress, calls, self._catch_up)
         self._folder = folder
         self._lap_began = began
 
@@ -85,9 +85,9 @@ class GossipNode:
         if self._progress.last.epoch < self._plan.epochs:
             await self._gather()
         while self._progress.last.epoch < self._plan.epochs:
-            if not self._step.is_behind() or not await self._step.catch_up():
+            if not self._catch_up.is_behind() or not await self._catch_up.adopt_newest():
                 await self._epoch(self._progress.last.epoch + 1)
-        await self._step.settle()
+        await self._catch_up.settle()
         result = await self._conclude()
         await self._linger(linger)
         return result
@@ -125,7 +125,7 @@ class GossipNode:
         payload, state = progress.publication.write(update, state)
         partners = [peer for peer in self._plan.neighbours if progress.members.is_live(peer)]
         own = Contribution(self._plan.name, state, update.weight, len(partners))
-        if await self._exchange(epoch, own, payload, partners) and await self._step.catch_up():
+        if await self._exchange(epoch, own, payload, partners) and await self._catch_up.adopt_newest():
             return
         others = progress.inbox.take(epoch)
         if (present := self._present(epoch)) < needed:
@@ -139,9 +139,12 @@ class GossipNode:
         """Exchange in a group and commit. An epoch without a group leaves the state as it was."""
         start = self._progress.last.state or self._progress.initial
         assert start is not None
-        if not self._step.is_behind() and (averaged := await self._groups.average(update, trained, start)) is not None:
+        if (
+            not self._catch_up.is_behind()
+            and (averaged := await self._groups.average(update, trained, start)) is not None
+        ):
             self._commit("epoch", update, averaged.state, sorted(averaged.members), averaged.scale)
-        elif not (self._step.is_overtaken() and await self._step.catch_up()):
+        elif not (self._catch_up.is_overtaken() and await self._catch_up.adopt_newest()):
             self._commit("epoch_void", update, start, [], self._progress.last.scale)
 
     def _trained_state(self, update: Update) -> TrainableState:
@@ -168,7 +171,7 @@ class GossipNode:
         )
         parcel = Parcel(header, payload)
         trained_after = progress.seconds_into(epoch, self._now())
-        deadline = self._now() + progress.pace.deadline(trained_after) - trained_after
+        deadline = self._now() + progress.deadlines.deadline(trained_after) - trained_after
         next_probe = self._now() + PROBE_SECONDS
         while True:
             # Whoever came back in mid-epoch and sent its update gets ours, too.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core_training.errors import InputError
-from core_training.recipe import Recipe
+from core_training.foundation.errors import InputError
+from core_training.recipe.schema import Recipe
 from strategies.mixing import MIXING, Mixing
 
 

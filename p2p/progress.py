@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from core_training import __version__
-from core_training.state import TrainableState
+from core_training.foundation.state import TrainableState
 from p2p.commits import Commit, CommitStore
-from p2p.groups.formation import GroupFormation
-from p2p.groups.opened_sum import OpenedSum
+from p2p.deadlines import Deadlines
 from p2p.inbox import Inbox
+from p2p.matchmaking import Matchmaking
 from p2p.membership import Membership
 from p2p.messages import Hello
-from p2p.pace import Pace
+from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
-from p2p.publication import Publication
-from strategies.exchange import JoinReply
+from p2p.state_codec import StateCodec
+from strategies.messages import JoinReply
 from strategies.ring_scale import Scale
 
 
@@ -42,9 +42,9 @@ class Progress:
         self.event = event
         self.members = Membership(plan.name, plan.roster, event)
         self.initial = initial
-        self.publication = Publication(plan, self.manifest, initial)
+        self.publication = StateCodec(plan, self.manifest, initial)
         self.inbox = Inbox(plan.run_id, self.manifest, plan.recipe, self.publication)
-        self.pace = Pace(plan.recipe.topology.round_deadline)
+        self.deadlines = Deadlines(plan.recipe.topology.round_deadline)
         self.last = store.load_last(self.manifest)
         self.ledger = self.last.ledger.copy()
         self.working = 0
@@ -52,7 +52,7 @@ class Progress:
         self.finished = False
         self.news = asyncio.Event()
         """Set whenever something came in that the waiting loop may have waited for."""
-        self.formation = GroupFormation(plan, OpenedSum(store.opened_file), event, self.news.set)
+        self.matchmaking = Matchmaking(plan, OpenedSum(store.opened_file), event, self.news.set)
         self._began: dict[int, float] = {}
         self._last_arrival = 0.0
 
@@ -83,7 +83,7 @@ class Progress:
     def commit(self, state: TrainableState, contributors: Sequence[str], scale: Scale | None = None) -> None:
         """The epoch after the last committed one is done."""
         epoch = self.last.epoch + 1
-        self.pace.observe(self._last_arrival - self._began[epoch])
+        self.deadlines.observe(self._last_arrival - self._began[epoch])
         self.put(Commit(epoch, state, tuple(contributors), self.ledger.copy(), scale))
 
     def put(self, commit: Commit) -> None:
@@ -107,7 +107,7 @@ class Progress:
             state_digest=self.last.state_digest,
             working=0 if self.catching_up else self.working,
             working_seconds=self.seconds_into(self.working, now),
-            pace=self.pace.typical,
+            pace=self.deadlines.typical,
             catching_up=self.catching_up,
             finished=self.finished,
         )

@@ -16,11 +16,11 @@ from typing import Annotated, Any, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from core_training.durable import commit_file
-from core_training.errors import InputError
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
 from security.certificates import common_name, parse_certificate
 from security.signing import canonical_json, open_signed_document, sign_document
-from strategies.exchange import SITE_NAME
+from strategies.messages import SITE_NAME
 
 _MOST_BYTES = 64 << 20
 

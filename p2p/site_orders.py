@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from core_training import __version__
-from core_training.errors import ProtocolError, RunError
-from core_training.state import TrainableState
-from core_training.trainable import EvalReport
+from core_training.foundation.errors import ProtocolError, RunError
+from core_training.foundation.state import TrainableState
+from core_training.foundation.trainable import EvalReport
 from p2p.plan import RunPlan
-from strategies.exchange import (
+from strategies.messages import (
     Envelope,
     EvaluateOrder,
     EvaluateReply,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from p2p.transport import CHUNK_BYTES
 
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client import worker_client
-from core_training import background
-from core_training.errors import RunError
+from core_training.foundation import background
+from core_training.foundation.errors import RunError
 from p2p.site_orders import Ask
-from strategies.exchange import Envelope
+from strategies.messages import Envelope
 
 _RESTARTS = 3
 """How often the worker is started again over one order."""

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from security.private_files import make_private_folder, read_private_file, write_private_file
 
 AUTHORITY_CERTIFICATE = "ca.crt"

@@ -6,8 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from core_training.durable import flush
-from core_training.errors import InputError, RunError
+from core_training.foundation.durable import flush
+from core_training.foundation.errors import InputError, RunError
 
 
 def make_private_folder(folder: Path) -> None:

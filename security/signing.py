@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from security.private_files import make_private_folder, read_private_file, write_private_file
 
 _PREFIX = "ed25519:"

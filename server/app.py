@@ -11,9 +11,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from core_training import background
-from core_training.errors import FedloomError
-from core_training.run_folder import RunFolder
+from core_training.foundation import background
+from core_training.foundation.errors import FedloomError
+from core_training.runs.run_folder import RunFolder
 from server.control import RUN_ID
 from server.federation import FEDERATION_FOLDER, open_federation
 from server.round_loop import run_federation

@@ -27,7 +27,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from core_training import __version__
-from core_training.errors import InputError, RunError
+from core_training.foundation.errors import InputError, RunError
 from security.certificates import AUTHORITY_CERTIFICATE
 from server.federation import Federation
 

@@ -22,12 +22,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
-import core_training.environment  # noqa: F401 - for the processes that are started here
-from core_training import background
-from core_training.durable import commit_file
-from core_training.errors import InputError, RunError
-from core_training.recipe import Recipe
-from core_training.recipe_file import load_recipe
+import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
+from core_training.foundation import background
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError, RunError
+from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Recipe
 from security.certificates import (
     AUTHORITY_CERTIFICATE,
     create_authority,

@@ -16,11 +16,11 @@ from typing import Annotated
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from core_training.durable import commit_file
-from core_training.errors import InputError
-from core_training.recipe import Section
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
+from core_training.recipe.schema import Section
 from security.identities import IDENTITY, roster_digest
-from strategies.exchange import SITE_NAME
+from strategies.messages import SITE_NAME
 
 FEDERATION_FOLDER = "FEDLOOM_FEDERATION_FOLDER"
 """Environment variable that tells the ServerApp where the federation folder is."""

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from core_training.errors import NarrowScaleError, ProtocolError
-from core_training.run_folder import RunFolder
-from strategies.exchange import Message
+from core_training.foundation.errors import NarrowScaleError, ProtocolError
+from core_training.runs.run_folder import RunFolder
 from strategies.flower_records import from_message, to_messages
+from strategies.messages import Message
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid

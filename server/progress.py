@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from core_training.recipe import Recipe
-from core_training.run_folder import SiteSummary, Summary, peak_rss_bytes
-from core_training.state import TrainableState
-from core_training.trainable import NOTHING_EVALUATED, EvalReport
+from core_training.foundation.state import TrainableState
+from core_training.foundation.trainable import NOTHING_EVALUATED, EvalReport
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import SiteSummary, Summary, peak_rss_bytes
 from strategies.figures import RoundFigures
 from strategies.ring_scale import Scale
 

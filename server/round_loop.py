@@ -13,22 +13,29 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from core_training.errors import ProtocolError, RunError
-from core_training.models.export import result_name, write_result
-from core_training.recipe import Recipe
-from core_training.recipe_file import load_recipe
-from core_training.run_folder import RunFolder, Summary
-from core_training.state import TrainableState
-from core_training.trainable import EvalReport
-from server.attendance import Attendance
-from server.intake import Intake, MaskedIntake, Outcome, RingIntake, StateIntake, check_belongs
+from core_training.foundation.errors import ProtocolError, RunError
+from core_training.foundation.state import TrainableState
+from core_training.foundation.trainable import EvalReport
+from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Recipe
+from core_training.runs.result_format import result_name, write_result
+from core_training.runs.run_folder import RunFolder, Summary
+from server.aggregation import (
+    MaskedAggregation,
+    Outcome,
+    RingAggregation,
+    RoundAggregation,
+    StateAggregation,
+    check_belongs,
+)
+from server.membership import Membership
 from server.order_exchange import OrderExchange
 from server.progress import Progress
 from server.run_store import RunStore
 from server.secure_rounds import SecureRounds
 from strategies import AGGREGATION_RULES
 from strategies.codec_of_round import ring_codec, selection_of_round
-from strategies.exchange import (
+from strategies.messages import (
     EvaluateOrder,
     EvaluateReply,
     InitialStateOrder,
@@ -98,7 +105,7 @@ class _RoundLoop:
         self._store = RunStore(folder)
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline)
         patience = 0.0 if in_process else recipe.topology.round_deadline
-        self._attendance = Attendance(grid, folder, recipe, self._exchange, sites, patience, roster_of)
+        self._attendance = Membership(grid, folder, recipe, self._exchange, sites, patience, roster_of)
         self._roster_of = roster_of
         self._secure: SecureRounds | None = None
         self._wider: Scale | None = None
@@ -166,16 +173,16 @@ class _RoundLoop:
         try:
             if len(accepted) < (least := max(self._recipe.fewest_sites.values())):
                 raise ProtocolError(f"{len(accepted)} updates came, and it takes {least}")
-            if isinstance(intake, MaskedIntake) and self._secure is not None:
+            if isinstance(intake, MaskedAggregation) and self._secure is not None:
                 survivors = {node: site for node, site in asked.items() if site in accepted}
                 self._secure.open(number, intake.masked, survivors)
             return intake.outcome(), time.perf_counter() - began
         except ProtocolError as error:
-            if isinstance(intake, MaskedIntake):  # the masks are spent, so it cannot be tried again
+            if isinstance(intake, MaskedAggregation):  # the masks are spent, so it cannot be tried again
                 raise RoundVoid(str(error)) from None
             raise TooFewSites(accepted, str(error)) from None
 
-    def _intake(self, number: int, present: dict[int, str]) -> tuple[Intake, dict[int, str]]:
+    def _intake(self, number: int, present: dict[int, str]) -> tuple[RoundAggregation, dict[int, str]]:
         """What takes the round's updates in, and who of those present is asked for one. Raises TooFewSites."""
         recipe, manifest = self._recipe, self._attendance.terms.manifest
         if recipe.privacy.codec != "fp32" and self._state is None:
@@ -206,13 +213,13 @@ class _RoundLoop:
             aggregator = _load(AGGREGATION_RULES[recipe.aggregation.rule])(manifest)
             selection = selection_of_round(recipe, manifest, number)
             start = self._state if recipe.privacy.codec == "bf16" else None
-            return StateIntake(recipe, order, aggregator, start, selection), present
+            return StateAggregation(recipe, order, aggregator, start, selection), present
         codec = ring_codec(recipe, manifest, number, ring.scale, ring.sites)
         if self._secure is None:
-            return RingIntake(recipe, order, codec, self._state), present
+            return RingAggregation(recipe, order, codec, self._state), present
         context = order.context(self._state.digest, self._recipe_text, self._attendance.terms.initial_digest)
         masked = self._secure.begin(number, participants, context, codec.length)
-        return MaskedIntake(recipe, order, codec, self._state, masked), present
+        return MaskedAggregation(recipe, order, codec, self._state, masked), present
 
     def _fetch_initial_state(self, number: int, present: dict[int, str]) -> TrainableState:
         """The state that all sites begin with, from the first that sends it. Raises TooFewSites when none does."""

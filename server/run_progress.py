@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core_training.recipe_file import load_recipe
-from core_training.run_folder import RunFolder
+from core_training.recipe.reading import load_recipe
+from core_training.runs.run_folder import RunFolder
 
 _POLL_SECONDS = 0.5
 _STARTS_WITHIN = 60.0

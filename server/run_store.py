@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from core_training.central import prune_checkpoints
-from core_training.durable import commit_folder
-from core_training.errors import ProtocolError, RunError
-from core_training.run_folder import RunFolder
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.durable import commit_folder
+from core_training.foundation.errors import ProtocolError, RunError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.runs.checkpoints import prune_checkpoints
+from core_training.runs.run_folder import RunFolder
 from server.progress import Progress
 
 

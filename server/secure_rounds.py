@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core_training.durable import commit_file
-from core_training.errors import ProtocolError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import ProtocolError
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.terms import terms_of
 from server.order_exchange import OrderExchange
-from strategies.exchange import SecureOrder, SecureReply
+from strategies.messages import SecureOrder, SecureReply
 from strategies.ring_scale import largest_change
 
 ROUNDS_AHEAD = 16

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from core_training.recipe import Recipe
-    from core_training.run_folder import RunFolder, Summary
+    from core_training.recipe.schema import Recipe
+    from core_training.runs.run_folder import RunFolder, Summary
 
 
 def simulate(recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]) -> Summary:
@@ -48,8 +48,8 @@ def _take_over_result(recipe: Recipe, folder: RunFolder) -> None:
     """All sites ended with one state, so any site's result is the run's, where the run has no whole one of its own."""
     import shutil
 
-    from core_training.durable import commit_folder
-    from core_training.models.export import result_name
+    from core_training.foundation.durable import commit_folder
+    from core_training.runs.result_format import result_name
 
     result = result_name(recipe)
     if not (folder.path / result).is_dir():

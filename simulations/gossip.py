@@ -11,18 +11,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from core_training.errors import FedloomError, ProtocolError, RunError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder, Summary
+from core_training.foundation.errors import FedloomError, ProtocolError, RunError
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder, Summary
 from p2p.ledger import NodeResult, summarize
-from p2p.narrated_folder import NarratedFolder
 from p2p.node import take_part
 from p2p.plan import RunPlan
-from p2p.reception import Reception
+from p2p.service import PeerService
 from p2p.site_orders import Ask
 from simulations.network import SimulatedNetwork
 from simulations.virtual_time import VirtualTimeLoop, run_virtually
-from strategies.exchange import Envelope, TrainOrder
+from strategies.messages import Envelope, TrainOrder
 
 RUN_ID = "simulation"
 EPOCH_SECONDS = 30.0
@@ -158,8 +157,8 @@ async def _simulate(
         # Rounded by its name, a site writes what a simulated server would get of it.
         plan = RunPlan(name, tuple(sites), RUN_ID, recipe, rounding_secret=name)
         in_turn = turns.of(ask, epoch_seconds.get(name, EPOCH_SECONDS))
-        node_folder = NarratedFolder(folder.path / "sites" / name, partial(rounds.note, name))
-        reception = Reception()
+        node_folder = RunFolder(folder.path / "sites" / name, partial(rounds.note, name))
+        reception = PeerService()
         network.attach(name, reception)
         node = take_part(plan, reception, network.transport(name), in_turn, node_folder)
         nodes.append(until_it_fails(name, node))

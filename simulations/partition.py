@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from core_training.data.records import Record
-from core_training.errors import InputError
-from core_training.recipe import Recipe
+from core_training.foundation.errors import InputError
+from core_training.recipe.schema import Recipe
 
 Partition = dict[str, list[Record]]
 

@@ -14,15 +14,15 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from client.app import make_client_app
-from core_training.errors import InputError, RunError
-from core_training.recipe import Recipe
-from core_training.recipe_file import load_recipe
-from core_training.run_folder import RunFolder, Summary
+from core_training.foundation.errors import InputError, RunError
+from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder, Summary
 from server.round_loop import run_federation
 from simulations.enrolment import identities_of
 from simulations.sites import SitePool
-from strategies.exchange import Envelope
 from strategies.flower_records import from_message, to_message
+from strategies.messages import Envelope
 
 _WHO = "which-partition"
 _NODES_APPEAR_WITHIN = 60.0

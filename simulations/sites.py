@@ -7,19 +7,19 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from client.site import SiteService
-from core_training.data.dataset import load_dataset
 from core_training.data.records import data_files, read_records, source_name
-from core_training.engine import Engine
-from core_training.environment import train_alone
-from core_training.errors import InputError
-from core_training.failures import explained
+from core_training.engine.dataset import load_dataset
+from core_training.engine.engine import Engine
+from core_training.engine.failures import explained
+from core_training.foundation.environment import train_alone
+from core_training.foundation.errors import InputError
+from core_training.foundation.trainable import Trainable
 from core_training.models.base_model import BaseModel
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 from core_training.stages.base import load_stage
-from core_training.trainable import Trainable
 from simulations.enrolment import enrolments_of
 from simulations.partition import Partition, divide
-from strategies.exchange import SITE_NAME, Envelope
+from strategies.messages import SITE_NAME, Envelope
 
 
 def simulated_sites(recipe: Recipe) -> Partition:

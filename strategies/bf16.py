@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from core_training.errors import ProtocolError
-from core_training.state import TrainableState
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import TrainableState
 from strategies.draws import PIECE, draws
 from strategies.selection import Selection
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from core_training.errors import ProtocolError
-from core_training.recipe import Recipe
-from core_training.state import Manifest
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import Manifest
+from core_training.recipe.schema import Recipe
 from strategies import figures
 from strategies.ring import RingCodec
 from strategies.ring_scale import Scale, largest_change, most_weight_cap

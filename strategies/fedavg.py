@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 
-from core_training.errors import ProtocolError
-from core_training.recipe import Recipe
-from core_training.stages import STAGES
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.recipe.parts import STAGES
+from core_training.recipe.schema import Recipe
 
 MOST_PROCESSES = 64
 """The largest DeepSpeed group that a site is taken to have."""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from core_training.errors import ProtocolError
-from core_training.trainable import EvalReport, TrainReport
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.trainable import EvalReport, TrainReport
 
 COUNT = 8
 """How many whole numbers stand for the figures of a round."""

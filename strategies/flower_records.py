@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from core_training.errors import ProtocolError
-from strategies.exchange import Envelope
+from core_training.foundation.errors import ProtocolError
+from strategies.messages import Envelope
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, Message, RecordDict

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from core_training.state import TrainableState
+from core_training.foundation.state import TrainableState
 
 Graph = Mapping[str, frozenset[str]]
 

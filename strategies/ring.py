@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core_training.errors import InputError, NarrowScaleError, ProtocolError
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.errors import InputError, NarrowScaleError, ProtocolError
+from core_training.foundation.state import Manifest, TrainableState
 from strategies.draws import PIECE, draws
 from strategies.ring_scale import LEVELS, Levels, Scale, level_of
 from strategies.selection import Selection

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from core_training.errors import InputError, ProtocolError
-from core_training.recipe import Recipe
-from core_training.state import Manifest
+from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.state import Manifest
+from core_training.recipe.schema import Recipe
 from strategies.fedavg import MOST_PROCESSES, most_weight
 
 MOST_HALVINGS = 40

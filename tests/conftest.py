@@ -12,8 +12,8 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from core_training.recipe import Recipe
-from core_training.recipe_file import parse_recipe
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
 from tests import tiny
 
 # What needs an extra of fedloom's cannot even be imported without; `make test` installs them all.

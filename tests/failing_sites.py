@@ -8,14 +8,14 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 
 from client.app import make_client_app
-from core_training.errors import ProtocolError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder, Summary
+from core_training.foundation.errors import ProtocolError
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder, Summary
 from server.round_loop import run_federation
 from simulations.enrolment import identities_of
 from simulations.inprocess_grid import InProcessGrid
 from simulations.sites import SitePool
-from strategies.exchange import Envelope
+from strategies.messages import Envelope
 
 Fault = Callable[[str, Envelope], str | None]
 """Of a site and an order: "before" it is carried out the site is lost, "after" it the answer is; None is no fault."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from core_training.central import train
-from core_training.engine import Engine, open_engine
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder, Summary
+from core_training.engine.central import train
+from core_training.engine.engine import Engine, open_engine
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder, Summary
 from tests import tiny
 
 MakeRecipe = Callable[..., Recipe]

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from client.site_config import parse_site_config
-from core_training.recipe_file import parse_recipe
+from core_training.recipe.reading import parse_recipe
 from fedloom.cli import COMMANDS
 from fedloom.commands import recipe
 

@@ -15,10 +15,10 @@ import pytest
 
 from client.deployment import init_site, start_site, stop_site
 from client.supervisor import lock_of
-from core_training import background
-from core_training.errors import RunError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder, Summary
+from core_training.foundation import background
+from core_training.foundation.errors import RunError
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder, Summary
 from server.deployment import admit_site, init_federation, start_server, stop_server, submit_run
 from server.federation import Address, Federation
 from server.run_progress import follow
@@ -90,7 +90,7 @@ def test_memory_that_runs_out_while_a_model_is_loaded_is_said(make_recipe: MakeR
     """A limit on the process, as batch systems set one."""
     (tmp_path / "recipe.yaml").write_text(make_recipe(output=str(tmp_path / "run")).to_yaml())
     program = (
-        "import resource, sys; import core_training.environment, torch, transformers, peft, accelerate\n"
+        "import resource, sys; import core_training.foundation.environment, torch, transformers, peft, accelerate\n"
         "from pathlib import Path; from core_training.models import loading; from fedloom import cli\n"
         "inner = loading.tune\n"
         "def tune(*arguments):\n"
@@ -108,8 +108,8 @@ def test_memory_that_runs_out_while_a_model_is_loaded_is_said(make_recipe: MakeR
 def test_an_evaluation_that_fails_loses_no_step(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core_training.central import train as train_centrally
-    from core_training.engine import Engine, open_engine
+    from core_training.engine.central import train as train_centrally
+    from core_training.engine.engine import Engine, open_engine
     from core_training.stages.language import LanguageStage
 
     asked = recipe(tmp_path, stage="sft", rollout={}, grpo={}, data={"columns": SFT}, training={"max_steps": 6})

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core_training.central import train
-from core_training.engine import open_engine
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
-from core_training.state import TrainableState
+from core_training.engine.central import train
+from core_training.engine.engine import open_engine
+from core_training.foundation.state import TrainableState
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from server.run_store import RunStore
 from simulations import simulate
 from tests import tiny

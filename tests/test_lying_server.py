@@ -15,20 +15,21 @@ import yaml
 from client.enrolment import Enrolment
 from client.site import SiteService
 from core_training import __version__
-from core_training.data.dataset import load_dataset
-from core_training.engine import Engine, read_checkpoint
+from core_training.engine.dataset import load_dataset
+from core_training.engine.engine import Engine
+from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
-from core_training.recipe import Recipe
-from core_training.recipe_file import parse_recipe
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
+from core_training.runs.checkpoints import read_checkpoint
 from core_training.stages.base import load_stage
-from core_training.state import TrainableState
 from security.secure_aggregation.masks import RingVector
 from security.secure_aggregation.messages import Signed, read
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.terms import Minimums, terms_of
 from simulations.enrolment import enrolments_of, identities_of
 from strategies.codec_of_round import ring_codec
-from strategies.exchange import (
+from strategies.messages import (
     Envelope,
     EvaluateOrder,
     JoinOrder,

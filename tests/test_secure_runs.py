@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from core_training.errors import RunError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
-from core_training.state import TrainableState
+from core_training.foundation.errors import RunError
+from core_training.foundation.state import TrainableState
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from simulations import simulate
 from simulations.sites import SitePool
-from strategies.exchange import Envelope
+from strategies.messages import Envelope
 from tests import tiny
 from tests.failing_sites import Fault, federate
 

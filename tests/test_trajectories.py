@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 
 FILE = Path(__file__).with_name("trajectories.json")
 DROPOUT = {"lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}}
@@ -68,7 +68,7 @@ def versions() -> dict[str, str]:
 
 def central(recipe: Recipe) -> dict[str, Any]:
     """A step at a time: also what pausing may not change."""
-    from core_training.engine import open_engine
+    from core_training.engine.engine import open_engine
 
     engine = open_engine(recipe)
     losses = [engine.train(1).loss_mean for _ in range(engine.total_steps)]

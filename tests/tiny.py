@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import core_training.environment  # noqa: F401
+import core_training.foundation.environment  # noqa: F401
 
 if TYPE_CHECKING:
-    from core_training.recipe import Recipe
-    from core_training.stages.base import Row, Stage
+    from core_training.data.examples import Row
+    from core_training.recipe.schema import Recipe
+    from core_training.stages.base import Stage
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>"

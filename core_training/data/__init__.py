@@ -1,1 +1,1 @@
-"""Records, read and turned into the tokenised rows that a stage trains on."""
+"""Records, read and turned into a stage's values, examples and rows."""

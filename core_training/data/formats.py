@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core_training.data.records import Record
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 
 Message = dict[str, str]
 """A turn of a conversation: `role` and `content`."""

@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core_training.data.dataset_info import names_data_set, read_entry
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
+from core_training.recipe.llamafactory_data import names_data_set, read_entry
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from core_training.stages.base import IGNORED, Row
+from core_training.data.examples import IGNORED, Row
 
 SEQUENCE_TENSORS = ("input_ids", "labels", "position_ids")
 """The tensors of a batch that have a row for each sequence; the others have one for each row."""

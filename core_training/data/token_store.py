@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 import numpy.typing as npt
 
-from core_training.durable import commit_folder
-from core_training.errors import RunError
-from core_training.stages.base import Example, Tokens
+from core_training.data.examples import Example, Tokens
+from core_training.foundation.durable import commit_folder
+from core_training.foundation.errors import RunError
 
 _INDEX = "index.json"
 _INPUT_IDS, _LABELS = "input_ids.int32", "labels.int32"

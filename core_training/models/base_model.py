@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
+from core_training.foundation.state import Manifest, TrainableState
 from core_training.models.libraries import settle_libraries
 from core_training.models.loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
 from core_training.models.packing import keeps_examples_apart
@@ -24,9 +25,8 @@ from core_training.models.parameters import (
     write_parameters,
 )
 from core_training.models.precision import train_in_float32
-from core_training.recipe import Recipe
-from core_training.stages import STAGES
-from core_training.state import Manifest, TrainableState
+from core_training.recipe.parts import STAGES
+from core_training.recipe.schema import Recipe
 from core_training.tuning.lora import CARVED
 
 

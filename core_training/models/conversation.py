@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer, set_seed
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from core_training.models.context import context_length
 
 

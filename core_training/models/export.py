@@ -1,65 +1,20 @@
-"""Writing what was trained in the layouts that PEFT, transformers and vLLM load.
-
-A trainable state and a few small configuration files are enough, so a server without a model can do it too. It does
-not know the frozen weights, though: of a run of mode `freeze` it writes the trained layers alone (`layers/`), and
-`fedloom export` makes a model of them and the base. PPO's value head has a file of its own, which no one else looks at.
-"""
+"""What a tuned model says of itself beside its weights: the small files of a result."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
-
-from core_training.durable import commit_folder
-from core_training.errors import ProtocolError
-from core_training.recipe import Recipe
-from core_training.state import Manifest, TrainableState
-
-if TYPE_CHECKING:
-    from core_training.models.base_model import BaseModel
-
-ADAPTER_CONFIG = "adapter_config.json"
-MODEL_CONFIG = "config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_PREFIX = "base_model.model."
-_MODEL_WEIGHTS = "model.safetensors"
-_LAYER_WEIGHTS = "layers.safetensors"
-_VALUE_HEAD_WEIGHTS = "value_head.safetensors"
-_ORIGIN = "fedloom.json"
-
-
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-class Origin:
-    """What a result belongs to, in `fedloom.json` beside it: digests of `BaseModel`.
-
-    A server has the file from the first site that joined.
-    """
-
-    base_digest: str
-    vocabulary_digest: str
-    copies: dict[str, str] = field(default_factory=dict)
-    """Names under which PEFT also keeps a trained tensor that the model has in two places: copy: its canonical name."""
-
-
-def result_name(recipe: Recipe, without_base: bool = False) -> str:
-    """The folder of a run's result: `adapter`, or `model`; `layers` where there is no base to make a model with."""
-    if recipe.tuning.mode in ("lora", "qlora"):
-        return "adapter"
-    return "layers" if recipe.tuning.mode == "freeze" and without_base else "model"
+from core_training.models.base_model import BaseModel
+from core_training.models.parameters import other_names
+from core_training.recipe.schema import Recipe
+from core_training.runs.result_format import ADAPTER_CONFIG, MODEL_CONFIG, ORIGIN, Origin, result_name
 
 
 def layout_files(base: BaseModel, recipe: Recipe, base_name: str, without_base: bool = False) -> dict[str, str]:
     """The small files that stand beside the weights; `base_name` is what they call the base model."""
-    from core_training.models.parameters import other_names
-
     origin = Origin(base.base_digest, base.vocabulary_digest, other_names(base.model))
-    files = {_ORIGIN: json.dumps(asdict(origin), indent=2)}
+    files = {ORIGIN: json.dumps(asdict(origin), indent=2)}
     if result_name(recipe, without_base) == "model":
         base.model.config.architectures = [type(base.model).__name__]
         files[MODEL_CONFIG] = base.model.config.to_json_string()
@@ -72,59 +27,3 @@ def layout_files(base: BaseModel, recipe: Recipe, base_name: str, without_base: 
         plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
         files[ADAPTER_CONFIG] = json.dumps(plain, indent=2, sort_keys=True)
     return files
-
-
-def write_result(state: TrainableState, layout: Mapping[str, str], folder: Path, tokenizer: Any = None) -> None:
-    """Write an adapter (PEFT layout), a model (transformers layout) or layers, as `layout` says, and its tokenizer."""
-    from safetensors.numpy import save_file
-
-    prefix = ADAPTER_PREFIX if ADAPTER_CONFIG in layout else ""
-    files: dict[str, dict[str, Any]] = {_weights_file(layout): {}}
-    for name, values in state.tensors():
-        if name.startswith("value_head."):
-            files.setdefault(_VALUE_HEAD_WEIGHTS, {})[name] = values
-        else:
-            files[_weights_file(layout)][prefix + name] = values
-    with commit_folder(folder) as scratch:
-        for name, content in layout.items():
-            (scratch / name).write_text(content, encoding="utf-8")
-        for name, tensors in files.items():
-            save_file(tensors, scratch / name, metadata={"format": "pt"})
-        if tokenizer is not None:
-            tokenizer.save_pretrained(scratch)
-
-
-def read_result(folder: Path, manifest: Manifest) -> TrainableState:
-    """Read the trained tensors back. Raises ProtocolError when they are damaged or of another manifest."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    weights = folder / _weights_file([path.name for path in folder.glob("*config.json")])
-    value_head = folder / _VALUE_HEAD_WEIGHTS
-    try:
-        arrays = load_file(weights) | (load_file(value_head) if value_head.exists() else {})
-    except (OSError, SafetensorError) as error:
-        raise ProtocolError(f"{weights} cannot be read: {error}") from None
-    arrays = {name.removeprefix(ADAPTER_PREFIX): values for name, values in arrays.items()}
-    if (folder / MODEL_CONFIG).exists():  # a model holds its frozen weights too
-        trained = {spec.name for spec in manifest.tensors}
-        arrays = {name: values for name, values in arrays.items() if name in trained}
-    return TrainableState.from_arrays(arrays, manifest)
-
-
-def read_origin(folder: Path) -> Origin:
-    """What the result in this folder belongs to. Raises ProtocolError when the folder does not say so."""
-    try:
-        return TypeAdapter(Origin).validate_json((folder / _ORIGIN).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
-    except OSError as error:
-        reason = str(error)
-    raise ProtocolError(f"{folder / _ORIGIN} does not say what it was trained on: {reason}")
-
-
-def _weights_file(configurations: Any) -> str:
-    if ADAPTER_CONFIG in configurations:
-        return ADAPTER_WEIGHTS
-    return _MODEL_WEIGHTS if MODEL_CONFIG in configurations else _LAYER_WEIGHTS

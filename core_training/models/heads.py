@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 
 VALUE_HEAD = "value_head"
 

@@ -9,16 +9,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import core_training.environment as environment
-from core_training.errors import InputError, ProtocolError
-from core_training.models.export import read_origin, read_result
-from core_training.models.finished_run import Result, find_result
+import core_training.foundation.environment as environment
+from core_training.foundation.errors import InputError, ProtocolError
 from core_training.models.heads import add_value_head, remove_value_head, with_score_head
 from core_training.models.parameters import manifest_of, trainable_parameters, write_parameters
 from core_training.models.precision import undo_train_in_float32
-from core_training.recipe import Recipe
-from core_training.stages import STAGES
-from core_training.tuning import TUNING_MODES
+from core_training.recipe.parts import STAGES, TUNING_MODES
+from core_training.recipe.schema import Recipe
+from core_training.runs.finished_run import Result, find_result
+from core_training.runs.result_format import read_origin, read_result
 
 
 @dataclass(frozen=True)

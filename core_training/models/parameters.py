@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.state import Manifest, TrainableState
 
 Parameters = Mapping[str, Any]
 """Live parameters by canonical name, in manifest order."""

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core_training.durable import commit_folder
-from core_training.errors import InputError, ProtocolError
+from core_training.foundation.durable import commit_folder
+from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
-from core_training.models.export import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_origin, read_result
-from core_training.models.finished_run import Result, find_result
 from core_training.models.loading import load_tokenizer, merged, unquantised
 from core_training.models.parameters import write_parameters
-from core_training.recipe import Recipe
-from core_training.state import TrainableState
+from core_training.recipe.schema import Recipe
+from core_training.runs.finished_run import Result, find_result
+from core_training.runs.result_format import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_origin, read_result
 from core_training.tuning.lora import CARVED
 
 __all__ = ["Result", "export_adapter", "export_model", "find_result", "load_result", "load_reward_model"]

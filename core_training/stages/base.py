@@ -9,59 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from core_training.data.examples import Batch, Example, Row
 from core_training.data.records import Record
+from core_training.foundation.trainable import NOTHING_EVALUATED, EvalReport
 from core_training.models.base_model import BaseModel
-from core_training.recipe import Recipe
-from core_training.stages import STAGES
-from core_training.trainable import NOTHING_EVALUATED, EvalReport
-
-if TYPE_CHECKING:
-    from core_training.prepared_model import PreparedModel
-
-IGNORED = -100
-"""Label of a token that does not enter the loss, as in PyTorch's cross-entropy."""
-
-Batch = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One sequence. `labels[i]` is `input_ids[i]` where that token is to be learnt (or judged), else IGNORED."""
-
-    input_ids: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def loss_tokens(self) -> int:
-        return int((self.labels[1:] != IGNORED).sum())
-
-    def part(self, start: int, stop: int) -> Tokens:
-        return Tokens(self.input_ids[start:stop], self.labels[start:stop])
-
-
-@dataclass(frozen=True)
-class Example:
-    """One tokenised record: one sequence, or two that are compared; and the numbers that its loss needs besides."""
-
-    sequences: tuple[Tokens, ...]
-    numbers: Mapping[str, float] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """Tokens of all sequences."""
-        return sum(map(len, self.sequences))
-
-
-Row = tuple[Example, ...]
-"""The examples that share a row of a batch."""
+from core_training.models.prepared_model import PreparedModel
+from core_training.recipe.parts import STAGES
+from core_training.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

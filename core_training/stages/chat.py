@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
+from core_training.data.examples import IGNORED, Tokens
 from core_training.data.records import Record
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
-from core_training.stages.base import IGNORED, Tokens
 
 Messages = Sequence[dict[str, str]]
 Span = tuple[int, int]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from core_training.data.examples import Batch
 from core_training.models.base_model import BaseModel
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 from core_training.stages.advantages import group_relative
-from core_training.stages.base import Batch, BatchLoss
+from core_training.stages.base import BatchLoss
 from core_training.stages.kl import kl_estimates
 from core_training.stages.policy_gradient import Part, PolicyGradientStage, Sum, clipped_losses, masked_figure
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from core_training.data.examples import IGNORED, Batch, Example, Row, Tokens
 from core_training.data.records import Record
 from core_training.data.rows import SEQUENCE_TENSORS
-from core_training.errors import InputError
-from core_training.stages.base import IGNORED, Batch, BatchLoss, Example, Row, Stage, Tokens, mean_figure
+from core_training.foundation.errors import InputError
+from core_training.stages.base import BatchLoss, Stage, mean_figure
 from core_training.stages.chat import answer_tokens
 from core_training.stages.language import sequence_logps
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from core_training.stages.base import IGNORED, Batch, BatchLoss, Stage
+from core_training.data.examples import IGNORED, Batch
+from core_training.stages.base import BatchLoss, Stage
 
 
 def labelled_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

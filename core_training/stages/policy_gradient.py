@@ -16,22 +16,23 @@ import torch
 from torch.distributions import Categorical
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from core_training.data.examples import IGNORED, Batch, Example, Row, Tokens
 from core_training.data.records import Record
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
+from core_training.foundation.trainable import NOTHING_EVALUATED, EvalReport
 from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
 from core_training.models.heads import VALUE_HEAD, innermost
-from core_training.recipe import Recipe
-from core_training.stages.base import IGNORED, Batch, BatchLoss, Example, Row, Stage, Tokens, mean_figure
+from core_training.recipe.schema import Recipe
+from core_training.stages.base import BatchLoss, Stage, mean_figure
 from core_training.stages.chat import prompt_tokens
 from core_training.stages.kl import Estimator, KLController, kl_estimates
 from core_training.stages.language import labelled_logits, token_logps
 from core_training.stages.rewards import load_judge
 from core_training.stages.rollout import Sampler
-from core_training.trainable import NOTHING_EVALUATED, EvalReport
 
 if TYPE_CHECKING:
-    from core_training.prepared_model import PreparedModel
+    from core_training.models.prepared_model import PreparedModel
 
 _KL_COEF = "kl_coef"
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from core_training.errors import InputError
+from core_training.data.examples import Batch
+from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 from core_training.stages.advantages import generalised_advantages, moments, whitened
-from core_training.stages.base import Batch, BatchLoss
+from core_training.stages.base import BatchLoss
 from core_training.stages.kl import KLController
 from core_training.stages.policy_gradient import Part, PolicyGradientStage, Sum, clipped_losses, masked_figure
 

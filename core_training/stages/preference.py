@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from core_training.data.examples import Batch, Example
 from core_training.data.records import Record
-from core_training.stages.base import Batch, BatchLoss, Example, Stage, mean_figure
+from core_training.stages.base import BatchLoss, Stage, mean_figure
 from core_training.stages.chat import answer_tokens
 
 

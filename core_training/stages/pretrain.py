@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from core_training.data.examples import Example, Tokens
 from core_training.data.records import Record
-from core_training.errors import InputError
-from core_training.stages.base import Example, Tokens
+from core_training.foundation.errors import InputError
 from core_training.stages.language import LanguageStage
 
 

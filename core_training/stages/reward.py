@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from core_training.data.examples import Batch, Example
 from core_training.data.records import Record
-from core_training.stages.base import Batch, BatchLoss, Example
+from core_training.stages.base import BatchLoss
 from core_training.stages.preference import PreferenceStage
 
 

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 
 import torch
 
-from core_training.errors import InputError, ProtocolError, RunError
+from core_training.data.examples import IGNORED, Batch
+from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.models.base_model import BaseModel
 from core_training.models.context import UNLIMITED, context_length
-from core_training.models.export import read_origin
 from core_training.models.loading import weights_digest
 from core_training.models.results import find_result, load_reward_model
-from core_training.recipe import Recipe
-from core_training.stages.base import IGNORED, Batch
+from core_training.recipe.schema import Recipe
+from core_training.runs.result_format import read_origin
 from core_training.stages.rollout import texts
 
 _KEY = "rollout.reward_function"

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from core_training.data.examples import Batch
 from core_training.models.base_model import BaseModel
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 from core_training.stages.advantages import leave_one_out
-from core_training.stages.base import Batch, BatchLoss, mean_figure
+from core_training.stages.base import BatchLoss, mean_figure
 from core_training.stages.policy_gradient import Part, PolicyGradientStage, Sum, clipped_losses, masked_figure
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from core_training.errors import InputError
+from core_training.data.examples import IGNORED, Batch
+from core_training.foundation.errors import InputError
 from core_training.models.heads import innermost
-from core_training.recipe import Rollout
-from core_training.stages.base import IGNORED, Batch
+from core_training.recipe.schema import Rollout
 
 
 @dataclass(frozen=True)

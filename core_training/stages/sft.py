@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core_training.data.examples import Example
 from core_training.data.records import Record
-from core_training.stages.base import Example
 from core_training.stages.chat import conversation_tokens
 from core_training.stages.language import LanguageStage
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from core_training.stages.base import Batch, BatchLoss
+from core_training.data.examples import Batch
+from core_training.stages.base import BatchLoss
 from core_training.stages.language import sequence_logps
 from core_training.stages.preference import PreferenceStage
 

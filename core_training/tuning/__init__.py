@@ -1,12 +1,5 @@
-"""Which parameters are trained. A tuning mode is one file here and one line in this table.
+"""Which parameters are trained. A tuning mode is one file here and one line in `core_training.recipe.parts`.
 
 The file has `apply(model, recipe)`: it takes a transformers model whose weights are all there, unquantised, and returns
 it with `requires_grad` set on exactly what is trained. It raises InputError where the recipe does not fit the model.
 """
-
-TUNING_MODES = {
-    "full": "core_training.tuning.full",
-    "freeze": "core_training.tuning.freeze",
-    "lora": "core_training.tuning.lora",
-    "qlora": "core_training.tuning.qlora",
-}

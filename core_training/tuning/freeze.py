@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from core_training.errors import InputError
-from core_training.recipe import Recipe
+from core_training.foundation.errors import InputError
+from core_training.recipe.schema import Recipe
 
 
 def apply(model: Any, recipe: Recipe) -> Any:

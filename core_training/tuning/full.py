@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 
 
 def apply(model: Any, recipe: Recipe) -> Any:

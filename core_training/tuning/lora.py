@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from core_training.errors import InputError
-from core_training.recipe import Lora, Recipe
-from core_training.stages import STAGES
+from core_training.foundation.errors import InputError
+from core_training.recipe.parts import STAGES
+from core_training.recipe.schema import Lora, Recipe
 
 CARVED = ("pissa", "olora")
 """The initialisations that change the base."""

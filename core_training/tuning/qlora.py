@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from core_training.errors import InputError
-from core_training.recipe import Qlora, Recipe
+from core_training.foundation.errors import InputError
+from core_training.recipe.schema import Qlora, Recipe
 from core_training.tuning import lora
 
 

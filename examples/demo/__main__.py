@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-import core_training.environment  # noqa: F401 - before anything that might call home
-from core_training.errors import FedloomError, Interrupted
+import core_training.foundation.environment  # noqa: F401 - before anything that might call home
+from core_training.foundation.errors import FedloomError, Interrupted
 
 
 def main() -> int:

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import core_training.environment as environment
-from core_training.central import train
-from core_training.groups.launch import opened_engine
-from core_training.recipe_file import load_recipe
-from core_training.run_folder import RunFolder
+import core_training.foundation.environment as environment
+from core_training.distributed.launch import opened_engine
+from core_training.engine.central import train
+from core_training.recipe.reading import load_recipe
+from core_training.runs.run_folder import RunFolder
 from examples.demo.world import Question, World, write_records
 from fedloom.console import ticking
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from core_training.central import total
-from core_training.engine import Engine, open_engine
-from core_training.models.export import read_result
-from core_training.recipe import Recipe
-from core_training.state import TrainableState
-from core_training.trainable import EvalReport
+from core_training.engine.engine import Engine, open_engine
+from core_training.foundation.state import TrainableState
+from core_training.foundation.trainable import EvalReport, total
+from core_training.recipe.schema import Recipe
+from core_training.runs.result_format import read_result
 
 
 @dataclass(frozen=True)

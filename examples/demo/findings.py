@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rich.table import Table
 
-from core_training.recipe_file import load_recipe
+from core_training.recipe.reading import load_recipe
 from examples.demo.examiner import Marks
 from examples.demo.story import FOLDER, RECIPE, Findings
 from fedloom.console import stderr

@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from core_training.central import train
-from core_training.durable import commit_file
-from core_training.groups.launch import opened_engine
-from core_training.recipe import Recipe
-from core_training.recipe_file import load_recipe
-from core_training.run_folder import RunFolder
+from core_training.distributed.launch import opened_engine
+from core_training.engine.central import train
+from core_training.foundation.durable import commit_file
+from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from examples.demo.base_model import make_base_model
 from examples.demo.examiner import Examiner, Marks, average
 from examples.demo.world import Question, World, invent, write

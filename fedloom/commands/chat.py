@@ -30,7 +30,7 @@ def chat(
     json: Json = False,
 ) -> None:
     """Talk with what was trained, or ask it once (--prompt). A line at a time; /quit or Ctrl-D ends it."""
-    from core_training.errors import InputError
+    from core_training.foundation.errors import InputError
     from core_training.models.results import find_result
 
     if json and prompt is None:
@@ -61,7 +61,7 @@ def chat(
 
 def _talk(conversation: Conversation) -> None:
     """Turn by turn until the person leaves. Ctrl-C ends an answer, and at the prompt the conversation."""
-    from core_training.errors import InputError
+    from core_training.foundation.errors import InputError
     from fedloom.console import stderr
 
     while True:

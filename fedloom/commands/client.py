@@ -86,7 +86,7 @@ def start(
 ) -> None:
     """Start the site: it connects to the server and takes part in its runs."""
     from client.deployment import start_site, stop_site
-    from core_training import background
+    from core_training.foundation import background
 
     supervisor, link = start_site(folder)
     said = {
@@ -144,7 +144,7 @@ def _told(event: dict[str, Any]) -> str:
 
 
 def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
-    from core_training.run_folder import RunFolder
+    from core_training.runs.run_folder import RunFolder
 
     runs = sorted((folder / "runs").glob("*/events.jsonl"))
     events = {path.parent.name: list(RunFolder(path.parent).events()) for path in runs}

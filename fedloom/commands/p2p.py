@@ -86,8 +86,8 @@ def start(
     quiet: Quiet = False,
 ) -> None:
     """Take part in a run until it ends. Started again after a kill, the node goes on with the others."""
-    from core_training.recipe_file import load_recipe
-    from p2p.deployment import Undertaking, run_node, start_in_background
+    from core_training.recipe.reading import load_recipe
+    from p2p.deployment import NodeRun, run_node, start_in_background
 
     loaded = load_recipe(recipe, ["topology.kind=gossip", *(overrides or [])])
     if detach:
@@ -113,7 +113,7 @@ def start(
                 details = ", ".join(f"{key} {value}" for key, value in fields.items())
                 typer.echo(f"{event}: {details}", err=True)
 
-        result = run_node(Undertaking(folder, roster, loaded, founder, run_name, linger), worker_of, listener)
+        result = run_node(NodeRun(folder, roster, loaded, founder, run_name, linger), worker_of, listener)
     show_summary(asdict(summarize(loaded, [result])), str(folder / "runs"), as_json, quiet)
 
 

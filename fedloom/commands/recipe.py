@@ -9,10 +9,9 @@ from typing import Annotated, get_args
 import click
 import typer
 
-from core_training.recipe import Topology
-from core_training.recipe_file import load_recipe
-from core_training.stages import STAGES
-from core_training.tuning import TUNING_MODES
+from core_training.recipe.parts import STAGES, TUNING_MODES
+from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Topology
 from fedloom.options import Json, Overrides, RecipePath
 
 app = typer.Typer(no_args_is_help=True, help="Check, show or start a recipe.")
@@ -52,7 +51,7 @@ def show(recipe: RecipePath, overrides: Overrides = None, json: Json = False) ->
 @app.command()
 def schema(markdown: Annotated[bool, typer.Option(help="As a page of documentation.")] = False) -> None:
     """Print the recipe's JSON schema (editors can check against it), or its reference page."""
-    from core_training.recipe import Recipe
+    from core_training.recipe.schema import Recipe
     from fedloom.recipe_page import recipe_page
 
     typer.echo(recipe_page().rstrip() if markdown else json_module.dumps(Recipe.model_json_schema(), indent=2))
@@ -72,8 +71,8 @@ def new(
     ] = "federated",
 ) -> None:
     """Write a recipe to start from."""
-    from core_training.durable import commit_file
-    from core_training.errors import InputError
+    from core_training.foundation.durable import commit_file
+    from core_training.foundation.errors import InputError
     from fedloom.starter_recipe import starter_recipe
 
     text = starter_recipe(stage, tuning, topology)

@@ -116,7 +116,7 @@ def start(
     json: Json = False,
 ) -> None:
     """Start the server, and go on with all runs that are not finished."""
-    from core_training import background
+    from core_training.foundation import background
     from server.deployment import start_server, stop_server
     from server.federation import open_federation
 
@@ -216,7 +216,7 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
 
 
 def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> None:
-    from core_training.errors import RunError
+    from core_training.foundation.errors import RunError
     from fedloom.console import plain, show_summary, stderr, ticking
     from server.deployment import is_worked_on
     from server.run_progress import follow, note_of, read_progress

@@ -23,9 +23,9 @@ def simulate(
     """Many sites on this machine: federated or gossip, as the recipe's topology says."""
     from pathlib import Path
 
-    from core_training.errors import InputError
-    from core_training.recipe_file import load_recipe
-    from core_training.run_folder import RunFolder
+    from core_training.foundation.errors import InputError
+    from core_training.recipe.reading import load_recipe
+    from core_training.runs.run_folder import RunFolder
     from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
     from server.run_progress import note_of

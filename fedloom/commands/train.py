@@ -24,10 +24,10 @@ def train(
     """Train on this machine: one process, or a DeepSpeed group (deepspeed.processes)."""
     from pathlib import Path
 
-    from core_training.groups.launch import must_launch, opened_engine, run_as_group, speaks
-    from core_training.recipe_file import load_recipe
-    from core_training.run_folder import RunFolder
-    from core_training.stages import STAGES
+    from core_training.distributed.launch import must_launch, opened_engine, run_as_group, speaks
+    from core_training.recipe.parts import STAGES
+    from core_training.recipe.reading import load_recipe
+    from core_training.runs.run_folder import RunFolder
     from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
 
@@ -40,7 +40,7 @@ def train(
         return
     if launching:
         raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
-    from core_training.central import train as train_centrally
+    from core_training.engine.central import train as train_centrally
 
     if speaks() and not quiet:
         warn(warnings_of(loaded))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security import identities
 
 MOST_NEIGHBOURS = 50

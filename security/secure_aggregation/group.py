@@ -26,7 +26,7 @@ from enum import StrEnum
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.masks import RingVector, add_masks, pair_key
 from security.signing import canonical_json
 

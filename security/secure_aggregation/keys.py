@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.masks import derive_key, pair_key
 from security.secure_aggregation.shamir import PRIME, evaluate
 from security.signing import canonical_json

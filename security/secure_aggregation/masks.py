@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 
 RingVector = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 

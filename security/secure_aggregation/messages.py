@@ -16,7 +16,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
-from core_training.errors import InputError, ProtocolError
+from core_training.foundation.errors import InputError, ProtocolError
 from security.secure_aggregation.keys import SHARE_BYTES, SHARES_BYTES
 from security.secure_aggregation.masks import RingVector
 from security.signing import canonical_json, open_signed_document, sign_document

@@ -14,7 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import BaseModel, ConfigDict
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.graph import MOST_NEIGHBOURS, Graph, bits_digest, roster_digest, to_bits
 from security.secure_aggregation.keys import SHARE_BYTES, commitment, open_reply, own_mask, pair_mask
 from security.secure_aggregation.masks import RingVector, add_masks, cut, pair_key, zeros

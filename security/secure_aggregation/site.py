@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict
 
-from core_training.errors import InputError, ProtocolError
+from core_training.foundation.errors import InputError, ProtocolError
 from security.secure_aggregation.graph import MOST_NEIGHBOURS, Graph, bits_digest, from_bits, roster_digest, to_bits
 from security.secure_aggregation.keys import (
     MASK_KEY,

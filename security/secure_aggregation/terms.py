@@ -6,8 +6,8 @@ import hashlib
 import math
 from dataclasses import asdict, dataclass
 
-from core_training.errors import InputError, ProtocolError
-from core_training.recipe import Recipe
+from core_training.foundation.errors import InputError, ProtocolError
+from core_training.recipe.schema import Recipe
 from security.signing import canonical_json
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from client import worker, worker_socket
 from client.site_config import load_site_config
-from core_training.errors import RunError
-from strategies.exchange import Envelope
+from core_training.foundation.errors import RunError
+from strategies.messages import Envelope
 
 
 def echo(order: Envelope) -> Envelope:

@@ -10,9 +10,9 @@ import yaml
 
 from client.enrolment import load_enrolment
 from client.site_config import load_site_config
-from core_training.errors import InputError
-from core_training.recipe import Recipe
-from core_training.recipe_file import parse_recipe
+from core_training.foundation.errors import InputError
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
 from tests.site_folder import give_key
 
 

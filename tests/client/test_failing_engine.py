@@ -11,10 +11,10 @@ import pytest
 from client.enrolment import Enrolment
 from client.site import SiteService
 from core_training import __version__
-from core_training.engine import Engine, open_engine
-from core_training.errors import RunError
-from core_training.recipe import Recipe
-from strategies.exchange import Envelope, JoinOrder, JoinReply, Refusal, TrainOrder, Update
+from core_training.engine.engine import Engine, open_engine
+from core_training.foundation.errors import RunError
+from core_training.recipe.schema import Recipe
+from strategies.messages import Envelope, JoinOrder, JoinReply, Refusal, TrainOrder, Update
 
 RUN = "run"
 

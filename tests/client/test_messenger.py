@@ -13,8 +13,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client import messenger, worker_socket
 from client.app import SITE_FOLDER, WORKER_FAILED, app
-from strategies.exchange import Envelope, Refusal
 from strategies.flower_records import from_message, to_message
+from strategies.messages import Envelope, Refusal
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from client.deployment import init_site
 from client.enrolment import load_enrolment
 from client.pinned_roster import IDENTITY_KEY, pin_roster, pinned_roster
 from client.site_config import load_site_config
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from security.certificates import create_authority
 from security.identities import identity_in, roster_digest
 from security.signing import create_signing_key, public_key_text

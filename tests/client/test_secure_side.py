@@ -9,13 +9,13 @@ import pytest
 
 from client.enrolment import Enrolment
 from client.secure_side import SecureSide
-from core_training.errors import InputError, ProtocolError
-from core_training.recipe import Recipe
+from core_training.foundation.errors import InputError, ProtocolError
+from core_training.recipe.schema import Recipe
 from security.identities import roster_digest
 from security.secure_aggregation.server import ServerBatch
 from security.secure_aggregation.terms import terms_of
 from simulations.enrolment import enrolments_of, identities_of
-from strategies.exchange import SecureOrder
+from strategies.messages import SecureOrder
 from strategies.ring_scale import largest_change
 
 FIRST, LATER = ["a", "b", "c"], ["a", "b", "c", "liver"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from client.site_config import load_site_config
-from core_training.errors import InputError
-from core_training.recipe import Recipe, Rollout
-from core_training.recipe_file import parse_recipe
+from core_training.foundation.errors import InputError
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe, Rollout
 
 SITE = """
 name: hospital-a

@@ -10,7 +10,7 @@ import pytest
 
 import client.supervisor
 from client.supervisor import KeptProcess, Supervisor, lock_of, log_of, read_link
-from core_training import background
+from core_training.foundation import background
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 

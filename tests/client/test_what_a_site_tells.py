@@ -10,8 +10,8 @@ import pytest
 from client.site_config import parse_site_config
 from client.worker import Worker
 from core_training import __version__
-from core_training.recipe import Recipe
-from strategies.exchange import JoinOrder, JoinReply, TrainOrder
+from core_training.recipe.schema import Recipe
+from strategies.messages import JoinOrder, JoinReply, TrainOrder
 from tests import tiny
 from tests.site_folder import give_key
 

@@ -14,10 +14,11 @@ import pytest
 
 from client import worker_socket
 from client.worker_client import ask, start_worker, worker_lock
-from core_training import __version__, background
-from core_training.errors import InputError, RunError
-from core_training.recipe_file import parse_recipe
-from strategies.exchange import Envelope, JoinOrder, JoinReply, Refusal, TrainOrder, Update
+from core_training import __version__
+from core_training.foundation import background
+from core_training.foundation.errors import InputError, RunError
+from core_training.recipe.reading import parse_recipe
+from strategies.messages import Envelope, JoinOrder, JoinReply, Refusal, TrainOrder, Update
 from tests import tiny
 from tests.site_folder import give_key
 

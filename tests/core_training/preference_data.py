@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 from tests import tiny
 
 MakeRecipe = Callable[..., Recipe]

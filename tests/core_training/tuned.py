@@ -9,12 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
-from core_training.models.export import layout_files, result_name, write_result
+from core_training.models.export import layout_files
 from core_training.models.heads import innermost
 from core_training.models.parameters import read_parameters, write_parameters
-from core_training.recipe import Recipe
-from core_training.state import TrainableState
+from core_training.recipe.schema import Recipe
+from core_training.runs.result_format import result_name, write_result
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 JUDGED = {"reward_function": "judge.py:judge"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core_training.run_folder import RunFolder
+from core_training.runs.run_folder import RunFolder
 from examples.demo.findings import publish, show
 from examples.demo.story import FOLDER, tell
 

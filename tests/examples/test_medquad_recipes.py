@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from core_training.central import train
-from core_training.groups.launch import opened_engine
-from core_training.recipe import Recipe
-from core_training.recipe_file import load_recipe
-from core_training.run_folder import RunFolder
+from core_training.distributed.launch import opened_engine
+from core_training.engine.central import train
+from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from simulations import simulate
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 from fedloom import cli
 
 
@@ -75,10 +75,10 @@ def finished_run(
 
     @cache
     def run(kind: str = "central", mode: str = "lora", dtype: str = "float32") -> Path:
-        from core_training.central import train
-        from core_training.groups.launch import opened_engine
-        from core_training.recipe_file import parse_recipe
-        from core_training.run_folder import RunFolder
+        from core_training.distributed.launch import opened_engine
+        from core_training.engine.central import train
+        from core_training.recipe.reading import parse_recipe
+        from core_training.runs.run_folder import RunFolder
         from simulations import simulate
 
         folder = RunFolder(tmp_path_factory.mktemp("finished") / "run")

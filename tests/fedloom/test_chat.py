@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.conversation import Answer, Conversation, Sampling
 from core_training.models.results import find_result, load_result
@@ -27,10 +27,10 @@ QUESTION, ANSWER = "Case 7: fever of the heart?", "See the heart ward: fever."
 @pytest.fixture(scope="module")
 def learnt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a model that learnt one answer by heart."""
-    from core_training.central import train
-    from core_training.groups.launch import opened_engine
-    from core_training.recipe_file import parse_recipe
-    from core_training.run_folder import RunFolder
+    from core_training.distributed.launch import opened_engine
+    from core_training.engine.central import train
+    from core_training.recipe.reading import parse_recipe
+    from core_training.runs.run_folder import RunFolder
 
     folder = tmp_path_factory.mktemp("learnt")
     data = tiny.write_jsonl(folder / "one.jsonl", [{"prompt": QUESTION, "completion": ANSWER}])

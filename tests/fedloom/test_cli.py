@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 from fedloom.cli import COMMANDS
 from tests import tiny
 from tests.fedloom.conftest import Command
@@ -145,7 +145,7 @@ def test_train_writes_one_json_object_and_the_run_folder(
 def test_what_libraries_print_is_kept_off_standard_output(
     fedloom: Command, recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core_training import engine
+    from core_training.engine import engine
 
     open_engine = engine.open_engine
 
@@ -323,7 +323,7 @@ def test_a_second_interrupt_is_130_too(fedloom: Command, monkeypatch: pytest.Mon
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("core_training.recipe_file.load_recipe", interrupted)
+    monkeypatch.setattr("core_training.recipe.reading.load_recipe", interrupted)
     monkeypatch.delitem(sys.modules, "fedloom.commands.recipe", raising=False)
     outcome = fedloom("recipe", "check", "any.yaml")
     monkeypatch.delitem(sys.modules, "fedloom.commands.recipe", raising=False)

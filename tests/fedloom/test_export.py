@@ -15,10 +15,10 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from core_training.models.results import find_result, load_result
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from simulations import simulate
 from tests import tiny
 from tests.core_training.tuned import JUDGED, finished, outputs

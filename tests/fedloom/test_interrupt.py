@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from core_training.central import train
-from core_training.engine import open_engine
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
+from core_training.engine.central import train
+from core_training.engine.engine import open_engine
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

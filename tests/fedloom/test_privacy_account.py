@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from core_training.recipe import Recipe
-from core_training.recipe_file import parse_recipe
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
 from fedloom.privacy_account import privacy_of
 from tests.fedloom.conftest import Command
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from core_training.recipe_file import parse_recipe
-from core_training.stages import STAGES
-from core_training.tuning import TUNING_MODES
+from core_training.recipe.parts import STAGES, TUNING_MODES
+from core_training.recipe.reading import parse_recipe
 from fedloom.starter_recipe import starter_recipe
 from tests import tiny
 from tests.fedloom.conftest import Command
@@ -176,7 +175,7 @@ def test_check_loads_no_heavy_library(tmp_path: Path, environment: dict[str, str
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
-    assert "core_training.recipe" in loaded
+    assert "core_training.recipe.schema" in loaded
     assert not loaded & {"torch", "transformers", "peft", "bitsandbytes", "numpy", "flwr"}
 
 

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from core_training.errors import InputError
-from core_training.recipe_file import parse_recipe
-from core_training.run_folder import RunFolder, Summary
+from core_training.foundation.errors import InputError
+from core_training.recipe.reading import parse_recipe
+from core_training.runs.run_folder import RunFolder, Summary
 from fedloom.report import Curve, Report, read_curve, read_entry, write_picture, write_report
 
 

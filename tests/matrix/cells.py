@@ -8,13 +8,12 @@ from typing import Any
 
 import yaml
 
-from core_training.recipe import Recipe
-from core_training.recipe_file import parse_recipe
-from core_training.stages import STAGES
-from core_training.tuning import TUNING_MODES
+from core_training.recipe.parts import STAGES, TUNING_MODES
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
 from tests import tiny
 from tests.core_training import preference_data
-from tests.core_training.test_stage_losses import SETTINGS
+from tests.core_training.stages.test_stage_losses import SETTINGS
 
 CELLS = [(stage, mode) for stage in STAGES for mode in TUNING_MODES]
 SAMPLED = [stage for stage, entry in STAGES.items() if entry.samples]

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from core_training.stages import STAGES
-from core_training.tuning import TUNING_MODES
+from core_training.recipe.parts import STAGES, TUNING_MODES
 
 TOPOLOGIES = ("central", "federated", "gossip", "secure")
 _CELL = re.compile(r"test_matrix\.py::test_(\w+)\[(\w+)-(\w+)\]$")
@@ -61,8 +60,10 @@ Every stage with every tuning mode, in every topology, on a model of two layers.
 - secure: under secure aggregation three sites end with the very state that the same codec gives in the clear, over a
   server and by gossip alike.
 
-Away from the start, losses and gradients are held against closed forms in `tests/core_training/test_stage_losses.py`,
-against TRL's trainers in `tests/core_training/test_trl_agreement.py`, and for PPO, RLOO and GRPO in
-`tests/core_training/test_policy_gradient.py`; results that other tools load are in `tests/fedloom/test_export.py`.
+Away from the start, losses and gradients are held against closed forms in
+`tests/core_training/stages/test_stage_losses.py`, against TRL's trainers in
+`tests/core_training/stages/test_trl_agreement.py`, and for PPO, RLOO and GRPO in
+`tests/core_training/stages/test_policy_gradient.py`; results that other tools load are in
+`tests/fedloom/test_export.py`.
 
 """

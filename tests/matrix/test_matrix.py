@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+from core_training.data.examples import IGNORED, Example, Tokens
 from core_training.data.rows import Collator
-from core_training.engine import Engine, open_engine
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
-from core_training.stages.base import IGNORED, Example, Tokens
+from core_training.engine.engine import Engine, open_engine
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from core_training.stages.rollout import Sampler, prompt_lengths
 from server.run_store import RunStore
 from simulations import simulate
-from tests.core_training.test_stage_losses import CLOSED_FORMS
+from tests.core_training.stages.test_stage_losses import CLOSED_FORMS
 from tests.matrix.cells import CELLS, SAMPLED, STEPS, Workplace
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ def test_central(place: Workplace, central_digest: Callable[[str, str], str], st
     resumed.restore(folder)
     resumed.train(STEPS - 3)
     assert resumed.read_state().digest == central_digest(stage, mode)
-    if stage not in SAMPLED:  # that rewards rise takes longer: tests/core_training/test_policy_gradient.py
+    if stage not in SAMPLED:  # that rewards rise takes longer: tests/core_training/stages/test_policy_gradient.py
         assert loss_on_training_rows(resumed) < start_loss
     resumed.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core_training.run_folder import RunFolder
+from core_training.runs.run_folder import RunFolder
 from p2p.deployment import make_roster
 from p2p.node_folder import init_node
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.site_config import load_site_config
-from core_training.errors import FedloomError
-from p2p.deployment import Undertaking, run_node
+from core_training.foundation.errors import FedloomError
+from p2p.deployment import NodeRun, run_node
 from tests.p2p.linear_site import LinearSite, recipe_of
 
 SEEDS = {"alpha": (1, 11, 1.0), "beta": (2, 23, -2.0), "gamma": (3, 5, 0.5), "delta": (4, 17, 2.0)}
@@ -47,9 +47,9 @@ def main():
         yield ask
 
     recipe = recipe_of(arguments.epochs, learning_rate=arguments.learning_rate, privacy=arguments.privacy)
-    undertaking = Undertaking(arguments.folder, arguments.roster, recipe, arguments.founder, linger=arguments.linger)
+    node_run = NodeRun(arguments.folder, arguments.roster, recipe, arguments.founder, linger=arguments.linger)
     try:
-        run_node(undertaking, worker)
+        run_node(node_run, worker)
     except FedloomError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -8,14 +8,14 @@ import hashlib
 import numpy as np
 
 from core_training import __version__
-from core_training.recipe import Privacy
-from core_training.recipe_file import parse_recipe
-from core_training.state import Manifest, TrainableState
-from core_training.trainable import DataReport, EvalReport, TrainReport
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Privacy
 from strategies import figures
 from strategies.codec_of_round import ring_codec
 from strategies.draws import rounding_key
-from strategies.exchange import (
+from strategies.messages import (
     EvaluateOrder,
     EvaluateReply,
     InitialStateOrder,

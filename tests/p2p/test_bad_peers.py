@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from core_training import __version__
-from core_training.errors import InputError, ProtocolError
-from core_training.run_folder import RunFolder
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.runs.run_folder import RunFolder
 from p2p import gossip_pb2 as wire
 from p2p.grpc_transport import GrpcServer, GrpcTransport, Identity
 from p2p.messages import Hello, UpdateHeader
 from p2p.node import take_part
 from p2p.plan import RunPlan
-from p2p.reception import Reception
 from p2p.roster import Member, Roster
+from p2p.service import PeerService
 from p2p.transfer import split
 from p2p.transport import PeerUnreachable
 from security.certificates import create_node_certificate
@@ -134,7 +134,7 @@ class World:
                 await self.trained.wait()
             return SITE.handle(order)
 
-        reception = Reception()
+        reception = PeerService()
         server = GrpcServer(self.alpha, self.roster, reception)
         await server.start(self.roster.member("alpha").address)
         alpha = GrpcTransport(self.alpha, self.roster, 30.0)
@@ -304,7 +304,7 @@ def test_a_stranger_and_an_expired_member_get_no_connection_and_the_true_member_
     roster = roster_of(alpha, beta, late)
 
     async def scenario():
-        reception = Reception()
+        reception = PeerService()
         server = GrpcServer(alpha, roster, reception)
         await server.start(roster.member("alpha").address)
         reasons = {}
@@ -330,7 +330,7 @@ def test_whoever_answers_at_a_members_address_without_its_key_is_not_believed(tm
     async def scenario():
         false_member = roster.member("beta").model_copy(update={"certificate": false_beta.certificate.decode()})
         false_roster = Roster(members=[roster.member("alpha"), false_member])
-        server = GrpcServer(false_beta, false_roster, Reception())
+        server = GrpcServer(false_beta, false_roster, PeerService())
         await server.start(roster.member("beta").address)
         transport = GrpcTransport(alpha, roster, 5.0)
         with pytest.raises(PeerUnreachable, match=r"(?i)certificate|handshake|ssl"):
@@ -423,7 +423,7 @@ def test_a_second_server_on_the_port_is_refused(tmp_path):
     address = roster.member("alpha").address
 
     async def scenario():
-        first, second = GrpcServer(alpha, roster, Reception()), GrpcServer(alpha, roster, Reception())
+        first, second = GrpcServer(alpha, roster, PeerService()), GrpcServer(alpha, roster, PeerService())
         await first.start(address)
         with pytest.raises(InputError, match=f"{address}: the port is in use"):
             await second.start(address)

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from core_training.run_folder import RunFolder
+from core_training.runs.run_folder import RunFolder
 from p2p.transport import PeerUnreachable
 from security.secure_aggregation.group import Phase
 from simulations.gossip import simulate_gossip

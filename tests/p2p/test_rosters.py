@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from p2p.deployment import make_roster
 from p2p.node_folder import KEYS, init_node, load_identity, pin_founder, trusted_founder
 from p2p.roster import Member, Roster, read_member, read_roster

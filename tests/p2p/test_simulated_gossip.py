@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core_training.run_folder import RunFolder
+from core_training.runs.run_folder import RunFolder
 from p2p.commits import CommitStore
 from simulations.gossip import simulate_gossip
 from simulations.network import Partition, SimulatedNetwork

@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from core_training.errors import ProtocolError, RunError
-from core_training.run_folder import RunFolder
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.errors import ProtocolError, RunError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.runs.run_folder import RunFolder
 from p2p.calls import PeerCalls
 from p2p.commits import Commit, CommitStore
 from p2p.plan import RunPlan

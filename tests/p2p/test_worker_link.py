@@ -7,12 +7,12 @@ import signal
 import pytest
 
 from client import worker_client
-from core_training import background
-from core_training.errors import RunError
+from core_training.foundation import background
+from core_training.foundation.errors import RunError
 from p2p import worker_link
 from p2p.worker_link import worker_of
 from security.certificates import create_node_certificate
-from strategies.exchange import Envelope, Refusal
+from strategies.messages import Envelope, Refusal
 
 pytestmark = pytest.mark.slow
 ORDER = Envelope("hello", {})

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from security.certificates import (
     common_name,
     create_authority,

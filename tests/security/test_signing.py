@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from security.signing import (
     canonical_json,
     create_signing_key,

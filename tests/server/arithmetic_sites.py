@@ -11,13 +11,13 @@ from flwr.app import Context, RecordDict
 
 from client.app import make_client_app
 from core_training import __version__
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder, Summary
-from core_training.state import Manifest, TrainableState
-from core_training.trainable import DataReport, EvalReport, TrainReport
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder, Summary
 from server.round_loop import run_federation
 from simulations.inprocess_grid import InProcessGrid
-from strategies.exchange import Envelope, EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, TrainOrder, Update
+from strategies.messages import Envelope, EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, TrainOrder, Update
 
 MANIFEST = Manifest.of({"layer.a": (2, 3), "layer.b": (4,)})
 START = TrainableState(MANIFEST, np.zeros(MANIFEST.size, dtype=np.float32))

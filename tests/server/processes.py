@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from core_training import background
+from core_training.foundation import background
 
 
 def kill(lock: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from client.deployment import init_site, running_processes, start_site, stop_site
 from client.supervisor import lock_of, read_link
-from core_training.errors import InputError
-from core_training.run_folder import RunFolder
+from core_training.foundation.errors import InputError
+from core_training.runs.run_folder import RunFolder
 from security.certificates import create_authority, issue_server_certificate
 from server import run_progress
 from server.control import BUNDLE, control

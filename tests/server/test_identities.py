@@ -9,7 +9,7 @@ import pytest
 
 from client.deployment import init_site
 from client.pinned_roster import IDENTITY_KEY
-from core_training.errors import InputError
+from core_training.foundation.errors import InputError
 from security.identities import roster_digest
 from security.signing import load_signing_key, public_key_text
 from server.deployment import admit_site, init_federation, submit_run

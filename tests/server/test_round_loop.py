@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from core_training import __version__
-from core_training.errors import ProtocolError, RunError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
-from core_training.state import TrainableState
+from core_training.foundation.errors import ProtocolError, RunError
+from core_training.foundation.state import TrainableState
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from server.run_store import RunStore
 from simulations.inprocess_grid import InProcessGrid
-from strategies.exchange import Envelope
 from strategies.fedavg import MOST_PROCESSES
+from strategies.messages import Envelope
 from tests.server.arithmetic_sites import START, Answer, ArithmeticSite, events, federate
 
 MOST = 1 * 4 * 64 * MOST_PROCESSES

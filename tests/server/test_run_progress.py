@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from core_training import background
-from core_training.errors import RunError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder
+from core_training.foundation import background
+from core_training.foundation.errors import RunError
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from fedloom import console
 from fedloom.commands import server as command
 from server import run_progress

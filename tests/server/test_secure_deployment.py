@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from client.deployment import running_processes, stop_site
 from client.supervisor import PROCESSES, lock_of
-from core_training.run_folder import RunFolder
+from core_training.runs.run_folder import RunFolder
 from fedloom.cli import app
 from server.deployment import stop_server
 from server.federation import Federation, open_federation

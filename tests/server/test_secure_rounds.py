@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from core_training.errors import RunError
-from core_training.recipe import Recipe
-from core_training.run_folder import RunFolder, Summary
+from core_training.foundation.errors import RunError
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder, Summary
 from server.deployment import init_federation
 from server.federation import Address
 from simulations.inprocess_grid import InProcessGrid
-from strategies.exchange import Envelope
+from strategies.messages import Envelope
 from tests import failing_sites, tiny
 from tests.failing_sites import federate
 

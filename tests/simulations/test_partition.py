@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_training.data.records import Record
-from core_training.errors import InputError
-from core_training.recipe import Recipe
-from core_training.recipe_file import parse_recipe
+from core_training.foundation.errors import InputError
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
 from simulations.partition import divide
 from simulations.sites import simulated_sites
 

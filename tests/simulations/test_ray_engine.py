@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core_training.recipe import Recipe
+from core_training.recipe.schema import Recipe
 
 
 @pytest.mark.slow

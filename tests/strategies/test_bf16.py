@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from core_training.errors import ProtocolError
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import Manifest, TrainableState
 from strategies import bf16
 from strategies.draws import PIECE, rounding_key
 from strategies.selection import selection_of

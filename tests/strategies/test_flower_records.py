@@ -4,10 +4,10 @@ import gc
 
 import pytest
 
-import core_training.environment  # noqa: F401
-from core_training.errors import ProtocolError
-from strategies.exchange import Envelope
+import core_training.foundation.environment  # noqa: F401
+from core_training.foundation.errors import ProtocolError
 from strategies.flower_records import from_message, to_message
+from strategies.messages import Envelope
 
 
 @pytest.fixture

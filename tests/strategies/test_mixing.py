@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.state import Manifest, TrainableState
 from strategies.mixing import GRAPHS, MIXING, Contribution, Metropolis, complete, metropolis_weight, ring, weighted_mean
 
 MANIFEST = Manifest.of({"a": (3, 2), "b": (5,)})

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_training.errors import InputError, ProtocolError
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.state import Manifest, TrainableState
 from strategies.draws import PIECE, draws, rounding_key
 from strategies.ring import Outcome, RingCodec, RingSum
 from strategies.ring_scale import Scale

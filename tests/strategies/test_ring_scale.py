@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_training.errors import InputError, ProtocolError
-from core_training.recipe import Recipe
-from core_training.state import Manifest, TrainableState
+from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.recipe.schema import Recipe
 from strategies.draws import rounding_key
 from strategies.fedavg import FedAvg, most_weight
 from strategies.ring import RingCodec, RingSum

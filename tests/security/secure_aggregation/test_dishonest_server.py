@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from core_training.errors import InputError, ProtocolError
+from core_training.foundation.errors import InputError, ProtocolError
 from security.secure_aggregation.graph import to_bits
 from security.secure_aggregation.messages import Keys, sign
 from security.secure_aggregation.server import ServerBatch, ServerRound

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.keys import SlotSecrets, commitment
 from security.secure_aggregation.messages import Deal, Dealt, Keys, Signed, SlotShares, Unmasked, shares_digest, sign
 from security.secure_aggregation.server import ServerBatch

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.terms import Terms
 from tests.security.secure_aggregation.federation import CONTEXT, RUN, Federation

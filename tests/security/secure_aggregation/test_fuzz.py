@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.terms import Terms
 from tests.security.secure_aggregation.federation import RUN, Federation

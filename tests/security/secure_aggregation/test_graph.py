@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.graph import MOST_NEIGHBOURS, Graph, from_bits, roster_digest, to_bits
 
 ROSTER = {f"site-{number:04d}": f"key of {number}" for number in range(1000)}

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation import masks
 from security.secure_aggregation.masks import add_masks, cut, derive_key, pair_key, zeros
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from tests.security.secure_aggregation.federation import CONTEXT, RUN, Federation
 

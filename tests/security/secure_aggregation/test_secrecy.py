@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from core_training.errors import ProtocolError
+from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.keys import SlotSecrets, commitment, open_reply, own_mask
 from security.secure_aggregation.masks import add_masks
 from security.secure_aggregation.messages import Unmasked

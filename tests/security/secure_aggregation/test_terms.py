@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_training.errors import InputError, ProtocolError
+from core_training.foundation.errors import InputError, ProtocolError
 from security.secure_aggregation.terms import Minimums, Terms
 
 

@@ -1,0 +1,219 @@
+"""Central training: one engine run to the end, with checkpoints, evaluations and an orderly stop on a signal."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from core_training.foundation.errors import FedloomError, Interrupted, RunError
+from core_training.foundation.trainable import (
+    EVAL_REPORT,
+    Trainable,
+    TrainReport,
+    means,
+    total,
+)
+from core_training.recipe.schema import Recipe
+from core_training.runs.checkpoints import prune_checkpoints
+from core_training.runs.result_format import result_name
+from core_training.runs.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
+
+
+@dataclass
+class Progress:
+    """What a central run remembers from one checkpoint to the next."""
+
+    loss_first: float | None = None
+    loss_last: float | None = None
+    tokens: int = 0
+    training_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+    def add(self, report: TrainReport) -> None:
+        self.loss_first = report.loss_first if self.loss_first is None else self.loss_first
+        self.loss_last = report.loss_last
+        self.tokens += report.tokens
+        self.training_seconds += report.seconds
+
+
+def train(
+    recipe: Recipe, engine: Trainable, folder: RunFolder, resume: bool, on_step: Callable[[int, int], None]
+) -> Summary:
+    """Train to the end and write the run folder. `on_step(step, total)` is called after each step.
+
+    Raises Interrupted, with everything saved, after SIGINT or SIGTERM.
+    """
+    with _stop_on_signal(engine) as stopped:
+        progress = _start_or_resume(engine, folder, resume)
+        began = time.perf_counter() - progress.total_seconds
+        interval = recipe.topology.local_steps or recipe.training.save_steps
+        try:
+            while engine.step < engine.total_steps:
+                _leave_if(stopped, engine, folder, progress)
+                until = min(_next_multiple(engine.step, n) for n in (interval, recipe.training.save_steps))
+                _note(engine.train(min(until, engine.total_steps) - engine.step, on_step), engine, folder, progress)
+                progress.total_seconds = time.perf_counter() - began
+                _leave_if(stopped, engine, folder, progress)
+                ended = engine.step == engine.total_steps
+                if ended or engine.step % recipe.training.save_steps == 0:
+                    _checkpoint(engine, folder, progress)
+                if not ended and engine.step % (interval * recipe.topology.eval_every) == 0:
+                    _evaluate(engine, folder)
+            final = _evaluate(engine, folder)
+        except RunError as error:
+            progress.total_seconds = time.perf_counter() - began
+            raise _failed(error, engine, folder, progress) from error
+        _leave_if(stopped, engine, folder, progress)
+        engine.save_model(folder.path / result_name(recipe))
+        summary = _summarise(recipe, engine, progress, _initial_evaluation(folder), final)
+        folder.write_summary(summary)
+        folder.event("completed", step=engine.step, eval_loss=summary.eval_loss)
+        return summary
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest committed checkpoint, or None."""
+    return max(folder.glob("step-*"), default=None)
+
+
+def _start_or_resume(engine: Trainable, folder: RunFolder, resume: bool) -> Progress:
+    last = latest_checkpoint(folder.checkpoints) if resume else None
+    if last is not None:
+        progress = Progress(**engine.restore(last))
+        folder.event("resumed", step=engine.step)
+        return progress
+    folder.event("started", total_steps=engine.total_steps, **asdict(engine.data_report))
+    _evaluate(engine, folder)
+    return Progress()
+
+
+def _initial_evaluation(folder: RunFolder) -> dict[str, Any]:
+    """What the sources' losses were before the first step, whenever that was."""
+    return next((event["evaluation"] for event in folder.events("evaluated") if event["step"] == 0), {})
+
+
+def _leave_if(stopped: _Stopped, engine: Trainable, folder: RunFolder, progress: Progress) -> None:
+    """Once a signal has come: save, and say so."""
+    if stopped:
+        _checkpoint(engine, folder, progress)
+        folder.event("interrupted", step=engine.step)
+        raise Interrupted(
+            f"interrupted at step {engine.step} of {engine.total_steps}, saved in {folder.path}; --resume goes on"
+        )
+
+
+def _note(report: TrainReport, engine: Trainable, folder: RunFolder, progress: Progress) -> None:
+    progress.add(report)
+    figures = means(report.figures)
+    folder.event("trained", step=engine.step, loss=report.loss_mean, weight=report.weight, **figures)
+
+
+def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Progress) -> RunError:
+    """Save the steps before the one that failed, if they are there to be saved; return what to say."""
+    reports = engine.salvage()
+    # What made a step fail may make what follows fail too, a full disk for one; it is the step that is told.
+    for report in reports or []:
+        with suppress(FedloomError):
+            _note(report, engine, folder, progress)
+    if reports is not None:
+        with suppress(FedloomError):
+            _checkpoint(engine, folder, progress)
+    saved = latest_checkpoint(folder.checkpoints)
+    what = (
+        f"step {int(saved.name.removeprefix('step-'))} is saved in {folder.path}; --resume goes on from it"
+        if saved
+        else "no step was saved"
+    )
+    with suppress(FedloomError):
+        folder.event("failed", step=engine.step if reports is not None else None, reason=str(error))
+    return type(error)(f"{error} ({what})")
+
+
+def _checkpoint(engine: Trainable, folder: RunFolder, progress: Progress) -> None:
+    engine.checkpoint(folder.checkpoints / f"step-{engine.step:08d}", asdict(progress))
+    prune_checkpoints(folder.checkpoints, "step-*")
+
+
+def _evaluate(engine: Trainable, folder: RunFolder) -> dict[str, dict[str, Any]]:
+    reports = engine.evaluate()
+    evaluation = {source: asdict(report) for source, report in reports.items()}
+    folder.event("evaluated", step=engine.step, loss=total(reports).loss, evaluation=evaluation)
+    return evaluation
+
+
+def _summarise(
+    recipe: Recipe,
+    engine: Trainable,
+    progress: Progress,
+    initial: dict[str, dict[str, Any]],
+    final: dict[str, dict[str, Any]],
+) -> Summary:
+    before = {source: EVAL_REPORT.validate_python(report) for source, report in initial.items()}
+    after = {source: EVAL_REPORT.validate_python(report) for source, report in final.items()}
+    return Summary(
+        topology=recipe.topology.kind,
+        stage=recipe.stage,
+        tuning=recipe.tuning.mode,
+        status="completed",
+        trainable_parameters=engine.manifest.size,
+        initial_digest=engine.initial_digest,
+        state_digest=engine.read_state().digest,
+        train_loss_first=progress.loss_first,
+        train_loss_last=progress.loss_last,
+        eval_loss_initial=total(before).loss,
+        eval_loss=total(after).loss,
+        metrics=total(after).metrics,
+        seconds={"total": progress.total_seconds, "training": progress.training_seconds, "exchange": None},
+        tokens_trained=progress.tokens,
+        truncated=engine.data_report.truncated,
+        dropped=engine.data_report.dropped,
+        peak_rss_bytes=peak_rss_bytes(),
+        sites={
+            source: SiteSummary(
+                train_examples=engine.training_sources.get(source, 0),
+                eval_examples=after[source].examples if source in after else 0,
+                eval_loss_initial=before[source].loss if source in before else None,
+                eval_loss=after[source].loss if source in after else None,
+            )
+            for source in sorted(engine.training_sources.keys() | after.keys())
+        },
+    )
+
+
+def _next_multiple(step: int, of: int) -> int:
+    return (step // of + 1) * of
+
+
+class _Stopped:
+    """True once a signal asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def _stop_on_signal(engine: Trainable) -> Iterator[_Stopped]:
+    """The first SIGINT or SIGTERM lets the running step end; a second SIGINT stops at once."""
+    stopped = _Stopped()
+
+    def stop(number: int, frame: Any) -> None:
+        # Launchers repeat SIGTERM: Slurm some time after the first, DeepSpeed's right after Ctrl-C.
+        if stopped.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped.asked = True
+        engine.stop()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,296 @@
+"""From a recipe's data section to tokenised training rows and held-out examples.
+
+The held-out part is chosen by a hash of each record's content: the same record is held out at every site count, in
+every topology, and a copy of it elsewhere is held out too, in whatever layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core_training.data.examples import Example, Row
+from core_training.data.formats import known_columns, read_values
+from core_training.data.records import Record, content_digest, data_files, read_records
+from core_training.data.rows import pack
+from core_training.data.token_store import TokenStore, TokenWriter, open_store
+from core_training.foundation.errors import InputError
+from core_training.foundation.trainable import DataReport
+from core_training.models.context import UNLIMITED, context_length
+from core_training.recipe.parts import STAGES
+from core_training.recipe.schema import Recipe
+from core_training.stages.base import Stage
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What one engine trains and evaluates on. `training_sources` counts examples, by data source like `evaluation`.
+
+    Rows are read from disk when they are asked for where the recipe has a `data.cache`.
+    """
+
+    rows: Sequence[Row]
+    training_sources: dict[str, int]
+    evaluation: dict[str, Sequence[Row]]
+    report: DataReport
+
+
+def load_dataset(recipe: Recipe, stage: Stage, records: Sequence[Record] | None = None) -> Dataset:
+    """Read and tokenise `data.train` (or `records` in its place) and `data.eval`.
+
+    A training record that stands in `data.eval` too, in whatever layout, is left out. Where `training.packing` is
+    unset, examples share rows if stage and model can. Raises InputError when there is nothing to train on, for any
+    record that does not fit the stage or the model, and for packing that the model cannot do.
+    """
+    _check_columns(recipe)
+    packs = _packs(recipe, stage)
+    examples: Sequence[Example]
+    parts: npt.NDArray[np.int32]
+    if recipe.data.cache is None:
+        kept: list[Example] = []
+        numbers: list[int] = []
+        outcome = _Outcome()
+        for example, part in _tokenised(recipe, stage, records, outcome):
+            kept.append(example)
+            numbers.append(part)
+        examples, parts = kept, np.array(numbers, dtype=np.int32)
+    else:
+
+        def write(writer: TokenWriter) -> dict[str, Any]:
+            outcome = _Outcome()
+            for example, part in _tokenised(recipe, stage, records, outcome):
+                writer.append(example, part)
+            return asdict(outcome)
+
+        store = open_store(Path(recipe.data.cache) / _digest(recipe, stage, records), write)
+        examples, parts, outcome = store, store.parts, _Outcome(**store.notes)
+    return _arranged(recipe, stage, examples, parts, outcome, packs)
+
+
+def is_held_out(identity: Mapping[str, Any], fraction: float) -> bool:
+    """Whether a record that says this (see `Values.identity`) belongs to the evaluation part."""
+    return int.from_bytes(_content_digest(identity)[:8], "big") < fraction * 2**64
+
+
+def _content_digest(values: Mapping[str, Any]) -> bytes:
+    content = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(content).digest()
+
+
+def _check_columns(recipe: Recipe) -> None:
+    """Raises InputError when `data.columns` names a column that the stage does not have."""
+    known = known_columns(recipe.stage)
+    for name in recipe.data.columns:
+        if name not in known:
+            raise InputError(
+                f"data.columns.{name}: stage {recipe.stage} has no such column; write one of its own "
+                f"({', '.join(known)}), then the name it has in the files"
+            )
+
+
+def _packs(recipe: Recipe, stage: Stage) -> bool:
+    """Whether examples share rows. Raises InputError where they are to and the model would not keep them apart."""
+    packing, able = recipe.training.packing, stage.base.keeps_examples_apart
+    if packing and not able:
+        kind = stage.base.model.config.model_type
+        raise InputError(
+            f"training.packing: models of type {kind} do not keep examples that share a row apart; "
+            "set it to false, or leave it out"
+        )
+    return able if packing is None else packing
+
+
+@dataclass
+class _Outcome:
+    """What became of the records. `parts` are the data's parts in order of their numbers: (held out, source)."""
+
+    records: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    files: dict[str, None] = field(default_factory=dict)
+    parts: list[tuple[bool, str]] = field(default_factory=list)
+
+
+def _tokenised(
+    recipe: Recipe, stage: Stage, records: Sequence[Record] | None, outcome: _Outcome
+) -> Iterator[tuple[Example, int]]:
+    """All examples, cut to `max_length`, each with the number of its part.
+
+    Those with nothing to learn from are left out, and `outcome` counts them. Raises InputError for one that the model
+    was not built to look at in one piece.
+    """
+    evaluating = _evaluation_files(recipe)
+    fraction = 0.0 if evaluating else recipe.data.eval_fraction
+    # A stage that samples looks itself at what prompt and answer come to.
+    most = UNLIMITED if STAGES[recipe.stage].samples else context_length(stage.base.model)
+    kept_for_evaluation: set[bytes] = set()
+    numbers: dict[tuple[bool, str], int] = {}
+    for held_out, record in chain(
+        ((True, record) for path in evaluating for record in read_records(path)),
+        ((False, record) for record in (_training_records(recipe) if records is None else records)),
+    ):
+        values = read_values(record, recipe.stage, recipe.data.columns)
+        outcome.records += 1
+        outcome.files[str(record.path)] = None
+        if held_out:
+            kept_for_evaluation.add(_content_digest(values.identity))
+        elif kept_for_evaluation and _content_digest(values.identity) in kept_for_evaluation:
+            outcome.dropped += 1
+            continue
+        whole = stage.tokenise(record, values.canonical)
+        useful = stage.cut(whole, recipe.training.max_length)
+        outcome.truncated += stage.is_truncated(whole, recipe.training.max_length)
+        outcome.dropped += not useful
+        part = (held_out or is_held_out(values.identity, fraction), record.source)
+        if part not in numbers:
+            numbers[part] = len(outcome.parts)
+            outcome.parts.append(part)
+        for example in useful:
+            if (longest := max(map(len, example.sequences))) > most:
+                raise InputError(
+                    f"{record.place}: {longest} tokens, within training.max_length ({recipe.training.max_length}), "
+                    f"are more than the model was built for (max_position_embeddings {most}); lower it to {most}"
+                )
+            yield example, numbers[part]
+
+
+def _arranged(
+    recipe: Recipe,
+    stage: Stage,
+    examples: Sequence[Example],
+    parts: npt.NDArray[np.int32],
+    outcome: _Outcome,
+    packs: bool,
+) -> Dataset:
+    """The examples as rows, by part; where `packs` is true, those that train share rows."""
+    held_out = np.array([part[0] for part in outcome.parts], dtype=bool)
+    training = _Selected(examples, np.flatnonzero(~held_out[parts]))
+    counts = dict(zip(*np.unique(parts, return_counts=True), strict=True))
+    if not len(training):
+        raise InputError(_nothing_to_train(recipe, outcome, len(examples)))
+    stage.check(training)
+    room = min(recipe.training.max_length, context_length(stage.base.model))  # the padding counts on from the last one
+    return Dataset(
+        rows=_Rows(training, pack(training.lengths, room)) if packs else _Rows(training),
+        training_sources={
+            source: int(counts[i]) for i, (out, source) in enumerate(outcome.parts) if not out and i in counts
+        },
+        evaluation={
+            source: _Rows(_Selected(examples, np.flatnonzero(parts == i)))
+            for i, (out, source) in enumerate(outcome.parts)
+            if out and i in counts
+        },
+        report=DataReport(len(training), len(examples) - len(training), outcome.truncated, outcome.dropped),
+    )
+
+
+class _Selected(Sequence[Example]):
+    """Some of the examples."""
+
+    def __init__(self, examples: Sequence[Example], chosen: npt.NDArray[np.int64]) -> None:
+        self._examples = examples
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Selected(self._examples, self._chosen[index])
+        return self._examples[int(self._chosen[index])]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        if isinstance(self._examples, TokenStore):
+            return list(self._examples.lengths[self._chosen].tolist())
+        return [len(example) for example in self]
+
+
+class _Rows(Sequence[Row]):
+    """The examples in rows: in groups of these numbers, or one by one."""
+
+    def __init__(self, examples: Sequence[Example], groups: Sequence[Sequence[int]] | None = None) -> None:
+        self._examples = examples
+        self._groups = groups
+
+    def __len__(self) -> int:
+        return len(self._examples) if self._groups is None else len(self._groups)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if self._groups is None:
+            return (self._examples[index],)
+        return tuple(self._examples[i] for i in self._groups[index])
+
+
+def _training_files(recipe: Recipe) -> list[Path]:
+    """The files of `data.train`; without it those of all simulated sites, as if they were one."""
+    if recipe.data.train is not None:
+        return data_files(recipe.data.train)
+    sites = recipe.simulation.sites
+    if sites is None:
+        raise InputError("data.train: name the training files")
+    return data_files(sites if isinstance(sites, list) else list(sites.values()))
+
+
+def _training_records(recipe: Recipe) -> Iterator[Record]:
+    return (record for path in _training_files(recipe) for record in read_records(path))
+
+
+def _evaluation_files(recipe: Recipe) -> list[Path]:
+    return [] if recipe.data.eval is None else data_files(recipe.data.eval)
+
+
+_STORE_VERSION = 2
+"""To be raised with any change of what tokens a record becomes, or of what is held out."""
+
+
+def _digest(recipe: Recipe, stage: Stage, records: Sequence[Record] | None) -> str:
+    """SHA-256 (hex) over all that decides what is in a store."""
+    import tokenizers
+    import transformers
+
+    fraction = None if recipe.data.eval is not None else recipe.data.eval_fraction
+    rollout = recipe.rollout.model_dump() if STAGES[recipe.stage].samples else None
+    settings = [recipe.stage, recipe.data.columns, fraction, recipe.training.max_length, rollout]
+    versions = [_STORE_VERSION, transformers.__version__, tokenizers.__version__, stage.base.tokenizer.chat_template]
+    hasher = hashlib.sha256(json.dumps([settings, versions], sort_keys=True).encode())
+    for path in sorted(stage.base.folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model", ".txt"):  # the tokenizer, and what its model takes
+            hasher.update(content_digest(path))
+    if records is None:
+        for path in _training_files(recipe):
+            hasher.update(content_digest(path))
+    else:
+        for record in records:
+            hasher.update(_content_digest({record.source: record.fields}))
+    hasher.update(b"evaluation")
+    for path in _evaluation_files(recipe):
+        hasher.update(content_digest(path))
+    return hasher.hexdigest()
+
+
+def _nothing_to_train(recipe: Recipe, outcome: _Outcome, held_out: int) -> str:
+    if outcome.records == 0:
+        return f"data.train: {recipe.data.train} holds no record"
+    files = ", ".join(sorted(outcome.files))
+    if outcome.dropped == outcome.records:
+        return (
+            f"data.train: none of the {outcome.records} records of {files} has a token to learn within "
+            f"training.max_length ({recipe.training.max_length}); raise it"
+            + ("" if recipe.data.eval is None else ", or keep the records of data.eval out of data.train")
+        )
+    return (
+        f"data.train: all {held_out} usable examples of {files} are held out for evaluation; "
+        "give more records, or set data.eval_fraction: 0"
+    )

@@ -1,0 +1,91 @@
+"""The DeepSpeed configuration that a recipe's `deepspeed` section stands for; transformers fills its keys "auto"."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from core_training.foundation.errors import InputError
+from core_training.recipe.schema import Recipe
+
+
+def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
+    """None for one process without DeepSpeed. Raises InputError when `deepspeed.config` cannot be read."""
+    settings = recipe.deepspeed
+    if not settings.used:
+        return None
+    if settings.config is not None:
+        try:
+            document = json.loads(Path(settings.config).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"deepspeed.config: {settings.config} cannot be read as JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise InputError(f"deepspeed.config: {settings.config} must hold a JSON object")
+        if document.get("zero_optimization", {}).get("round_robin_gradients"):
+            raise InputError(
+                f"deepspeed.config: {settings.config}: turn zero_optimization.round_robin_gradients off; with it "
+                "DeepSpeed's master copies belong to other parameters, and a state cannot be read or written"
+            )
+        return document
+    bfloat16 = recipe.model.dtype == "bfloat16"
+    # DeepSpeed's bfloat16 optimizer without ZeRO keeps float32 master copies that cannot be read, and begins with an
+    # empty step, which makes Adam's first real ones smaller. Stage 1 has neither fault, and needs less memory.
+    stage = 1 if bfloat16 and settings.stage == 0 else settings.stage
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 2:
+        zero |= {
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "allgather_bucket_size": 5e8,
+            "reduce_bucket_size": 5e8,
+        }
+    if stage == 3:
+        zero |= {
+            "reduce_bucket_size": "auto",
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    if settings.offload in ("optimizer", "all"):
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if settings.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": bfloat16},
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def plugin(recipe: Recipe, model: Any, total_steps: int) -> Any:
+    """What accelerate needs to use DeepSpeed as the recipe says, every key "auto" filled in.
+
+    It also makes accelerate forget the engine that this process had before: there is one at a time.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    training = recipe.training
+    arguments = TrainingArguments(
+        output_dir=tempfile.gettempdir(),  # nothing is written there
+        deepspeed=deepspeed_config(recipe),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=recipe.model.dtype == "bfloat16",
+        learning_rate=recipe.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup_steps,
+        max_grad_norm=training.max_grad_norm,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        report_to="none",
+    )
+    arguments.hf_deepspeed_config.trainer_config_finalize(arguments, model, total_steps)
+    return arguments.deepspeed_plugin

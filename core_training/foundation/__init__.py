@@ -1,0 +1,1 @@
+"""What every floor above stands on: errors, durable files, background processes, the state that travels."""

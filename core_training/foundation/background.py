@@ -1,0 +1,156 @@
+"""Processes that go on in the background, each under a lock file that tells whether it still lives.
+
+The kernel gives a lock back when its process ends, however it ends: no stale file and no reused process number can
+deceive the next start. Knows nothing of what the processes do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from core_training.foundation.errors import InputError, RunError
+
+_POLL_SECONDS = 0.05
+_A_GLANCE = 1.0
+"""Seconds that a lock is waited for at least: `owner` holds one for a moment, to see whether anybody else does."""
+
+_NAMED_WITHIN = 5.0
+"""Seconds within which the holder of a lock has written its number there."""
+
+
+def start(
+    command: Sequence[str], lock: Path, log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `command` detached from the terminal, its output appended to `log`; it holds `lock` while it lives.
+
+    `environment` is added to this process's own. Raises InputError when the lock is held: the process runs already.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _take(lock)
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[descriptor],
+                env={**os.environ, **(environment or {})},
+            )
+        _write_owner(descriptor, process.pid)
+    finally:
+        os.close(descriptor)
+    return process
+
+
+@contextmanager
+def claim(lock: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold `lock` in this process, after waiting up to `patience` seconds for another one to let go of it.
+
+    Raises InputError when the other one still holds it then.
+    """
+    descriptor = _take(lock, patience)
+    try:
+        _write_owner(descriptor, os.getpid())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def owner(lock: Path) -> int | None:
+    """The number of the process that holds `lock`; None when nobody does.
+
+    Raises RunError when the holder does not tell its number: whoever was starting it was killed in between.
+    """
+    deadline = time.monotonic() + _NAMED_WITHIN
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            if number := os.read(descriptor, 20):
+                return int(number)
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{lock} is held by a process that has not written its number there; "
+                    f"find it with `fuser {lock}`, and end it"
+                ) from None
+        finally:
+            os.close(descriptor)
+        time.sleep(_POLL_SECONDS)
+
+
+def stop(lock: Path, patience: float = 10.0) -> bool:
+    """End the process that holds `lock`, by force after `patience` seconds. Returns whether there was one.
+
+    Force reaches the whole process group that `start` made.
+    """
+    process = owner(lock)
+    if process is None:
+        return False
+    _signal(process, signal.SIGTERM)
+    if not _released(lock, process, patience):
+        _signal(-process, signal.SIGKILL)
+        _signal(process, signal.SIGKILL)
+        _released(lock, process, patience)
+    return True
+
+
+def attend(process: subprocess.Popen[bytes]) -> None:
+    """Return when `process` ends, or when somebody stops this one (SIGINT, SIGTERM)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        process.wait()
+
+
+def search_path() -> str:
+    """The PATH on which processes find the commands installed beside this interpreter."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def _take(lock: Path, patience: float = 0.0) -> int:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + max(patience, _A_GLANCE)
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.read(descriptor, 20).decode() or "another process"
+                os.close(descriptor)
+                raise InputError(f"{lock.stem} is running already (process {holder}); stop it first") from None
+        time.sleep(_POLL_SECONDS)
+
+
+def _write_owner(descriptor: int, process: int) -> None:
+    os.pwrite(descriptor, str(process).encode(), 0)
+
+
+def _signal(process: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, number)
+
+
+def _released(lock: Path, process: int, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while owner(lock) == process:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True

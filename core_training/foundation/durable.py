@@ -1,0 +1,93 @@
+"""Files that are there whole or not at all, whatever is killed and whenever: write beside, flush to disk, rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from core_training.foundation.errors import FedloomError, RunError
+
+
+def scratch_of(target: Path) -> Path:
+    """Where `commit_folder(target)` has its files until they are committed."""
+    return target.with_name(f".{target.name}.partial")
+
+
+@contextmanager
+def commit_folder(target: Path) -> Iterator[Path]:
+    """Fill the folder this yields; on a clean exit it becomes `target` in one rename.
+
+    On an exception nothing changes: an earlier `target` stays as it was. Raises RunError when the disk refuses.
+    """
+    scratch, replaced = scratch_of(target), target.with_name(f".{target.name}.replaced")
+    try:
+        if replaced.exists() and not target.exists():  # killed between the two renames below
+            replaced.rename(target)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        yield scratch
+        for path in sorted(scratch.rglob("*")):
+            flush(path)
+        flush(scratch)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            target.rename(replaced)
+        scratch.rename(target)
+        flush(target.parent)
+    except FedloomError:
+        raise
+    except Exception as error:
+        if _is_disk_error(error):
+            raise RunError(f"{target} could not be written ({error}); what was committed before is intact") from error
+        raise
+    finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def commit_file(target: Path, data: bytes) -> None:
+    """Replace `target` by `data` in one rename. Raises RunError when the disk refuses."""
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(data)
+        flush(scratch)
+        scratch.rename(target)
+        flush(target.parent)
+    except OSError as error:
+        raise RunError(f"{target} could not be written ({error}); what was there before is intact") from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def _is_disk_error(error: BaseException | None) -> bool:
+    # torch and safetensors report a failed write as errors of their own kind, with the system's text inside; torch
+    # then fails again while it closes the file, which hides the first error behind another.
+    texts = (
+        "PytorchStreamWriter",
+        "file write failed",
+        "No space left",
+        "File too large",
+        "os error",
+        "iostream error",
+    )
+    while error is not None:
+        if isinstance(error, OSError) or any(text in str(error) for text in texts):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

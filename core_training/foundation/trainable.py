@@ -1,0 +1,206 @@
+"""What every topology asks of training: the interface that the Engine has in process and the Worker across one.
+
+A run is trained in slices. Between two slices its owner may read the trainable state, put another one in its place and
+evaluate; optimizer, schedule, data order and random numbers go on by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field, TypeAdapter
+
+from core_training.foundation.state import Manifest, TrainableState
+
+# Bounds that hold for any honest site; a report that arrives in a message is checked against them.
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+
+
+FigureName = Annotated[str, Field(max_length=40, pattern="^[a-z][a-z0-9_]*$")]
+Figures = Annotated[dict[FigureName, tuple[Number, Count]], Field(max_length=24)]
+"""What a stage measures besides its loss, by name: sum and count, so that figures of several sites add up."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """One slice of training.
+
+    `loss_first` is the loss of the slice's first batch before its step, `loss_last` that of its last one, `loss_mean`
+    the mean over all the slice. `weight` counts the units that the loss is a mean over (tokens, pairs or examples, as
+    the stage says) and is the weight of the resulting update; `tokens` counts the tokens that entered the loss.
+    """
+
+    steps: Count
+    loss_first: Number
+    loss_last: Number
+    loss_mean: Number
+    weight: Count
+    tokens: Count
+    seconds: Seconds
+    figures: Figures = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """Loss on held-out records: sums rather than means, so that reports of several sites add up.
+
+    `loss_sum` is over `weight` units of the stage's loss (see TrainReport), which `examples` records held.
+    """
+
+    loss_sum: Number
+    weight: Count
+    examples: Count
+    figures: Figures = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss per unit; None where there is nothing to evaluate."""
+        return self.loss_sum / self.weight if self.weight else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures as means."""
+        return means(self.figures)
+
+    def __add__(self, other: EvalReport) -> EvalReport:
+        return EvalReport(
+            self.loss_sum + other.loss_sum,
+            self.weight + other.weight,
+            self.examples + other.examples,
+            added(self.figures, other.figures),
+        )
+
+
+def added(first: Figures, second: Figures) -> Figures:
+    """The figures of two reports together."""
+    both = dict(first)
+    for name, (total, count) in second.items():
+        before = both.get(name, (0.0, 0))
+        both[name] = (before[0] + total, before[1] + count)
+    return both
+
+
+def means(figures: Figures) -> dict[str, float]:
+    """Figures as means; those of nothing are left out."""
+    return {name: total / count for name, (total, count) in sorted(figures.items()) if count}
+
+
+TRAIN_REPORT, EVAL_REPORT = TypeAdapter(TrainReport), TypeAdapter(EvalReport)
+"""Read reports back from JSON, which knows lists and no tuples: `TRAIN_REPORT.validate_python(document)`."""
+
+NOTHING_EVALUATED = EvalReport(0.0, 0, 0)
+
+
+def total(reports: Mapping[str, EvalReport]) -> EvalReport:
+    """The reports of several sources as one."""
+    return sum(reports.values(), start=NOTHING_EVALUATED)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the records: how many train and evaluate, how many were cut or had nothing to learn from."""
+
+    train_examples: Count
+    eval_examples: Count
+    truncated: Count
+    dropped: Count
+
+
+class Trainable(Protocol):
+    """One model, one stage, one data set, held in memory and trained in slices."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def data_report(self) -> DataReport: ...
+
+    @property
+    def initial_state(self) -> TrainableState:
+        """The state before the first step; the same at every site that starts from one base and seed."""
+        ...
+
+    @property
+    def initial_digest(self) -> str:
+        """SHA-256 (hex) over what all sites must start from: base model, initial state, a reward model that judges."""
+        ...
+
+    @property
+    def training_sources(self) -> dict[str, int]:
+        """Training examples by data source."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done since the start of the run."""
+        ...
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        ...
+
+    def read_state(self) -> TrainableState: ...
+
+    def write_state(self, state: TrainableState, missed_rounds: bool = False) -> None:
+        """Put `state` in place of the trainable parameters: the next slice of training begins a round from it.
+
+        `missed_rounds`: there were rounds since the last slice that this site took no part in.
+        """
+        ...
+
+    def skip(self, steps: int) -> None:
+        """Pass over steps that this site did not take part in, so that its schedule is that of the others."""
+        ...
+
+    def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
+        """Go on for `steps` optimizer steps, or fewer if `stop` is called; `on_step(step, total)` follows each.
+
+        Raises RunError for a step that fails, DivergedError among them when the loss is no longer finite.
+        """
+        ...
+
+    def salvage(self) -> list[TrainReport] | None:
+        """After a `train` that failed: the report of the steps before, if there were any; the state is theirs.
+
+        None when the state is lost: then only `restore` and `reset` help.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Let the running `train` return after its present step (safe to call from a signal handler)."""
+        ...
+
+    def evaluate(self) -> dict[str, EvalReport]:
+        """Loss on the held-out records, by data source, without changing anything."""
+        ...
+
+    def checkpoint(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+        """Write all that is needed to go on from here, and `notes`, into `folder`, whole or not at all."""
+        ...
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Go back to what `checkpoint` wrote; returns its notes."""
+        ...
+
+    def reset(self) -> None:
+        """Go back to the start of the run."""
+        ...
+
+    def save_model(self, folder: Path) -> None:
+        """Write the result in the layout that PEFT or transformers loads."""
+        ...
+
+    def layout(self, base_name: str) -> dict[str, str]:
+        """The small text files (name: content) that stand beside the trained tensors where others write the result.
+
+        `base_name` is what they call the base model, in place of where it lies on this machine.
+        """
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""The recipe: its keys, what can be said of its parts without loading them, and how files become one."""

@@ -1,0 +1,392 @@
+"""LLaMA-Factory's flat YAML as a recipe.
+
+What a key means here is in the tables below. A key without a counterpart is never dropped in silence: one
+that would change the training is an error, one that would not is named in a line on standard error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from core_training.foundation.errors import InputError
+from core_training.recipe.llamafactory_data import INFO_FILE
+
+
+def is_flat_yaml(document: Any) -> bool:
+    """Whether a YAML document is LLaMA-Factory's rather than a recipe."""
+    return isinstance(document, dict) and ("model_name_or_path" in document or "finetuning_type" in document)
+
+
+def to_recipe(document: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The recipe that a flat YAML stands for, LLaMA-Factory's defaults where it is silent.
+
+    `source` names the file in messages. Raises InputError naming all keys that change the training and have no
+    counterpart here; prints one line that names those without effect here.
+    """
+    reader = _Reader(document, source)
+    recipe = _recipe(reader)
+    reader.finish()
+    return recipe
+
+
+_STAGES = {"pt": "pretrain", "sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
+_PREFERENCE_LOSSES = {"sigmoid": "dpo", "orpo": "orpo", "simpo": "simpo"}
+
+_WITHOUT_EFFECT = re.compile(
+    "^("
+    # what is shown, saved, checked on the way, and how fast it goes
+    "logging_.*|log_.*|report_to|run_name|plot_loss|disable_tqdm|print_param_status|(use_)?swanlab.*|"
+    "overwrite_.*|preprocessing_.*|dataloader_num_workers|dataloader_p.*|ddp_.*|data_shared_file_system|streaming|"
+    "buffer_size|remove_unused_columns|low_cpu_mem_usage|use_fast_tokenizer|cache_dir|.*_hub_token|model_revision|"
+    "trust_remote_code|flash_attn|use_unsloth_gc|enable_liger_kernel|use_cache|offload_folder|infer_.*|vllm_.*|"
+    "export_.*|do_eval|eval_.*|evaluation_strategy|batch_eval_metrics|compute_accuracy|metric_for_best_model|"
+    "greater_is_better|save_strategy|save_total_limit|save_only_model|save_safetensors|include_.*|local_rank|"
+    "torch_compile.*|tf32|ray_.*|disable_version_checking|generation_.*|pissa_.*|create_new_adapter|"
+    # of another stage or tuning mode: where one is of use, it has been read
+    "template|lora_.*|use_rslora|use_dora|additional_target|quantization_.*|double_quantization|freeze_.*|pref_.*|"
+    "simpo_.*|kto_.*|ppo_.*|reward_model.*|max_new_tokens|max_length|temperature|top_p|top_k|do_sample"
+    ")$"
+)
+"""Keys that change nothing in what is learnt, or nothing here."""
+
+_WHEN_OFF = {
+    "resize_vocab": False,
+    "predict_with_generate": False,
+    "do_predict": False,
+    "ppo_buffer_size": 1,
+    "ppo_score_norm": False,
+    "fp16": False,
+    "upcast_layernorm": False,
+    "upcast_lmhead_output": False,
+    "train_from_scratch": False,
+    "split_special_tokens": False,
+    "shift_attn": False,
+    "mixture_of_depths": None,
+    "rope_scaling": None,
+    "use_unsloth": False,
+    "train_on_prompt": False,
+    "mask_history": False,
+    "mix_strategy": "concat",
+    "enable_thinking": True,
+    "ignore_pad_token_for_loss": True,
+    "load_best_model_at_end": False,
+    "resume_from_checkpoint": None,
+    "group_by_length": False,
+    "dataloader_drop_last": False,
+    "push_to_hub": False,
+    "auto_find_batch_size": False,
+    "label_smoothing_factor": 0.0,
+    "neftune_noise_alpha": None,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "pref_ftx": 0.0,
+    "pref_bco_weight": 0.0,
+    "dpo_label_smoothing": 0.0,
+    "ref_model": None,
+    "use_galore": False,
+    "use_apollo": False,
+    "use_badam": False,
+    "use_muon": False,
+    "use_adam_mini": False,
+    "use_llama_pro": False,
+    "use_mca": False,
+    "loraplus_lr_ratio": None,
+    "use_asft_loss": False,
+    "use_dft_loss": False,
+    "fsdp": "",
+    "do_train": True,
+}
+"""Keys without a counterpart, and the value that asks for nothing which is not done here anyway."""
+
+
+def _recipe(read: _Reader) -> dict[str, Any]:
+    stage = read.one_of("stage", _STAGES, "sft")
+    if stage == "dpo":
+        stage = read.one_of("pref_loss", _PREFERENCE_LOSSES, "sigmoid")
+    mode = _tuning_mode(read)
+    recipe: dict[str, Any] = {
+        "model": _model(read, stage),
+        "stage": stage,
+        "tuning": _tuning(read, mode),
+        "data": _data(read),
+        "training": _training(read, stage),
+        "output": read.text("output_dir", "saves"),
+    }
+    if (config := read.text("deepspeed", None)) is not None:
+        recipe["deepspeed"] = {"config": config}
+    return recipe | _objective(read, stage)
+
+
+def _tuning_mode(read: _Reader) -> str:
+    mode = read.one_of("finetuning_type", {"lora": "lora", "full": "full", "freeze": "freeze"}, "lora")
+    bits = read.whole("quantization_bit", None)
+    if bits is None:
+        return mode
+    if bits != 4 or mode != "lora":
+        read.refuse("quantization_bit", "four bits, under finetuning_type lora, are what there is")
+    method = read.text("quantization_method", "bnb")
+    if method not in ("bnb", "bitsandbytes"):
+        read.refuse("quantization_method", "it can be bnb")
+    return "qlora"
+
+
+def _model(read: _Reader, stage: str) -> dict[str, Any]:
+    if (folder := read.text("model_name_or_path", None)) is None:
+        raise InputError(f"{read.source}: model_name_or_path: name the base model's folder")
+    model: dict[str, Any] = {"name_or_path": folder}
+    bf16, pure = read.switch("bf16", False), read.switch("pure_bf16", False)
+    if bf16 or pure:
+        model["dtype"] = "bfloat16"
+    if adapters := read.names("adapter_name_or_path"):
+        model["adapters"] = adapters
+        read.say("adapter_name_or_path: merged into the base, and a new adapter is trained")
+    if stage != "pretrain" and (template := read.text("template", None)) is not None:
+        read.say(f"template: the model's own chat template is used in place of '{template}'")
+    return model
+
+
+def _tuning(read: _Reader, mode: str) -> dict[str, Any]:
+    tuning: dict[str, Any] = {"mode": mode}
+    if mode in ("lora", "qlora"):
+        rank = read.whole("lora_rank", 8)
+        target = read.names("lora_target") or ["all"]
+        lora: dict[str, Any] = {
+            "r": rank,
+            "lora_alpha": read.whole("lora_alpha", 2 * rank),
+            "lora_dropout": read.number("lora_dropout", 0.0),
+            "target_modules": "all-linear" if target == ["all"] else target,
+            "use_rslora": read.switch("use_rslora", False),
+            "use_dora": read.switch("use_dora", False),
+            "modules_to_save": read.names("additional_target"),
+        }
+        if read.switch("pissa_init", False):
+            lora["init_lora_weights"] = "pissa"
+        tuning["lora"] = lora
+    if mode == "qlora":
+        tuning["qlora"] = {
+            "quant_type": read.text("quantization_type", "nf4"),
+            "double_quant": read.switch("double_quantization", True),
+        }
+    if mode == "freeze":
+        modules = read.names("freeze_trainable_modules") or ["all"]
+        tuning["freeze"] = {
+            "trainable_layers": read.whole("freeze_trainable_layers", 2),
+            "trainable_modules": "all" if modules == ["all"] else modules,
+            "extra_modules": read.names("freeze_extra_modules"),
+        }
+    return tuning
+
+
+def _data(read: _Reader) -> dict[str, Any]:
+    folder = read.text("dataset_dir", "data")
+    most = read.whole("max_samples", None)
+    part = "" if most is None else f"[:{most}]"
+    data: dict[str, Any] = {"train": [f"{folder}/{INFO_FILE}:{name}{part}" for name in read.names("dataset")]}
+    if not data["train"]:
+        raise InputError(f"{read.source}: dataset: name a data set of {folder}/{INFO_FILE}")
+    share = read.number("val_size", 0.0)
+    if evaluation := read.names("eval_dataset"):
+        data["eval"] = [f"{folder}/{INFO_FILE}:{name}{part}" for name in evaluation]
+    elif share >= 1:
+        read.refuse("val_size", "a share below 1, as the evaluation records are chosen one by one")
+    else:
+        data["eval_fraction"] = share
+    if (cache := read.text("tokenized_path", None)) is not None:
+        data["cache"] = cache
+    return data
+
+
+def _training(read: _Reader, stage: str) -> dict[str, Any]:
+    training: dict[str, Any] = {
+        "learning_rate": read.number("learning_rate", 5e-5),
+        "per_device_train_batch_size": read.whole("per_device_train_batch_size", 8),
+        "per_device_eval_batch_size": read.whole("per_device_eval_batch_size", 8),
+        "gradient_accumulation_steps": read.whole("gradient_accumulation_steps", 1),
+        "max_length": read.whole("cutoff_len", 2048),
+        "num_train_epochs": read.number("num_train_epochs", 3.0),
+        "lr_scheduler_type": read.text("lr_scheduler_type", "linear"),
+        "weight_decay": read.number("weight_decay", 0.0),
+        "max_grad_norm": read.number("max_grad_norm", 1.0),
+        "seed": read.whole("seed", 42),
+        "save_steps": read.whole("save_steps", 500),
+    }
+    steps = read.whole("max_steps", -1)
+    if steps > 0:
+        training["max_steps"] = steps
+    ratio = read.number("warmup_ratio", 0.0)
+    if warmup := read.whole("warmup_steps", 0):
+        training["warmup_steps"] = warmup
+    elif ratio and steps > 0:
+        training["warmup_steps"] = math.ceil(steps * ratio)
+    elif ratio:
+        read.refuse("warmup_ratio", "warmup_steps, or a max_steps that it is a share of")
+    optimizer = read.text("optim", "adamw_torch")
+    training["optim"] = "adamw_torch" if optimizer == "adamw_torch_fused" else optimizer
+    neat = read.switch("neat_packing", False)
+    packing = read.switch("packing", stage == "pretrain") or neat
+    if packing or stage in ("pretrain", "sft"):
+        training["packing"] = packing
+    if packing and not neat:
+        read.say("packing: examples that share a row do not see each other")
+    if read.given("gradient_checkpointing"):
+        training["gradient_checkpointing"] = read.switch("gradient_checkpointing", False)
+    elif read.given("disable_gradient_checkpointing"):
+        training["gradient_checkpointing"] = not read.switch("disable_gradient_checkpointing", False)
+    return training
+
+
+def _objective(read: _Reader, stage: str) -> dict[str, Any]:
+    """The stage's own section."""
+    if stage == "reward":
+        return {"reward": {"center_rewards_coefficient": 0.0}}
+    if stage in ("dpo", "orpo"):
+        return {stage: {"beta": read.number("pref_beta", 0.1)}}
+    if stage == "simpo":
+        return {"simpo": {"beta": read.number("pref_beta", 0.1), "gamma": read.number("simpo_gamma", 0.5)}}
+    if stage == "kto":
+        return {
+            "kto": {
+                "beta": read.number("pref_beta", 0.1),
+                "desirable_weight": read.number("kto_chosen_weight", 1.0),
+                "undesirable_weight": read.number("kto_rejected_weight", 1.0),
+            }
+        }
+    if stage == "ppo":
+        rollout: dict[str, Any] = {
+            "max_new_tokens": read.whole("max_new_tokens", 1024),
+            "temperature": read.number("temperature", 0.95),
+            "top_p": read.number("top_p", 0.7),
+        }
+        if read.text("reward_model_type", "lora") not in ("lora", "full"):
+            read.refuse("reward_model_type", "lora or full, a run of stage reward")
+        if read.whole("top_k", 0) > 0:
+            read.refuse("top_k", "top_p")
+        if (judge := read.text("reward_model", None)) is not None:
+            rollout["reward_model"] = judge
+        return {
+            "rollout": rollout,
+            "ppo": {
+                "num_ppo_epochs": read.whole("ppo_epochs", 4),
+                "kl_coef": 0.2,
+                "kl_target": read.number("ppo_target", 6.0),
+                "whiten_rewards": read.switch("ppo_whiten_rewards", False),
+            },
+        }
+    return {}
+
+
+class _Reader:
+    """Takes the keys of a flat YAML one by one, and knows which were not taken."""
+
+    def __init__(self, document: Mapping[str, Any], source: str) -> None:
+        self.source = source
+        self._document = document
+        self._taken: set[str] = set()
+        self._refused: list[str] = []
+        self._notes: list[str] = []
+
+    def given(self, key: str) -> bool:
+        return self._document.get(key) is not None
+
+    def text(self, key: str, default: Any) -> Any:
+        return self._value(key, default, "a text", _text)
+
+    def whole(self, key: str, default: Any) -> Any:
+        return self._value(key, default, "a whole number", _whole)
+
+    def number(self, key: str, default: float) -> float:
+        return float(self._value(key, default, "a number", _number))
+
+    def switch(self, key: str, default: bool) -> bool:
+        return bool(self._value(key, default, "true or false", _switch))
+
+    def names(self, key: str) -> list[str]:
+        """A list, or a text with commas."""
+        return list(self._value(key, [], "names with commas between", _names))
+
+    def one_of(self, key: str, meanings: Mapping[str, str], default: str) -> str:
+        value = self.text(key, default)
+        if value not in meanings:
+            raise InputError(
+                f"{self.source}: {key}: '{value}' has no counterpart here; it can be {', '.join(meanings)}"
+            )
+        return meanings[value]
+
+    def refuse(self, key: str, right: str) -> None:
+        self._refused.append(f"{key}: {self._document.get(key)} (here: {right})")
+
+    def say(self, note: str) -> None:
+        self._notes.append(note)
+
+    def finish(self) -> None:
+        """Account for the keys that were not taken."""
+        idle = []
+        for key, value in self._document.items():
+            if key in self._taken or value is None:
+                continue
+            if key in _WHEN_OFF:
+                if not _same(value, _WHEN_OFF[key]):
+                    self._refused.append(f"{key}: {value}")
+            elif _WITHOUT_EFFECT.match(str(key)):
+                idle.append(str(key))
+            else:
+                self._refused.append(str(key))
+        if self._refused:
+            raise InputError(
+                f"{self.source}: LLaMA-Factory keys that change the training and have no counterpart here: "
+                f"{'; '.join(self._refused)}. Take them out, or write a recipe (docs/recipe.md)"
+            )
+        if idle:
+            self._notes.append(f"without effect here: {', '.join(idle)}")
+        if self._notes:
+            print(f"{self.source}: LLaMA-Factory's keys. {'; '.join(self._notes)}", file=sys.stderr)  # noqa: T201
+
+    def _value(self, key: str, default: Any, wanted: str, parse: Callable[[Any], Any]) -> Any:
+        self._taken.add(key)
+        value = self._document.get(key)
+        if value is None:
+            return default
+        try:
+            return parse(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{self.source}: {key}: must be {wanted}, not {value!r}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if (number := _number(value)) != int(number):
+        raise ValueError
+    return int(number)
+
+
+def _switch(value: Any) -> bool:
+    return ("false", "true").index(str(value).lower()) == 1
+
+
+def _names(value: Any) -> list[str]:
+    names = value.split(",") if isinstance(value, str) else [_text(one) for one in value]
+    return [name.strip() for name in names if name.strip()]
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(other, float):
+        with suppress(TypeError, ValueError):
+            return _number(value) == other
+    return bool(value == other)

@@ -1,0 +1,150 @@
+"""Reading a recipe: YAML as people write it, overrides from the command line, errors as sentences.
+
+Knows nothing of what the keys mean: that is `core_training.recipe.schema`. Imports none of the heavy libraries.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from core_training.foundation.errors import InputError
+from core_training.recipe.llamafactory import is_flat_yaml, to_recipe
+from core_training.recipe.schema import Recipe, Section
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file and apply `section.key=value` overrides.
+
+    Raises InputError, naming the key (or the YAML line) and what would be right.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    return parse_recipe(text, source=str(path), overrides=overrides)
+
+
+def parse_recipe(text: str, source: str = "recipe", overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe from YAML text; `source` names it in errors, which are those of `load_recipe`."""
+    document = _parse_yaml(text, source)
+    if not isinstance(document, dict):
+        raise InputError(f"{source}: a recipe is a mapping of sections (model, stage, tuning, data, …)")
+    if is_flat_yaml(document):
+        document = to_recipe(document, source)
+    for override in overrides or []:
+        _apply_override(document, override)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        by_key: dict[str, list[Any]] = {}
+        for item in error.errors():
+            by_key.setdefault(_key_of(item["loc"]), []).append(item)
+        # Where a key may have several types, an error further inside says more than that it is not of the other type.
+        telling = [key for key in by_key if not any(other.startswith(key + ".") for other in by_key)]
+        raise InputError(f"{source}: " + "; ".join(_explain(key, by_key[key]) for key in telling[:3])) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `1e-3` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, str) and key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark)
+            seen.add(key if isinstance(key, str) else repr(key))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [entry for entry in entries if entry[0] != "tag:yaml.org,2002:float"]
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{source}{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{source}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{source}: not a recipe: it is nested too deeply") from None
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise InputError(f"'{override}': an override is KEY=VALUE, such as training.learning_rate=1e-4")
+    *parents, last = key.split(".")
+    target = document
+    for parent in parents:
+        inner = target.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{key}: '{parent}' is a value, not a section")
+        target = inner
+    target[last] = _parse_yaml(value, key)
+
+
+_TYPE_ENDINGS = re.compile(r"^(literal\[|list\[|dict\[|function-|constrained-)|^(str|int|float|bool|none)$")
+"""What pydantic puts at the end of an error's place for each type that a key may have."""
+
+
+def _key_of(location: Sequence[str | int]) -> str:
+    parts = [str(part) for part in location]
+    while len(parts) > 1 and _TYPE_ENDINGS.search(parts[-1]):
+        parts.pop()
+    # Where a key may be a section or something else, pydantic names the section's class, too.
+    classes = {section.__name__ for section in Section.__subclasses__()}
+    inner = [part for part in parts[:-1] if part not in classes]
+    return ".".join(part for part in [*inner, *parts[-1:]] if not part.startswith(("literal[", "list[", "dict[")))
+
+
+def _explain(key: str, errors: list[Any]) -> str:
+    """What pydantic says of one key as a sentence: the key, what is wrong, what would be right.
+
+    A key that may have several types has an error for each of them.
+    """
+    error = errors[0]
+    *section, name = [str(part) for part in error["loc"]] or [""]
+    if error["type"] == "extra_forbidden":
+        known = _keys_of(section)
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{key}: this key is required"
+    if error["type"] == "model_type":
+        examples = ", ".join(_keys_of([*section, name])[:3])
+        return f"{key}: this is a section with keys of its own ({examples}, …), not {error['input']!r}"
+    if error["type"] == "value_error":
+        return ".".join([*key.split("."), str(error["msg"]).removeprefix("Value error, ")]).lstrip(".")
+    messages = list(dict.fromkeys(str(one["msg"])[0].lower() + str(one["msg"])[1:] for one in errors))
+    wanted = " or ".join([messages[0], *(message.removeprefix("input should be ") for message in messages[1:])])
+    return f"{key}: {wanted}, not {error['input']!r}"
+
+
+def _keys_of(location: list[str]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        if part in section.model_fields:
+            kind = section.model_fields[part].annotation
+            section = next((one for one in get_args(kind) if hasattr(one, "model_fields")), kind)
+    return list(section.model_fields)

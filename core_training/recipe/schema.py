@@ -1,0 +1,550 @@
+"""The recipe: the one YAML file that says what to train, how, and where.
+
+Every key that a recipe may hold is in this file, with its type, default and meaning (`docs/recipe.md` is made from it).
+Paths are relative to the folder the command is run in. How the file is read is in `recipe_file`. No heavy libraries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from core_training.recipe.parts import STAGES, TUNING_MODES
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+ClipRange = Annotated[float, Field(gt=0, le=1e6)]
+"""At a million nothing is clipped any more; far above, the limits do not fit in a tensor."""
+Passes = Annotated[int, Field(ge=1, le=1000)]
+"""What each pass did is remembered for the report of the step."""
+Generations = Annotated[int, Field(ge=2, le=1024)]
+"""All answers to a prompt are sampled, and in memory, at once."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys and wrong types are errors, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The base model."""
+
+    name_or_path: str = Field(description="Folder of the base model (weights, tokenizer, chat template).")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type the frozen weights are held in and the model computes in; trained weights are float32.",
+    )
+    chat_template: str | None = Field(None, description="Jinja file to use instead of the model's own chat template.")
+    adapters: list[str] = Field(
+        default_factory=list,
+        description="Run folders whose results the run starts from, in this order: an adapter is merged into the "
+        "base, a whole model takes its place. The result is also the reference policy, for the whole run.",
+    )
+
+
+class Lora(Section):
+    """Low-rank adaptation (Hu et al. 2021) of `lora` and `qlora`; names and defaults as in PEFT's `LoraConfig`."""
+
+    r: PositiveInt = Field(8, description="Rank of the update.")
+    lora_alpha: PositiveInt = Field(16, description="Scale: the update is multiplied by lora_alpha / r.")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout before the down-projection.")
+    target_modules: Literal["all-linear"] | list[Name] = Field(
+        "all-linear", description="Modules that get adapters: `all-linear` (all but the output layer) or names."
+    )
+    use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead (Kalajdzievski 2023).")
+    use_dora: bool = Field(False, description="Train each weight's magnitude apart from its direction (Liu 2024).")
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = Field(
+        "default", description="How the factors start: `pissa` and `olora` take them from the base's own weights."
+    )
+    modules_to_save: list[Name] = Field(
+        default_factory=list, description="Modules trained whole beside the adapters, such as `embed_tokens`."
+    )
+
+
+class Qlora(Section):
+    """How `qlora` holds the base model (Dettmers et al. 2023); the adapters are set under `lora`."""
+
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The four-bit type.")
+    double_quant: bool = Field(True, description="Quantise the quantisation constants too.")
+    compute_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="Type the layers compute in. Unset: `model.dtype`."
+    )
+
+
+class Freeze(Section):
+    """Which layers `freeze` trains; all others stay as they are."""
+
+    trainable_layers: Annotated[int, Field(strict=True)] = Field(
+        2, description="The last n layers, or the first n where it is negative."
+    )
+    trainable_modules: Literal["all"] | list[Name] = Field(
+        "all", description="Modules inside those layers, such as `mlp` or `self_attn`."
+    )
+    extra_modules: list[Name] = Field(
+        default_factory=list, description="Modules outside the layers, such as `embed_tokens` or `lm_head`."
+    )
+
+
+class Tuning(Section):
+    """Which parameters are trained, and so which ones travel. Reward and value heads always are."""
+
+    mode: Literal["full", "freeze", "lora", "qlora"] = Field("lora", description="full | freeze | lora | qlora.")
+    lora: Lora = Field(default_factory=Lora, description="Settings of `lora` and `qlora`.")
+    qlora: Qlora = Field(default_factory=Qlora, description="Settings of `qlora`.")
+    freeze: Freeze = Field(default_factory=Freeze, description="Settings of `freeze`.")
+
+
+class Reward(Section):
+    """Stage `reward`: a Bradley–Terry reward model."""
+
+    center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="Weight of the squared sum of a pair's rewards, which keeps them around 0 (Eisenstein 2023)."
+    )
+
+
+class Dpo(Section):
+    """Stage `dpo`: direct preference optimisation (Rafailov et al. 2023)."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="Strength of the tie to the reference policy.")
+
+
+class Kto(Section):
+    """Stage `kto`: Kahneman–Tversky optimisation (Ethayarajh et al. 2024)."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="Strength of the tie to the reference policy.")
+    desirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="Weight of the desirable examples.")
+    undesirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="Weight of the undesirable examples.")
+
+
+class Orpo(Section):
+    """Stage `orpo`: odds-ratio preference optimisation (Hong et al. 2024)."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="Weight of the odds-ratio term (the paper's λ).")
+
+
+class Simpo(Section):
+    """Stage `simpo`: simple preference optimisation (Meng et al. 2024)."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(2.0, description="Scale of the length-normalised reward.")
+    gamma: Annotated[float, Field(ge=0)] = Field(1.0, description="Target reward margin (the paper: γ/β about 0.5).")
+
+
+class Rollout(Section):
+    """Stages `ppo`, `rloo` and `grpo`: how answers are sampled, and what judges them."""
+
+    reward_model: str | None = Field(None, description="Run folder of a run of stage `reward`.")
+    reward_function: str | None = Field(
+        None,
+        description="Instead: `FILE.py:name`, a function of (prompts, completions), two lists of texts, that returns "
+        "a list of numbers.",
+    )
+    max_new_tokens: PositiveInt = Field(64, description="Longest answer, in tokens.")
+    # Below 0.01, where the likeliest token is all but certain, logits leave the range of their type.
+    temperature: Annotated[float, Field(ge=0.01)] = Field(1.0, description="Sampling temperature.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 samples from all tokens.")
+    stop: list[str] = Field(
+        default_factory=list, description="Tokens that end an answer, besides the model's end-of-sequence token."
+    )
+    missing_eos_penalty: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Taken off the reward of an answer that was cut at `max_new_tokens`."
+    )
+
+
+class Ppo(Section):
+    """Stage `ppo`: proximal policy optimisation (Schulman 2017; Ziegler 2019). One step is one rollout."""
+
+    num_ppo_epochs: Passes = Field(4, description="Passes over each rollout.")
+    num_mini_batches: PositiveInt = Field(1, description="Optimizer steps in each pass.")
+    cliprange: ClipRange = Field(0.2, description="Clipping of the probability ratio.")
+    cliprange_value: ClipRange = Field(0.2, description="Clipping of the value's change.")
+    vf_coef: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of the value loss.")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Discount.")
+    lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="λ of generalised advantage estimation.")
+    whiten_advantages: bool = Field(
+        True, description="Bring each rollout's advantages to mean 0 and unit variance, over all processes of a site."
+    )
+    whiten_rewards: bool = Field(False, description="Bring each rollout's rewards to unit variance.")
+    kl_coef: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight of the KL penalty, at the start.")
+    kl_estimator: Literal["k1", "k3"] = Field("k1", description="Estimator of the KL divergence (Schulman 2020).")
+    kl_target: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Set: adapt the weight so that the KL of an answer stays near this (Ziegler 2019), in nats."
+    )
+    kl_horizon: Annotated[float, Field(gt=0)] = Field(10_000.0, description="Answers over which the weight adapts.")
+
+
+class Rloo(Section):
+    """Stage `rloo`: REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024)."""
+
+    num_generations: Generations = Field(4, description="Answers to each prompt.")
+    num_iterations: Passes = Field(1, description="Passes over each rollout.")
+    cliprange: ClipRange = Field(0.2, description="Clipping of the answer's probability ratio.")
+    kl_coef: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight of the KL penalty.")
+
+
+class Grpo(Section):
+    """Stage `grpo`: group-relative policy optimisation (Shao et al. 2024)."""
+
+    num_generations: Generations = Field(4, description="Answers to each prompt.")
+    num_iterations: Passes = Field(1, description="Passes over each rollout.")
+    cliprange: ClipRange = Field(0.2, description="Clipping of the token's probability ratio.")
+    kl_coef: Annotated[float, Field(ge=0)] = Field(0.04, description="Weight of the KL term in the loss.")
+    scale_rewards: bool = Field(True, description="Divide by the group's standard deviation.")
+
+
+class Data(Section):
+    """Training and evaluation records."""
+
+    train: str | list[str] | None = Field(
+        None,
+        description="File, glob, folder or list of them: .jsonl .json .csv .parquet .txt, text ones also as .gz; "
+        "`FOLDER/dataset_info.json:NAME` is a data set of LLaMA-Factory's, `NAME[:1000]` its first thousand records. "
+        "In a real federation: the data set's name, which each site maps to files of its own in `site.yaml`.",
+    )
+    eval: str | list[str] | None = Field(None, description="Evaluation files; without it a part of `train` is kept.")
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Share of records kept for evaluation, chosen by a stable hash of each record."
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="The stage's column name: the name it has in the files, where they differ."
+    )
+    cache: str | None = Field(
+        None,
+        description="Folder in which tokenised records are kept, by digest: they are tokenised once, and need not fit "
+        "in memory. Unset: in memory, so that no copy of the records is left on disk.",
+    )
+
+
+class Training(Section):
+    """The optimisation; names as in Hugging Face's `TrainingArguments`."""
+
+    learning_rate: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Peak learning rate. Unset: what is usual for the stage and mode (docs/stages.md)."
+    )
+    per_device_train_batch_size: PositiveInt = Field(8, description="Rows in a batch, on each process.")
+    per_device_eval_batch_size: PositiveInt = Field(16, description="Rows in an evaluation batch.")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="Batches that make one optimizer step.")
+    max_length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens a row is cut to (cuts are counted).")
+    max_steps: PositiveInt | None = Field(
+        None,
+        description="Optimizer steps of a central run. Unset: rounds × local_steps of the topology, if it has them.",
+    )
+    num_train_epochs: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Passes over the data of a central run with neither `max_steps` nor rounds."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Seed of initialisation, data order and dropout."
+    )
+    optim: Literal["adamw_torch", "sgd"] = Field("adamw_torch", description="Optimizer.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="Schedule over the whole run, not over each round."
+    )
+    warmup_steps: Count = Field(0, description="Steps over which the learning rate rises from 0.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay (AdamW).")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="Gradient clipping; 0 turns it off.")
+    packing: bool | None = Field(
+        None, description="Put several examples in one row, without cross-talk. Unset: on where stage and model can."
+    )
+    gradient_checkpointing: bool = Field(False, description="Trade compute for activation memory.")
+    save_steps: PositiveInt = Field(100, description="Steps between two checkpoints of a central run.")
+    keep_optimizer: bool = Field(
+        True, description="Optimizer moments stay at a site from round to round; false: each round starts without."
+    )
+
+
+class DeepSpeed(Section):
+    """A DeepSpeed group: ZeRO data parallelism over its processes, on one machine or several.
+
+    One process trains without DeepSpeed, unless another key says otherwise.
+    """
+
+    processes: PositiveInt = Field(1, description="Processes of the group, on all its machines.")
+    stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage; in bfloat16, 0 runs as 1.")
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="What moves to CPU memory: nothing, the optimizer, or (ZeRO 3) the parameters too."
+    )
+    config: str | None = Field(None, description="A DeepSpeed JSON file, used instead of the keys above.")
+
+    def check(self) -> None:
+        """Raise ValueError for what DeepSpeed does not do, or would not be asked to."""
+        if self.offload == "all" and self.stage != 3:
+            raise ValueError("deepspeed.offload: 'all' needs deepspeed.stage 3; ZeRO 1 and 2 offload the 'optimizer'")
+        if self.offload == "optimizer" and self.stage == 0:
+            raise ValueError("deepspeed.offload: ZeRO 0 moves nothing; 'optimizer' needs deepspeed.stage 1, 2 or 3")
+
+    @property
+    def used(self) -> bool:
+        """Whether DeepSpeed is: for several processes, or for what its stages and offloading do for one."""
+        return self != DeepSpeed()
+
+
+class Topology(Section):
+    """Who trains, and how the results meet."""
+
+    kind: Literal["central", "federated", "gossip"] = Field("central", description="central | federated | gossip.")
+    rounds: PositiveInt | None = Field(None, description="Exchanges (gossip: epochs).")
+    local_steps: PositiveInt | None = Field(None, description="Optimizer steps at each site between two exchanges.")
+    minimum_sites: PositiveInt = Field(1, description="Sites that must answer for a round to count.")
+    round_deadline: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="Seconds after which a round goes on without the sites that have not answered."
+    )
+    eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="Federated: stop after this many evaluations without a lower loss."
+    )
+    graph: Literal["complete", "ring"] = Field("complete", description="Who talks to whom under `mixing: metropolis`.")
+
+
+class Aggregation(Section):
+    """The arithmetic on the sites' states."""
+
+    rule: Literal["fedavg"] = Field("fedavg", description="Federated: mean weighted by loss tokens (McMahan 2017).")
+    mixing: Literal["group", "metropolis"] = Field(
+        "group", description="Gossip: weighted mean of all in one group, or Metropolis–Hastings weights on `graph`."
+    )
+    proximal_mu: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="FedProx (Li 2020): μ of the pull of local steps towards the state the round began with."
+    )
+    scaffold: bool = Field(
+        False, description="SCAFFOLD (Karimireddy 2020): local steps go in the direction of all sites. Needs `sgd`."
+    )
+
+    @property
+    def corrects(self) -> bool:
+        """Whether local steps are corrected."""
+        return self.scaffold or self.proximal_mu > 0
+
+
+class SecureAggregation(Section):
+    """How many sites it takes to open a sum, and how the sum is written. See docs/security.md."""
+
+    threshold: Annotated[int, Field(ge=2, le=51)] | Annotated[float, Field(gt=0.5, lt=1)] | None = Field(
+        None,
+        description="Sites that it takes to open a sum: a number, or more than this share of them. Unset: more than ⅔.",
+    )
+    minimum_sites: Annotated[int, Field(ge=2, le=51)] = Field(
+        3, description="The fewest updates whose sum is ever opened."
+    )
+    ring_bits: Literal[16, 24, 32] | None = Field(None, description="Bits a value takes on its way. Unset: `codec`'s.")
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="The same as `privacy.clip`."
+    )
+
+
+class Privacy(Section):
+    """What protects the updates on their way, and how they are written.
+
+    `codec` is fp32 unless said, and ring16 (or the ring of `ring_bits`) under secure aggregation.
+    """
+
+    secure_aggregation: bool | SecureAggregation = Field(
+        False, description="Only the sum of the updates becomes known: true, or how (see below)."
+    )
+    codec: Literal["fp32", "bf16", "ring16", "ring24", "ring32"] | None = Field(
+        None,
+        description="How updates travel: states in fp32, or changes in bf16 or in a ring of 16, 24 or 32 bits.",
+    )
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Rings: the most that one value may change in a round. Unset: from learning rate and steps."
+    )
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="bf16 and rings: the share of the values that travel, drawn anew each round, for all alike.",
+    )
+    differential_privacy: None = Field(None, description="Not available yet.")
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        ring_bits = self.secure.ring_bits if self.secure else None
+        codec = self.codec or (f"ring{ring_bits or 16}" if self.secure else "fp32")
+        if (
+            self.secure
+            and isinstance(self.secure.threshold, int)
+            and 2 * self.secure.threshold <= self.secure.minimum_sites
+        ):
+            raise ValueError(
+                f"secure_aggregation.threshold: {self.secure.threshold} is never more than half of "
+                f"{self.secure.minimum_sites} sites (minimum_sites); give more, or a share above 0.5"
+            )
+        if self.secure and not codec.startswith("ring"):
+            raise ValueError(f"codec: secure aggregation needs ring16, ring24 or ring32, not {codec}")
+        if ring_bits is not None and codec != f"ring{ring_bits}":
+            raise ValueError(f"codec: {codec} and ring_bits {ring_bits} differ; give one of them")
+        if self.secure and None not in (self.clip, self.secure.clip) and self.clip != self.secure.clip:
+            raise ValueError("clip: it is given twice, and differently")
+        clip = self.clip or (self.secure.clip if self.secure else None)
+        if clip is not None and not codec.startswith("ring"):
+            raise ValueError(f"clip: codec {codec} clips nothing; choose ring16, ring24 or ring32")
+        if self.keep < 1 and codec == "fp32":
+            raise ValueError("keep: codec fp32 sends whole states; choose bf16 or a ring")
+        self.__dict__.update(codec=codec, clip=clip)
+        return self
+
+    @property
+    def secure(self) -> SecureAggregation | None:
+        """The terms of secure aggregation; None where it is off."""
+        if isinstance(self.secure_aggregation, SecureAggregation):
+            return self.secure_aggregation
+        return SecureAggregation() if self.secure_aggregation else None
+
+    @property
+    def ring_bits(self) -> int | None:
+        """Bits of the ring that updates are written in; None for the other codecs."""
+        return int(str(self.codec).removeprefix("ring")) if str(self.codec).startswith("ring") else None
+
+
+class Simulation(Section):
+    """The sites of `fedloom simulate`: given one by one, or made by partition of `data.train`."""
+
+    sites: list[str] | dict[str, str] | None = Field(
+        None, description="A file for each site (its name is the file's), or `name: file`."
+    )
+    partition: Literal["iid", "dirichlet", "size_skew", "natural"] | None = Field(
+        None, description="How `data.train` is divided: evenly, by label skew, by size skew, or by a column's values."
+    )
+    count: PositiveInt | None = Field(None, description="Sites to make (not for `natural`).")
+    by: str | None = Field(None, description="The column of `dirichlet` and `natural`.")
+    alpha: Annotated[float, Field(gt=0)] = Field(0.5, description="Dirichlet concentration: smaller is more uneven.")
+    engine: Literal["inprocess", "ray"] = Field("inprocess", description="inprocess | ray (extra `simulation`).")
+
+
+class Recipe(Section):
+    """The whole recipe."""
+
+    model: Model
+    stage: Literal["pretrain", "sft", "reward", "ppo", "dpo", "kto", "orpo", "simpo", "rloo", "grpo"]
+    tuning: Tuning = Field(default_factory=Tuning)
+    reward: Reward = Field(default_factory=Reward)
+    dpo: Dpo = Field(default_factory=Dpo)
+    kto: Kto = Field(default_factory=Kto)
+    orpo: Orpo = Field(default_factory=Orpo)
+    simpo: Simpo = Field(default_factory=Simpo)
+    rollout: Rollout = Field(default_factory=Rollout)
+    ppo: Ppo = Field(default_factory=Ppo)
+    rloo: Rloo = Field(default_factory=Rloo)
+    grpo: Grpo = Field(default_factory=Grpo)
+    data: Data = Field(default_factory=Data)
+    training: Training = Field(default_factory=Training)
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
+    topology: Topology = Field(default_factory=Topology)
+    aggregation: Aggregation = Field(default_factory=Aggregation)
+    privacy: Privacy = Field(default_factory=Privacy)
+    simulation: Simulation = Field(default_factory=Simulation)
+    output: Annotated[str, Field(min_length=1)] = Field("runs/latest", description="The run folder.")
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.stage not in STAGES:
+            raise ValueError(f"stage: '{self.stage}' is not in this version; it has {', '.join(STAGES)}")
+        if self.tuning.mode not in TUNING_MODES:
+            raise ValueError(
+                f"tuning.mode: '{self.tuning.mode}' is not in this version; it has {', '.join(TUNING_MODES)}"
+            )
+        self._check_stage()
+        if self.topology.kind != "central":
+            for key in ("rounds", "local_steps"):
+                if getattr(self.topology, key) is None:
+                    raise ValueError(f"topology.{key}: a {self.topology.kind} run needs it, a whole number from 1 up")
+            if self.aggregation.corrects:
+                self._check_correction()
+            self._check_privacy()
+        self.deepspeed.check()
+        if self.simulation.sites is not None and not self.simulation.sites:
+            raise ValueError("simulation.sites: name at least one site's file")
+        if self.simulation.sites is not None and self.simulation.partition is not None:
+            raise ValueError("simulation: give either 'sites' or 'partition', not both")
+        if self.simulation.partition in ("iid", "dirichlet", "size_skew") and self.simulation.count is None:
+            raise ValueError(f"simulation.count: partition '{self.simulation.partition}' needs the number of sites")
+        if self.simulation.partition in ("dirichlet", "natural") and self.simulation.by is None:
+            raise ValueError(f"simulation.by: partition '{self.simulation.partition}' needs a column to divide by")
+        return self
+
+    def _check_stage(self) -> None:
+        judges = [name for name in ("reward_model", "reward_function") if getattr(self.rollout, name) is not None]
+        if STAGES[self.stage].samples and len(judges) != 1:
+            raise ValueError(
+                f"rollout: stage {self.stage} needs something that judges answers; give either reward_model (the run "
+                "folder of a run of stage reward) or reward_function (FILE.py:name)"
+            )
+        if self.stage == "kto" and self.training.per_device_train_batch_size < 2:
+            raise ValueError(
+                "training.per_device_train_batch_size: stage kto estimates a divergence from each batch; give 2 or more"
+            )
+        if self.training.packing and not STAGES[self.stage].packs:
+            raise ValueError(f"training.packing: examples of stage {self.stage} cannot share a row; leave it out")
+
+    def _check_privacy(self) -> None:
+        privacy, mixing = self.privacy, self.aggregation.mixing
+        if self.topology.kind == "gossip" and mixing != "group" and privacy.ring_bits is not None:
+            raise ValueError(
+                f"privacy.codec: {privacy.codec} carries sums, and mixing '{mixing}' needs each neighbour's state by "
+                "itself; choose mixing 'group', or codec fp32 or bf16 without secure aggregation"
+            )
+        if privacy.keep < 1 and self.aggregation.scaffold:
+            raise ValueError(
+                "privacy.keep: SCAFFOLD takes how far the mean moved, so all of it has to travel; leave it out"
+            )
+        if privacy.keep < 1 and self.topology.kind == "gossip" and privacy.codec == "bf16":
+            raise ValueError(
+                "privacy.keep: gossip nodes send bf16 changes since the start of the run; choose a ring codec"
+            )
+
+    def _check_correction(self) -> None:
+        key = "aggregation.scaffold" if self.aggregation.scaffold else "aggregation.proximal_mu"
+        if self.deepspeed.used:
+            raise ValueError(f"{key}: it changes gradients that DeepSpeed keeps to itself; leave out deepspeed")
+        if not self.aggregation.scaffold:
+            return
+        if self.aggregation.proximal_mu > 0:
+            raise ValueError("aggregation: give either 'proximal_mu' or 'scaffold', not both")
+        if self.training.optim != "sgd":
+            raise ValueError(
+                f"{key}: it takes how far a site moved for its gradient, which holds for training.optim 'sgd' only, "
+                f"not '{self.training.optim}'"
+            )
+        if self.topology.kind == "gossip" and self.aggregation.mixing != "group":
+            raise ValueError(f"{key}: it needs one mean of all sites, aggregation.mixing 'group'")
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate, with the stage's and mode's default where the recipe gives none."""
+        if self.training.learning_rate is not None:
+            return self.training.learning_rate
+        entry = STAGES[self.stage]
+        return entry.adapter_learning_rate if self.tuning.mode in ("lora", "qlora") else entry.learning_rate
+
+    @property
+    def fewest_sites(self) -> dict[str, int]:
+        """With how many sites a round can count, by each key that says so: the largest number holds."""
+        fewest, secure = {"topology.minimum_sites": self.topology.minimum_sites}, self.privacy.secure
+        if secure is not None:
+            fewest["privacy.secure_aggregation.minimum_sites"] = secure.minimum_sites
+            if isinstance(secure.threshold, int) and self.topology.kind == "federated":
+                fewest["privacy.secure_aggregation.threshold"] = secure.threshold
+        return fewest
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run at one site; None where the number of epochs decides."""
+        in_rounds = (self.topology.rounds or 0) * (self.topology.local_steps or 0)
+        if self.topology.kind == "central" and self.training.max_steps is not None:
+            return self.training.max_steps
+        return in_rounds or None
+
+    @property
+    def engine_digest(self) -> str:
+        """SHA-256 (hex) over what decides the training at a site: parties with one digest run the same recipe."""
+        # What lies elsewhere at each site is compared by content instead: see `initial_digest` of an engine. The data
+        # and a reward function are the site's own, and never compared.
+        places: Any = dict.fromkeys(("model", "data", "deepspeed", "simulation", "output"), True)
+        parts = self.model_dump(exclude={**places, "rollout": {"reward_model", "reward_function"}})
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)

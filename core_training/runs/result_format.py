@@ -1,0 +1,106 @@
+"""A result's files: what was trained, in the layouts that PEFT, transformers and vLLM load; written and read back.
+
+A trainable state and a few small configuration files are enough, so a server without a model can do it too. It does
+not know the frozen weights, though: of a run of mode `freeze` it writes the trained layers alone (`layers/`), and
+`fedloom export` makes a model of them and the base. PPO's value head has a file of its own, which no one else looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from core_training.foundation.durable import commit_folder
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.recipe.schema import Recipe
+
+ADAPTER_CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PREFIX = "base_model.model."
+_MODEL_WEIGHTS = "model.safetensors"
+_LAYER_WEIGHTS = "layers.safetensors"
+_VALUE_HEAD_WEIGHTS = "value_head.safetensors"
+ORIGIN = "fedloom.json"
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Origin:
+    """What a result belongs to, in `fedloom.json` beside it: digests of `BaseModel`.
+
+    A server has the file from the first site that joined.
+    """
+
+    base_digest: str
+    vocabulary_digest: str
+    copies: dict[str, str] = field(default_factory=dict)
+    """Names under which PEFT also keeps a trained tensor that the model has in two places: copy: its canonical name."""
+
+
+def result_name(recipe: Recipe, without_base: bool = False) -> str:
+    """The folder of a run's result: `adapter`, or `model`; `layers` where there is no base to make a model with."""
+    if recipe.tuning.mode in ("lora", "qlora"):
+        return "adapter"
+    return "layers" if recipe.tuning.mode == "freeze" and without_base else "model"
+
+
+def write_result(state: TrainableState, layout: Mapping[str, str], folder: Path, tokenizer: Any = None) -> None:
+    """Write an adapter (PEFT layout), a model (transformers layout) or layers, as `layout` says, and its tokenizer."""
+    from safetensors.numpy import save_file
+
+    prefix = ADAPTER_PREFIX if ADAPTER_CONFIG in layout else ""
+    files: dict[str, dict[str, Any]] = {_weights_file(layout): {}}
+    for name, values in state.tensors():
+        if name.startswith("value_head."):
+            files.setdefault(_VALUE_HEAD_WEIGHTS, {})[name] = values
+        else:
+            files[_weights_file(layout)][prefix + name] = values
+    with commit_folder(folder) as scratch:
+        for name, content in layout.items():
+            (scratch / name).write_text(content, encoding="utf-8")
+        for name, tensors in files.items():
+            save_file(tensors, scratch / name, metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+
+
+def read_result(folder: Path, manifest: Manifest) -> TrainableState:
+    """Read the trained tensors back. Raises ProtocolError when they are damaged or of another manifest."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    weights = folder / _weights_file([path.name for path in folder.glob("*config.json")])
+    value_head = folder / _VALUE_HEAD_WEIGHTS
+    try:
+        arrays = load_file(weights) | (load_file(value_head) if value_head.exists() else {})
+    except (OSError, SafetensorError) as error:
+        raise ProtocolError(f"{weights} cannot be read: {error}") from None
+    arrays = {name.removeprefix(ADAPTER_PREFIX): values for name, values in arrays.items()}
+    if (folder / MODEL_CONFIG).exists():  # a model holds its frozen weights too
+        trained = {spec.name for spec in manifest.tensors}
+        arrays = {name: values for name, values in arrays.items() if name in trained}
+    return TrainableState.from_arrays(arrays, manifest)
+
+
+def read_origin(folder: Path) -> Origin:
+    """What the result in this folder belongs to. Raises ProtocolError when the folder does not say so."""
+    try:
+        return TypeAdapter(Origin).validate_json((folder / ORIGIN).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+    except OSError as error:
+        reason = str(error)
+    raise ProtocolError(f"{folder / ORIGIN} does not say what it was trained on: {reason}")
+
+
+def _weights_file(configurations: Any) -> str:
+    if ADAPTER_CONFIG in configurations:
+        return ADAPTER_WEIGHTS
+    return _MODEL_WEIGHTS if MODEL_CONFIG in configurations else _LAYER_WEIGHTS

@@ -1,0 +1,213 @@
+"""The run folder: what a run leaves behind, in the files that people and programs look for.
+
+`recipe.yaml` (resolved), `events.jsonl` (append-only), `summary.json`, `checkpoints/`, `adapter/` or `model/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from core_training.foundation import background
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError, RunError
+from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Recipe
+
+Listener = Callable[[str, dict[str, Any]], None]
+"""Is told the name and the fields of an event."""
+
+
+@dataclass
+class SiteSummary:
+    """One site's part in `summary.json`. What does not apply is None."""
+
+    train_examples: int | None = None
+    eval_examples: int | None = None
+    eval_loss_initial: float | None = None
+    eval_loss: float | None = None
+    rounds: int | None = None
+    truncated: int | None = None
+    dropped: int | None = None
+
+
+@dataclass
+class Summary:
+    """`summary.json`. Losses are means per unit of the stage (tokens, pairs or examples); what does not apply is None.
+
+    `truncated` records were cut at `training.max_length`; `dropped` ones had nothing to learn from, or are held out.
+    `initial_digest` is of the model that the run started from, which is its reference policy all along, and of the
+    reward model that judges, if one does. `void_rounds` changed nothing, as too few sites were left to open the sum;
+    `saturated` values, over all rounds and sites, were cut at the clip of a ring codec.
+    """
+
+    topology: str
+    stage: str
+    tuning: str
+    status: str
+    schema: int = 1
+    rounds: int | None = None
+    trainable_parameters: int | None = None
+    initial_digest: str | None = None
+    state_digest: str | None = None
+    train_loss_first: float | None = None
+    train_loss_last: float | None = None
+    eval_loss_initial: float | None = None
+    eval_loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+    seconds: dict[str, float | None] = field(default_factory=dict)
+    tokens_trained: int | None = None
+    truncated: int | None = None
+    dropped: int | None = None
+    void_rounds: int | None = None
+    saturated: int | None = None
+    peak_rss_bytes: int | None = None
+    sites: dict[str, SiteSummary] = field(default_factory=dict)
+
+
+class RunFolder:
+    """A run's folder, made when first written to. Each listener is told of every event, after it is written."""
+
+    def __init__(self, path: Path, *listeners: Listener) -> None:
+        self._listeners = listeners
+        self.path = path if path.name not in ("", "..") else path.resolve()
+        self._given_out = 0
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name, in the letters that a run id may have."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.name).lstrip("._-")[:100] or "run"
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Keep other processes from working on this run meanwhile. Raises InputError when one does already."""
+        return background.claim(self.path.with_name(f".{self.path.name}.lock"))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def prepare(self, recipe: Recipe, resume: bool) -> None:
+        """Make the folder ready for `recipe`, starting anew or going on.
+
+        A folder that holds an earlier run is moved aside (`NAME.1`, `NAME.2`, …) when a new one starts. Raises
+        InputError when there is nothing to resume, or when the earlier run had another recipe.
+        """
+        earlier = self.path / "recipe.yaml"
+        if resume:
+            if not earlier.exists():
+                raise InputError(f"{self.path}: there is no run to resume here; leave out --resume to start one")
+            if (difference := _difference(load_recipe(earlier), recipe)) is not None:
+                raise InputError(
+                    f"{self.path}: the run to resume has another {difference}; use its recipe.yaml, or --out"
+                )
+        elif earlier.exists():
+            if not self.checkpoints.is_dir():
+                raise InputError(f"{self.path} holds a recipe.yaml, but no run; name another folder with --out")
+            if Path.cwd().is_relative_to(self.path.resolve()):
+                raise InputError(f"{self.path} holds an earlier run; name another folder with --out")
+            number = next(n for n in range(1, sys.maxsize) if not self._aside(n).exists())
+            self.path.rename(self._aside(number))
+            self._given_out = 0
+            print(f"{self.path} held an earlier run, which is now {self._aside(number)}", file=sys.stderr)  # noqa: T201
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be made a run folder: {error.strerror}; name another with --out"
+            ) from None
+        commit_file(earlier, recipe.to_yaml().encode())
+
+    def completed(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The summary, if this folder holds the completed run of `recipe`: then there is nothing to resume."""
+        summary = self.summary()
+        if summary is None or summary.get("status") != "completed":
+            return None
+        return summary if _difference(load_recipe(self.path / "recipe.yaml"), recipe) is None else None
+
+    def keep_recipe(self, text: str) -> None:
+        """Write `recipe.yaml`, in the words of whoever started the run."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        commit_file(self.path / "recipe.yaml", text.encode())
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Append one line to `events.jsonl`: time (UTC), event, and its fields."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields})
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # One write of one line to a file opened for appending stays whole beside other writers.
+            descriptor = os.open(self.path / "events.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                size = os.fstat(descriptor).st_size
+                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a kill or a full disk cut it short
+                data = ("\n" * torn + line + "\n").encode()
+                if os.write(descriptor, data) < len(data):
+                    raise OSError("the disk is full")
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise RunError(f"{self.path / 'events.jsonl'} cannot be written: {error}") from error
+        for listener in self._listeners:
+            listener(name, fields)
+
+    def events(self, name: str | None = None) -> Iterator[dict[str, Any]]:
+        """The events so far, or those of one name. A last line cut short by a kill is passed over."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if name is None or event.get("event") == name:
+                yield event
+
+    def new_events(self) -> Iterator[dict[str, Any]]:
+        """The events that this has not given out yet. A line that is still being written waits for the next time."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._given_out)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._given_out += len(line)
+                with suppress(json.JSONDecodeError):
+                    yield json.loads(line)
+
+    def write_summary(self, summary: Summary) -> None:
+        commit_file(self.path / "summary.json", (json.dumps(asdict(summary), indent=2) + "\n").encode())
+
+    def summary(self) -> dict[str, Any] | None:
+        """What `write_summary` wrote, or None while the run goes on."""
+        try:
+            document = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return document if isinstance(document, dict) else None
+
+    def _aside(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _difference(earlier: Recipe, now: Recipe) -> str | None:
+    """The first section in which two recipes differ, apart from where they write to."""
+    before, after = earlier.model_dump(exclude={"output"}), now.model_dump(exclude={"output"})
+    return next((section for section in before if before[section] != after[section]), None)

@@ -1,0 +1,124 @@
+"""How a node that is behind gets in step with the others again, and how all come to one state at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from p2p.calls import RETRY_SECONDS, PeerCalls
+from p2p.commits import Commit
+from p2p.messages import Hello, Offer
+from p2p.progress import Progress
+
+_FETCH_ATTEMPTS = 3
+_JOINABLE_SHARE = 0.25
+_JOINABLE_SECONDS = 1.0
+
+
+class CatchUp:
+    """Compares a node with its neighbours, and lets it adopt the state of one that is ahead."""
+
+    def __init__(self, progress: Progress, calls: PeerCalls) -> None:
+        self._progress = progress
+        self._calls = calls
+        self._plan = progress.plan
+
+    def is_behind(self) -> bool:
+        """Whether the live neighbours have a state that this node should have."""
+        return self._wanted() is not None
+
+    def is_overtaken(self) -> bool:
+        """Whether this node is behind, and not only behind nodes that found no group in this epoch."""
+        wanted = self._wanted()
+        return wanted is not None and wanted[:2] != (self._progress.last.epoch + 1, 0)
+
+    async def adopt_newest(self) -> bool:
+        """Take the newest state that a neighbour has, at a moment from which this node can go on with the others.
+
+        Returns whether there was a newer one. In the middle of an epoch of the others this node sits out till its end.
+        """
+        progress, loop = self._progress, asyncio.get_running_loop()
+        progress.catching_up = True
+        until = loop.time() + self._plan.recipe.topology.round_deadline  # whatever they say about themselves
+        for _ in range(_FETCH_ATTEMPTS):
+            await self._calls.greet_all(progress.members.live or self._plan.neighbours)
+            while self._must_sit_out() and loop.time() < until:
+                await asyncio.sleep(RETRY_SECONDS)
+                await self._calls.greet_all(progress.members.live)
+            if (wanted := self._wanted()) is None:
+                break
+            if await self._adopt(wanted):
+                return True
+        progress.catching_up = False
+        return False
+
+    async def settle(self) -> None:
+        """Wait for those who are still averaging the last epoch; should states differ, agree on one of them.
+
+        A kill or a cut in the middle of the last epoch can leave nodes with means over different members; in every
+        earlier epoch the next mean mends that.
+        """
+        progress, loop = self._progress, asyncio.get_running_loop()
+        progress.working, progress.catching_up = 0, False
+        deadline = loop.time() + progress.deadlines.deadline(0.0)
+        while loop.time() < deadline:
+            await self._calls.greet_all(progress.members.live)
+            if all(hello.committed >= self._plan.epochs for hello in progress.members.hellos()):
+                break
+            await asyncio.sleep(RETRY_SECONDS)
+        if self._plan.mixing.one_state and (wanted := self._wanted(at_the_end=True)) is not None:
+            await self._adopt(wanted)
+        progress.finished = True
+
+    def _wanted(self, at_the_end: bool = False) -> Offer | None:
+        """The state to adopt, as it was offered; None where this node has it. At the end all are to have the same one.
+
+        Otherwise it is one of a later epoch: the next mean brings together what differs. The members of a group must
+        start from the very same state, which all who were in the last sum hold. So there it is the one that most hold,
+        this node counted, of its own epoch or a later one, and which more than half of the fewest members hold, as they
+        have confirmed it: a single node cannot put a state of its making in its place. (But where two are enough for a
+        group, it can: there is but one to believe.)
+        """
+        own, offers = self._progress.last.offer, [hello.offer for hello in self._hellos()]
+        if self._plan.in_groups:
+            holders = Counter([own, *offers])
+            enough = max(1, min(self._plan.needed // 2 + 1, self._plan.needed - 1))
+            later = [offer for offer in holders if offer == own or (offer[0] >= own[0] and holders[offer] >= enough)]
+            best = max(later, key=lambda offer: (holders[offer], offer))
+            return best if best != own else None
+        best = max(offers, default=own)
+        return best if best[0] > own[0] or (at_the_end and best > own) else None
+
+    def _must_sit_out(self) -> bool:
+        """Whether the others are so far into an epoch that one who starts it now would come late."""
+        hellos = self._hellos()
+        newest = max((hello.committed for hello in hellos), default=0)
+        longest = self._plan.recipe.topology.round_deadline
+        if self._plan.in_groups and sum(hello.working > newest for hello in hellos) < self._plan.needed:
+            return False  # they cannot end it without this node
+        return any(
+            hello.working > newest > 0
+            and max(_JOINABLE_SECONDS, _JOINABLE_SHARE * hello.pace) < hello.working_seconds < longest
+            for hello in hellos
+        )
+
+    async def _adopt(self, offer: Offer) -> bool:
+        """Fetch the state of an offer and commit it as one's own."""
+        progress = self._progress
+        donors = [hello for hello in self._hellos() if hello.offer == offer]
+        state = await self._calls.fetch(donors)
+        if state is None:
+            return False
+        progress.put(Commit(offer[0], state, tuple(donors[0].contributors), progress.ledger.copy()))
+        progress.event(
+            "adopted",
+            epoch=offer[0],
+            of=self._plan.epochs,
+            donors=[donor.sender for donor in donors],
+            state_digest=progress.last.state_digest,
+        )
+        return True
+
+    def _hellos(self) -> list[Hello]:
+        """What live neighbours last said."""
+        return [hello for hello in self._progress.members.hellos() if hello.sender in self._plan.neighbours]

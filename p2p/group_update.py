@@ -1,0 +1,103 @@
+"""What a node brings to a group and takes from it: its update as a vector of the ring, and the mean in the sum.
+
+The members first tell each other what they start from and on what scale they would write: the widest one is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from core_training.foundation.state import TrainableState
+from p2p.messages import PeerMessage
+from p2p.progress import Progress
+from security.secure_aggregation.group import GroupFault, RingForm
+from security.secure_aggregation.masks import RingVector
+from strategies.codec_of_round import ring_codec
+from strategies.draws import rounding_key
+from strategies.fedavg import most_weight
+from strategies.figures import RoundFigures
+from strategies.messages import Digest, Update
+from strategies.ring import Outcome, RingCodec
+from strategies.ring_scale import Scale, first_scale, next_scale, widened
+
+
+class Proposal(PeerMessage):
+    """What a member tells of itself before an attempt."""
+
+    manifest_digest: Digest
+    start_digest: Digest
+    """Of the state that it trained from."""
+    scale: Scale | None
+    """The limits that it would write with; None when it knows none, as whoever adopted a state."""
+
+
+class GroupUpdate:
+    """One node's update of one epoch."""
+
+    def __init__(self, progress: Progress, update: Update, trained: TrainableState, start: TrainableState) -> None:
+        self._plan = progress.plan
+        self._recipe = progress.plan.recipe
+        self._update = update
+        self._trained = trained
+        self._start = start
+        self._own = Proposal(
+            manifest_digest=start.manifest.digest, start_digest=start.digest, scale=progress.last.scale
+        )
+        self._use(self._own.scale or first_scale(self._recipe, start.manifest))
+        bits = self._recipe.privacy.ring_bits
+        assert bits is not None
+        self.form = RingForm(self._codec.length, bits // 8, self._codec.to_bytes, self._codec.read_part)
+
+    @property
+    def proposal(self) -> bytes:
+        """What this member tells the others."""
+        return self._own.model_dump_json().encode()
+
+    def widen(self) -> bool:
+        """Propose a wider scale from now on; False when there is none."""
+        wider = widened(self._scale, self._recipe, self._start.manifest)
+        self._own = self._own.model_copy(update={"scale": wider})
+        return wider != self._scale
+
+    def vector(self, proposals: Mapping[str, bytes]) -> RingVector:
+        """The update as these proposals ask for it, one of each member.
+
+        Raises GroupFault when one is not right, and ProtocolError when their scale would cut too much of the update.
+        """
+        scales = [scale for name in proposals if (scale := self._checked(name, proposals[name]).scale) is not None]
+        if scales:
+            self._use(Scale.widest(scales))
+        key = rounding_key(self._recipe.training.seed, self._plan.rounding_secret, self._update.round)
+        figures = RoundFigures.of(self._update.train, self._update.evaluation).to_integers()
+        return self._codec.encode(self._trained, self._start, self._update.train.weight, figures, key)
+
+    def read(self, total: RingVector, members: int) -> tuple[Outcome, Scale]:
+        """The mean in a sum, and the next epoch's scale. Raises ProtocolError for a sum that is not one of updates."""
+        outcome = self._codec.decode(total, members, self._start)
+        return outcome, next_scale(self._scale, outcome.levels, self._recipe)
+
+    def _checked(self, member: str, document: bytes) -> Proposal:
+        try:
+            proposal = Proposal.model_validate_json(document)
+        except ValidationError:
+            raise GroupFault(member, "its proposal is garbage") from None
+        if proposal.manifest_digest != self._own.manifest_digest:
+            raise GroupFault(member, "its manifest is another one: other trainable tensors")
+        if proposal.start_digest != self._own.start_digest:
+            raise GroupFault(member, "it has trained from another state than this node")
+        if proposal.scale is not None:
+            if len(proposal.scale.exponents) != len(self._start.manifest.tensors):
+                raise GroupFault(member, "its scale is one of another state")
+            # A larger cap would round everybody's change to nothing.
+            if proposal.scale.weight_cap >= 2 * most_weight(self._recipe, self._recipe.topology.local_steps or 1):
+                raise GroupFault(member, f"weight_cap {proposal.scale.weight_cap}: no site has so much in an epoch")
+        return proposal
+
+    def _use(self, scale: Scale) -> None:
+        self._scale = scale
+        # Room for all of the roster, so that a group writes as a server's sites would, whoever is missing.
+        self._codec: RingCodec = ring_codec(
+            self._recipe, self._start.manifest, self._update.round, scale, len(self._plan.roster)
+        )

@@ -1,0 +1,229 @@
+"""Who takes part: which connected nodes are admitted sites, what they agreed to when they joined, who is there now.
+
+Knows nothing of rounds or of arithmetic on states.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core_training import __version__
+from core_training.foundation.errors import InputError, ProtocolError, RunError
+from core_training.foundation.state import Manifest, TrainableState
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder, SiteSummary
+from server.order_exchange import POLL_SECONDS, OrderExchange
+from server.progress import Progress
+from strategies.messages import JoinOrder, JoinReply
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+_ASKED_AGAIN_AFTER = 5.0
+_ASKED_AGAIN_AT_MOST = 60.0
+"""Seconds before a site that could not join is asked again; they double each time, up to this."""
+
+_NEWCOMER_WAIT = 5.0
+"""Seconds that sites which are ready wait for newcomers. Who needs longer has joined when it is asked the next time."""
+
+
+_PIN_ANOTHER = (
+    "hand all sites the newest one; then at the site `fedloom client pin --replace roster.json`, and stop and start it"
+)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What every site of the run agreed on when it joined."""
+
+    manifest: Manifest
+    initial_digest: str
+    initial_state_digest: str
+    recipe_digest: str
+    roster_digest: str | None
+
+
+@dataclass(frozen=True)
+class _Pause:
+    """When a site that could not join is asked again."""
+
+    seconds: float
+    until: float
+
+
+class Membership:
+    """The sites of one run."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        folder: RunFolder,
+        recipe: Recipe,
+        exchange: OrderExchange,
+        sites: Callable[[], dict[int, str]],
+        patience: float,
+        roster_of: Callable[[str], object],
+    ) -> None:
+        """`sites()` are the admitted ones now; `patience` is how many seconds to wait for enough of them.
+
+        `roster_of(digest)` raises InputError for a roster that this federation did not hand out.
+        """
+        self._grid = grid
+        self._folder = folder
+        self._recipe = recipe
+        self._exchange = exchange
+        self._sites = sites
+        self._patience = patience
+        self._roster_of = roster_of
+        self._terms: Terms | None = None
+        self._joined: dict[int, str] = {}
+        self._turned_away: set[int] = set()
+        self._pauses: dict[int, _Pause] = {}
+        self.layout: dict[str, str] = {}
+        """The small files that stand beside the weights of a result, as the sites describe them."""
+
+    @property
+    def terms(self) -> Terms:
+        assert self._terms is not None, "no site has joined"
+        return self._terms
+
+    def gather(self, progress: Progress, state: TrainableState | None) -> dict[int, str]:
+        """The joined sites that are connected now; waits for the minimum, and lets newcomers join.
+
+        `state` is the run's, where it has one. Raises RunError when patience ends before enough sites are there.
+        """
+        minimum = max(self._recipe.fewest_sites.values())
+        deadline = time.monotonic() + self._patience
+        announced = False
+        while True:
+            connected = set(self._grid.get_node_ids())
+            # Whoever reconnects is asked again.
+            self._turned_away &= connected
+            self._pauses = {node: pause for node, pause in self._pauses.items() if node in connected}
+            if newcomers := self._newcomers(connected, progress.round):
+                ready = self._terms is not None and len(connected & self._joined.keys()) >= minimum
+                self._let_join(newcomers, progress, state, _NEWCOMER_WAIT if ready else math.inf)
+                self._put_off(newcomers.keys() - self._joined.keys(), newcomers)
+            present = {
+                node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected
+            }
+            if len(present) >= minimum:
+                return present
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{len(present)} of at least {minimum} sites were ready within {self._patience:g} s "
+                    "(minimum_sites of topology and of privacy.secure_aggregation, topology.round_deadline). "
+                    + self._exchange.recent_reasons()
+                )
+            if not announced:
+                self._folder.event("waiting", sites=sorted(present.values()), minimum=minimum)
+                announced = True
+            time.sleep(POLL_SECONDS)
+
+    def _newcomers(self, connected: set[int], round_number: int) -> dict[int, str]:
+        known = self._sites()
+        for stranger in sorted(connected - known.keys() - self._turned_away):
+            self._turned_away.add(stranger)
+            self._folder.event(
+                "quarantined",
+                site=f"node {stranger}",
+                round=round_number,
+                reason="the node is none of the admitted sites",
+            )
+        now = time.monotonic()
+        pausing = {node for node, pause in self._pauses.items() if now < pause.until}
+        settled = self._joined.keys() | self._turned_away | pausing
+        return {node: known[node] for node in sorted((connected & known.keys()) - settled)}
+
+    def _put_off(self, nodes: set[int], names: dict[int, str]) -> None:
+        """Ask sites that did not join again later, but those no more for which it would not help.
+
+        A simulation asks once: nothing changes there.
+        """
+        for node in nodes:
+            if names[node] in self._exchange.hopeless or self._patience == 0:
+                self._turned_away.add(node)
+            else:
+                earlier = self._pauses.get(node)
+                seconds = min(2 * earlier.seconds, _ASKED_AGAIN_AT_MOST) if earlier else _ASKED_AGAIN_AFTER
+                self._pauses[node] = _Pause(seconds, time.monotonic() + seconds)
+
+    def _let_join(
+        self, newcomers: dict[int, str], progress: Progress, state: TrainableState | None, patience: float
+    ) -> None:
+        """Invite sites. The terms are the committed state's where there is one, else those of most that answer."""
+        order = JoinOrder(run_id=self._folder.run_id, version=__version__, recipe=self._recipe.to_yaml())
+        nodes = {site: node for node, site in newcomers.items()}
+        offers: dict[str, tuple[JoinReply, Terms]] = {}
+        for site, reply in self._exchange.ask(order, newcomers, JoinReply, progress.round, patience):
+            with self._exchange.quarantine(site, progress.round):
+                if reply.run_id != order.run_id:
+                    raise ProtocolError(f"the reply belongs to run {reply.run_id}")
+                if reply.version != __version__:
+                    raise ProtocolError(f"the site runs fedloom {reply.version}, this server {__version__}", fatal=True)
+                self._check_roster(reply)
+                offers[site] = (reply, _terms_of(reply))
+        if self._terms is None:
+            votes = [
+                terms
+                for _, (_, terms) in sorted(offers.items())
+                if progress.initial_digest in (None, terms.initial_digest)
+                and (state is None or terms.manifest == state.manifest)
+            ]
+            self._terms = max(votes, key=votes.count, default=None)
+            if self._terms is not None:
+                progress.initial_digest = self._terms.initial_digest
+        for site, (reply, terms) in sorted(offers.items()):
+            with self._exchange.quarantine(site, progress.round):
+                if self._terms is None or terms != self._terms:
+                    raise ProtocolError(_difference(terms, self._terms), fatal=True)
+                self.layout = self.layout or dict(reply.layout)
+                self._joined[nodes[site]] = site
+                self._pauses.pop(nodes[site], None)
+                data = reply.data
+                first_seen = SiteSummary(
+                    data.train_examples, data.eval_examples, rounds=0, truncated=data.truncated, dropped=data.dropped
+                )
+                progress.sites.setdefault(site, first_seen)
+                self._folder.event("joined", site=site, train_examples=data.train_examples)
+
+    def _check_roster(self, reply: JoinReply) -> None:
+        if (reply.roster_digest is None) != (self._recipe.privacy.secure is None):
+            raise ProtocolError(
+                "the site does not take the recipe's privacy.secure_aggregation as it stands", fatal=True
+            )
+        try:
+            if reply.roster_digest is not None:
+                self._roster_of(reply.roster_digest)
+        except InputError:
+            raise ProtocolError(
+                f"the site has pinned a roster that `fedloom server roster` did not write here; {_PIN_ANOTHER}",
+                fatal=True,
+            ) from None
+
+
+def _terms_of(reply: JoinReply) -> Terms:
+    return Terms(
+        reply.parsed_manifest,
+        reply.initial_digest,
+        reply.initial_state_digest,
+        reply.recipe_digest,
+        reply.roster_digest,
+    )
+
+
+def _difference(offered: Terms, agreed: Terms | None) -> str:
+    if agreed is None or offered.manifest != agreed.manifest:
+        return "the site's trainable tensors differ from the run's: another base model or another recipe"
+    if offered.recipe_digest != agreed.recipe_digest:
+        return "the site reads the recipe differently than the others"
+    if offered.roster_digest != agreed.roster_digest:
+        return f"the site has pinned another roster than the others; {_PIN_ANOTHER}"
+    return (
+        "the site starts from something else than the others: its base model, tokenizer, chat template, earlier runs "
+        "or reward model differ"
+    )

@@ -1,0 +1,221 @@
+"""What parties say to each other: a kind, a few checked fields, and at most one payload of tensors.
+
+The same messages travel in Flower's records, over the worker's socket and inside the simulation. Fields are plain JSON
+values, validated on arrival; payloads are safetensors. Knows no transport.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core_training.foundation.errors import NarrowScaleError, ProtocolError
+from core_training.foundation.state import Manifest
+from core_training.foundation.trainable import DataReport, EvalReport, Number, Seconds, TrainReport
+from strategies.ring_scale import Scale
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+RunId = Annotated[str, Field(pattern=RUN_ID)]
+LayoutFile = Annotated[str, Field(pattern=r"^(adapter_config|config|fedloom)\.json$")]
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """One message in its neutral form: what a transport carries."""
+
+    kind: str
+    fields: dict[str, Any]
+    payload: bytes | memoryview = b""
+
+
+class Message(BaseModel):
+    """A message with checked fields. `payload` (tensors, as safetensors) rides beside them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+    kind: ClassVar[str]
+    payload: bytes | memoryview = Field(b"", exclude=True, repr=False)
+
+    def envelope(self) -> Envelope:
+        return Envelope(self.kind, self.model_dump(mode="json"), self.payload)
+
+    @classmethod
+    def open(cls, envelope: Envelope) -> Self:
+        """Check an envelope. Raises ProtocolError for another kind, and names the field that is wrong."""
+        if envelope.kind == Refusal.kind and cls is not Refusal:
+            refusal = Refusal.open(envelope)
+            kind_of_error = NarrowScaleError if refusal.too_narrow else ProtocolError
+            raise kind_of_error(refusal.reason, refusal.fatal)
+        if envelope.kind != cls.kind:
+            raise ProtocolError(f"a '{envelope.kind}' message came where '{cls.kind}' was expected")
+        try:
+            message = cls.model_validate_json(json.dumps(envelope.fields), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ProtocolError(f"{cls.kind} message: {where}: {first['msg']}") from None
+        return message.model_copy(update={"payload": envelope.payload})
+
+
+class JoinOrder(Message):
+    """Server to site: a run begins (or goes on); build its engine and say what you would train."""
+
+    kind: ClassVar[str] = "join"
+    run_id: RunId
+    version: str
+    recipe: str
+
+
+class JoinReply(Message):
+    """Site to server: what this site would train, so that differences show before the first round."""
+
+    kind: ClassVar[str] = "joined"
+    run_id: RunId
+    version: str
+    recipe_digest: Digest
+    manifest: list[list[Any]]
+    """[name, shape] of each trainable tensor; see `parsed_manifest`."""
+    initial_digest: Digest
+    """Of the base model's weights and the initial trainable state."""
+    initial_state_digest: Digest
+    """Of the initial trainable state alone."""
+    roster_digest: Digest | None
+    """Of the roster that the site has pinned, where the run aggregates securely."""
+    data: DataReport
+    layout: dict[LayoutFile, Annotated[str, Field(max_length=65536)]]
+    """The small files that stand beside the weights of a saved result."""
+
+    @property
+    def parsed_manifest(self) -> Manifest:
+        return Manifest.from_json(self.manifest)
+
+
+class InitialStateOrder(Message):
+    """To a site: send the state that the run begins with. It is made of public things and the recipe's seed."""
+
+    kind: ClassVar[str] = "initial"
+    run_id: RunId
+
+
+class InitialStateReply(Message):
+    """From a site: the initial state, in the payload."""
+
+    kind: ClassVar[str] = "initial_state"
+    run_id: RunId
+
+
+class SecureOrder(Message):
+    """Server to site: a step of secure aggregation besides training. The payload is the protocol's own document."""
+
+    kind: ClassVar[str] = "secure"
+    run_id: RunId
+    step: Literal["keys", "shares", "unmask"]
+
+
+class SecureReply(Message):
+    """Site to server: the protocol's answer, in the payload."""
+
+    kind: ClassVar[str] = "secured"
+    run_id: RunId
+
+
+class RingTerms(BaseModel):
+    """How the update of a round is to be written where the codec is a ring."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    scale: Scale
+    sites: Annotated[int, Field(ge=1, le=100_000)]
+    """How many updates may enter the sum: room is left for as many."""
+    masking: Annotated[str, Field(max_length=4 * 2**20)] | None = None
+    """The protocol's own document on how to mask; None where the sum is not secret."""
+
+
+class TrainOrder(Message):
+    """Server to site: train one slice from the state in the payload (round 1: from the site's initial state)."""
+
+    kind: ClassVar[str] = "train"
+    run_id: RunId
+    round: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)]
+    evaluate: bool
+    manifest_digest: Digest
+    ring: RingTerms | None = None
+
+    def context(self, start: str, recipe: str, initial: str) -> bytes:
+        """SHA-256 over all that the parties of the round must see alike.
+
+        `start` is the digest of the state it begins with, `recipe` the run's recipe as the server wrote it, `initial`
+        the run's initial digest. Sites that were told different things get masks that do not cancel.
+        """
+        alike = self.model_dump(mode="json", exclude={"ring": {"masking"}})
+        return hashlib.sha256(json.dumps([alike, start, recipe, initial], sort_keys=True).encode()).digest()
+
+
+class Update(Message):
+    """Site to server: what the slice led to (payload, in the recipe's codec), its weight, and the figures of the round.
+
+    `weight` is that of the training report. `evaluation` holds the losses of the state as it arrived, before training.
+    """
+
+    kind: ClassVar[str] = "update"
+    run_id: RunId
+    round: Annotated[int, Field(ge=1)]
+    manifest_digest: Digest
+    weight: Number
+    train: TrainReport
+    evaluation: EvalReport | None
+    resident_seconds: Seconds
+    """Seconds from the order's arrival at the worker to the first step of training."""
+    seconds: Seconds
+    """Seconds from the order's arrival at the worker to this answer."""
+
+
+class MaskedUpdate(Message):
+    """Site to server: the masked vector of a round (payload). Weight and figures are inside it, and so in the sum."""
+
+    kind: ClassVar[str] = "masked"
+    run_id: RunId
+    round: Annotated[int, Field(ge=1)]
+    manifest_digest: Digest
+    statement: Annotated[str, Field(max_length=65536)]
+    """The protocol's own document: what was masked for which slot, signed by the site."""
+    resident_seconds: Seconds
+    training_seconds: Seconds
+    masking_seconds: Seconds
+    seconds: Seconds
+
+
+class EvaluateOrder(Message):
+    """Server to site: evaluate the state in the payload; `final` says it is the run's result, to be kept."""
+
+    kind: ClassVar[str] = "evaluate"
+    run_id: RunId
+    round: Annotated[int, Field(ge=0)]
+    final: bool
+    manifest_digest: Digest
+
+
+class EvaluateReply(Message):
+    """Site to server: losses of the state that was sent."""
+
+    kind: ClassVar[str] = "evaluated"
+    run_id: RunId
+    round: Annotated[int, Field(ge=0)]
+    evaluation: EvalReport
+
+
+class Refusal(Message):
+    """Site to server: the order cannot be carried out. `fatal` says that trying again would not help.
+
+    `too_narrow` says that the site's update does not fit the scale of the order.
+    """
+
+    kind: ClassVar[str] = "refused"
+    reason: Annotated[str, Field(max_length=2000)]
+    fatal: bool = False
+    too_narrow: bool = False

@@ -1,0 +1,173 @@
+"""The same records come out of every kind of file, and what is wrong in one is named by file and line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core_training.data.records import data_files, read_records, source_name
+from core_training.foundation.errors import InputError
+
+ROWS = [{"question": "what?", "answer": 'Über\nzwei Zeilen, "quoted"'}, {"question": "ça va?", "answer": "行"}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def write(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        list(read_records(path))
+    assert caught.value.exit_code == 2
+    assert str(caught.value).startswith(str(path))
+    return str(caught.value).removeprefix(str(path))
+
+
+def as_csv(folder: Path) -> bytes:
+    with (folder / "plain.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["question", "answer"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return (folder / "plain.csv").read_bytes()
+
+
+def test_every_kind_of_file_gives_the_same_records(tmp_path: Path) -> None:
+    document = json.dumps(ROWS).encode()
+    files = [write(tmp_path, f"a.jsonl{gz}", LINES) for gz in ("", ".gz")]
+    files += [write(tmp_path, f"b.json{gz}", document) for gz in ("", ".gz")]
+    files += [write(tmp_path, f"c.csv{gz}", as_csv(tmp_path)) for gz in ("", ".gz")]
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "d.parquet")
+    for path in [*files, tmp_path / "d.parquet"]:
+        assert [record.fields for record in read_records(path)] == ROWS, path
+
+
+def test_text_is_read_by_paragraphs(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", b"\none\ntwo\n\n\nthree\n")
+    assert [(record.fields["text"], record.line) for record in read_records(path)] == [("one\ntwo", 2), ("three", 6)]
+
+
+def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"a": 1}\n\n  \n{"a": 2}')
+    assert [(record.fields["a"], record.line) for record in read_records(path)] == [(1, 1), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("third_line", "expected"),
+    [
+        (b'{"question": "what?",', ", line 3: not valid JSON: "),
+        (b"question: what?", ", line 3: not valid JSON: Expecting value at column 1"),
+        (b'{"a": "\xff\xfe"}', ", line 3: not valid UTF-8 (byte 8 of the line)"),
+        (b'["a", "b"]', ", line 3: a record must be a JSON object, not list"),
+        (b'{"a": "\\ud800"}', ", line 3: not valid text: \\ud800 is half of a surrogate pair"),
+        (b"[" * 100_000, ", line 3: JSON that cannot be read: "),
+        (b'{"a": ' + b"9" * 5000 + b"}", ", line 3: JSON that cannot be read: "),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, name: str, third_line: bytes, expected: str) -> None:
+    assert error_of(write(tmp_path, name, LINES + third_line + b"\n" + LINES)).startswith(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_gzip_never_passes_for_a_whole_one(tmp_path_factory: Any, share: float) -> None:
+    whole = gzip.compress(b"".join(b'{"a": "%s"}\n' % os.urandom(40).hex().encode() for _ in range(60)))
+    path = tmp_path_factory.mktemp("gz") / "cut.jsonl.gz"
+    path.write_bytes(whole[: 1 + int(share * (len(whole) - 1))])
+    message = error_of(path)
+    assert "the gzip file is damaged or cut short" in message
+
+
+def test_the_line_after_which_a_gzip_breaks_off_is_named(tmp_path: Path) -> None:
+    many = b"".join(b'{"a": "%s"}\n' % os.urandom(40).hex().encode() for _ in range(3000))
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(gzip.compress(many)[:80_000])
+    line = int(error_of(path).split("line ")[1].split(":")[0])
+    assert 500 < line < 3000
+
+
+def test_what_only_calls_itself_gzip_or_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(LINES)
+    assert "damaged" in error_of(tmp_path / "a.jsonl.gz")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
+    assert "not a Parquet file" in error_of(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.json", b'{"a": 1}', ": a .json file holds a list of records"),
+        ("a.json", b'[{"a": 1},\n{"a": }]', ", line 2: not valid JSON: "),
+        ("a.json", b'[{"a": 1}, 7]', ", record 2: a record must be a JSON object, not int"),
+        ("a.csv", b"a,b\n1,2\n3\n", ", line 3: not as many cells as the header has columns"),
+        ("a.csv", b"a,b\n1,2\n3,4,5\n", ", line 3: not as many cells"),
+        ("a.csv", b'a,b\n1,"2\n', ", line 2: not valid CSV"),
+        ("a.csv", b"a,a\n1,2\n", ", line 1: column 'a' is given twice"),
+        ("a.csv", b"a,b\n1,\xe9\n", ", line 2: not valid UTF-8"),
+        ("a.txt", b"one\n\xc3(\n", ", line 2: not valid UTF-8 (byte 1 of the line)"),
+    ],
+)
+def test_other_kinds_of_files_name_the_place_too(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
+    assert error_of(write(tmp_path, name, data)).startswith(expected)
+
+
+def test_empty_files_hold_no_records(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.jsonl.gz", "a.csv", "a.txt"):
+        assert list(read_records(write(tmp_path, name, b""))) == []
+
+
+def test_patterns_stand_for_sorted_files_each_once(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.txt", "c.csv.gz"):
+        write(tmp_path, name, b"")
+    (tmp_path / "notes.md").write_text("not data")
+    names = [path.name for path in data_files([str(tmp_path), str(tmp_path / "*.jsonl")])]
+    assert names == ["a.txt", "b.jsonl", "c.csv.gz"]
+    assert source_name(Path("x/niddk.jsonl.gz")) == "niddk"
+
+
+def test_a_pattern_that_matches_nothing_or_no_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.jsonl' matches no file"):
+        data_files(str(tmp_path / "absent.jsonl"))
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"model\.bin: unknown kind of file; it can be \.jsonl"):
+        data_files(str(tmp_path / "model.bin"))
+
+
+_JSON: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.dictionaries(st.text(), _JSON, max_size=4), max_size=5), zipped=st.booleans())
+def test_written_lines_read_back_as_they_were(tmp_path_factory: Any, rows: list[dict[str, Any]], zipped: bool) -> None:
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = write(tmp_path_factory.mktemp("rows"), "a.jsonl.gz" if zipped else "a.jsonl", data)
+    records = list(read_records(path))
+    assert [record.fields for record in records] == rows
+    assert [record.line for record in records] == list(range(1, len(rows) + 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=200), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet"]))
+def test_no_bytes_end_in_anything_but_records_or_an_input_error(tmp_path_factory: Any, data: bytes, name: str) -> None:
+    path = tmp_path_factory.mktemp("bytes") / name
+    path.write_bytes(data)
+    with suppress(InputError):
+        list(read_records(path))

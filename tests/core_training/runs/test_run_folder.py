@@ -1,0 +1,77 @@
+"""The run folder: one process at a time, and events that survive what cut the last one short."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core_training.engine.dataset import load_dataset
+from core_training.foundation.durable import commit_folder
+from core_training.foundation.errors import InputError, RunError
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
+from strategies.messages import RUN_ID
+from tests import tiny
+
+
+def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").claimed():
+        with pytest.raises(InputError, match=rf"running already \(process {os.getpid()}\)"):
+            RunFolder(tmp_path / "run").claimed().__enter__()
+        with RunFolder(tmp_path / "other").claimed():
+            pass
+    with RunFolder(tmp_path / "run").claimed():
+        pass
+
+
+def test_an_event_cut_short_does_not_swallow_the_next_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.event("first")
+    with (tmp_path / "events.jsonl").open("ab") as stream:
+        stream.write(b'{"event": "cut sho')
+    folder.event("last", loss=1.0)
+    assert [event["event"] for event in folder.events()] == ["first", "last"]
+
+
+@pytest.mark.parametrize("name", ["my run", "..hidden", "Ärzte", "a" * 300, "-"])
+def test_any_folder_name_makes_a_run_id(name: str) -> None:
+    import re
+
+    assert re.match(RUN_ID, RunFolder(Path("runs") / name).run_id)
+
+
+def test_a_commit_that_fails_between_its_two_renames_leaves_the_earlier_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "kept"
+    with commit_folder(target) as scratch:
+        (scratch / "value").write_text("old")
+    rename = Path.rename
+
+    def fails(path: Path, to: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError("the disk is gone")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(RunError, match="is intact"), commit_folder(target) as scratch:
+        (scratch / "value").write_text("new")
+    assert (target / "value").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_records_of_the_evaluation_file_are_left_out_of_training(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    everything = tiny.questions(0, 20)
+    tiny.write_jsonl(tmp_path / "train.jsonl", everything)
+    tiny.write_jsonl(tmp_path / "held_out.jsonl", everything[:5])
+    recipe = make_recipe(data={"train": str(tmp_path / "*.jsonl"), "eval": str(tmp_path / "held_out.jsonl")})
+    dataset = load_dataset(recipe, tiny.stage_of(recipe))
+    trained = {tiny.token_ids(row) for row in dataset.rows}
+    evaluated = {tiny.token_ids(row) for rows in dataset.evaluation.values() for row in rows}
+    assert (len(trained), len(evaluated)) == (15, 5)
+    assert not trained & evaluated

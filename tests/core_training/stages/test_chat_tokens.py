@@ -1,0 +1,154 @@
+"""Labels under a chat template: on what the assistant says, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core_training.data.examples import IGNORED, Tokens
+from core_training.data.records import Record
+from core_training.foundation.errors import InputError
+from core_training.models.base_model import BaseModel
+from core_training.recipe.schema import Recipe
+from core_training.stages.chat import answer_tokens, conversation_tokens, prompt_tokens
+from tests.tiny import CHAT_TEMPLATE
+
+MakeRecipe = Callable[..., Recipe]
+RECORD = Record({}, Path("talk.jsonl"), 7)
+
+TALK = [
+    {"role": "user", "content": "Fever of the heart?"},
+    {"role": "assistant", "content": "See the heart ward."},
+    {"role": "user", "content": "And the lung?"},
+    {"role": "assistant", "content": " Yes, that too. "},
+]
+UNMARKED = CHAT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+# Roles in words, which run into the text around them, and a line break after each turn.
+WORDY = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+# As Qwen 3 does: an empty thought before the last answer only.
+THINKING = (
+    "{% for m in messages %}<|{{ m['role'] }}|>"
+    "{% if m['role'] == 'assistant' and loop.last %}<think></think>{% endif %}{{ m['content'] + eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# As DeepSeek R1 does: the generation prompt opens a thought that the conversation does not have.
+OPENED = UNMARKED.replace("%}<|assistant|>{% endif %}", "%}<|assistant|><think>\n{% endif %}")
+assert OPENED != UNMARKED
+# As some of TRL's do: the mark begins before what the generation prompt already says.
+HEADED = CHAT_TEMPLATE.replace("<|assistant|>{% generation %}", "{% generation %}<|assistant|>")
+# As Phi 3 does: a token that closes the whole conversation, whose first letters are also those of a header.
+CLOSED = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% else %}<|eos|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> BaseModel:
+    return BaseModel(Recipe.model_validate({"model": {"name_or_path": str(tiny_model)}, "stage": "sft"}))
+
+
+def learnt(tokens: Tokens, base: BaseModel) -> str:
+    return base.tokenizer.decode(tokens.input_ids[tokens.labels != IGNORED])
+
+
+def test_marked_and_unmarked_templates_give_the_same_labels(base: BaseModel) -> None:
+    base.tokenizer.chat_template = CHAT_TEMPLATE
+    marked = conversation_tokens(TALK, base, RECORD)
+    base.tokenizer.chat_template = UNMARKED
+    unmarked = conversation_tokens(TALK, base, RECORD)
+    assert marked.input_ids.tolist() == unmarked.input_ids.tolist()
+    assert marked.labels.tolist() == unmarked.labels.tolist()
+    assert learnt(marked, base) == "See the heart ward.<|eos|> Yes, that too. <|eos|>"
+
+
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, UNMARKED, OPENED, HEADED], ids=["marked", "unmarked", "opened", "headed"]
+)
+def test_only_the_answer_is_labelled_when_the_assistant_spoke_before(base: BaseModel, template: str) -> None:
+    base.tokenizer.chat_template = template
+    tokens = answer_tokens(TALK[:3], TALK[3:], base, RECORD)
+    assert learnt(tokens, base) == " Yes, that too. <|eos|>"
+    start = int((tokens.labels != IGNORED).argmax())
+    base.tokenizer.chat_template = CHAT_TEMPLATE
+    assert tokens.input_ids[:start].tolist() == prompt_tokens(TALK[:3], base, RECORD).input_ids.tolist()
+
+
+def test_a_turn_of_the_user_inside_an_answer_is_not_labelled(base: BaseModel) -> None:
+    base.tokenizer.chat_template = CHAT_TEMPLATE
+    tokens = answer_tokens(TALK[:1], TALK[1:], base, RECORD)
+    assert learnt(tokens, base) == "See the heart ward.<|eos|> Yes, that too. <|eos|>"
+
+
+def test_a_token_that_reaches_over_the_start_of_an_answer_is_learnt_with_it(base: BaseModel) -> None:
+    """The prompt ends with a space that becomes one token with the answer's first letters: ids are no prefix."""
+    base.tokenizer.chat_template = WORDY
+    tokens = answer_tokens(TALK[:1], TALK[1:2], base, RECORD)
+    prompt = prompt_tokens(TALK[:1], base, RECORD).input_ids.tolist()
+    assert tokens.input_ids[: len(prompt)].tolist() != prompt
+    assert learnt(tokens, base) == " See the heart ward.\n"
+
+
+def test_what_only_the_last_turn_is_told_with_is_left_out_of_the_others(base: BaseModel) -> None:
+    base.tokenizer.chat_template = THINKING
+    tokens = conversation_tokens(TALK, base, RECORD)
+    assert learnt(tokens, base) == "See the heart ward.<|eos|>\n<think></think> Yes, that too. <|eos|>\n"
+
+
+def test_what_closes_the_conversation_is_learnt_at_its_end_alone(base: BaseModel) -> None:
+    base.tokenizer.chat_template = CLOSED
+    tokens = conversation_tokens(TALK, base, RECORD)
+    assert learnt(tokens, base) == "See the heart ward.<|end|>\n Yes, that too. <|end|>\n<|eos|>"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        UNMARKED.replace("m['content'] +", "(m['content'] if loop.last else '(cut)') +"),
+        "{{ messages | length }} turns: " + UNMARKED,
+    ],
+    ids=["drops earlier answers", "changes its beginning"],
+)
+def test_a_template_that_tells_a_turn_otherwise_later_is_refused(base: BaseModel, template: str) -> None:
+    base.tokenizer.chat_template = template
+    with pytest.raises(InputError, match=r"talk.jsonl.*7.*message 2 otherwise.*generation %"):
+        conversation_tokens(TALK, base, RECORD)
+
+
+def test_a_prompt_of_which_the_template_makes_nothing_is_refused(base: BaseModel) -> None:
+    base.tokenizer.chat_template = "{% if not add_generation_prompt %}text{% endif %}"
+    with pytest.raises(InputError, match=r"talk\.jsonl, line 7: the chat template makes no token of this prompt"):
+        prompt_tokens(TALK[:1], base, RECORD)
+
+
+def test_a_tokenizer_that_does_not_say_where_its_tokens_are_is_refused(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import CTRLTokenizer
+
+    (tmp_path / "vocab.json").write_text('{"<unk>": 0, "a": 1}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    slow = CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    slow.chat_template = CHAT_TEMPLATE
+    monkeypatch.setattr(base, "tokenizer", slow)
+    with pytest.raises(InputError, match=r"model\.name_or_path: .*save a fast one \(tokenizer\.json\)"):
+        conversation_tokens(TALK, base, RECORD)
+
+
+def test_an_answer_that_ends_in_spaces_does_not_label_what_follows(base: BaseModel) -> None:
+    """Tokenizers may leave spaces out of the offsets they report."""
+    from tokenizers import processors
+
+    base.tokenizer.chat_template = CHAT_TEMPLATE
+    backend = base.tokenizer.backend_tokenizer
+    before, backend.post_processor = backend.post_processor, processors.ByteLevel(trim_offsets=True)
+    try:
+        tokens = conversation_tokens([*TALK, {"role": "user", "content": "Thanks."}], base, RECORD)
+    finally:
+        backend.post_processor = before or processors.ByteLevel(trim_offsets=False)
+    assert learnt(tokens, base) == "See the heart ward.<|eos|> Yes, that too. <|eos|>"

@@ -1,0 +1,102 @@
+"""Who joins a run, and who is asked again: sites that refuse for the moment, for good, or are slow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_training.recipe.schema import Recipe
+from server import membership as attendance
+from simulations.inprocess_grid import InProcessGrid
+from strategies.messages import Envelope, Refusal
+from tests.server.arithmetic_sites import ArithmeticSite, events, federate
+
+
+@pytest.fixture
+def recipe(make_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    return lambda **topology: make_recipe(
+        topology={"kind": "federated", "rounds": 3, "local_steps": 1, "round_deadline": 60, **topology}
+    )
+
+
+class ReluctantSite(ArithmeticSite):
+    """Refuses to join so many times; `asked` is when it was asked to."""
+
+    def __init__(self, refusals: int, fatal: bool = False) -> None:
+        super().__init__(1.0, 10)
+        self.refusals = refusals
+        self.fatal = fatal
+        self.asked: list[float] = []
+
+    def __call__(self, order: Envelope) -> Envelope:
+        if order.kind == "join":
+            self.asked.append(time.monotonic())
+            if len(self.asked) <= self.refusals:
+                return Refusal(reason="the worker is starting", fatal=self.fatal).envelope()
+        return super().__call__(order)
+
+
+def test_a_site_that_cannot_join_yet_is_asked_again_ever_later_until_it_joins(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AFTER", 0.3)
+    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AT_MOST", 1.0)
+    site = ReluctantSite(refusals=4)
+    summary = federate(
+        tmp_path / "run", recipe(minimum_sites=2), {"a": ArithmeticSite(1.0, 10), "b": site}, in_process=False
+    )
+    assert summary.sites["b"].rounds == 3
+    gaps = [later - earlier for earlier, later in pairwise(site.asked)]
+    assert all(gap >= least for gap, least in zip(gaps, [0.3, 0.6, 1.0, 1.0], strict=True))
+    assert gaps[-1] < 1.8  # no longer than the longest pause, and a look
+
+
+@pytest.mark.parametrize(("fatal", "in_process"), [(True, False), (False, True)])
+def test_a_site_is_asked_once_when_it_refuses_for_good_or_in_a_simulation(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, fatal: bool, in_process: bool
+) -> None:
+    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AFTER", 0.0)
+    site = ReluctantSite(refusals=1, fatal=fatal)
+    summary = federate(tmp_path / "run", recipe(), {"a": ArithmeticSite(1.0, 10), "b": site}, in_process=in_process)
+    assert len(site.asked) == 1
+    assert summary.sites.keys() == {"a"}
+
+
+def test_a_site_with_other_terms_is_asked_once(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AFTER", 0.0)
+    other = ReluctantSite(refusals=0)
+
+    def differs(order: Envelope) -> Envelope:
+        reply = other(order)
+        return Envelope(reply.kind, {**reply.fields, "initial_digest": "f" * 64})
+
+    sites = {"a": ArithmeticSite(1.0, 10), "b": ArithmeticSite(1.0, 10), "other": differs}
+    federate(tmp_path / "run", recipe(), sites, in_process=False)
+    assert len(other.asked) == 1
+
+
+def test_a_newcomer_that_is_slow_to_join_does_not_hold_up_the_rounds(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(attendance, "_NEWCOMER_WAIT", 0.3)
+    pull = InProcessGrid.pull_messages
+    slow = ReluctantSite(refusals=1)
+
+    def withhold(grid: InProcessGrid, identifiers: Any) -> Any:
+        silent = {i for i, message in grid._pending.items() if message.metadata.dst_node_id == 2 and slow.asked}
+        return pull(grid, [i for i in identifiers if i not in silent])
+
+    monkeypatch.setattr(InProcessGrid, "pull_messages", withhold)
+    began = time.monotonic()
+    summary = federate(tmp_path / "run", recipe(), {"a": ArithmeticSite(1.0, 10), "b": slow}, in_process=False)
+    assert time.monotonic() - began < 20  # of a deadline of 60
+    assert summary.rounds == 3
+    assert {event["site"] for event in events(tmp_path / "run", "late")} == {"b"}

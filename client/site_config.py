@@ -13,7 +13,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from core_training.foundation.errors import InputError
-from core_training.recipe.schema import DeepSpeed, Recipe, Section, Simulation
+from core_training.parts.section import Section
+from core_training.recipe.schema import DeepSpeed, Recipe, Simulation
 from security.secure_aggregation.terms import Minimums
 from strategies.messages import SITE_NAME
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from core_training.data.formats import column_sets
 from core_training.engine.deepspeed_config import deepspeed_config
-from core_training.recipe.parts import STAGES
-from core_training.recipe.schema import Recipe, Section
+from core_training.parts.section import Section
+from core_training.parts.stages import STAGES
+from core_training.recipe.schema import Recipe
 
 _HEADS = {"score": "the reward head", "value_head": "the value head"}
 
@@ -16,10 +17,10 @@ def account_of(recipe: Recipe) -> dict[str, str]:
         "starts from": _start(recipe),
         "trains": _trained(recipe),
         "reads": ", or ".join("+".join(columns) for columns in column_sets(recipe.stage)),
-        "minimises": f"a mean over {STAGES[recipe.stage].unit}{_weight(recipe)}",
+        "minimises": f"a mean over {recipe.stage_part.unit}{_weight(recipe)}",
         "steps": _steps(recipe),
     }
-    if STAGES[recipe.stage].samples:
+    if recipe.stage_part.samples:
         rollout = recipe.rollout
         judge = (
             f"reward model {rollout.reward_model}" if rollout.reward_model else f"function {rollout.reward_function}"
@@ -48,7 +49,7 @@ def _start(recipe: Recipe) -> str:
     start = f"{recipe.model.name_or_path} in {recipe.model.dtype}"
     if recipe.model.adapters:
         start += f", with {', '.join(recipe.model.adapters)} merged in"
-    return start + ("; that is the reference policy of the whole run" if STAGES[recipe.stage].refers else "")
+    return start + ("; that is the reference policy of the whole run" if recipe.stage_part.refers else "")
 
 
 def _trained(recipe: Recipe) -> str:
@@ -67,7 +68,7 @@ def _trained(recipe: Recipe) -> str:
         held = f", which are held in {tuning.qlora.quant_type}" if tuning.mode == "qlora" else ""
         trained = f"adapters of rank {tuning.lora.r} on {where}{held}"
         trained += "".join(f", {module}" for module in tuning.lora.modules_to_save)
-    if head := STAGES[recipe.stage].head:
+    if head := recipe.stage_part.head:
         trained += f", and {_HEADS[head]}"
     return trained + ("" if recipe.topology.kind == "central" else "; this is what travels, and nothing else")
 
@@ -86,7 +87,7 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
     """Sections that say something, to no effect: those of other stages and tuning modes."""
     stage, mode = f"stage {recipe.stage}", f"tuning.mode {recipe.tuning.mode}"
     sections: list[tuple[str, Section, bool, str]] = [
-        ("rollout", recipe.rollout, STAGES[recipe.stage].samples, stage),
+        ("rollout", recipe.rollout, recipe.stage_part.samples, stage),
         *((name, getattr(recipe, name), name == recipe.stage, stage) for name in STAGES if hasattr(recipe, name)),
         ("tuning.lora", recipe.tuning.lora, recipe.tuning.mode in ("lora", "qlora"), mode),
         ("tuning.qlora", recipe.tuning.qlora, recipe.tuning.mode == "qlora", mode),

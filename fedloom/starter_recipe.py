@@ -10,9 +10,10 @@ from textwrap import wrap
 from typing import Any
 
 from core_training.data.formats import column_sets
-from core_training.recipe.parts import STAGES
+from core_training.parts.section import Section
+from core_training.parts.stages import STAGES
 from core_training.recipe.reading import parse_recipe
-from core_training.recipe.schema import Recipe, Section, Tuning
+from core_training.recipe.schema import Recipe, Tuning
 
 _SECTIONS_OF_MODE = {"freeze": ["freeze"], "lora": ["lora"], "qlora": ["lora", "qlora"]}
 
@@ -20,7 +21,6 @@ _USUAL_KEYS = {
     "lora": ["r", "lora_alpha", "lora_dropout"],
     "freeze": ["trainable_layers"],
     "rollout": ["reward_model", "max_new_tokens", "temperature"],
-    "ppo": ["num_ppo_epochs", "num_mini_batches", "kl_coef"],
 }
 """Of the sections that have more keys than one usually sets, those to show."""
 
@@ -40,7 +40,7 @@ def starter_recipe(stage: str, tuning: str, topology: str) -> str:
     if STAGES[stage].samples:
         lines += _section(Recipe, "rollout", reward_model="runs/reward")
         lines.append("  # reward_function: FILE.py:name  # instead of it, a Python function; see docs/stages.md")
-    if stage in Recipe.model_fields:
+    if STAGES[stage].settings is not None:
         lines += _section(Recipe, stage)
     lines += [
         "data:",
@@ -70,11 +70,15 @@ def _section(owner: type[Section], name: str, indent: str = "", **values: str) -
     """A section with its usual keys, their defaults (or `values`) and meanings."""
     section: Any = owner.model_fields[name].annotation
     lines = [f"{indent}{name}:"]
-    for key in _USUAL_KEYS.get(name, section.model_fields):
+    for key in _usual_keys(name) or section.model_fields:
         value = values.get(key, section.model_fields[key].default)
         shown = value if isinstance(value, str) else json.dumps(value)
         lines.append(f"{indent}  {key}: {shown}  # {section.model_fields[key].description}")
     return lines
+
+
+def _usual_keys(section: str) -> tuple[str, ...]:
+    return STAGES[section].usual_keys if section in STAGES else tuple(_USUAL_KEYS.get(section, ()))
 
 
 def _columns(stage: str) -> list[str]:

@@ -95,8 +95,8 @@ def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda *_: 
     run_folder = RunFolder(folder / "runs" / plan.run_id, listener)
 
     async def serve() -> NodeResult:
-        reception = PeerService()
-        server = GrpcServer(identity, roster, reception)
+        service = PeerService()
+        server = GrpcServer(identity, roster, service)
         await server.start(read_node_config(folder).listen)
         transport = GrpcTransport(identity, roster, plan.recipe.topology.round_deadline)
         try:
@@ -105,7 +105,7 @@ def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda *_: 
             run_folder.event("started", site=name, run=plan.run_id, roster=list(roster.names))
             with ExitStack() as stack:
                 ask = await _started(stack, worker(folder))
-                return await take_part(plan, reception, transport, ask, run_folder, node_run.linger)
+                return await take_part(plan, service, transport, ask, run_folder, node_run.linger)
         finally:
             await transport.close()
             await server.stop()

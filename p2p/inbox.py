@@ -19,10 +19,10 @@ from strategies.mixing import Contribution
 class Inbox:
     """Updates of the epoch after the last committed one, and of the one after that (from nodes that are ahead)."""
 
-    def __init__(self, run_id: str, manifest: Manifest, recipe: Recipe, publication: StateCodec) -> None:
+    def __init__(self, run_id: str, manifest: Manifest, recipe: Recipe, codec: StateCodec) -> None:
         self._run_id = run_id
         self._manifest = manifest
-        self._publication = publication
+        self._codec = codec
         self._most_weight = most_weight(recipe, recipe.topology.local_steps or 1)
         self._updates: dict[int, dict[str, Contribution]] = {}
         self._refused: set[tuple[int, str]] = set()
@@ -42,7 +42,7 @@ class Inbox:
 
     def put(self, header: UpdateHeader, payload: bytes) -> None:
         """Keep a whole update. A second one of the same sender and epoch changes nothing."""
-        state = self._publication.read(payload)
+        state = self._codec.read(payload)
         if not state.is_finite():
             raise ProtocolError("its tensors hold NaN or infinite values")
         contribution = Contribution(header.sender, state, header.weight, header.degree)

@@ -36,7 +36,7 @@ _PROBED_AT_ONCE = 8
 
 async def take_part(
     plan: RunPlan,
-    reception: PeerService,
+    service: PeerService,
     transport: Transport,
     ask: Ask,
     folder: RunFolder,
@@ -44,7 +44,7 @@ async def take_part(
 ) -> NodeResult:
     """Run one node from where it stood to the run's end, and a little longer for those who are late.
 
-    `reception` is what the network hands the peers' calls to. Raises RunError when the site cannot train, and
+    `service` is what the network hands the peers' calls to. Raises RunError when the site cannot train, and
     InputError when nobody trains the same thing.
     """
     began, site = asyncio.get_running_loop().time(), SiteOrders(plan, ask)
@@ -59,7 +59,7 @@ async def take_part(
         manifest=progress.manifest.digest,
         initial=joined.initial_digest,
     )
-    reception.open(progress)
+    service.open(progress)
     calls = PeerCalls(transport, progress)
     try:
         return await GossipNode(progress, calls, site, folder, began).run(linger)
@@ -122,7 +122,7 @@ class GossipNode:
         if self._plan.in_groups:
             await self._average_in_group(update, state)
             return
-        payload, state = progress.publication.write(update, state)
+        payload, state = progress.codec.write(update, state)
         partners = [peer for peer in self._plan.neighbours if progress.members.is_live(peer)]
         own = Contribution(self._plan.name, state, update.weight, len(partners))
         if await self._exchange(epoch, own, payload, partners) and await self._catch_up.adopt_newest():

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from client.site_config import SITE_FILE, parse_site_config
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
-from core_training.recipe.schema import Section
+from core_training.parts.section import Section
 from p2p.grpc_transport import Identity
 from p2p.roster import Member, Roster
 from security.certificates import create_node_certificate, load_certificate, load_private_key, to_pem

@@ -42,8 +42,8 @@ class Progress:
         self.event = event
         self.members = Membership(plan.name, plan.roster, event)
         self.initial = initial
-        self.publication = StateCodec(plan, self.manifest, initial)
-        self.inbox = Inbox(plan.run_id, self.manifest, plan.recipe, self.publication)
+        self.codec = StateCodec(plan, self.manifest, initial)
+        self.inbox = Inbox(plan.run_id, self.manifest, plan.recipe, self.codec)
         self.deadlines = Deadlines(plan.recipe.topology.round_deadline)
         self.last = store.load_last(self.manifest)
         self.ledger = self.last.ledger.copy()

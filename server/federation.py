@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
-from core_training.recipe.schema import Section
+from core_training.parts.section import Section
 from security.identities import IDENTITY, roster_digest
 from strategies.messages import SITE_NAME
 

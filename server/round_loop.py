@@ -105,7 +105,7 @@ class _RoundLoop:
         self._store = RunStore(folder)
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline)
         patience = 0.0 if in_process else recipe.topology.round_deadline
-        self._attendance = Membership(grid, folder, recipe, self._exchange, sites, patience, roster_of)
+        self._membership = Membership(grid, folder, recipe, self._exchange, sites, patience, roster_of)
         self._roster_of = roster_of
         self._secure: SecureRounds | None = None
         self._wider: Scale | None = None
@@ -156,39 +156,39 @@ class _RoundLoop:
     def _attempt(self, number: int, present: dict[int, str]) -> tuple[Outcome, float]:
         """One attempt at a round: what came of it, and the seconds it took. Raises TooFewSites, and RoundVoid."""
         began = time.perf_counter()
-        intake, asked = self._intake(number, present)
+        aggregation, asked = self._aggregation(number, present)
         accepted: set[str] = set()
         self._exchange.too_narrow = False
-        for site, update in self._exchange.ask(intake.orders(), asked, intake.reply, number):
+        for site, update in self._exchange.ask(aggregation.orders(), asked, aggregation.reply, number):
             with self._exchange.quarantine(site, number):
                 size = len(update.payload)
-                intake.take(site, update)
+                aggregation.take(site, update)
                 self._progress.bytes_up += size
                 accepted.add(site)
             del update  # its payload, before the next ones are fetched
         if self._exchange.too_narrow and self._progress.scale is not None:
-            self._wider = widened(self._progress.scale, self._recipe, self._attendance.terms.manifest)
+            self._wider = widened(self._progress.scale, self._recipe, self._membership.terms.manifest)
         if self._secure is not None:
             self._secure.note(number, accepted, set(asked.values()) - accepted)
         try:
             if len(accepted) < (least := max(self._recipe.fewest_sites.values())):
                 raise ProtocolError(f"{len(accepted)} updates came, and it takes {least}")
-            if isinstance(intake, MaskedAggregation) and self._secure is not None:
+            if isinstance(aggregation, MaskedAggregation) and self._secure is not None:
                 survivors = {node: site for node, site in asked.items() if site in accepted}
-                self._secure.open(number, intake.masked, survivors)
-            return intake.outcome(), time.perf_counter() - began
+                self._secure.open(number, aggregation.masked, survivors)
+            return aggregation.outcome(), time.perf_counter() - began
         except ProtocolError as error:
-            if isinstance(intake, MaskedAggregation):  # the masks are spent, so it cannot be tried again
+            if isinstance(aggregation, MaskedAggregation):  # the masks are spent, so it cannot be tried again
                 raise RoundVoid(str(error)) from None
             raise TooFewSites(accepted, str(error)) from None
 
-    def _intake(self, number: int, present: dict[int, str]) -> tuple[RoundAggregation, dict[int, str]]:
+    def _aggregation(self, number: int, present: dict[int, str]) -> tuple[RoundAggregation, dict[int, str]]:
         """What takes the round's updates in, and who of those present is asked for one. Raises TooFewSites."""
-        recipe, manifest = self._recipe, self._attendance.terms.manifest
+        recipe, manifest = self._recipe, self._membership.terms.manifest
         if recipe.privacy.codec != "fp32" and self._state is None:
             self._state = self._fetch_initial_state(number, present)
         participants = sorted(present.values())
-        if (digest := self._attendance.terms.roster_digest) is not None:
+        if (digest := self._membership.terms.roster_digest) is not None:
             self._secure = self._secure or SecureRounds(self._folder, recipe, self._exchange, self._roster_of(digest))
             try:
                 participants = self._secure.participants(number, present)
@@ -217,13 +217,13 @@ class _RoundLoop:
         codec = ring_codec(recipe, manifest, number, ring.scale, ring.sites)
         if self._secure is None:
             return RingAggregation(recipe, order, codec, self._state), present
-        context = order.context(self._state.digest, self._recipe_text, self._attendance.terms.initial_digest)
+        context = order.context(self._state.digest, self._recipe_text, self._membership.terms.initial_digest)
         masked = self._secure.begin(number, participants, context, codec.length)
         return MaskedAggregation(recipe, order, codec, self._state, masked), present
 
     def _fetch_initial_state(self, number: int, present: dict[int, str]) -> TrainableState:
         """The state that all sites begin with, from the first that sends it. Raises TooFewSites when none does."""
-        order, terms = InitialStateOrder(run_id=self._folder.run_id), self._attendance.terms
+        order, terms = InitialStateOrder(run_id=self._folder.run_id), self._membership.terms
         for node, name in present.items():
             for site, reply in self._exchange.ask(order, {node: name}, InitialStateReply, number):
                 with self._exchange.quarantine(site, number):
@@ -241,7 +241,7 @@ class _RoundLoop:
         """
         for count in range(1, ATTEMPTS_PER_ROUND + 1):
             try:
-                return attempt(number, self._attendance.gather(self._progress, self._state))
+                return attempt(number, self._membership.gather(self._progress, self._state))
             except TooFewSites as few:
                 self._folder.event("void", round=number, attempt=count, sites=sorted(few.sites), reason=str(few))
         raise RunError(
@@ -260,7 +260,7 @@ class _RoundLoop:
         self._note_time_and_bytes(began)
         state = self._state
         assert state is not None, "a round has been taken in"
-        write_result(state, self._attendance.layout, self._folder.path / result_name(self._recipe, without_base=True))
+        write_result(state, self._membership.layout, self._folder.path / result_name(self._recipe, without_base=True))
         summary = self._progress.summary(self._recipe, state, final)
         self._folder.write_summary(summary)
         self._folder.event("completed", round=number, eval_loss=summary.eval_loss)
@@ -272,7 +272,7 @@ class _RoundLoop:
             run_id=self._folder.run_id,
             round=number,
             final=True,
-            manifest_digest=self._attendance.terms.manifest.digest,
+            manifest_digest=self._membership.terms.manifest.digest,
             payload=self._state.to_bytes(),
         )
         accepted: dict[str, EvalReport] = {}

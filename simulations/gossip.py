@@ -158,9 +158,9 @@ async def _simulate(
         plan = RunPlan(name, tuple(sites), RUN_ID, recipe, rounding_secret=name)
         in_turn = turns.of(ask, epoch_seconds.get(name, EPOCH_SECONDS))
         node_folder = RunFolder(folder.path / "sites" / name, partial(rounds.note, name))
-        reception = PeerService()
-        network.attach(name, reception)
-        node = take_part(plan, reception, network.transport(name), in_turn, node_folder)
+        service = PeerService()
+        network.attach(name, service)
+        node = take_part(plan, service, network.transport(name), in_turn, node_folder)
         nodes.append(until_it_fails(name, node))
     folder.event("started", rounds=recipe.topology.rounds, sites=list(sites))
     try:

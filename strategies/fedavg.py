@@ -13,7 +13,6 @@ import numpy as np
 
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.recipe.parts import STAGES
 from core_training.recipe.schema import Recipe
 
 MOST_PROCESSES = 64
@@ -24,14 +23,10 @@ def most_weight(recipe: Recipe, steps: int) -> int:
     """The most weight that `steps` optimizer steps can have: a larger one is an attempt to own the model."""
     training = recipe.training
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * MOST_PROCESSES * steps
-    entry = STAGES[recipe.stage]
-    tokens = recipe.rollout.max_new_tokens if entry.samples else training.max_length
-    units = rows * (tokens if entry.unit == "tokens" else 1)
-    if not entry.samples:
-        return units
-    answers = max(recipe.rloo.num_generations, recipe.grpo.num_generations)
-    passes = max(recipe.ppo.num_ppo_epochs, recipe.rloo.num_iterations, recipe.grpo.num_iterations)
-    return units * answers * passes
+    part, settings = recipe.stage_part, recipe.stage_settings
+    tokens = recipe.rollout.max_new_tokens if part.samples else training.max_length
+    units = rows * (tokens if part.unit == "tokens" else 1)
+    return units * part.answers(settings) * part.passes(settings)
 
 
 class FedAvg:

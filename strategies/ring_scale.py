@@ -153,12 +153,7 @@ def _first_limit(recipe: Recipe, size: int) -> float:
 
 def _path(recipe: Recipe) -> float:
     """Learning rate × updates of a round: how far unit steps in one direction lead."""
-    in_a_step = {
-        "ppo": recipe.ppo.num_ppo_epochs * recipe.ppo.num_mini_batches,
-        "rloo": recipe.rloo.num_iterations,
-        "grpo": recipe.grpo.num_iterations,
-    }
-    updates = (recipe.topology.local_steps or 1) * in_a_step.get(recipe.stage, 1)
+    updates = (recipe.topology.local_steps or 1) * recipe.stage_part.optimizer_steps(recipe.stage_settings)
     return (recipe.learning_rate or 1.0) * updates  # with a learning rate of 0 nothing moves, and any limit will do
 
 

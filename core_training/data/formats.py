@@ -13,6 +13,7 @@ from typing import Any
 
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
+from core_training.parts.stages import STAGES
 
 Message = dict[str, str]
 """A turn of a conversation: `role` and `content`."""
@@ -94,7 +95,7 @@ class _Layout:
 
 
 def _layouts(stage: str) -> tuple[_Layout, ...]:
-    return _KINDS[_KIND_OF_STAGE[stage]]
+    return _KINDS[STAGES[stage].reads]
 
 
 def _wrong_columns(record: Record, stage: str, columns: Mapping[str, str]) -> str:
@@ -105,7 +106,7 @@ def _wrong_columns(record: Record, stage: str, columns: Mapping[str, str]) -> st
         for kind, layouts in _KINDS.items()
     }
     closest = [kind for kind in fits if fits[kind] == max(fits.values()) > 0]
-    others = [name for name, kind in _KIND_OF_STAGE.items() if kind in closest]
+    others = [part.name for part in STAGES.values() if part.reads in closest]
     advice = f"These columns fit stage {', '.join(others)}; or map" if others else "Map"
     return f"{record.place}: stage {stage} needs {wanted}; the record has {has}. {advice} names with data.columns"
 
@@ -392,16 +393,3 @@ _KINDS: dict[str, tuple[_Layout, ...]] = {
     ),
 }
 """The layouts of each kind of data, best first."""
-
-_KIND_OF_STAGE = {
-    "pretrain": "text",
-    "sft": "conversation",
-    "reward": "preference",
-    "dpo": "preference",
-    "orpo": "preference",
-    "simpo": "preference",
-    "kto": "feedback",
-    "ppo": "prompt",
-    "rloo": "prompt",
-    "grpo": "prompt",
-}

@@ -25,7 +25,6 @@ from core_training.data.token_store import TokenStore, TokenWriter, open_store
 from core_training.foundation.errors import InputError
 from core_training.foundation.trainable import DataReport
 from core_training.models.context import UNLIMITED, context_length
-from core_training.recipe.parts import STAGES
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import Stage
 
@@ -130,7 +129,7 @@ def _tokenised(
     evaluating = _evaluation_files(recipe)
     fraction = 0.0 if evaluating else recipe.data.eval_fraction
     # A stage that samples looks itself at what prompt and answer come to.
-    most = UNLIMITED if STAGES[recipe.stage].samples else context_length(stage.base.model)
+    most = UNLIMITED if recipe.stage_part.samples else context_length(stage.base.model)
     kept_for_evaluation: set[bytes] = set()
     numbers: dict[tuple[bool, str], int] = {}
     for held_out, record in chain(
@@ -261,7 +260,7 @@ def _digest(recipe: Recipe, stage: Stage, records: Sequence[Record] | None) -> s
     import transformers
 
     fraction = None if recipe.data.eval is not None else recipe.data.eval_fraction
-    rollout = recipe.rollout.model_dump() if STAGES[recipe.stage].samples else None
+    rollout = recipe.rollout.model_dump() if recipe.stage_part.samples else None
     settings = [recipe.stage, recipe.data.columns, fraction, recipe.training.max_length, rollout]
     versions = [_STORE_VERSION, transformers.__version__, tokenizers.__version__, stage.base.tokenizer.chat_template]
     hasher = hashlib.sha256(json.dumps([settings, versions], sort_keys=True).encode())

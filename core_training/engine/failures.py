@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from core_training.foundation.errors import FedloomError, RunError
-from core_training.recipe.parts import STAGES
 from core_training.recipe.schema import Recipe
 
 _OUT_OF_MEMORY = (
@@ -101,7 +100,7 @@ def _less_memory(recipe: Recipe) -> str:
         f"training.per_device_train_batch_size ({training.per_device_train_batch_size})",
         f"training.max_length ({training.max_length})",
     ]
-    if STAGES[recipe.stage].samples:
+    if recipe.stage_part.samples:
         keys.append(f"rollout.max_new_tokens ({recipe.rollout.max_new_tokens})")
     checkpointing = "" if training.gradient_checkpointing else ", or set training.gradient_checkpointing"
     return f"lower {' or '.join(keys)}{checkpointing}"

@@ -29,7 +29,6 @@ from core_training.engine.failures import nothing_trained, run_error
 from core_training.engine.preparation import prepare, torch_optimizer
 from core_training.engine.random_state import RandomState
 from core_training.foundation.errors import DivergedError, FedloomError, RunError
-from core_training.recipe.parts import STAGES
 from core_training.stages.base import BatchLoss, Stage
 
 _log = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ class StepLoop:
             self._phase = "reading the data"
             batches = self._next_batches()
             losses: list[BatchLoss] = []
-            self._phase = "the rollout" if STAGES[self._stage.recipe.stage].samples else self._phase
+            self._phase = "the rollout" if self._stage.recipe.stage_part.samples else self._phase
             for update in self._stage.updates(self.prepared, batches, self._memory):
                 losses += self._accumulate(update)
                 self._report_unreached()

@@ -25,7 +25,6 @@ from core_training.models.parameters import (
     write_parameters,
 )
 from core_training.models.precision import train_in_float32
-from core_training.recipe.parts import STAGES
 from core_training.recipe.schema import Recipe
 from core_training.tuning.lora import CARVED
 
@@ -46,7 +45,7 @@ class BaseModel:
         self.base_digest = start.digest
         """SHA-256 (hex) of the model that the run starts from, before tuning; see `StartingModel.digest`."""
         start.model.config.pad_token_id = self.tokenizer.pad_token_id
-        may_pack = STAGES[recipe.stage].packs and recipe.training.packing is not False
+        may_pack = recipe.stage_part.packs and recipe.training.packing is not False
         self.keeps_examples_apart = may_pack and keeps_examples_apart(start.model)
         """Whether examples can share a row; not looked at where the recipe packs none."""
         self.model: Any = tune(start.model, recipe)

@@ -14,7 +14,7 @@ from core_training.foundation.errors import InputError, ProtocolError
 from core_training.models.heads import add_value_head, remove_value_head, with_score_head
 from core_training.models.parameters import manifest_of, trainable_parameters, write_parameters
 from core_training.models.precision import undo_train_in_float32
-from core_training.recipe.parts import STAGES, TUNING_MODES
+from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
 from core_training.runs.result_format import read_origin, read_result
@@ -50,7 +50,7 @@ def tune(model: Any, recipe: Recipe) -> Any:
     """
     from transformers import set_seed
 
-    head = STAGES[recipe.stage].head
+    head = recipe.stage_part.head
     if head == "score":
         model = with_score_head(model, recipe.training.seed)
     set_seed(recipe.training.seed)
@@ -92,7 +92,7 @@ def load_tokenizer(recipe: Recipe) -> Any:
         _use_template(tokenizer, recipe.model.chat_template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if STAGES[recipe.stage].head == "score" and tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if recipe.stage_part.head == "score" and tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise InputError(
             f"{where}: its tokenizer pads with the end-of-sequence token, and stage {recipe.stage} scores the last "
             "token that is no padding; save a tokenizer with a pad_token of its own"
@@ -187,7 +187,7 @@ def _member(run: Path, following: tuple[Path, ...]) -> Result:
         result = find_result(run)
     except InputError as error:
         raise InputError(f"model.adapters: {error}") from None
-    if STAGES[result.recipe.stage].head == "score":
+    if result.recipe.stage_part.head == "score":
         raise InputError(
             f"model.adapters: {run} is a reward model, and its head is no language model; name it as "
             "rollout.reward_model, or start from the run that it started from"

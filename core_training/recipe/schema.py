@@ -1,6 +1,7 @@
 """The recipe: the one YAML file that says what to train, how, and where.
 
-Every key that a recipe may hold is in this file, with its type, default and meaning (`docs/recipe.md` is made from it).
+Every key that a recipe may hold has its type, default and meaning here or, where it is a stage's, in its file of
+`core_training.parts` (`docs/recipe.md` is made from them).
 Paths are relative to the folder the command is run in. How the file is read is in `recipe_file`. No heavy libraries.
 """
 
@@ -8,28 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from core_training.recipe.parts import STAGES, TUNING_MODES
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
-ClipRange = Annotated[float, Field(gt=0, le=1e6)]
-"""At a million nothing is clipped any more; far above, the limits do not fit in a tensor."""
-Passes = Annotated[int, Field(ge=1, le=1000)]
-"""What each pass did is remembered for the report of the step."""
-Generations = Annotated[int, Field(ge=2, le=1024)]
-"""All answers to a prompt are sampled, and in memory, at once."""
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys and wrong types are errors, and nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+from core_training.parts.registry import Part, S
+from core_training.parts.section import Count, Name, PositiveInt, Section
+from core_training.parts.stages import STAGES
+from core_training.parts.stages.rollout import Rollout
+from core_training.parts.stages.stage_part import StagePart
+from core_training.parts.tuning_modes import TUNING_MODES
 
 
 class Model(Section):
@@ -98,103 +88,6 @@ class Tuning(Section):
     lora: Lora = Field(default_factory=Lora, description="Settings of `lora` and `qlora`.")
     qlora: Qlora = Field(default_factory=Qlora, description="Settings of `qlora`.")
     freeze: Freeze = Field(default_factory=Freeze, description="Settings of `freeze`.")
-
-
-class Reward(Section):
-    """Stage `reward`: a Bradley–Terry reward model."""
-
-    center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="Weight of the squared sum of a pair's rewards, which keeps them around 0 (Eisenstein 2023)."
-    )
-
-
-class Dpo(Section):
-    """Stage `dpo`: direct preference optimisation (Rafailov et al. 2023)."""
-
-    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="Strength of the tie to the reference policy.")
-
-
-class Kto(Section):
-    """Stage `kto`: Kahneman–Tversky optimisation (Ethayarajh et al. 2024)."""
-
-    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="Strength of the tie to the reference policy.")
-    desirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="Weight of the desirable examples.")
-    undesirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="Weight of the undesirable examples.")
-
-
-class Orpo(Section):
-    """Stage `orpo`: odds-ratio preference optimisation (Hong et al. 2024)."""
-
-    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="Weight of the odds-ratio term (the paper's λ).")
-
-
-class Simpo(Section):
-    """Stage `simpo`: simple preference optimisation (Meng et al. 2024)."""
-
-    beta: Annotated[float, Field(gt=0)] = Field(2.0, description="Scale of the length-normalised reward.")
-    gamma: Annotated[float, Field(ge=0)] = Field(1.0, description="Target reward margin (the paper: γ/β about 0.5).")
-
-
-class Rollout(Section):
-    """Stages `ppo`, `rloo` and `grpo`: how answers are sampled, and what judges them."""
-
-    reward_model: str | None = Field(None, description="Run folder of a run of stage `reward`.")
-    reward_function: str | None = Field(
-        None,
-        description="Instead: `FILE.py:name`, a function of (prompts, completions), two lists of texts, that returns "
-        "a list of numbers.",
-    )
-    max_new_tokens: PositiveInt = Field(64, description="Longest answer, in tokens.")
-    # Below 0.01, where the likeliest token is all but certain, logits leave the range of their type.
-    temperature: Annotated[float, Field(ge=0.01)] = Field(1.0, description="Sampling temperature.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 samples from all tokens.")
-    stop: list[str] = Field(
-        default_factory=list, description="Tokens that end an answer, besides the model's end-of-sequence token."
-    )
-    missing_eos_penalty: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Taken off the reward of an answer that was cut at `max_new_tokens`."
-    )
-
-
-class Ppo(Section):
-    """Stage `ppo`: proximal policy optimisation (Schulman 2017; Ziegler 2019). One step is one rollout."""
-
-    num_ppo_epochs: Passes = Field(4, description="Passes over each rollout.")
-    num_mini_batches: PositiveInt = Field(1, description="Optimizer steps in each pass.")
-    cliprange: ClipRange = Field(0.2, description="Clipping of the probability ratio.")
-    cliprange_value: ClipRange = Field(0.2, description="Clipping of the value's change.")
-    vf_coef: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of the value loss.")
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Discount.")
-    lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="λ of generalised advantage estimation.")
-    whiten_advantages: bool = Field(
-        True, description="Bring each rollout's advantages to mean 0 and unit variance, over all processes of a site."
-    )
-    whiten_rewards: bool = Field(False, description="Bring each rollout's rewards to unit variance.")
-    kl_coef: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight of the KL penalty, at the start.")
-    kl_estimator: Literal["k1", "k3"] = Field("k1", description="Estimator of the KL divergence (Schulman 2020).")
-    kl_target: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Set: adapt the weight so that the KL of an answer stays near this (Ziegler 2019), in nats."
-    )
-    kl_horizon: Annotated[float, Field(gt=0)] = Field(10_000.0, description="Answers over which the weight adapts.")
-
-
-class Rloo(Section):
-    """Stage `rloo`: REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024)."""
-
-    num_generations: Generations = Field(4, description="Answers to each prompt.")
-    num_iterations: Passes = Field(1, description="Passes over each rollout.")
-    cliprange: ClipRange = Field(0.2, description="Clipping of the answer's probability ratio.")
-    kl_coef: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight of the KL penalty.")
-
-
-class Grpo(Section):
-    """Stage `grpo`: group-relative policy optimisation (Shao et al. 2024)."""
-
-    num_generations: Generations = Field(4, description="Answers to each prompt.")
-    num_iterations: Passes = Field(1, description="Passes over each rollout.")
-    cliprange: ClipRange = Field(0.2, description="Clipping of the token's probability ratio.")
-    kl_coef: Annotated[float, Field(ge=0)] = Field(0.04, description="Weight of the KL term in the loss.")
-    scale_rewards: bool = Field(True, description="Divide by the group's standard deviation.")
 
 
 class Data(Section):
@@ -413,21 +306,39 @@ class Simulation(Section):
     engine: Literal["inprocess", "ray"] = Field("inprocess", description="inprocess | ray (extra `simulation`).")
 
 
-class Recipe(Section):
-    """The whole recipe."""
+class _Start(Section):
+    """The keys that a recipe begins with."""
 
     model: Model
-    stage: Literal["pretrain", "sft", "reward", "ppo", "dpo", "kto", "orpo", "simpo", "rloo", "grpo"]
+    if TYPE_CHECKING:
+        stage: str
+    else:
+        stage: Literal[tuple(STAGES)]
     tuning: Tuning = Field(default_factory=Tuning)
-    reward: Reward = Field(default_factory=Reward)
-    dpo: Dpo = Field(default_factory=Dpo)
-    kto: Kto = Field(default_factory=Kto)
-    orpo: Orpo = Field(default_factory=Orpo)
-    simpo: Simpo = Field(default_factory=Simpo)
-    rollout: Rollout = Field(default_factory=Rollout)
-    ppo: Ppo = Field(default_factory=Ppo)
-    rloo: Rloo = Field(default_factory=Rloo)
-    grpo: Grpo = Field(default_factory=Grpo)
+
+
+def _stage_sections() -> dict[str, Any]:
+    """The settings of each stage, and before those of the first that samples, how."""
+    sections: dict[str, type[Section]] = {}
+    for part in STAGES.values():
+        if part.samples:
+            sections.setdefault("rollout", Rollout)
+        if part.settings is not None:
+            sections[part.name] = part.settings
+    return {name: (section, Field(default_factory=section)) for name, section in sections.items()}
+
+
+if TYPE_CHECKING:
+
+    class _WithStages(_Start):
+        rollout: Rollout
+else:
+    _WithStages = create_model("_WithStages", __base__=_Start, **_stage_sections())
+
+
+class Recipe(_WithStages):
+    """The whole recipe."""
+
     data: Data = Field(default_factory=Data)
     training: Training = Field(default_factory=Training)
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
@@ -439,8 +350,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.stage not in STAGES:
-            raise ValueError(f"stage: '{self.stage}' is not in this version; it has {', '.join(STAGES)}")
         if self.tuning.mode not in TUNING_MODES:
             raise ValueError(
                 f"tuning.mode: '{self.tuning.mode}' is not in this version; it has {', '.join(TUNING_MODES)}"
@@ -465,17 +374,18 @@ class Recipe(Section):
         return self
 
     def _check_stage(self) -> None:
+        part = self.stage_part
         judges = [name for name in ("reward_model", "reward_function") if getattr(self.rollout, name) is not None]
-        if STAGES[self.stage].samples and len(judges) != 1:
+        if part.samples and len(judges) != 1:
             raise ValueError(
                 f"rollout: stage {self.stage} needs something that judges answers; give either reward_model (the run "
                 "folder of a run of stage reward) or reward_function (FILE.py:name)"
             )
-        if self.stage == "kto" and self.training.per_device_train_batch_size < 2:
+        if part.rows_compared is not None and self.training.per_device_train_batch_size < 2:
             raise ValueError(
-                "training.per_device_train_batch_size: stage kto estimates a divergence from each batch; give 2 or more"
+                f"training.per_device_train_batch_size: stage {self.stage} {part.rows_compared}; give 2 or more"
             )
-        if self.training.packing and not STAGES[self.stage].packs:
+        if self.training.packing and not part.packs:
             raise ValueError(f"training.packing: examples of stage {self.stage} cannot share a row; leave it out")
 
     def _check_privacy(self) -> None:
@@ -511,12 +421,27 @@ class Recipe(Section):
             raise ValueError(f"{key}: it needs one mean of all sites, aggregation.mixing 'group'")
 
     @property
+    def stage_part(self) -> StagePart[Any]:
+        """The facts of the recipe's stage."""
+        return STAGES[self.stage]
+
+    @property
+    def stage_settings(self) -> Any:
+        """The section of the recipe's stage; None where it has none."""
+        return getattr(self, self.stage, None)
+
+    def settings(self, part: Part[S]) -> S:
+        """A part's section."""
+        section: S = getattr(self, part.name)
+        return section
+
+    @property
     def learning_rate(self) -> float:
         """The peak learning rate, with the stage's and mode's default where the recipe gives none."""
         if self.training.learning_rate is not None:
             return self.training.learning_rate
-        entry = STAGES[self.stage]
-        return entry.adapter_learning_rate if self.tuning.mode in ("lora", "qlora") else entry.learning_rate
+        part = self.stage_part
+        return part.adapter_learning_rate if self.tuning.mode in ("lora", "qlora") else part.learning_rate
 
     @property
     def fewest_sites(self) -> dict[str, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,6 @@ from core_training.data.records import Record
 from core_training.foundation.trainable import NOTHING_EVALUATED, EvalReport
 from core_training.models.base_model import BaseModel
 from core_training.models.prepared_model import PreparedModel
-from core_training.recipe.parts import STAGES
 from core_training.recipe.schema import Recipe
 
 
@@ -144,6 +142,5 @@ class Stage:
 
 def load_stage(recipe: Recipe, base: BaseModel) -> Stage:
     """The recipe's stage, ready to tokenise and train."""
-    module, _, name = STAGES[recipe.stage].target.partition(":")
-    stage: Stage = getattr(import_module(module), name)(recipe, base)
+    stage: Stage = recipe.stage_part.load()(recipe, base)
     return stage

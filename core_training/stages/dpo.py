@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from core_training.data.examples import Batch
+from core_training.parts.stages.dpo import DPO
 from core_training.stages.base import BatchLoss
 from core_training.stages.language import sequence_logps
 from core_training.stages.preference import PreferenceStage
@@ -22,7 +23,7 @@ class Dpo(PreferenceStage):
     needs_reference = True
 
     def loss(self, model: Any, batch: Batch) -> BatchLoss:
-        beta = self.recipe.dpo.beta
+        beta = self.recipe.settings(DPO).beta
         logps, tokens = sequence_logps(model, batch)
         chosen, rejected = logps.chunk(2)
         chosen = chosen - batch["reference_chosen"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from core_training.data.examples import Batch
 from core_training.models.base_model import BaseModel
+from core_training.parts.stages.grpo import GRPO
 from core_training.recipe.schema import Recipe
 from core_training.stages.advantages import group_relative
 from core_training.stages.base import BatchLoss
@@ -21,13 +22,13 @@ class Grpo(PolicyGradientStage):
 
     def __init__(self, recipe: Recipe, base: BaseModel) -> None:
         super().__init__(recipe, base)
-        self.generations = recipe.grpo.num_generations
-        self.passes = recipe.grpo.num_iterations
-        self.kl_coef = recipe.grpo.kl_coef
+        self.generations = recipe.settings(GRPO).num_generations
+        self.passes = recipe.settings(GRPO).num_iterations
+        self.kl_coef = recipe.settings(GRPO).kl_coef
 
     def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
         for part in parts:
-            advantages = group_relative(part["rewards"], self.generations, self.recipe.grpo.scale_rewards)
+            advantages = group_relative(part["rewards"], self.generations, self.recipe.settings(GRPO).scale_rewards)
             part["advantages"] = advantages.unsqueeze(1)
 
     def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
@@ -36,7 +37,7 @@ class Grpo(PolicyGradientStage):
         (The paper divides by each answer's length first, which favours short good answers and long bad ones:
         Yu et al. 2025, section 3.3.)
         """
-        settings = self.recipe.grpo
+        settings = self.recipe.settings(GRPO)
         scores = self.score(model, batch)
         mask = scores.mask
         policy, clipped = clipped_losses(scores.logps, batch["logps"], batch["advantages"], settings.cliprange)

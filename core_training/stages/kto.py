@@ -14,6 +14,7 @@ from core_training.data.examples import IGNORED, Batch, Example, Row, Tokens
 from core_training.data.records import Record
 from core_training.data.rows import SEQUENCE_TENSORS
 from core_training.foundation.errors import InputError
+from core_training.parts.stages.kto import KTO
 from core_training.stages.base import BatchLoss, Stage, mean_figure
 from core_training.stages.chat import answer_tokens
 from core_training.stages.language import sequence_logps
@@ -48,7 +49,7 @@ class Kto(Stage):
         return torch.tensor(len(batch["desirable"]), device=batch["input_ids"].device)
 
     def loss(self, model: Any, batch: Batch) -> BatchLoss:
-        settings = self.recipe.kto
+        settings = self.recipe.settings(KTO)
         logps, tokens = self._logps(model, batch)
         own, mismatched = logps
         ratios = own - batch["reference_own"]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from core_training.data.examples import Batch
+from core_training.parts.stages.orpo import ORPO
 from core_training.stages.base import BatchLoss
 from core_training.stages.language import sequence_logps
 from core_training.stages.preference import PreferenceStage
@@ -27,7 +28,7 @@ def _log1mexp(x: torch.Tensor) -> torch.Tensor:
 
 class Orpo(PreferenceStage):
     def loss(self, model: Any, batch: Batch) -> BatchLoss:
-        beta = self.recipe.orpo.beta
+        beta = self.recipe.settings(ORPO).beta
         logps, tokens = sequence_logps(model, batch)
         chosen, rejected = (logps / tokens).chunk(2)
         return self.summed(orpo_losses(chosen, rejected, beta), tokens, beta * chosen, beta * rejected)

@@ -10,6 +10,7 @@ import torch
 from core_training.data.examples import Batch
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
+from core_training.parts.stages.ppo import PPO
 from core_training.recipe.schema import Recipe
 from core_training.stages.advantages import generalised_advantages, moments, whitened
 from core_training.stages.base import BatchLoss
@@ -30,7 +31,7 @@ class Ppo(PolicyGradientStage):
 
     def __init__(self, recipe: Recipe, base: BaseModel) -> None:
         super().__init__(recipe, base)
-        settings = recipe.ppo
+        settings = recipe.settings(PPO)
         if settings.num_mini_batches > recipe.training.per_device_train_batch_size:
             raise InputError(
                 f"ppo.num_mini_batches: {settings.num_mini_batches} minibatches cannot be made of a rollout of "
@@ -42,12 +43,12 @@ class Ppo(PolicyGradientStage):
         self.kl_estimator = settings.kl_estimator
 
     def kl_controller(self) -> KLController:
-        settings = self.recipe.ppo
+        settings = self.recipe.settings(PPO)
         return KLController(settings.kl_coef, settings.kl_target, settings.kl_horizon)
 
     def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
         """`advantages`, whitened over all rollouts of the step if the recipe says so; `returns`, to fit values to."""
-        settings = self.recipe.ppo
+        settings = self.recipe.settings(PPO)
         rewards = []
         for part in parts:
             positions = torch.arange(part["mask"].shape[1], device=part["mask"].device)
@@ -68,7 +69,7 @@ class Ppo(PolicyGradientStage):
 
     def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
         """Policy loss + vf_coef · value loss, summed over the answers' tokens."""
-        settings = self.recipe.ppo
+        settings = self.recipe.settings(PPO)
         scores = self.score(model, batch)
         assert scores.values is not None
         mask = scores.mask

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from core_training.data.examples import Batch, Example
 from core_training.data.records import Record
+from core_training.parts.stages.reward import REWARD
 from core_training.stages.base import BatchLoss
 from core_training.stages.preference import PreferenceStage
 
@@ -33,5 +34,7 @@ class Reward(PreferenceStage):
         # The model scores the last token that is no padding.
         output = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         chosen, rejected = output.logits.squeeze(-1).float().chunk(2)
-        losses = reward_losses(chosen, rejected, batch["margin"], self.recipe.reward.center_rewards_coefficient)
+        losses = reward_losses(
+            chosen, rejected, batch["margin"], self.recipe.settings(REWARD).center_rewards_coefficient
+        )
         return self.summed(losses, (batch["input_ids"] != self.base.tokenizer.pad_token_id).sum(), chosen, rejected)

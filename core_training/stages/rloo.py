@@ -9,6 +9,7 @@ import torch
 
 from core_training.data.examples import Batch
 from core_training.models.base_model import BaseModel
+from core_training.parts.stages.rloo import RLOO
 from core_training.recipe.schema import Recipe
 from core_training.stages.advantages import leave_one_out
 from core_training.stages.base import BatchLoss, mean_figure
@@ -20,9 +21,9 @@ class Rloo(PolicyGradientStage):
 
     def __init__(self, recipe: Recipe, base: BaseModel) -> None:
         super().__init__(recipe, base)
-        self.generations = recipe.rloo.num_generations
-        self.passes = recipe.rloo.num_iterations
-        self.kl_coef = recipe.rloo.kl_coef
+        self.generations = recipe.settings(RLOO).num_generations
+        self.passes = recipe.settings(RLOO).num_iterations
+        self.kl_coef = recipe.settings(RLOO).kl_coef
 
     def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
         for part in parts:
@@ -37,7 +38,10 @@ class Rloo(PolicyGradientStage):
         """The clipped loss with the probability ratio of whole answers, summed over them."""
         scores = self.score(model, batch)
         losses, clipped = clipped_losses(
-            scores.logps.sum(dim=1), batch["logps"].sum(dim=1), batch["advantages"], self.recipe.rloo.cliprange
+            scores.logps.sum(dim=1),
+            batch["logps"].sum(dim=1),
+            batch["advantages"],
+            self.recipe.settings(RLOO).cliprange,
         )
         return BatchLoss(
             total=losses.sum(),

@@ -12,7 +12,7 @@ import torch
 from core_training.data.examples import IGNORED, Batch
 from core_training.foundation.errors import InputError
 from core_training.models.heads import innermost
-from core_training.recipe.schema import Rollout
+from core_training.parts.stages.rollout import Rollout
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from core_training.data.examples import Batch
+from core_training.parts.stages.simpo import SIMPO
 from core_training.stages.base import BatchLoss
 from core_training.stages.language import sequence_logps
 from core_training.stages.preference import PreferenceStage
@@ -20,7 +21,7 @@ def simpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, gamm
 
 class Simpo(PreferenceStage):
     def loss(self, model: Any, batch: Batch) -> BatchLoss:
-        settings = self.recipe.simpo
+        settings = self.recipe.settings(SIMPO)
         logps, tokens = sequence_logps(model, batch)
         chosen, rejected = (logps / tokens).chunk(2)
         losses = simpo_losses(chosen, rejected, settings.beta, settings.gamma)

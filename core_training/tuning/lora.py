@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from core_training.foundation.errors import InputError
-from core_training.recipe.parts import STAGES
 from core_training.recipe.schema import Lora, Recipe
 
 CARVED = ("pissa", "olora")
@@ -39,7 +38,7 @@ def apply(model: Any, recipe: Recipe) -> Any:
         modules_to_save=whole or None,
         # What the model shares (embeddings and output layer) goes on being shared when it is trained.
         ensure_weight_tying=ties,
-        task_type="SEQ_CLS" if STAGES[recipe.stage].head == "score" else "CAUSAL_LM",
+        task_type="SEQ_CLS" if recipe.stage_part.head == "score" else "CAUSAL_LM",
     )
     try:
         tuned = get_peft_model(model, config)

@@ -9,7 +9,8 @@ from typing import Annotated, get_args
 import click
 import typer
 
-from core_training.recipe.parts import STAGES, TUNING_MODES
+from core_training.parts.stages import STAGES
+from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Topology
 from fedloom.options import Json, Overrides, RecipePath

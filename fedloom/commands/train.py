@@ -25,7 +25,6 @@ def train(
     from pathlib import Path
 
     from core_training.distributed.launch import must_launch, opened_engine, run_as_group, speaks
-    from core_training.recipe.parts import STAGES
     from core_training.recipe.reading import load_recipe
     from core_training.runs.run_folder import RunFolder
     from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
@@ -49,7 +48,7 @@ def train(
         folder.prepare(loaded, resume)
         if not quiet:
             show_left_out(engine.data_report.truncated, engine.data_report.dropped)
-            if STAGES[loaded.stage].refers and not STAGES[loaded.stage].samples:
+            if loaded.stage_part.refers and not loaded.stage_part.samples:
                 stderr.print("asking the reference policy about every record, once for the whole run")
         with ticking(loaded.stage, "step", quiet or json) as ticker:
             summary = train_centrally(loaded, engine, folder, resume, ticker.advance)

@@ -6,8 +6,9 @@ import pytest
 
 from client.site_config import load_site_config
 from core_training.foundation.errors import InputError
+from core_training.parts.stages.rollout import Rollout
 from core_training.recipe.reading import parse_recipe
-from core_training.recipe.schema import Recipe, Rollout
+from core_training.recipe.schema import Recipe
 
 SITE = """
 name: hospital-a

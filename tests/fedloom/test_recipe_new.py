@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from core_training.recipe.parts import STAGES, TUNING_MODES
+from core_training.parts.stages import STAGES
+from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.reading import parse_recipe
 from fedloom.starter_recipe import starter_recipe
 from tests import tiny

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from core_training.recipe.parts import STAGES, TUNING_MODES
+from core_training.parts.stages import STAGES
+from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from tests import tiny

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from core_training.recipe.parts import STAGES, TUNING_MODES
+from core_training.parts.stages import STAGES
+from core_training.parts.tuning_modes import TUNING_MODES
 
 TOPOLOGIES = ("central", "federated", "gossip", "secure")
 _CELL = re.compile(r"test_matrix\.py::test_(\w+)\[(\w+)-(\w+)\]$")

@@ -134,13 +134,13 @@ class World:
                 await self.trained.wait()
             return SITE.handle(order)
 
-        reception = PeerService()
-        server = GrpcServer(self.alpha, self.roster, reception)
+        service = PeerService()
+        server = GrpcServer(self.alpha, self.roster, service)
         await server.start(self.roster.member("alpha").address)
         alpha = GrpcTransport(self.alpha, self.roster, 30.0)
         beta = GrpcTransport(self.beta, self.roster, 30.0)
         plan = RunPlan("alpha", ("alpha", "beta"), "run", self.recipe, "secret")
-        self.node = asyncio.create_task(take_part(plan, reception, alpha, ask, self.folder, linger=0.1))
+        self.node = asyncio.create_task(take_part(plan, service, alpha, ask, self.folder, linger=0.1))
         try:
             yield beta
             self.trained.set()
@@ -304,8 +304,8 @@ def test_a_stranger_and_an_expired_member_get_no_connection_and_the_true_member_
     roster = roster_of(alpha, beta, late)
 
     async def scenario():
-        reception = PeerService()
-        server = GrpcServer(alpha, roster, reception)
+        service = PeerService()
+        server = GrpcServer(alpha, roster, service)
         await server.start(roster.member("alpha").address)
         reasons = {}
         for title, identity in {"true": beta, "stranger": stranger, "expired": late}.items():

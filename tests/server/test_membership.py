@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core_training.recipe.schema import Recipe
-from server import membership as attendance
+from server import membership
 from simulations.inprocess_grid import InProcessGrid
 from strategies.messages import Envelope, Refusal
 from tests.server.arithmetic_sites import ArithmeticSite, events, federate
@@ -44,8 +44,8 @@ class ReluctantSite(ArithmeticSite):
 def test_a_site_that_cannot_join_yet_is_asked_again_ever_later_until_it_joins(
     tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AFTER", 0.3)
-    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AT_MOST", 1.0)
+    monkeypatch.setattr(membership, "_ASKED_AGAIN_AFTER", 0.3)
+    monkeypatch.setattr(membership, "_ASKED_AGAIN_AT_MOST", 1.0)
     site = ReluctantSite(refusals=4)
     summary = federate(
         tmp_path / "run", recipe(minimum_sites=2), {"a": ArithmeticSite(1.0, 10), "b": site}, in_process=False
@@ -60,7 +60,7 @@ def test_a_site_that_cannot_join_yet_is_asked_again_ever_later_until_it_joins(
 def test_a_site_is_asked_once_when_it_refuses_for_good_or_in_a_simulation(
     tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, fatal: bool, in_process: bool
 ) -> None:
-    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(membership, "_ASKED_AGAIN_AFTER", 0.0)
     site = ReluctantSite(refusals=1, fatal=fatal)
     summary = federate(tmp_path / "run", recipe(), {"a": ArithmeticSite(1.0, 10), "b": site}, in_process=in_process)
     assert len(site.asked) == 1
@@ -70,7 +70,7 @@ def test_a_site_is_asked_once_when_it_refuses_for_good_or_in_a_simulation(
 def test_a_site_with_other_terms_is_asked_once(
     tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(membership, "_ASKED_AGAIN_AFTER", 0.0)
     other = ReluctantSite(refusals=0)
 
     def differs(order: Envelope) -> Envelope:
@@ -85,8 +85,8 @@ def test_a_site_with_other_terms_is_asked_once(
 def test_a_newcomer_that_is_slow_to_join_does_not_hold_up_the_rounds(
     tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attendance, "_ASKED_AGAIN_AFTER", 0.0)
-    monkeypatch.setattr(attendance, "_NEWCOMER_WAIT", 0.3)
+    monkeypatch.setattr(membership, "_ASKED_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(membership, "_NEWCOMER_WAIT", 0.3)
     pull = InProcessGrid.pull_messages
     slow = ReluctantSite(refusals=1)
 

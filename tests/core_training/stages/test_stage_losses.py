@@ -14,7 +14,7 @@ import torch
 from core_training.data.examples import Example, Tokens
 from core_training.data.rows import Collator
 from core_training.engine.engine import Engine, open_engine
-from core_training.recipe.parts import TUNING_MODES
+from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.schema import Recipe
 from tests.core_training.preference_data import stage_recipe
 

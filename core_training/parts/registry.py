@@ -1,0 +1,79 @@
+"""Tables of parts by name: fedloom's own, and those that other installed packages offer under an entry point.
+
+A package offers a part by naming it in its metadata, as in `[project.entry-points."fedloom.stages"]`,
+`my_stage = "my_package.my_stage:MY_STAGE"`; the part's own name is what recipes say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from core_training.foundation.errors import InputError
+from core_training.parts.section import Section
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Generic[S]):
+    """What can be said of a part without loading it."""
+
+    name: str
+    target: str
+    """`module:name` of what does the work, imported when it is needed."""
+    settings: type[S] | None = None
+    """Its section of the recipe, under its own name; None where there is nothing to set."""
+    usual_keys: tuple[str, ...] = ()
+    """Those that one usually sets, to be shown in a new recipe; empty: all of them."""
+
+    def load(self) -> Any:
+        """Import what does the work."""
+        module, _, name = self.target.partition(":")
+        loaded = import_module(module)
+        return getattr(loaded, name) if name else loaded
+
+
+P = TypeVar("P", bound=Part[Any])
+
+
+class Registry(Mapping[str, P]):
+    """The parts of one kind, in the order in which people are shown them."""
+
+    def __init__(self, kind: type[P], group: str, own: Sequence[P]) -> None:
+        """`group` is the entry point of other packages' parts."""
+        self._parts = {part.name: part for part in own}
+        self._faults: list[str] = []
+        for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
+            if (fault := self._add(entry, kind)) is not None:
+                self._faults.append(f"entry point '{entry.name}' of {group} ({entry.value}) {fault}")
+
+    def check(self) -> None:
+        """Raise InputError for a package's part that cannot be used; importing fedloom never fails for one."""
+        if self._faults:
+            raise InputError(f"{'; '.join(self._faults)}; mend the package or uninstall it")
+
+    def _add(self, entry: EntryPoint, kind: type[P]) -> str | None:
+        """Take in another package's part. Returns what is wrong with one that cannot be used."""
+        try:
+            part = entry.load()
+        except Exception as error:
+            return f"cannot be loaded: {type(error).__name__}: {error}"
+        if not isinstance(part, kind):
+            return f"is a {type(part).__name__}, and has to be a {kind.__name__}"
+        if part.name in self._parts:
+            return f"has the name of another part, '{part.name}'"
+        self._parts[part.name] = part
+        return None
+
+    def __getitem__(self, name: str) -> P:
+        return self._parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)

@@ -1,0 +1,16 @@
+"""Pre-training: every token of a text is learnt."""
+
+from __future__ import annotations
+
+from core_training.parts.section import Section
+from core_training.parts.stages.stage_part import StagePart
+
+PRETRAIN = StagePart[Section](
+    name="pretrain",
+    target="core_training.stages.pretrain:Pretrain",
+    reads="text",
+    unit="tokens",
+    learning_rate=2e-5,
+    adapter_learning_rate=2e-4,
+    packs=True,
+)

@@ -1,0 +1,30 @@
+"""How the stages that train on answers of the model's own have them sampled and judged."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from core_training.parts.section import PositiveInt, Section
+
+
+class Rollout(Section):
+    """Stages `ppo`, `rloo` and `grpo`: how answers are sampled, and what judges them."""
+
+    reward_model: str | None = Field(None, description="Run folder of a run of stage `reward`.")
+    reward_function: str | None = Field(
+        None,
+        description="Instead: `FILE.py:name`, a function of (prompts, completions), two lists of texts, that returns "
+        "a list of numbers.",
+    )
+    max_new_tokens: PositiveInt = Field(64, description="Longest answer, in tokens.")
+    # Below 0.01, where the likeliest token is all but certain, logits leave the range of their type.
+    temperature: Annotated[float, Field(ge=0.01)] = Field(1.0, description="Sampling temperature.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 samples from all tokens.")
+    stop: list[str] = Field(
+        default_factory=list, description="Tokens that end an answer, besides the model's end-of-sequence token."
+    )
+    missing_eos_penalty: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Taken off the reward of an answer that was cut at `max_new_tokens`."
+    )

@@ -1,0 +1,46 @@
+"""What can be said of a stage without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from core_training.parts.registry import Part
+from core_training.parts.section import Section
+
+S = TypeVar("S", bound=Section)
+
+
+def _one(settings: Any) -> int:
+    return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePart(Part[S]):
+    """The facts of a stage; `target` is its `core_training.stages.base.Stage`. Functions among them take settings."""
+
+    reads: str
+    """The kind of data: what a record says, in whatever layout."""
+    unit: Literal["tokens", "pairs", "examples", "answers"]
+    """What the loss is a mean over, and so what an update is weighted by."""
+    learning_rate: float
+    """Usual peak learning rate where whole weights are trained; see docs/stages.md for the sources."""
+    adapter_learning_rate: float
+    """The same for LoRA and QLoRA."""
+    head: Literal["score", "value_head"] | None = None
+    """The output layer that the stage adds to the model, trained in every mode."""
+    packs: bool = False
+    """Whether several examples can share a row."""
+    samples: bool = False
+    """Whether it trains on answers that the model itself gives, under the section `rollout`."""
+    refers: bool = False
+    """Whether its loss looks at the reference policy, the model that the run starts from."""
+    rows_compared: str | None = None
+    """What it does with the rows of a batch together, if anything: then a batch needs two or more."""
+    answers: Callable[[S], int] = _one
+    """Rows that a row of a batch becomes: the answers to a prompt."""
+    passes: Callable[[S], int] = _one
+    """How often a row enters the loss in one step of the run."""
+    optimizer_steps: Callable[[S], int] = _one
+    """Optimizer steps in one step of the run."""

@@ -17,7 +17,7 @@ from core_training.recipe.schema import Recipe
 from tests import tiny
 
 # What needs an extra of fedloom's cannot even be imported without; `make test` installs them all.
-collect_ignore = [] if find_spec("deepspeed") else ["core_training/test_group.py"]
+collect_ignore = [] if find_spec("deepspeed") else ["core_training/distributed/test_group.py"]
 
 # The same examples in every run: what fails on one machine fails on the next.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -14,7 +14,7 @@ from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.recipe.schema import Recipe
 from strategies.draws import rounding_key
-from strategies.fedavg import FedAvg, most_weight
+from strategies.fedavg import MOST_PROCESSES, FedAvg, most_weight
 from strategies.ring import RingCodec, RingSum
 from strategies.ring_scale import LEVELS, Scale, first_scale, largest_change, level_of, next_scale
 
@@ -223,3 +223,24 @@ def test_the_ring_that_is_chosen_by_itself_loses_nothing_measurable(
     plain, ring = learnt(recipe, sites, ring=False), learnt(recipe, sites, ring=True)
     assert plain < 0.5
     assert abs(ring - plain) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "units"),
+    [
+        ("ppo", {"num_ppo_epochs": 3, "num_mini_batches": 2}, 10 * 3),  # tokens of an answer, passes
+        ("rloo", {"num_generations": 5, "num_iterations": 2}, 5 * 2),  # answers
+        ("grpo", {"num_generations": 3, "num_iterations": 2}, 10 * 3 * 2),
+    ],
+)
+def test_the_bound_on_a_weight_is_that_of_the_stage_that_runs(stage: str, settings: dict[str, int], units: int) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "model": {"name_or_path": "unused"},
+            "stage": stage,
+            stage: settings,
+            "rollout": {"reward_model": "unused", "max_new_tokens": 10},
+            "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        }
+    )
+    assert most_weight(recipe, steps=7) == 2 * 4 * 7 * MOST_PROCESSES * units

@@ -18,9 +18,9 @@ from core_training.recipe.schema import Recipe, Tuning
 _SECTIONS_OF_MODE = {"freeze": ["freeze"], "lora": ["lora"], "qlora": ["lora", "qlora"]}
 
 _USUAL_KEYS = {
-    "lora": ["r", "lora_alpha", "lora_dropout"],
-    "freeze": ["trainable_layers"],
-    "rollout": ["reward_model", "max_new_tokens", "temperature"],
+    "lora": ("r", "lora_alpha", "lora_dropout"),
+    "freeze": ("trainable_layers",),
+    "rollout": ("reward_model", "max_new_tokens", "temperature"),
 }
 """Of the sections that have more keys than one usually sets, those to show."""
 
@@ -78,7 +78,7 @@ def _section(owner: type[Section], name: str, indent: str = "", **values: str) -
 
 
 def _usual_keys(section: str) -> tuple[str, ...]:
-    return STAGES[section].usual_keys if section in STAGES else tuple(_USUAL_KEYS.get(section, ()))
+    return STAGES[section].usual_keys if section in STAGES else _USUAL_KEYS.get(section, ())
 
 
 def _columns(stage: str) -> list[str]:

@@ -12,14 +12,12 @@ from typing import Any
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.runs.checkpoints import prune_checkpoints
+from core_training.runs.checkpoints import STATE_FILE, prune_checkpoints
 from p2p.ledger import Ledger
 from p2p.messages import Offer
 from p2p.transport import CHUNK_BYTES
 from strategies.ring_scale import Scale
 
-_KEPT = 2
-_STATE_FILE = "state.safetensors"
 _COMMIT_FILE = "commit.json"
 
 
@@ -68,16 +66,16 @@ class CommitStore:
             "scale": commit.scale.model_dump() if commit.scale else None,
         }
         with commit_folder(self._path(commit.epoch)) as scratch:
-            (scratch / _STATE_FILE).write_bytes(commit.state.to_bytes())
+            (scratch / STATE_FILE).write_bytes(commit.state.to_bytes())
             (scratch / _COMMIT_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        prune_checkpoints(self._folder, "epoch-*", keep=_KEPT)
+        prune_checkpoints(self._folder, "epoch-*")
 
     def load_last(self, manifest: Manifest) -> Commit:
         """The newest commit that is intact; an empty one when there is none."""
         for folder in reversed(self._folders()):
             try:
                 document = json.loads((folder / _COMMIT_FILE).read_text(encoding="utf-8"))
-                state = TrainableState.from_bytes((folder / _STATE_FILE).read_bytes(), manifest)
+                state = TrainableState.from_bytes((folder / STATE_FILE).read_bytes(), manifest)
                 if state.digest == document["state_digest"]:
                     return _commit(document, state)
             except (OSError, ValueError, KeyError, TypeError, ProtocolError):
@@ -87,7 +85,7 @@ class CommitStore:
     def read(self, epoch: int, offset: int) -> Iterator[bytes]:
         """The serialised state of an epoch from `offset` on, in chunks. Raises ProtocolError when it is not kept."""
         try:
-            file = (self._path(epoch) / _STATE_FILE).open("rb")
+            file = (self._path(epoch) / STATE_FILE).open("rb")
         except OSError:
             raise ProtocolError(f"the state of epoch {epoch} is not kept here") from None
         with file:

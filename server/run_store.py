@@ -12,7 +12,7 @@ from typing import Any
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.runs.checkpoints import prune_checkpoints
+from core_training.runs.checkpoints import STATE_FILE, prune_checkpoints
 from core_training.runs.run_folder import RunFolder
 from server.progress import Progress
 
@@ -27,7 +27,7 @@ class RunStore:
         """Make round `progress.round` the one a restart goes on from."""
         target = self._folder.checkpoints / f"round-{progress.round:06d}"
         with commit_folder(target) as scratch:
-            (scratch / "state.safetensors").write_bytes(state.to_bytes())
+            (scratch / STATE_FILE).write_bytes(state.to_bytes())
             document = {"manifest": state.manifest.to_json(), "progress": progress.to_json()}
             (scratch / "round.json").write_text(json.dumps(document), encoding="utf-8")
         prune_checkpoints(self._folder.checkpoints, "round-*")
@@ -40,7 +40,7 @@ class RunStore:
         try:
             document: dict[str, Any] = json.loads((newest / "round.json").read_text(encoding="utf-8"))
             manifest = Manifest.from_json(document["manifest"])
-            state = TrainableState.from_bytes((newest / "state.safetensors").read_bytes(), manifest)
+            state = TrainableState.from_bytes((newest / STATE_FILE).read_bytes(), manifest)
             progress = Progress.from_json(document["progress"])
         except (OSError, ValueError, KeyError, TypeError, ProtocolError) as error:
             raise RunError(f"{newest} is damaged ({error}); remove it to go on from the round before it") from None

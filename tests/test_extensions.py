@@ -59,17 +59,20 @@ class SmoothStage(Sft):
 """
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as pip leaves it: two modules, and the metadata that names the part."""
-    folder = tmp_path_factory.mktemp("theirs")
+def install(folder: Path, entries: str) -> Path:
+    """Leave in `folder` what pip would: two modules, and the metadata that names the parts."""
     (folder / "their_parts.py").write_text(LIGHT, encoding="utf-8")
     (folder / "their_work.py").write_text(WORK, encoding="utf-8")
     metadata = folder / "theirs-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n", encoding="utf-8")
-    (metadata / "entry_points.txt").write_text("[fedloom.stages]\nsmooth = their_parts:SMOOTH\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(f"[fedloom.stages]\n{entries}\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("theirs"), "smooth = their_parts:SMOOTH")
 
 
 def fedloom(package: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -135,13 +138,7 @@ def test_a_recipe_is_checked_and_begun_with_the_keys_of_another_packages_stage(p
         ("smooth = their_parts:Smooth", "has to be a StagePart"),
     ],
 )
-def test_a_part_that_cannot_be_used_is_named(package: Path, tmp_path: Path, entry: str, said: str | None) -> None:
-    for name in ("their_parts.py", "their_work.py"):
-        (tmp_path / name).write_text((package / name).read_text(encoding="utf-8"), encoding="utf-8")
-    metadata = tmp_path / "theirs-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n", encoding="utf-8")
-    (metadata / "entry_points.txt").write_text(f"[fedloom.stages]\n{entry}\n", encoding="utf-8")
-    done = fedloom(tmp_path, "recipe", "check", write_recipe(tmp_path))
+def test_a_part_that_cannot_be_used_is_named(tmp_path: Path, entry: str, said: str | None) -> None:
+    done = fedloom(install(tmp_path, entry), "recipe", "check", write_recipe(tmp_path))
     assert done.returncode == (0 if said is None else 2), done.stderr
     assert said is None or (said in done.stderr and "Traceback" not in done.stderr)

@@ -24,7 +24,7 @@ def read_checkpoint(folder: Path, manifest: Manifest) -> tuple[TrainableState, d
         raise RunError(f"{folder}: not a checkpoint of this run: {error}") from None
 
 
-def prune_checkpoints(folder: Path, pattern: str, keep: int = KEPT_CHECKPOINTS) -> None:
-    """Remove all but the newest `keep` of the checkpoints matching `pattern` (their names sort by age)."""
-    for old in sorted(folder.glob(pattern))[:-keep]:
+def prune_checkpoints(folder: Path, pattern: str) -> None:
+    """Remove all but the newest `KEPT_CHECKPOINTS` of the checkpoints matching `pattern` (their names sort by age)."""
+    for old in sorted(folder.glob(pattern))[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)

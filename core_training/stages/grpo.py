@@ -22,8 +22,6 @@ class Grpo(PolicyGradientStage):
 
     def __init__(self, recipe: Recipe, base: BaseModel) -> None:
         super().__init__(recipe, base)
-        self.generations = recipe.settings(GRPO).num_generations
-        self.passes = recipe.settings(GRPO).num_iterations
         self.kl_coef = recipe.settings(GRPO).kl_coef
 
     def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributions import Categorical
@@ -23,6 +23,7 @@ from core_training.foundation.trainable import NOTHING_EVALUATED, EvalReport
 from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
 from core_training.models.heads import VALUE_HEAD, innermost
+from core_training.models.prepared_model import PreparedModel
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import BatchLoss, Stage, mean_figure
 from core_training.stages.chat import prompt_tokens
@@ -30,9 +31,6 @@ from core_training.stages.kl import Estimator, KLController, kl_estimates
 from core_training.stages.language import labelled_logits, token_logps
 from core_training.stages.rewards import load_judge
 from core_training.stages.rollout import Sampler
-
-if TYPE_CHECKING:
-    from core_training.models.prepared_model import PreparedModel
 
 _KL_COEF = "kl_coef"
 
@@ -74,17 +72,18 @@ class PolicyGradientStage(Stage):
     """Subclasses say how rewards become advantages (`credit`) and what is minimised (`policy_loss`)."""
 
     adds_up = False  # a batch is one rollout
-    generations: int = 1
-    """Answers to each prompt."""
-    mini_batches: int = 1
-    """Parts of a rollout, an update each."""
-    passes: int
-    """How often a rollout is gone through."""
     kl_coef: float
     kl_estimator: Estimator = "k1"
 
     def __init__(self, recipe: Recipe, base: BaseModel) -> None:
         super().__init__(recipe, base)
+        part, settings = recipe.stage_part, recipe.stage_settings
+        self.generations = part.answers(settings)
+        """Answers to each prompt."""
+        self.passes = part.passes(settings)
+        """How often a rollout is gone through."""
+        self.mini_batches = part.mini_batches(settings)
+        """Parts of a rollout, an update each."""
         self.judge = load_judge(recipe, base)
         self.sampler = Sampler.of(recipe.rollout, base.tokenizer)
 

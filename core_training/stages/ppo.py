@@ -37,8 +37,6 @@ class Ppo(PolicyGradientStage):
                 f"ppo.num_mini_batches: {settings.num_mini_batches} minibatches cannot be made of a rollout of "
                 f"training.per_device_train_batch_size ({recipe.training.per_device_train_batch_size}) prompts"
             )
-        self.mini_batches = settings.num_mini_batches
-        self.passes = settings.num_ppo_epochs
         self.kl_coef = settings.kl_coef
         self.kl_estimator = settings.kl_estimator
 

@@ -21,8 +21,6 @@ class Rloo(PolicyGradientStage):
 
     def __init__(self, recipe: Recipe, base: BaseModel) -> None:
         super().__init__(recipe, base)
-        self.generations = recipe.settings(RLOO).num_generations
-        self.passes = recipe.settings(RLOO).num_iterations
         self.kl_coef = recipe.settings(RLOO).kl_coef
 
     def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:

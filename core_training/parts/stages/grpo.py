@@ -32,5 +32,4 @@ GRPO = StagePart[Grpo](
     refers=True,
     answers=lambda grpo: grpo.num_generations,
     passes=lambda grpo: grpo.num_iterations,
-    optimizer_steps=lambda grpo: grpo.num_iterations,
 )

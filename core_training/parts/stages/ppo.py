@@ -44,6 +44,6 @@ PPO = StagePart[Ppo](
     samples=True,
     refers=True,
     passes=lambda ppo: ppo.num_ppo_epochs,
-    optimizer_steps=lambda ppo: ppo.num_ppo_epochs * ppo.num_mini_batches,
+    mini_batches=lambda ppo: ppo.num_mini_batches,
     usual_keys=("num_ppo_epochs", "num_mini_batches", "kl_coef"),
 )

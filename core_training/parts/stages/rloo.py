@@ -31,5 +31,4 @@ RLOO = StagePart[Rloo](
     refers=True,
     answers=lambda rloo: rloo.num_generations,
     passes=lambda rloo: rloo.num_iterations,
-    optimizer_steps=lambda rloo: rloo.num_iterations,
 )

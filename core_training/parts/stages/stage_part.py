@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from core_training.parts.registry import Part
-from core_training.parts.section import Section
-
-S = TypeVar("S", bound=Section)
+from core_training.parts.registry import Part, S
 
 
 def _one(settings: Any) -> int:
@@ -42,5 +39,9 @@ class StagePart(Part[S]):
     """Rows that a row of a batch becomes: the answers to a prompt."""
     passes: Callable[[S], int] = _one
     """How often a row enters the loss in one step of the run."""
-    optimizer_steps: Callable[[S], int] = _one
-    """Optimizer steps in one step of the run."""
+    mini_batches: Callable[[S], int] = _one
+    """Optimizer steps in each of these passes."""
+
+    def optimizer_steps(self, settings: S) -> int:
+        """Optimizer steps in one step of the run."""
+        return self.passes(settings) * self.mini_batches(settings)

@@ -32,8 +32,8 @@ from benchmarks.places import Places
 from core_training.data.records import read_records
 from core_training.foundation.errors import RunError
 from core_training.models.base_model import BaseModel
+from core_training.parts.tuning_modes.lora import Lora
 from core_training.recipe.reading import parse_recipe
-from core_training.recipe.schema import Lora
 
 RECORDS_PER_SITE = 4
 TURNS = 3

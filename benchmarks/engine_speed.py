@@ -24,6 +24,7 @@ from core_training.data.examples import IGNORED
 from core_training.engine.engine import open_engine
 from core_training.engine.step_loop import StepLoop
 from core_training.foundation.errors import RunError
+from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import BatchLoss
@@ -95,7 +96,7 @@ class _PlainLoop:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
-        lora, training = recipe.tuning.lora, recipe.training
+        lora, training = recipe.tuning.settings(LORA), recipe.training
         base = AutoModelForCausalLM.from_pretrained(recipe.model.name_or_path)
         torch.manual_seed(training.seed)
         config = LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")

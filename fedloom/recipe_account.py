@@ -6,6 +6,7 @@ from core_training.data.formats import column_sets
 from core_training.engine.deepspeed_config import deepspeed_config
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
+from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.schema import Recipe
 
 _HEADS = {"score": "the reward head", "value_head": "the value head"}
@@ -33,9 +34,10 @@ def warnings_of(recipe: Recipe) -> list[str]:
     """What is allowed, and yet likely not what one wants."""
     warnings = []
     zero = (deepspeed_config(recipe) or {}).get("zero_optimization", {})
-    if recipe.tuning.mode == "qlora" and zero.get("stage") == 3:
+    if recipe.tuning_part.unquantised is not None and zero.get("stage") == 3:
         warnings.append(
-            "tuning.mode qlora with ZeRO 3 works on CPUs, but is known for trouble on GPUs; use deepspeed.stage 2"
+            f"tuning.mode {recipe.tuning.mode} with ZeRO 3 works on CPUs, but is known for trouble on GPUs; "
+            "use deepspeed.stage 2"
         )
     warnings += [f"{key}: without effect under {where}" for key, where in _idle(recipe)]
     return warnings
@@ -53,21 +55,7 @@ def _start(recipe: Recipe) -> str:
 
 
 def _trained(recipe: Recipe) -> str:
-    tuning = recipe.tuning
-    if tuning.mode == "full":
-        trained = "every weight"
-    elif tuning.mode == "freeze":
-        count = tuning.freeze.trainable_layers
-        modules = tuning.freeze.trainable_modules
-        inside = "" if modules == "all" else f" ({', '.join(modules)} in them)"
-        trained = f"the {'first' if count < 0 else 'last'} {abs(count)} layers{inside}"
-        trained += "".join(f", {module}" for module in tuning.freeze.extra_modules)
-    else:
-        targets = tuning.lora.target_modules
-        where = "all linear layers but the output" if targets == "all-linear" else ", ".join(targets)
-        held = f", which are held in {tuning.qlora.quant_type}" if tuning.mode == "qlora" else ""
-        trained = f"adapters of rank {tuning.lora.r} on {where}{held}"
-        trained += "".join(f", {module}" for module in tuning.lora.modules_to_save)
+    trained = recipe.tuning_part.trains(recipe.tuning)
     if head := recipe.stage_part.head:
         trained += f", and {_HEADS[head]}"
     return trained + ("" if recipe.topology.kind == "central" else "; this is what travels, and nothing else")
@@ -88,9 +76,10 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
     stage, mode = f"stage {recipe.stage}", f"tuning.mode {recipe.tuning.mode}"
     sections: list[tuple[str, Section, bool, str]] = [
         ("rollout", recipe.rollout, recipe.stage_part.samples, stage),
-        *((name, getattr(recipe, name), name == recipe.stage, stage) for name in STAGES if hasattr(recipe, name)),
-        ("tuning.lora", recipe.tuning.lora, recipe.tuning.mode in ("lora", "qlora"), mode),
-        ("tuning.qlora", recipe.tuning.qlora, recipe.tuning.mode == "qlora", mode),
-        ("tuning.freeze", recipe.tuning.freeze, recipe.tuning.mode == "freeze", mode),
+        *((name, section, name == recipe.stage, stage) for name, section in recipe.sections_of(STAGES)),
+        *(
+            (f"tuning.{name}", section, name in recipe.tuning_part.sections, mode)
+            for name, section in recipe.tuning.sections_of(TUNING_MODES)
+        ),
     ]
     return [(key, where) for key, section, used, where in sections if not used and section != type(section)()]

@@ -12,17 +12,12 @@ from typing import Any
 from core_training.data.formats import column_sets
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
+from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe, Tuning
 
-_SECTIONS_OF_MODE = {"freeze": ["freeze"], "lora": ["lora"], "qlora": ["lora", "qlora"]}
-
-_USUAL_KEYS = {
-    "lora": ("r", "lora_alpha", "lora_dropout"),
-    "freeze": ("trainable_layers",),
-    "rollout": ("reward_model", "max_new_tokens", "temperature"),
-}
-"""Of the sections that have more keys than one usually sets, those to show."""
+_ROLLOUT_KEYS = ("reward_model", "max_new_tokens", "temperature")
+"""Those of the section `rollout` that one usually sets."""
 
 
 def starter_recipe(stage: str, tuning: str, topology: str) -> str:
@@ -35,13 +30,13 @@ def starter_recipe(stage: str, tuning: str, topology: str) -> str:
         "tuning:",
         f"  mode: {tuning}",
     ]
-    for name in _SECTIONS_OF_MODE.get(tuning, []):
-        lines += _section(Tuning, name, indent="  ")
+    for name in TUNING_MODES[tuning].sections:
+        lines += _section(Tuning, name, TUNING_MODES[name].usual_keys, indent="  ")
     if STAGES[stage].samples:
-        lines += _section(Recipe, "rollout", reward_model="runs/reward")
+        lines += _section(Recipe, "rollout", _ROLLOUT_KEYS, reward_model="runs/reward")
         lines.append("  # reward_function: FILE.py:name  # instead of it, a Python function; see docs/stages.md")
     if STAGES[stage].settings is not None:
-        lines += _section(Recipe, stage)
+        lines += _section(Recipe, stage, STAGES[stage].usual_keys)
     lines += [
         "data:",
         "  train: data/*.jsonl.gz  # in a real federation: the data set's name, which each site maps to its own files",
@@ -66,19 +61,15 @@ def starter_recipe(stage: str, tuning: str, topology: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(owner: type[Section], name: str, indent: str = "", **values: str) -> list[str]:
-    """A section with its usual keys, their defaults (or `values`) and meanings."""
+def _section(owner: type[Section], name: str, keys: tuple[str, ...], indent: str = "", **values: str) -> list[str]:
+    """A section with these keys (none: all of them), their defaults (or `values`) and meanings."""
     section: Any = owner.model_fields[name].annotation
     lines = [f"{indent}{name}:"]
-    for key in _usual_keys(name) or section.model_fields:
+    for key in keys or section.model_fields:
         value = values.get(key, section.model_fields[key].default)
         shown = value if isinstance(value, str) else json.dumps(value)
         lines.append(f"{indent}  {key}: {shown}  # {section.model_fields[key].description}")
     return lines
-
-
-def _usual_keys(section: str) -> tuple[str, ...]:
-    return STAGES[section].usual_keys if section in STAGES else _USUAL_KEYS.get(section, ())
 
 
 def _columns(stage: str) -> list[str]:

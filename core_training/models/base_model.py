@@ -26,7 +26,7 @@ from core_training.models.parameters import (
 )
 from core_training.models.precision import train_in_float32
 from core_training.recipe.schema import Recipe
-from core_training.tuning.lora import CARVED
+from core_training.tuning.base import load_tuning
 
 
 class BaseModel:
@@ -53,7 +53,7 @@ class BaseModel:
         if not recipe.deepspeed.used:
             train_in_float32(self.model)
         self._frozen_digest = _frozen_digest(self.model, recipe)
-        self._is_partly_trained = recipe.tuning.mode == "freeze"
+        self._is_partly_trained = recipe.tuning_part.result == "layers"
         self.reach_is_known = False
         """Whether a run has looked at which of the trained parameters its loss depends on."""
         self.owner: Any = None
@@ -111,12 +111,10 @@ class BaseModel:
 
 def _frozen_digest(model: Any, recipe: Recipe) -> str:
     """SHA-256 (hex) over how the frozen weights are held, where it is not as in the files."""
-    adapters = recipe.tuning.mode in ("lora", "qlora")
-    settings: dict[str, Any] = {"dtype": recipe.model.dtype}
-    if recipe.tuning.mode == "qlora":
-        settings |= recipe.tuning.qlora.model_dump()
+    mode = load_tuning(recipe)
+    settings: dict[str, Any] = {"dtype": recipe.model.dtype, **mode.held}
     hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    if adapters and recipe.tuning.lora.init_lora_weights in CARVED:
+    if mode.changes_frozen:
         for _, parameter in sorted(model.named_parameters()):
             if not parameter.requires_grad:
                 hasher.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)

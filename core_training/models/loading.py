@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from core_training.foundation.errors import InputError, ProtocolError
 from core_training.models.heads import add_value_head, remove_value_head, with_score_head
 from core_training.models.parameters import manifest_of, trainable_parameters, write_parameters
 from core_training.models.precision import undo_train_in_float32
-from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
 from core_training.runs.result_format import read_origin, read_result
+from core_training.tuning.base import load_tuning
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def tune(model: Any, recipe: Recipe) -> Any:
     if head == "score":
         model = with_score_head(model, recipe.training.seed)
     set_seed(recipe.training.seed)
-    model = import_module(TUNING_MODES[recipe.tuning.mode]).apply(model, recipe)
+    model = load_tuning(recipe).apply(model)
     if head == "value_head":
         add_value_head(model)
     return model
@@ -70,9 +69,9 @@ def merged(model: Any) -> Any:
 
 def unquantised(recipe: Recipe) -> Recipe:
     """The recipe with LoRA in the place of QLoRA: the same trained tensors, on weights that can be merged into."""
-    if recipe.tuning.mode != "qlora":
+    if (mode := recipe.tuning_part.unquantised) is None:
         return recipe
-    return recipe.model_copy(update={"tuning": recipe.tuning.model_copy(update={"mode": "lora"})})
+    return recipe.model_copy(update={"tuning": recipe.tuning.model_copy(update={"mode": mode})})
 
 
 def load_tokenizer(recipe: Recipe) -> Any:

@@ -16,10 +16,10 @@ from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
 from core_training.models.loading import load_tokenizer, merged, unquantised
 from core_training.models.parameters import write_parameters
+from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
 from core_training.runs.result_format import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_origin, read_result
-from core_training.tuning.lora import CARVED
 
 __all__ = ["Result", "export_adapter", "export_model", "find_result", "load_result", "load_reward_model"]
 
@@ -133,8 +133,8 @@ def _fit_to_plain_peft(result: Result, folder: Path) -> None:
         copies = read_origin(result.folder).copies
     except (SafetensorError, ProtocolError) as error:
         raise InputError(f"{result.folder} cannot be read: {error}") from None
-    lora = result.recipe.tuning.lora
-    if lora.init_lora_weights in CARVED:
+    lora = result.recipe.tuning.settings(LORA)
+    if lora.carves:
         _require_base(result, "the adapter started from its weights, so they are needed; name it with --base DIR")
         initial = dict(BaseModel(unquantised(result.recipe)).initial_state.tensors())
         tensors = {name: _joined(name, t, initial[name.removeprefix(ADAPTER_PREFIX)]) for name, t in tensors.items()}

@@ -6,7 +6,8 @@ A package offers a part by naming it in its metadata, as in `[project.entry-poin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -16,6 +17,8 @@ from core_training.foundation.errors import InputError
 from core_training.parts.section import Section
 
 S = TypeVar("S", bound=Section)
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,7 @@ class Part(Generic[S]):
     def load(self) -> Any:
         """Import what does the work."""
         module, _, name = self.target.partition(":")
-        loaded = import_module(module)
-        return getattr(loaded, name) if name else loaded
+        return getattr(import_module(module), name)
 
 
 P = TypeVar("P", bound=Part[Any])
@@ -43,9 +45,10 @@ P = TypeVar("P", bound=Part[Any])
 class Registry(Mapping[str, P]):
     """The parts of one kind, in the order in which people are shown them."""
 
-    def __init__(self, kind: type[P], group: str, own: Sequence[P]) -> None:
-        """`group` is the entry point of other packages' parts."""
+    def __init__(self, kind: type[P], group: str, own: Sequence[P], reserved: Collection[str] = ()) -> None:
+        """`group` is the entry point of other packages' parts; `reserved` are the keys beside the parts' sections."""
         self._parts = {part.name: part for part in own}
+        self._reserved = reserved
         self._faults: list[str] = []
         for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
             if (fault := self._add(entry, kind)) is not None:
@@ -66,6 +69,8 @@ class Registry(Mapping[str, P]):
             return f"is a {type(part).__name__}, and has to be a {kind.__name__}"
         if part.name in self._parts:
             return f"has the name of another part, '{part.name}'"
+        if part.name in self._reserved or hasattr(Section, part.name) or not _NAME.match(part.name):
+            return f"cannot be called '{part.name}': a name is lower-case letters, digits and _, and no key of recipes"
         self._parts[part.name] = part
         return None
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from core_training.foundation.errors import InputError
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
+from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.llamafactory import is_flat_yaml, to_recipe
 from core_training.recipe.schema import Recipe
 
@@ -37,7 +38,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def parse_recipe(text: str, source: str = "recipe", overrides: list[str] | None = None) -> Recipe:
     """Read a recipe from YAML text; `source` names it in errors, which are those of `load_recipe`."""
-    STAGES.check()
+    for parts in (STAGES, TUNING_MODES):
+        parts.check()
     document = _parse_yaml(text, source)
     if not isinstance(document, dict):
         raise InputError(f"{source}: a recipe is a mapping of sections (model, stage, tuning, data, …)")

@@ -9,17 +9,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import yaml
 from pydantic import Field, create_model, model_validator
 
 from core_training.parts.registry import Part, S
-from core_training.parts.section import Count, Name, PositiveInt, Section
+from core_training.parts.section import Count, PositiveInt, Section
 from core_training.parts.stages import STAGES
 from core_training.parts.stages.rollout import Rollout
 from core_training.parts.stages.stage_part import StagePart
 from core_training.parts.tuning_modes import TUNING_MODES
+from core_training.parts.tuning_modes.tuning_part import TuningPart
+
+if TYPE_CHECKING:
+    StageName: TypeAlias = str
+    ModeName: TypeAlias = str
+else:
+    StageName, ModeName = Literal[tuple(STAGES)], Literal[tuple(TUNING_MODES)]
+
+
+class Parted(Section):
+    """A section with one of its own for each part of a table that has settings."""
+
+    def settings(self, part: Part[S]) -> S:
+        """A part's section."""
+        section: S = getattr(self, part.name)
+        return section
+
+    def sections_of(self, parts: Mapping[str, Part[Any]]) -> list[tuple[str, Section]]:
+        """The names and sections of those that have one."""
+        return [(part.name, self.settings(part)) for part in parts.values() if part.settings is not None]
+
+
+P = TypeVar("P", bound=Parted)
+
+
+def with_sections(parts: Mapping[str, Part[Any]]) -> Callable[[type[P]], type[P]]:
+    """Add to a class the sections of these parts."""
+
+    def extended(parted: type[P]) -> type[P]:
+        sections: dict[str, Any] = {
+            part.name: (part.settings, Field(default_factory=part.settings))
+            for part in parts.values()
+            if part.settings is not None
+        }
+        return create_model(parted.__name__, __base__=parted, __doc__=parted.__doc__, **sections)
+
+    return extended
 
 
 class Model(Section):
@@ -38,56 +76,11 @@ class Model(Section):
     )
 
 
-class Lora(Section):
-    """Low-rank adaptation (Hu et al. 2021) of `lora` and `qlora`; names and defaults as in PEFT's `LoraConfig`."""
-
-    r: PositiveInt = Field(8, description="Rank of the update.")
-    lora_alpha: PositiveInt = Field(16, description="Scale: the update is multiplied by lora_alpha / r.")
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout before the down-projection.")
-    target_modules: Literal["all-linear"] | list[Name] = Field(
-        "all-linear", description="Modules that get adapters: `all-linear` (all but the output layer) or names."
-    )
-    use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead (Kalajdzievski 2023).")
-    use_dora: bool = Field(False, description="Train each weight's magnitude apart from its direction (Liu 2024).")
-    init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = Field(
-        "default", description="How the factors start: `pissa` and `olora` take them from the base's own weights."
-    )
-    modules_to_save: list[Name] = Field(
-        default_factory=list, description="Modules trained whole beside the adapters, such as `embed_tokens`."
-    )
-
-
-class Qlora(Section):
-    """How `qlora` holds the base model (Dettmers et al. 2023); the adapters are set under `lora`."""
-
-    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The four-bit type.")
-    double_quant: bool = Field(True, description="Quantise the quantisation constants too.")
-    compute_dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="Type the layers compute in. Unset: `model.dtype`."
-    )
-
-
-class Freeze(Section):
-    """Which layers `freeze` trains; all others stay as they are."""
-
-    trainable_layers: Annotated[int, Field(strict=True)] = Field(
-        2, description="The last n layers, or the first n where it is negative."
-    )
-    trainable_modules: Literal["all"] | list[Name] = Field(
-        "all", description="Modules inside those layers, such as `mlp` or `self_attn`."
-    )
-    extra_modules: list[Name] = Field(
-        default_factory=list, description="Modules outside the layers, such as `embed_tokens` or `lm_head`."
-    )
-
-
-class Tuning(Section):
+@with_sections(TUNING_MODES)
+class Tuning(Parted):
     """Which parameters are trained, and so which ones travel. Reward and value heads always are."""
 
-    mode: Literal["full", "freeze", "lora", "qlora"] = Field("lora", description="full | freeze | lora | qlora.")
-    lora: Lora = Field(default_factory=Lora, description="Settings of `lora` and `qlora`.")
-    qlora: Qlora = Field(default_factory=Qlora, description="Settings of `qlora`.")
-    freeze: Freeze = Field(default_factory=Freeze, description="Settings of `freeze`.")
+    mode: ModeName = Field("lora", description="full | freeze | lora | qlora.")
 
 
 class Data(Section):
@@ -306,34 +299,14 @@ class Simulation(Section):
     engine: Literal["inprocess", "ray"] = Field("inprocess", description="inprocess | ray (extra `simulation`).")
 
 
-class _Start(Section):
+@with_sections(STAGES)
+class _WithStages(Parted):
     """The keys that a recipe begins with."""
 
     model: Model
-    if TYPE_CHECKING:
-        stage: str
-    else:
-        stage: Literal[tuple(STAGES)]
+    stage: StageName
     tuning: Tuning = Field(default_factory=Tuning)
-
-
-def _stage_sections() -> dict[str, Any]:
-    """The settings of each stage, and before those of the first that samples, how."""
-    sections: dict[str, type[Section]] = {}
-    for part in STAGES.values():
-        if part.samples:
-            sections.setdefault("rollout", Rollout)
-        if part.settings is not None:
-            sections[part.name] = part.settings
-    return {name: (section, Field(default_factory=section)) for name, section in sections.items()}
-
-
-if TYPE_CHECKING:
-
-    class _WithStages(_Start):
-        rollout: Rollout
-else:
-    _WithStages = create_model("_WithStages", __base__=_Start, **_stage_sections())
+    rollout: Rollout = Field(default_factory=Rollout)
 
 
 class Recipe(_WithStages):
@@ -350,10 +323,6 @@ class Recipe(_WithStages):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.tuning.mode not in TUNING_MODES:
-            raise ValueError(
-                f"tuning.mode: '{self.tuning.mode}' is not in this version; it has {', '.join(TUNING_MODES)}"
-            )
         self._check_stage()
         if self.topology.kind != "central":
             for key in ("rounds", "local_steps"):
@@ -430,18 +399,18 @@ class Recipe(_WithStages):
         """The section of the recipe's stage; None where it has none."""
         return getattr(self, self.stage, None)
 
-    def settings(self, part: Part[S]) -> S:
-        """A part's section."""
-        section: S = getattr(self, part.name)
-        return section
+    @property
+    def tuning_part(self) -> TuningPart[Any]:
+        """The facts of the recipe's tuning mode."""
+        return TUNING_MODES[self.tuning.mode]
 
     @property
     def learning_rate(self) -> float:
         """The peak learning rate, with the stage's and mode's default where the recipe gives none."""
         if self.training.learning_rate is not None:
             return self.training.learning_rate
-        part = self.stage_part
-        return part.adapter_learning_rate if self.tuning.mode in ("lora", "qlora") else part.learning_rate
+        part, adapts = self.stage_part, self.tuning_part.result == "adapter"
+        return part.adapter_learning_rate if adapts else part.learning_rate
 
     @property
     def fewest_sites(self) -> dict[str, int]:

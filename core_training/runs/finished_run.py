@@ -29,7 +29,7 @@ class Result:
     @property
     def is_whole_model(self) -> bool:
         """Whether every weight was trained, so that the base's are not needed."""
-        return self.recipe.tuning.mode == "full"
+        return self.recipe.tuning_part.result == "model"
 
     @property
     def base_folder(self) -> Path | None:

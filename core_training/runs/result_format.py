@@ -45,9 +45,8 @@ class Origin:
 
 def result_name(recipe: Recipe, without_base: bool = False) -> str:
     """The folder of a run's result: `adapter`, or `model`; `layers` where there is no base to make a model with."""
-    if recipe.tuning.mode in ("lora", "qlora"):
-        return "adapter"
-    return "layers" if recipe.tuning.mode == "freeze" and without_base else "model"
+    kind = recipe.tuning_part.result
+    return "model" if kind == "layers" and not without_base else kind
 
 
 def write_result(state: TrainableState, layout: Mapping[str, str], folder: Path, tokenizer: Any = None) -> None:

@@ -7,41 +7,47 @@ from typing import Any
 from torch import nn
 
 from core_training.foundation.errors import InputError
-from core_training.recipe.schema import Recipe
+from core_training.parts.tuning_modes.freeze import FREEZE
+from core_training.tuning.base import TuningMode
 
 
-def apply(model: Any, recipe: Recipe) -> Any:
-    """The model with chosen layers left to train. Raises InputError when it has no such layers or modules."""
-    settings = recipe.tuning.freeze
-    stack_name, stack = _layers(model)
-    count = settings.trainable_layers
-    if abs(count) > len(stack):
-        raise InputError(f"tuning.freeze.trainable_layers: {count}, but this model has {len(stack)} layers")
-    layers = list(stack)[len(stack) - count :] if count >= 0 else list(stack)[:-count]
-    model.requires_grad_(False)
-    for layer in layers:
-        inside = dict(layer.named_modules())
-        chosen = (
-            [layer]
-            if settings.trainable_modules == "all"
-            else _named(inside, settings.trainable_modules, "tuning.freeze.trainable_modules", "a layer of this model")
-        )
-        for module in chosen:
+class FreezeTuning(TuningMode):
+    """Some layers, or modules in them."""
+
+    def apply(self, model: Any) -> Any:
+        """The model with chosen layers left to train. Raises InputError when it has no such layers or modules."""
+        settings = self.recipe.tuning.settings(FREEZE)
+        stack_name, stack = _layers(model)
+        count = settings.trainable_layers
+        if abs(count) > len(stack):
+            raise InputError(f"tuning.freeze.trainable_layers: {count}, but this model has {len(stack)} layers")
+        layers = list(stack)[len(stack) - count :] if count >= 0 else list(stack)[:-count]
+        model.requires_grad_(False)
+        for layer in layers:
+            inside = dict(layer.named_modules())
+            chosen = (
+                [layer]
+                if settings.trainable_modules == "all"
+                else _named(
+                    inside, settings.trainable_modules, "tuning.freeze.trainable_modules", "a layer of this model"
+                )
+            )
+            for module in chosen:
+                module.requires_grad_(True)
+        outside = {
+            name: module
+            for name, module in model.named_modules()
+            if not f"{name}.".startswith(f"{stack_name}.") and not f"{stack_name}.".startswith(f"{name}.")
+        }
+        for module in _named(
+            outside, settings.extra_modules, "tuning.freeze.extra_modules", "outside its layers this model"
+        ):
             module.requires_grad_(True)
-    outside = {
-        name: module
-        for name, module in model.named_modules()
-        if not f"{name}.".startswith(f"{stack_name}.") and not f"{stack_name}.".startswith(f"{name}.")
-    }
-    for module in _named(
-        outside, settings.extra_modules, "tuning.freeze.extra_modules", "outside its layers this model"
-    ):
-        module.requires_grad_(True)
-    if hasattr(model, "score"):
-        model.score.requires_grad_(True)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError("tuning.freeze: nothing is left to train; set trainable_layers or extra_modules")
-    return model
+        if hasattr(model, "score"):
+            model.score.requires_grad_(True)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise InputError("tuning.freeze: nothing is left to train; set trainable_layers or extra_modules")
+        return model
 
 
 def _layers(model: Any) -> tuple[str, nn.ModuleList]:

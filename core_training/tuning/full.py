@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from core_training.recipe.schema import Recipe
+from core_training.tuning.base import TuningMode
 
 
-def apply(model: Any, recipe: Recipe) -> Any:
-    model.requires_grad_(True)
-    return model
+class Full(TuningMode):
+    """Nothing is left out."""
+
+    def apply(self, model: Any) -> Any:
+        model.requires_grad_(True)
+        return model

@@ -10,17 +10,29 @@ from __future__ import annotations
 from typing import Any
 
 from core_training.foundation.errors import InputError
-from core_training.recipe.schema import Lora, Recipe
-
-CARVED = ("pissa", "olora")
-"""The initialisations that change the base."""
+from core_training.parts.tuning_modes.lora import LORA, Lora
+from core_training.tuning.base import TuningMode
 
 
-def apply(model: Any, recipe: Recipe) -> Any:
-    """The model with adapters; a `score` head is trained whole. Raises InputError when a chosen module is not there."""
+class LoraTuning(TuningMode):
+    """Adapters; a `score` head is trained whole."""
+
+    def apply(self, model: Any) -> Any:
+        """The model with adapters. Raises InputError when a chosen module is not there."""
+        return _with_adapters(
+            model,
+            self.recipe.tuning.settings(LORA),
+            task_type="SEQ_CLS" if self.recipe.stage_part.head == "score" else "CAUSAL_LM",
+        )
+
+    @property
+    def changes_frozen(self) -> bool:
+        return self.recipe.tuning.settings(LORA).carves
+
+
+def _with_adapters(model: Any, settings: Lora, task_type: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    settings = recipe.tuning.lora
     targets = settings.target_modules
     if isinstance(targets, list):
         _named(model, "target_modules", targets)
@@ -38,7 +50,7 @@ def apply(model: Any, recipe: Recipe) -> Any:
         modules_to_save=whole or None,
         # What the model shares (embeddings and output layer) goes on being shared when it is trained.
         ensure_weight_tying=ties,
-        task_type="SEQ_CLS" if recipe.stage_part.head == "score" else "CAUSAL_LM",
+        task_type=task_type,
     )
     try:
         tuned = get_peft_model(model, config)
@@ -70,7 +82,7 @@ def _check_adapters(tuned: Any, settings: Lora, ties: bool) -> None:
                 f"tuning.lora.use_dora: it divides by the length of each of a layer's rows, and of {name}, an "
                 "embedding, the padding token's is 0; leave it out of target_modules"
             )
-        if settings.init_lora_weights in CARVED and isinstance(layer, Embedding) and ties:
+        if settings.carves and isinstance(layer, Embedding) and ties:
             raise InputError(
                 f"tuning.lora.init_lora_weights: {settings.init_lora_weights} takes its start out of the output layer, "
                 f"and so out of {name}, which is the same matrix; leave both out of target_modules"

@@ -12,24 +12,31 @@ import torch
 from torch import nn
 
 from core_training.foundation.errors import InputError
-from core_training.recipe.schema import Qlora, Recipe
-from core_training.tuning import lora
+from core_training.parts.tuning_modes.qlora import QLORA, Qlora
+from core_training.tuning.lora import LoraTuning
 
 
-def apply(model: Any, recipe: Recipe) -> Any:
-    """The model with adapters, its linear layers quantised: all but the output layer, which is as LoRA leaves it."""
-    output = model.get_output_embeddings()
-    layers = {module for module in model.modules() if type(module) is nn.Linear and module is not output}
-    if not layers:
-        raise InputError(f"tuning.mode: a {type(model).__name__} has no linear layers to quantise; use lora")
-    tuned = lora.apply(model, recipe)
-    places = [
-        (parent, name) for parent in tuned.modules() for name, child in parent.named_children() if child in layers
-    ]
-    layers.clear()  # each is let go as soon as it is replaced
-    for parent, name in places:
-        setattr(parent, name, _quantised(getattr(parent, name), recipe.tuning.qlora, recipe.model.dtype))
-    return tuned
+class QloraTuning(LoraTuning):
+    """Adapters on linear layers that are quantised: all but the output layer, which is as LoRA leaves it."""
+
+    def apply(self, model: Any) -> Any:
+        output = model.get_output_embeddings()
+        layers = {module for module in model.modules() if type(module) is nn.Linear and module is not output}
+        if not layers:
+            raise InputError(f"tuning.mode: a {type(model).__name__} has no linear layers to quantise; use lora")
+        tuned = super().apply(model)
+        places = [
+            (parent, name) for parent in tuned.modules() for name, child in parent.named_children() if child in layers
+        ]
+        layers.clear()  # each is let go as soon as it is replaced
+        settings = self.recipe.tuning.settings(QLORA)
+        for parent, name in places:
+            setattr(parent, name, _quantised(getattr(parent, name), settings, self.recipe.model.dtype))
+        return tuned
+
+    @property
+    def held(self) -> dict[str, Any]:
+        return self.recipe.tuning.settings(QLORA).model_dump()
 
 
 def _quantised(linear: nn.Linear, settings: Qlora, dtype: str) -> Any:

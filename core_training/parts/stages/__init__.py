@@ -18,5 +18,11 @@ from core_training.parts.stages.simpo import SIMPO
 from core_training.parts.stages.stage_part import StagePart
 
 STAGES: Registry[StagePart[Any]] = Registry(
-    StagePart, "fedloom.stages", [PRETRAIN, SFT, REWARD, DPO, KTO, ORPO, SIMPO, PPO, RLOO, GRPO]
+    StagePart,
+    "fedloom.stages",
+    [PRETRAIN, SFT, REWARD, DPO, KTO, ORPO, SIMPO, PPO, RLOO, GRPO],
+    reserved=(
+        *("model", "stage", "tuning", "rollout", "data", "training", "deepspeed"),
+        *("topology", "aggregation", "privacy", "simulation", "output"),
+    ),
 )

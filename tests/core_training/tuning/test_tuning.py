@@ -23,7 +23,8 @@ from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.heads import innermost
 from core_training.recipe.schema import Recipe
-from core_training.tuning import freeze, lora
+from core_training.tuning.freeze import FreezeTuning
+from core_training.tuning.lora import LoraTuning
 from tests.core_training.tuned import IDS, JUDGED, loss, outputs, step
 
 MakeRecipe = Callable[..., Recipe]
@@ -176,7 +177,7 @@ def test_the_four_bits_are_those_of_transformers(
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_nf4_is_as_close_as_it_should_be(double_quant: bool) -> None:
     """Blocks of 64 normal weights: RMSE 0.092 of their deviation, at most 0.152 of the block's largest."""
-    from core_training.recipe.schema import Qlora
+    from core_training.parts.tuning_modes.qlora import Qlora
     from core_training.tuning.qlora import _quantised
 
     torch.manual_seed(0)
@@ -218,7 +219,7 @@ def test_freeze_counts_layers_by_their_place(
     make_recipe: MakeRecipe, deep_model: LlamaForCausalLM, count: int, expected: list[int]
 ) -> None:
     recipe = make_recipe(tuning={"mode": "freeze", "freeze": {"trainable_layers": count}})
-    freeze.apply(deep_model, recipe)
+    FreezeTuning(recipe).apply(deep_model)
     assert {n for n, p in deep_model.named_parameters() if p.requires_grad} == layers(*expected)
 
 
@@ -253,7 +254,7 @@ def test_what_does_not_fit_the_model_is_named(make_recipe: MakeRecipe, tuning: A
 def test_olora_is_refused_where_weights_lie_the_other_way_round(make_recipe: MakeRecipe) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=8, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(InputError, match=r"init_lora_weights: PEFT's olora does not fit .*c_attn, a Conv1D"):
-        lora.apply(model, make_recipe(tuning={"lora": {"init_lora_weights": "olora"}}))
+        LoraTuning(make_recipe(tuning={"lora": {"init_lora_weights": "olora"}})).apply(model)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""LoRA: low-rank factors beside the weights are trained (Hu et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from core_training.parts.section import Name, PositiveInt, Section
+from core_training.parts.tuning_modes.tuning_part import TuningPart
+
+
+class Lora(Section):
+    """Low-rank adaptation (Hu et al. 2021) of `lora` and `qlora`; names and defaults as in PEFT's `LoraConfig`."""
+
+    r: PositiveInt = Field(8, description="Rank of the update.")
+    lora_alpha: PositiveInt = Field(16, description="Scale: the update is multiplied by lora_alpha / r.")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout before the down-projection.")
+    target_modules: Literal["all-linear"] | list[Name] = Field(
+        "all-linear", description="Modules that get adapters: `all-linear` (all but the output layer) or names."
+    )
+    use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead (Kalajdzievski 2023).")
+    use_dora: bool = Field(False, description="Train each weight's magnitude apart from its direction (Liu 2024).")
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = Field(
+        "default", description="How the factors start: `pissa` and `olora` take them from the base's own weights."
+    )
+    modules_to_save: list[Name] = Field(
+        default_factory=list, description="Modules trained whole beside the adapters, such as `embed_tokens`."
+    )
+
+    @property
+    def carves(self) -> bool:
+        """Whether the factors' start is taken out of the base's own weights."""
+        return self.init_lora_weights in ("pissa", "olora")
+
+
+def adapters(tuning: Any, held: str = "") -> str:
+    """What is trained, in words; `held` says how the base is."""
+    settings: Lora = tuning.settings(LORA)
+    targets = settings.target_modules
+    where = "all linear layers but the output" if targets == "all-linear" else ", ".join(targets)
+    beside = "".join(f", {module}" for module in settings.modules_to_save)
+    return f"adapters of rank {settings.r} on {where}{held}{beside}"
+
+
+LORA = TuningPart[Lora](
+    name="lora",
+    target="core_training.tuning.lora:LoraTuning",
+    settings=Lora,
+    trains=adapters,
+    result="adapter",
+    usual_keys=("r", "lora_alpha", "lora_dropout"),
+)

@@ -1,0 +1,28 @@
+"""What can be said of a tuning mode without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core_training.parts.registry import Part, S
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningPart(Part[S]):
+    """The facts of a tuning mode; `target` is its `core_training.tuning.base.TuningMode`."""
+
+    trains: Callable[[Any], str]
+    """What is trained, in words; takes the whole section `tuning`."""
+    result: Literal["adapter", "layers", "model"]
+    """What a run's result is: factors beside the base, some of the model's weights, or all of them."""
+    uses: tuple[str, ...] = ()
+    """Other modes whose settings it follows, too."""
+    unquantised: str | None = None
+    """Where it holds the base in fewer bits: the mode that trains the same tensors beside whole weights."""
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The sections that the mode follows."""
+        return (*self.uses, *((self.name,) if self.settings is not None else ()))

@@ -1,0 +1,38 @@
+"""What a tuning mode is: how a plain model becomes one of which a part is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core_training.recipe.schema import Recipe
+
+
+class TuningMode:
+    """One recipe's choice of what is trained."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def apply(self, model: Any) -> Any:
+        """The model with `requires_grad` set on exactly what is trained.
+
+        `model` is a transformers model whose weights are all there, unquantised. Raises InputError where the recipe
+        does not fit it.
+        """
+        raise NotImplementedError
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """The settings of how frozen weights are held, where it is not as in the files: sites must have them alike."""
+        return {}
+
+    @property
+    def changes_frozen(self) -> bool:
+        """Whether frozen weights lose what the trained ones start with: sites must have them alike, bit for bit."""
+        return False
+
+
+def load_tuning(recipe: Recipe) -> TuningMode:
+    """The recipe's tuning mode."""
+    mode: TuningMode = recipe.tuning_part.load()(recipe)
+    return mode

@@ -13,8 +13,7 @@ from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import EvalReport, TrainReport
 from core_training.recipe.schema import Recipe
-from strategies import bf16
-from strategies.codec_of_round import ring_codec, selection_of_round
+from strategies.codec_of_round import ring_codec, state_codec
 from strategies.draws import rounding_key
 from strategies.figures import RoundFigures
 from strategies.messages import MaskedUpdate, TrainOrder, Update
@@ -60,8 +59,11 @@ class UpdateWriter:
         others could tell its update in the sum.
         """
         topology = self._recipe.topology
-        if self._recipe.privacy.ring_bits is not None and topology.kind == "federated" and order.ring is None:
+        in_ring = self._recipe.privacy.ring_bits is not None and topology.kind == "federated"
+        if in_ring and order.ring is None:
             raise ProtocolError("the order does not say on what scale; this run's codec is a ring")
+        if not in_ring and order.ring is not None:
+            raise ProtocolError("the order names a scale; this run's codec is no ring")
         if self.secure_side is None:
             return
         if order.ring is None or order.ring.masking is None:
@@ -95,13 +97,13 @@ class UpdateWriter:
 
     def _payload(self, order: TrainOrder, trained: TrainedSlice) -> bytes | memoryview:
         # A gossip node mixes what its own site has trained, so the site hands it over as it is.
-        if self._recipe.topology.kind == "gossip" or self._recipe.privacy.codec == "fp32":
+        if self._recipe.topology.kind == "gossip":
             return trained.trained.to_bytes()
-        if self._recipe.privacy.codec == "bf16":
-            selection = selection_of_round(self._recipe, trained.start.manifest, order.round)
-            return bf16.encode(trained.trained, trained.start, self._rounding_key(order), selection)
-        codec = self._codec(order, trained)
-        return codec.view(self._vector(codec, order, trained))
+        if order.ring is not None:
+            codec = self._codec(order, trained)
+            return codec.view(self._vector(codec, order, trained))
+        plain = state_codec(self._recipe, trained.start.manifest, order.round)
+        return plain.write(trained.trained, trained.start, self._rounding_key(order))
 
     def _masked(
         self, order: TrainOrder, trained: TrainedSlice, arrived: float, resident_seconds: float, side: SecureSide

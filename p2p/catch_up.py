@@ -66,7 +66,7 @@ class CatchUp:
             if all(hello.committed >= self._plan.epochs for hello in progress.members.hellos()):
                 break
             await asyncio.sleep(RETRY_SECONDS)
-        if self._plan.mixing.one_state and (wanted := self._wanted(at_the_end=True)) is not None:
+        if self._plan.in_one_state and (wanted := self._wanted(at_the_end=True)) is not None:
             await self._adopt(wanted)
         progress.finished = True
 

@@ -11,7 +11,7 @@ from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.recipe.schema import Recipe
 from p2p.messages import UpdateHeader
-from p2p.state_codec import StateCodec
+from p2p.neighbour_codec import NeighbourCodec
 from strategies.fedavg import most_weight
 from strategies.mixing import Contribution
 
@@ -19,7 +19,7 @@ from strategies.mixing import Contribution
 class Inbox:
     """Updates of the epoch after the last committed one, and of the one after that (from nodes that are ahead)."""
 
-    def __init__(self, run_id: str, manifest: Manifest, recipe: Recipe, codec: StateCodec) -> None:
+    def __init__(self, run_id: str, manifest: Manifest, recipe: Recipe, codec: NeighbourCodec) -> None:
         self._run_id = run_id
         self._manifest = manifest
         self._codec = codec

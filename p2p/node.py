@@ -49,7 +49,7 @@ async def take_part(
     """
     began, site = asyncio.get_running_loop().time(), SiteOrders(plan, ask)
     joined = await site.join()
-    initial = await site.initial_state(joined) if plan.recipe.privacy.codec != "fp32" else None
+    initial = await site.initial_state(joined) if plan.recipe.privacy.codec_part.sends_change else None
     progress = Progress(plan, joined, CommitStore(folder.checkpoints), folder.event, initial)
     folder.event(
         "joined",
@@ -122,7 +122,7 @@ class GossipNode:
         if self._plan.in_groups:
             await self._average_in_group(update, state)
             return
-        payload, state = progress.codec.write(update, state)
+        payload, state = progress.codec.write(epoch, state)
         partners = [peer for peer in self._plan.neighbours if progress.members.is_live(peer)]
         own = Contribution(self._plan.name, state, update.weight, len(partners))
         if await self._exchange(epoch, own, payload, partners) and await self._catch_up.adopt_newest():
@@ -200,7 +200,7 @@ class GossipNode:
 
     def _present(self, epoch: int) -> int:
         """How many members an epoch counts: those in the mean or, where each has a mean of its own, those alive."""
-        if self._plan.mixing.one_state:
+        if self._plan.in_one_state:
             return 1 + len(self._progress.inbox.take(epoch))
         return 1 + len(self._progress.members.live)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from core_training.foundation.errors import InputError
 from core_training.recipe.schema import Recipe
-from strategies.mixing import MIXING, Mixing
+from strategies.mixing import Mixing
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,15 @@ class RunPlan:
         return self.recipe.privacy.ring_bits is not None
 
     @property
+    def in_one_state(self) -> bool:
+        """Whether all nodes hold one and the same state after an undisturbed epoch."""
+        return self.recipe.aggregation.mixing_part.one_state
+
+    @cached_property
     def mixing(self) -> Mixing:
-        return MIXING[self.recipe.aggregation.mixing]
+        aggregation = self.recipe.aggregation
+        rule: Mixing = aggregation.mixing_part.make(aggregation)
+        return rule
 
     @property
     def neighbours(self) -> tuple[str, ...]:

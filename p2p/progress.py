@@ -17,9 +17,9 @@ from p2p.inbox import Inbox
 from p2p.matchmaking import Matchmaking
 from p2p.membership import Membership
 from p2p.messages import Hello
+from p2p.neighbour_codec import NeighbourCodec
 from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
-from p2p.state_codec import StateCodec
 from strategies.messages import JoinReply
 from strategies.ring_scale import Scale
 
@@ -42,7 +42,7 @@ class Progress:
         self.event = event
         self.members = Membership(plan.name, plan.roster, event)
         self.initial = initial
-        self.codec = StateCodec(plan, self.manifest, initial)
+        self.codec = NeighbourCodec(plan, self.manifest, initial)
         self.inbox = Inbox(plan.run_id, self.manifest, plan.recipe, self.codec)
         self.deadlines = Deadlines(plan.recipe.topology.round_deadline)
         self.last = store.load_last(self.manifest)

@@ -1,28 +1,32 @@
 """Takes in the updates of one attempt at a round, in whatever codec they come, and makes the next state of them.
 
-Updates are added up as they arrive and are not kept, so memory does not grow with the number of sites. Knows no
-network: how a masked sum is opened is the caller's affair.
+Updates are added up as they arrive and are not kept, so memory does not grow with the number of sites. Masked ones are
+in `server.secure_rounds`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
-from security.secure_aggregation.server import ServerRound
+from server.membership import Terms
 from server.progress import RoundReport, SiteRound
-from strategies import bf16
-from strategies.fedavg import FedAvg, most_weight
+from strategies.aggregation_rule import AggregationRule
+from strategies.codec_of_round import ring_codec, state_codec
+from strategies.fedavg import most_weight
 from strategies.figures import RoundFigures
 from strategies.messages import EvaluateOrder, EvaluateReply, MaskedUpdate, Message, TrainOrder, Update
 from strategies.ring import Outcome as RingOutcome
-from strategies.ring import RingCodec, RingSum
+from strategies.ring import RingSum
 from strategies.ring_scale import Scale, next_scale
-from strategies.selection import Selection
+
+Nodes = Mapping[int, str]
+"""Nodes' ids and their sites' names."""
 
 
 @dataclass(frozen=True)
@@ -34,44 +38,59 @@ class Outcome:
     scale: Scale | None = None
 
 
-class RoundAggregation(Protocol):
-    """One attempt at a round."""
+class RoundAggregation(ABC):
+    """One attempt at a round, in which the sites of `asked` are sent `order`."""
 
-    @property
-    def reply(self) -> type[Update] | type[MaskedUpdate]: ...
+    reply: ClassVar[type[Update] | type[MaskedUpdate]] = Update
+    repeatable: ClassVar[bool] = True
+    """Whether the sites can be asked again when nothing came of it."""
+
+    def __init__(self, recipe: Recipe, order: TrainOrder, asked: Nodes) -> None:
+        self.asked = asked
+        self.sites: dict[str, SiteRound] = {}
+        """The parts of those whose updates were taken in."""
+        self._recipe = recipe
+        self._order = order
 
     def orders(self) -> Message | Mapping[str, Message]:
         """What the sites are told: all the same, or each its own."""
-        ...
+        return self._order
 
+    @abstractmethod
     def take(self, site: str, update: Any) -> None:
         """Add one update. Raises ProtocolError, changing nothing, for what must not enter a mean."""
-        ...
 
-    def outcome(self) -> Outcome:
-        """What came of it, when at least one update was taken in. Raises ProtocolError where a sum cannot be right."""
-        ...
+    def outcome(self, least: int) -> Outcome:
+        """What came of it. Raises ProtocolError for fewer updates than `least`, and where a sum cannot be right."""
+        if len(self.sites) < least:
+            raise ProtocolError(f"{len(self.sites)} updates came, and it takes {least}")
+        return self._outcome()
+
+    @abstractmethod
+    def _outcome(self) -> Outcome: ...
+
+    def _of_ring(self, opened: RingOutcome, figures: RoundFigures) -> Outcome:
+        assert self._order.ring is not None
+        report = RoundReport(figures, self.sites, opened.saturated)
+        return Outcome(opened.state, report, next_scale(self._order.ring.scale, opened.levels, self._recipe))
 
 
-class _Told:
-    """What sites tell in the clear: their figures, checked against what the order allows."""
+class _ClearAggregation(RoundAggregation):
+    """Updates whose figures the sites tell in the clear."""
 
-    def __init__(self, recipe: Recipe, order: TrainOrder) -> None:
-        self._recipe = recipe
-        self._order = order
+    def __init__(self, recipe: Recipe, order: TrainOrder, asked: Nodes) -> None:
+        super().__init__(recipe, order, asked)
         self._figures = RoundFigures()
-        self._sites: dict[str, SiteRound] = {}
 
-    def check(self, update: Update) -> None:
+    def take(self, site: str, update: Update) -> None:
         check_belongs(update, self._order)
         if update.weight != update.train.weight:
             raise ProtocolError(f"weight {update.weight} is not that of its report, {update.train.weight}")
         if update.weight > (most := most_weight(self._recipe, self._order.steps)):
             raise ProtocolError(f"weight {update.weight} is more than {self._order.steps} steps can have, {most}")
-
-    def note(self, site: str, update: Update) -> None:
+        self._add(update)
         self._figures += RoundFigures.of(update.train, update.evaluation)
-        self._sites[site] = SiteRound(
+        self.sites[site] = SiteRound(
             seconds=update.train.seconds,
             seconds_in_all=update.seconds,
             resident_seconds=update.resident_seconds,
@@ -80,110 +99,78 @@ class _Told:
             weight=update.weight,
         )
 
-    def report(self) -> RoundReport:
-        return RoundReport(self._figures, self._sites)
+    @abstractmethod
+    def _add(self, update: Update) -> None: ...
 
 
-class StateAggregation:
-    """Updates that are read as states, each by itself: codecs fp32 and bf16. `aggregator` is a rule for them."""
-
-    reply: type[Update] = Update
+class StateAggregation(_ClearAggregation):
+    """Updates that are read as states, each by itself. `start` is the state that the round begins with, if known."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        order: TrainOrder,
-        aggregator: FedAvg,
-        start: TrainableState | None,
-        selection: Selection | None,
+        self, recipe: Recipe, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState | None
     ) -> None:
-        """`start` is the state that the round begins with, and `selection` what travels of it; fp32 has neither."""
-        self._order = order
-        self._told = _Told(recipe, order)
-        self._aggregator = aggregator
+        super().__init__(recipe, order, asked)
+        self._codec = state_codec(recipe, terms.manifest, order.round)
+        self._rule: AggregationRule = recipe.aggregation.rule_part.make(recipe.aggregation, terms.manifest)
         self._start = start
-        self._selection = selection
 
-    def orders(self) -> Message:
-        return self._order
+    def _add(self, update: Update) -> None:
+        self._rule.add(self._codec.read(update.payload, self._start), update.weight)
 
-    def take(self, site: str, update: Update) -> None:
-        self._told.check(update)
-        self._aggregator.add(self._read(update.payload), update.weight)
-        self._told.note(site, update)
-
-    def outcome(self) -> Outcome:
-        return Outcome(self._aggregator.result(), self._told.report())
-
-    def _read(self, payload: bytes | memoryview) -> TrainableState:
-        if self._start is None:
-            return TrainableState.from_bytes(payload, self._aggregator.manifest)
-        return bf16.decode(payload, self._start, self._selection)
+    def _outcome(self) -> Outcome:
+        return Outcome(self._rule.result(), RoundReport(self._figures, self.sites))
 
 
-class RingAggregation:
+class RingAggregation(_ClearAggregation):
     """Updates in a ring, not masked: their sum is that of a masked round, number by number."""
 
-    reply: type[Update] = Update
-
-    def __init__(self, recipe: Recipe, order: TrainOrder, codec: RingCodec, start: TrainableState) -> None:
-        self._recipe = recipe
-        self._order = order
-        self._told = _Told(recipe, order)
-        self._codec = codec
-        self._sum = RingSum(codec)
+    def __init__(self, recipe: Recipe, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState) -> None:
+        super().__init__(recipe, order, asked)
+        assert order.ring is not None
+        self._codec = ring_codec(recipe, terms.manifest, order.round, order.ring.scale, order.ring.sites)
+        self._sum = RingSum(self._codec)
         self._start = start
 
-    def orders(self) -> Message:
-        return self._order
-
-    def take(self, site: str, update: Update) -> None:
-        self._told.check(update)
+    def _add(self, update: Update) -> None:
         self._sum.add(self._codec.from_bytes(update.payload))
-        self._told.note(site, update)
 
-    def outcome(self) -> Outcome:
-        return _ring_outcome(self._recipe, self._order, self._sum.result(self._start), self._told.report())
+    def _outcome(self) -> Outcome:
+        return self._of_ring(self._sum.result(self._start), self._figures)
 
 
-class MaskedAggregation:
-    """Masked updates: what each site sent says nothing, and their sum opens once the survivors agree to it."""
+class Rounds(Protocol):
+    """How all rounds of a run are aggregated."""
 
-    reply: type[MaskedUpdate] = MaskedUpdate
+    def participants(self, number: int, present: Nodes) -> Nodes:
+        """Those present who are asked for an update in round `number`. Raises ProtocolError when it cannot be held."""
+        ...
 
-    def __init__(
-        self, recipe: Recipe, order: TrainOrder, codec: RingCodec, start: TrainableState, masked: ServerRound
-    ) -> None:
+    def begin(self, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState | None) -> RoundAggregation:
+        """An attempt at the order's round; `start` is the state that it begins with, if known."""
+        ...
+
+    def renew(self) -> None:
+        """A round came to nothing, and was not repeated."""
+        ...
+
+
+class ClearRounds:
+    """Rounds whose updates the server sees one by one."""
+
+    def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._order = order
-        self._codec = codec
-        self._start = start
-        self.masked = masked
-        self._sites: dict[str, SiteRound] = {}
 
-    def orders(self) -> Mapping[str, Message]:
-        assert self._order.ring is not None
-        return {
-            site: self._order.model_copy(
-                update={"ring": self._order.ring.model_copy(update={"masking": self.masked.mask_order(site)})}
-            )
-            for site in self.masked.participants
-        }
+    def participants(self, number: int, present: Nodes) -> Nodes:
+        return present
 
-    def take(self, site: str, update: MaskedUpdate) -> None:
-        check_belongs(update, self._order)
-        self.masked.add(site, update.statement, self._codec.from_bytes(update.payload))
-        self._sites[site] = SiteRound(
-            seconds=update.training_seconds,
-            seconds_in_all=update.seconds,
-            resident_seconds=update.resident_seconds,
-            masking_seconds=update.masking_seconds,
-        )
+    def begin(self, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState | None) -> RoundAggregation:
+        if order.ring is None:
+            return StateAggregation(self._recipe, order, asked, terms, start)
+        assert start is not None, "a ring carries changes of a state"
+        return RingAggregation(self._recipe, order, asked, terms, start)
 
-    def outcome(self) -> Outcome:
-        opened = self._codec.decode(self.masked.finish(), len(self._sites), self._start)
-        report = RoundReport(RoundFigures.from_integers(opened.figures), self._sites)
-        return _ring_outcome(self._recipe, self._order, opened, report)
+    def renew(self) -> None:
+        """Nothing is kept from round to round."""
 
 
 def check_belongs(reply: Update | MaskedUpdate | EvaluateReply, order: TrainOrder | EvaluateOrder) -> None:
@@ -194,9 +181,3 @@ def check_belongs(reply: Update | MaskedUpdate | EvaluateReply, order: TrainOrde
         raise ProtocolError(f"the reply is of round {reply.round}")
     if not isinstance(reply, EvaluateReply) and reply.manifest_digest != order.manifest_digest:
         raise ProtocolError("the update has another manifest than the run")
-
-
-def _ring_outcome(recipe: Recipe, order: TrainOrder, opened: RingOutcome, report: RoundReport) -> Outcome:
-    assert order.ring is not None
-    report = replace(report, saturated=opened.saturated)
-    return Outcome(opened.state, report, next_scale(order.ring.scale, opened.levels, recipe))

@@ -91,6 +91,12 @@ class Membership:
         assert self._terms is not None, "no site has joined"
         return self._terms
 
+    @property
+    def roster_digest(self) -> str:
+        """Of the roster that the sites of a run with secure aggregation have pinned."""
+        assert self.terms.roster_digest is not None, "whoever joins has pinned one"
+        return self.terms.roster_digest
+
     def gather(self, progress: Progress, state: TrainableState | None) -> dict[int, str]:
         """The joined sites that are connected now; waits for the minimum, and lets newcomers join.
 

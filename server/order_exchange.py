@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from core_training.foundation.errors import NarrowScaleError, ProtocolError
 from core_training.runs.run_folder import RunFolder
+from server.progress import Progress
 from strategies.flower_records import from_message, to_messages
 from strategies.messages import Message
 
@@ -26,14 +27,13 @@ Reply = TypeVar("Reply", bound=Message)
 
 
 class OrderExchange:
-    """Asks sites and collects what they answer, for one run."""
+    """Asks sites and collects what they answer, for one run, whose bytes `progress` counts."""
 
-    def __init__(self, grid: Grid, folder: RunFolder, deadline_seconds: float) -> None:
+    def __init__(self, grid: Grid, folder: RunFolder, deadline_seconds: float, progress: Progress) -> None:
         self._grid = grid
         self._folder = folder
         self._deadline_seconds = deadline_seconds
-        self.bytes_down = 0
-        """Payload bytes sent so far."""
+        self._progress = progress
         self.too_narrow = False
         """Whether an update did not fit its scale, since this was last set to False."""
         self.hopeless: set[str] = set()
@@ -58,7 +58,7 @@ class OrderExchange:
         kind = next((envelope.kind for envelope in envelopes.values()), "")
         deadline = time.monotonic() + min(self._deadline_seconds, patience)
         messages = to_messages(envelopes, ttl=self._deadline_seconds)
-        self.bytes_down += sum(len(envelope.payload) for envelope in envelopes.values())
+        self._progress.bytes_down += sum(len(envelope.payload) for envelope in envelopes.values())
         waiting = dict(zip(self._grid.push_messages(messages), to.values(), strict=True))
         del messages, envelopes, shared
         while waiting and time.monotonic() < deadline:
@@ -68,7 +68,10 @@ class OrderExchange:
                 site = waiting.pop(message.metadata.reply_to_message_id, None)
                 if site is not None:
                     with self.quarantine(site, round_number):
-                        yield site, reply.open(from_message(message))
+                        opened = reply.open(from_message(message))
+                        self._progress.bytes_up += len(opened.payload)
+                        yield site, opened
+                        del opened  # its payload, before the next ones are fetched
                 del message  # before the next ones are fetched
             if waiting and not arrived:
                 time.sleep(POLL_SECONDS)

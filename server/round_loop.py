@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import TrainableState
@@ -20,21 +19,12 @@ from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import result_name, write_result
 from core_training.runs.run_folder import RunFolder, Summary
-from server.aggregation import (
-    MaskedAggregation,
-    Outcome,
-    RingAggregation,
-    RoundAggregation,
-    StateAggregation,
-    check_belongs,
-)
+from server.aggregation import ClearRounds, Outcome, RoundAggregation, Rounds, check_belongs
 from server.membership import Membership
 from server.order_exchange import OrderExchange
 from server.progress import Progress
 from server.run_store import RunStore
 from server.secure_rounds import SecureRounds
-from strategies import AGGREGATION_RULES
-from strategies.codec_of_round import ring_codec, selection_of_round
 from strategies.messages import (
     EvaluateOrder,
     EvaluateReply,
@@ -98,27 +88,30 @@ class _RoundLoop:
     ) -> None:
         self._folder = folder
         self._recipe = recipe
-        self._recipe_text = recipe.to_yaml()
         self._topology = recipe.topology
         self._on_round = on_round
         self._of_all: Callable[[Iterable[float]], float] = sum if in_process else max
         self._store = RunStore(folder)
-        self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline)
+        committed = self._store.latest()
+        self._goes_on = bool(committed)
+        self._progress: Progress = committed[0] if committed else Progress()
+        self._state: TrainableState | None = committed[1] if committed else None
+        self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline, self._progress)
         patience = 0.0 if in_process else recipe.topology.round_deadline
         self._membership = Membership(grid, folder, recipe, self._exchange, sites, patience, roster_of)
-        self._roster_of = roster_of
-        self._secure: SecureRounds | None = None
+        self._rounds: Rounds = ClearRounds(recipe)
+        if recipe.privacy.secure:
+            self._rounds = SecureRounds(
+                folder, recipe, self._exchange, self._progress, lambda: roster_of(self._membership.roster_digest)
+            )
         self._wider: Scale | None = None
-        self._progress = Progress()
-        self._state: TrainableState | None = None
 
     @property
     def _minimum(self) -> int:
         return self._topology.minimum_sites
 
     def run(self) -> Summary:
-        if (committed := self._store.latest()) is not None:
-            self._progress, self._state = committed
+        if self._goes_on:
             self._folder.event("resumed", round=self._progress.round)
         else:
             self._folder.event("started", rounds=self._topology.rounds)
@@ -129,12 +122,11 @@ class _RoundLoop:
             try:
                 loss = self._take_in(number, *self._until_enough(f"round {number}", number, self._attempt))
             except RoundVoid as void:
-                if self._secure is not None:
-                    self._secure.renew()
+                self._rounds.renew()
                 self._progress.record_void(number)
                 self._progress.scale = self._wider or self._progress.scale
                 self._folder.event("round_void", round=number, reason=str(void))
-            self._note_time_and_bytes(began)
+            self._progress.seconds_total = time.perf_counter() - began
             assert self._state is not None, "a round that is void changes a state that is there"
             self._store.commit(self._progress, self._state)
             if self._progress.void_in_a_row and self._progress.void_in_a_row % ATTEMPTS_PER_ROUND == 0:
@@ -156,70 +148,46 @@ class _RoundLoop:
     def _attempt(self, number: int, present: dict[int, str]) -> tuple[Outcome, float]:
         """One attempt at a round: what came of it, and the seconds it took. Raises TooFewSites, and RoundVoid."""
         began = time.perf_counter()
-        aggregation, asked = self._aggregation(number, present)
-        accepted: set[str] = set()
+        aggregation = self._begin(number, present)
         self._exchange.too_narrow = False
-        for site, update in self._exchange.ask(aggregation.orders(), asked, aggregation.reply, number):
+        for site, update in self._exchange.ask(aggregation.orders(), aggregation.asked, aggregation.reply, number):
             with self._exchange.quarantine(site, number):
-                size = len(update.payload)
                 aggregation.take(site, update)
-                self._progress.bytes_up += size
-                accepted.add(site)
             del update  # its payload, before the next ones are fetched
         if self._exchange.too_narrow and self._progress.scale is not None:
             self._wider = widened(self._progress.scale, self._recipe, self._membership.terms.manifest)
-        if self._secure is not None:
-            self._secure.note(number, accepted, set(asked.values()) - accepted)
         try:
-            if len(accepted) < (least := max(self._recipe.fewest_sites.values())):
-                raise ProtocolError(f"{len(accepted)} updates came, and it takes {least}")
-            if isinstance(aggregation, MaskedAggregation) and self._secure is not None:
-                survivors = {node: site for node, site in asked.items() if site in accepted}
-                self._secure.open(number, aggregation.masked, survivors)
-            return aggregation.outcome(), time.perf_counter() - began
+            outcome = aggregation.outcome(max(self._recipe.fewest_sites.values()))
+            return outcome, time.perf_counter() - began
         except ProtocolError as error:
-            if isinstance(aggregation, MaskedAggregation):  # the masks are spent, so it cannot be tried again
-                raise RoundVoid(str(error)) from None
-            raise TooFewSites(accepted, str(error)) from None
+            if aggregation.repeatable:
+                raise TooFewSites(aggregation.sites, str(error)) from None
+            raise RoundVoid(str(error)) from None
 
-    def _aggregation(self, number: int, present: dict[int, str]) -> tuple[RoundAggregation, dict[int, str]]:
-        """What takes the round's updates in, and who of those present is asked for one. Raises TooFewSites."""
-        recipe, manifest = self._recipe, self._membership.terms.manifest
-        if recipe.privacy.codec != "fp32" and self._state is None:
+    def _begin(self, number: int, present: dict[int, str]) -> RoundAggregation:
+        """What takes the round's updates in. Raises TooFewSites."""
+        recipe, terms = self._recipe, self._membership.terms
+        if recipe.privacy.codec_part.sends_change and self._state is None:
             self._state = self._fetch_initial_state(number, present)
-        participants = sorted(present.values())
-        if (digest := self._membership.terms.roster_digest) is not None:
-            self._secure = self._secure or SecureRounds(self._folder, recipe, self._exchange, self._roster_of(digest))
-            try:
-                participants = self._secure.participants(number, present)
-            except ProtocolError as error:
-                raise TooFewSites((), f"secure aggregation cannot be set up: {error}") from None
-            present = {node: site for node, site in present.items() if site in participants}
+        try:
+            asked = self._rounds.participants(number, present)
+        except ProtocolError as error:
+            raise TooFewSites((), f"secure aggregation cannot be set up: {error}") from None
         ring = None
         if recipe.privacy.ring_bits is not None:
-            scale = self._wider or self._progress.scale or first_scale(recipe, manifest)
+            scale = self._wider or self._progress.scale or first_scale(recipe, terms.manifest)
             self._progress.scale, self._wider = scale, None
-            ring = RingTerms(scale=scale, sites=len(participants))
+            ring = RingTerms(scale=scale, sites=len(asked))
         order = TrainOrder(
             run_id=self._folder.run_id,
             round=number,
             steps=self._topology.local_steps or 0,
             evaluate=(number - 1) % self._topology.eval_every == 0,
-            manifest_digest=manifest.digest,
+            manifest_digest=terms.manifest.digest,
             ring=ring,
             payload=self._state.to_bytes() if self._state is not None and number > 1 else b"",
         )
-        if ring is None or self._state is None:
-            aggregator = _load(AGGREGATION_RULES[recipe.aggregation.rule])(manifest)
-            selection = selection_of_round(recipe, manifest, number)
-            start = self._state if recipe.privacy.codec == "bf16" else None
-            return StateAggregation(recipe, order, aggregator, start, selection), present
-        codec = ring_codec(recipe, manifest, number, ring.scale, ring.sites)
-        if self._secure is None:
-            return RingAggregation(recipe, order, codec, self._state), present
-        context = order.context(self._state.digest, self._recipe_text, self._membership.terms.initial_digest)
-        masked = self._secure.begin(number, participants, context, codec.length)
-        return MaskedAggregation(recipe, order, codec, self._state, masked), present
+        return self._rounds.begin(order, asked, terms, self._state)
 
     def _fetch_initial_state(self, number: int, present: dict[int, str]) -> TrainableState:
         """The state that all sites begin with, from the first that sends it. Raises TooFewSites when none does."""
@@ -230,7 +198,6 @@ class _RoundLoop:
                     state = TrainableState.from_bytes(reply.payload, terms.manifest)
                     if state.digest != terms.initial_state_digest:
                         raise ProtocolError("it is not the initial state that the sites agreed on")
-                    self._progress.bytes_up += len(reply.payload)
                     return state
         raise TooFewSites((), "no site sent the initial state")
 
@@ -257,7 +224,7 @@ class _RoundLoop:
         number = self._progress.round
         final = self._until_enough("the final evaluation", number, self._evaluate_final)
         self._progress.note_final(final)
-        self._note_time_and_bytes(began)
+        self._progress.seconds_total = time.perf_counter() - began
         state = self._state
         assert state is not None, "a round has been taken in"
         write_result(state, self._membership.layout, self._folder.path / result_name(self._recipe, without_base=True))
@@ -290,18 +257,3 @@ class _RoundLoop:
             return False
         self._folder.event("stopped_early", round=self._progress.round)
         return True
-
-    def _note_time_and_bytes(self, began: float) -> None:
-        progress, exchange = self._progress, self._exchange
-        progress.seconds_total = time.perf_counter() - began
-        progress.bytes_down += exchange.bytes_down
-        exchange.bytes_down = 0
-        if self._secure is not None:
-            progress.bytes_up += self._secure.bytes_up
-            progress.seconds_protection += self._secure.seconds
-            self._secure.bytes_up, self._secure.seconds = 0, 0.0
-
-
-def _load(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)

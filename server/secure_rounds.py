@@ -9,7 +9,7 @@ and after a round that was void, masks are set up anew, so that a site which los
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -17,12 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.terms import terms_of
+from server.aggregation import Nodes, Outcome, RoundAggregation, check_belongs
+from server.membership import Terms
 from server.order_exchange import OrderExchange
-from strategies.messages import SecureOrder, SecureReply
+from server.progress import Progress, SiteRound
+from strategies.codec_of_round import ring_codec
+from strategies.figures import RoundFigures
+from strategies.messages import MaskedUpdate, Message, SecureOrder, SecureReply, TrainOrder
 from strategies.ring_scale import largest_change
 
 ROUNDS_AHEAD = 16
@@ -30,8 +36,6 @@ ROUNDS_AHEAD = 16
 
 _ANSWERED_WITHIN = 120.0
 """Seconds for a step in which nothing is trained: whoever hangs in it must not hold up the others for a round."""
-
-Nodes = Mapping[int, str]
 
 
 class _Kept(BaseModel):
@@ -56,10 +60,23 @@ class _Spent(BaseModel):
 
 
 class SecureRounds:
-    """The masks of one run. `roster` maps the sites to their public identities, as all sites of the run pinned it."""
+    """The masks of one run, whose seconds `progress` counts.
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, exchange: OrderExchange, roster: Mapping[str, str]) -> None:
+    `roster()` maps the sites to their public identities, as all sites of the run pinned it: known once some joined.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        exchange: OrderExchange,
+        progress: Progress,
+        roster: Callable[[], Mapping[str, str]],
+    ) -> None:
         self._folder = folder
+        self._recipe = recipe
+        self._recipe_text = recipe.to_yaml()
+        self._progress = progress
         self._rounds = recipe.topology.rounds or 0
         self._terms = terms_of(recipe, largest_change(recipe))
         self._exchange = exchange
@@ -71,19 +88,21 @@ class SecureRounds:
         self._waits: dict[str, int] = {}
         self._due: dict[str, int] = {}
         self._renew = True
-        self.seconds = 0.0
-        """Spent on this besides the rounds themselves, so far."""
-        self.bytes_up = 0
-        """What the sites sent besides their updates, so far."""
-        if self._slot_file.exists():
-            self._recall()
+        self._recalled = False
 
-    def participants(self, number: int, present: Nodes) -> list[str]:
-        """The sites whose masks meet in round `number`; sets masks up where there are none for it.
+    def participants(self, number: int, present: Nodes) -> Nodes:
+        """Those whose masks meet in round `number`; sets masks up where there are none for it.
 
         Who took part in an attempt at this very round that was cut short is asked again, and nobody else. Raises
         ProtocolError when the set-up leaves too few.
         """
+        if not self._recalled and self._slot_file.exists():
+            self._recall()
+        self._recalled = True
+        sites = self._sites_of(number, present)
+        return {node: site for node, site in present.items() if site in sites}
+
+    def _sites_of(self, number: int, present: Nodes) -> list[str]:
         batch, spent = self._batch, self._spent
         if batch is not None:
             if spent.round == number:
@@ -111,16 +130,22 @@ class SecureRounds:
             self._waits[site] = 2 * self._waits.get(site, 0) or 1
             self._due[site] = number + self._waits[site]
 
-    def begin(self, number: int, participants: list[str], context: bytes, length: int) -> ServerRound:
-        """Spend a slot on round `number`, in which `participants` send vectors of `length`, or go on with it."""
-        batch, spent = self._batch, self._spent
+    def begin(self, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState | None) -> MaskedAggregation:
+        """Spend a slot on the order's round, or go on with the one that was spent on it."""
+        assert start is not None, "a ring carries changes of a state"
+        return MaskedAggregation(self, self._recipe, order, asked, terms, start)
+
+    def spend(self, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState, length: int) -> ServerRound:
+        """The protocol's side of the order's round, in which those asked send vectors of `length`."""
+        batch, spent, participants = self._batch, self._spent, sorted(asked.values())
         assert batch is not None, "masks were set up"
-        if spent.round != number:
+        if spent.round != order.round:
             spent = self._spent = _Spent(
-                batch=batch.batch.number, slot=spent.slot + 1, round=number, participants=participants
+                batch=batch.batch.number, slot=spent.slot + 1, round=order.round, participants=participants
             )
             commit_file(self._slot_file, spent.model_dump_json().encode())
-        return ServerRound(batch, spent.slot, number, context, length, participants)
+        context = order.context(start.digest, self._recipe_text, terms.initial_digest)
+        return ServerRound(batch, spent.slot, order.round, context, length, participants)
 
     def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None:
         """Have the survivors of a round open its sum. Raises ProtocolError when they cannot."""
@@ -129,13 +154,13 @@ class SecureRounds:
         for site, reply in self._ask(orders, nodes, number):
             with self._exchange.quarantine(site, number):
                 masked.add_unmasked(site, bytes(reply.payload))
-        self.seconds += time.perf_counter() - began
+        self._progress.seconds_protection += time.perf_counter() - began
 
     def _set_up(self, number: int, present: Nodes) -> ServerBatch:
         began = time.perf_counter()
         # The number must never come again in this run, also when the server is killed before anything is on disk.
         number_of_batch, slots = time.time_ns() // 1000, max(1, min(ROUNDS_AHEAD, self._rounds - number + 1))
-        batch = ServerBatch(self._folder.run_id, number_of_batch, slots, self._roster, self._terms)
+        batch = ServerBatch(self._folder.run_id, number_of_batch, slots, self._roster(), self._terms)
         order = SecureOrder(run_id=self._folder.run_id, step="keys", payload=batch.keys_order())
         for site, reply in self._ask(dict.fromkeys(present.values(), order), present, number):
             with self._exchange.quarantine(site, number):
@@ -151,7 +176,7 @@ class SecureRounds:
         self._due.clear()
         self.note(number, (), set(present.values()) - set(batch.sites))
         seconds = time.perf_counter() - began
-        self.seconds += seconds
+        self._progress.seconds_protection += seconds
         self._folder.event("masks_set_up", round=number, rounds=slots, sites=batch.sites, seconds=round(seconds, 3))
         return batch
 
@@ -170,7 +195,7 @@ class SecureRounds:
             return
         with suppress(ProtocolError):  # the sites have another roster than when the masks were set up
             self._batch = ServerBatch(
-                self._folder.run_id, kept.number, kept.slots, self._roster, self._terms, kept.batch
+                self._folder.run_id, kept.number, kept.slots, self._roster(), self._terms, kept.batch
             )
             self._spent = spent
 
@@ -180,6 +205,57 @@ class SecureRounds:
 
     def _ask(self, orders: Mapping[str, SecureOrder], nodes: Nodes, number: int) -> Iterator[tuple[str, SecureReply]]:
         asked = {node: site for node, site in nodes.items() if site in orders}
-        for site, reply in self._exchange.ask(orders, asked, SecureReply, number, _ANSWERED_WITHIN):
-            self.bytes_up += len(reply.payload)
-            yield site, reply
+        yield from self._exchange.ask(orders, asked, SecureReply, number, _ANSWERED_WITHIN)
+
+
+class MaskedAggregation(RoundAggregation):
+    """Masked updates: what each site sent says nothing, and their sum opens once the survivors agree to it."""
+
+    reply = MaskedUpdate
+    repeatable = False  # the masks are spent
+
+    def __init__(
+        self,
+        masks: SecureRounds,
+        recipe: Recipe,
+        order: TrainOrder,
+        asked: Nodes,
+        terms: Terms,
+        start: TrainableState,
+    ) -> None:
+        super().__init__(recipe, order, asked)
+        assert order.ring is not None
+        self._masks = masks
+        self._codec = ring_codec(recipe, terms.manifest, order.round, order.ring.scale, order.ring.sites)
+        self._start = start
+        self._masked = masks.spend(order, asked, terms, start, self._codec.length)
+
+    def orders(self) -> Mapping[str, Message]:
+        ring = self._order.ring
+        assert ring is not None
+        return {
+            site: self._order.model_copy(
+                update={"ring": ring.model_copy(update={"masking": self._masked.mask_order(site)})}
+            )
+            for site in self._masked.participants
+        }
+
+    def take(self, site: str, update: MaskedUpdate) -> None:
+        check_belongs(update, self._order)
+        self._masked.add(site, update.statement, self._codec.from_bytes(update.payload))
+        self.sites[site] = SiteRound(
+            seconds=update.training_seconds,
+            seconds_in_all=update.seconds,
+            resident_seconds=update.resident_seconds,
+            masking_seconds=update.masking_seconds,
+        )
+
+    def outcome(self, least: int) -> Outcome:
+        self._masks.note(self._order.round, self.sites, set(self.asked.values()) - self.sites.keys())
+        return super().outcome(least)
+
+    def _outcome(self) -> Outcome:
+        survivors = {node: site for node, site in self.asked.items() if site in self.sites}
+        self._masks.open(self._order.round, self._masked, survivors)
+        opened = self._codec.decode(self._masked.finish(), len(self.sites), self._start)
+        return self._of_ring(opened, RoundFigures.from_integers(opened.figures))

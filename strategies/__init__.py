@@ -1,5 +1,1 @@
 """Arithmetic on updates, and the messages that carry them. No I/O, no clock, no sockets, no global random numbers."""
-
-AGGREGATION_RULES = {
-    "fedavg": "strategies.fedavg:FedAvg",
-}

@@ -9,11 +9,24 @@ import numpy as np
 
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
+from strategies.codec import StateCodec
 from strategies.draws import PIECE, draws
 from strategies.selection import Selection
 
 _LARGEST = float.fromhex("0x1.fep127")
 """Of bfloat16's finite values."""
+
+
+class Bf16(StateCodec):
+    """Changes in bfloat16."""
+
+    def write(self, trained: TrainableState, start: TrainableState | None, key: bytes) -> bytes:
+        assert start is not None, "a change is one from a state"
+        return encode(trained, start, key, self.selection)
+
+    def read(self, payload: bytes | memoryview, start: TrainableState | None) -> TrainableState:
+        assert start is not None, "a change is one from a state"
+        return decode(payload, start, self.selection)
 
 
 def encode(trained: TrainableState, reference: TrainableState, key: bytes, selection: Selection | None = None) -> bytes:

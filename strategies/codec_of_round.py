@@ -6,14 +6,18 @@ from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.recipe.schema import Recipe
 from strategies import figures
+from strategies.codec import StateCodec
 from strategies.ring import RingCodec
 from strategies.ring_scale import Scale, largest_change, most_weight_cap
 from strategies.selection import Selection, selection_of
 
 
-def selection_of_round(recipe: Recipe, manifest: Manifest, round_number: int) -> Selection | None:
-    """What travels of a change in this round; None where all does."""
-    return selection_of(manifest.size, recipe.privacy.keep, recipe.training.seed, round_number)
+def state_codec(recipe: Recipe, manifest: Manifest, round_number: int) -> StateCodec:
+    """The codec of a round in which each update is read by itself."""
+    codec: StateCodec = recipe.privacy.codec_part.make(
+        recipe.privacy, manifest, _selection(recipe, manifest, round_number)
+    )
+    return codec
 
 
 def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Scale, sites: int) -> RingCodec:
@@ -27,5 +31,10 @@ def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Sca
     if scale.weight_cap > (most := most_weight_cap(recipe)):
         # On a scale so coarse that changes are far below a step, a 1 in the sum is of one site alone.
         raise ProtocolError(f"weight_cap {scale.weight_cap}: no site has so much in a round; {most} is enough")
-    selection = selection_of_round(recipe, manifest, round_number)
+    selection = _selection(recipe, manifest, round_number)
     return RingCodec(manifest, bits, sites, largest_change(recipe), scale, selection, figures.COUNT)
+
+
+def _selection(recipe: Recipe, manifest: Manifest, round_number: int) -> Selection | None:
+    """What travels of a change in this round; None where all does."""
+    return selection_of(manifest.size, recipe.privacy.keep, recipe.training.seed, round_number)

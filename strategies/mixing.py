@@ -1,7 +1,7 @@
 """How gossip nodes average: who mixes with whom, with which weights, and the weighted mean itself.
 
 Pure arithmetic: every node that is given the same contributions computes the same state, bit for bit. Knows no clock,
-no network and no rounds. A new rule is a class here (or in a file of its own) and one line in `MIXING`.
+no network and no rounds. What can be said of a rule without loading it is in `core_training.parts.mixing_rules`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,7 @@ class Contribution:
 
 
 class Mixing(Protocol):
-    """A mixing rule."""
-
-    one_state: bool
-    """Whether all nodes hold one and the same state after an undisturbed epoch."""
+    """A mixing rule, made of its settings where it has any."""
 
     def partners(self, name: str, roster: Sequence[str], graph: str) -> tuple[str, ...]:
         """The nodes that `name` exchanges with, in roster order."""
@@ -48,8 +45,6 @@ class Mixing(Protocol):
 
 class GroupMean:
     """All in one group: the mean weighted by what entered the losses, as a server averages (McMahan et al. 2017)."""
-
-    one_state = True
 
     def partners(self, name: str, roster: Sequence[str], graph: str) -> tuple[str, ...]:
         return tuple(member for member in roster if member != name)
@@ -66,8 +61,6 @@ class Metropolis:
     2004). The plain mean over all nodes is preserved, and ‖X⁺−X̄‖ ≤ ρ‖X−X̄‖ with ρ = ‖W − 11ᵀ/n‖₂.
     """
 
-    one_state = False
-
     def partners(self, name: str, roster: Sequence[str], graph: str) -> tuple[str, ...]:
         neighbours = GRAPHS[graph](roster)[name]
         return tuple(member for member in roster if member in neighbours)
@@ -79,9 +72,6 @@ class Metropolis:
         weights[own.name] = 1.0 - math.fsum(weights.values())
         ordered = sorted([own, *others], key=lambda one: roster.index(one.name))
         return weighted_mean([one.state for one in ordered], [weights[one.name] for one in ordered])
-
-
-MIXING: dict[str, Mixing] = {"group": GroupMean(), "metropolis": Metropolis()}
 
 
 def complete(roster: Sequence[str]) -> Graph:

@@ -38,6 +38,11 @@ class Part(Generic[S]):
         module, _, name = self.target.partition(":")
         return getattr(import_module(module), name)
 
+    def make(self, section: Any, *given: Any) -> Any:
+        """What does the work, made of `given` and, where the part has settings, those in `section`."""
+        own = () if self.settings is None else (getattr(section, self.name),)
+        return self.load()(*given, *own)
+
 
 P = TypeVar("P", bound=Part[Any])
 

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Type
 import yaml
 from pydantic import Field, create_model, model_validator
 
+from core_training.parts.aggregation_rules import AGGREGATION_RULES, AggregationPart
+from core_training.parts.codecs import CODECS
+from core_training.parts.codecs.codec_part import CodecPart
+from core_training.parts.mixing_rules import MIXING_RULES, MixingPart
 from core_training.parts.registry import Part, S
 from core_training.parts.section import Count, PositiveInt, Section
 from core_training.parts.stages import STAGES
@@ -26,8 +30,12 @@ from core_training.parts.tuning_modes.tuning_part import TuningPart
 if TYPE_CHECKING:
     StageName: TypeAlias = str
     ModeName: TypeAlias = str
+    CodecName: TypeAlias = str
+    RuleName: TypeAlias = str
+    MixingName: TypeAlias = str
 else:
     StageName, ModeName = Literal[tuple(STAGES)], Literal[tuple(TUNING_MODES)]
+    CodecName, RuleName, MixingName = (Literal[tuple(parts)] for parts in (CODECS, AGGREGATION_RULES, MIXING_RULES))
 
 
 class Parted(Section):
@@ -186,11 +194,13 @@ class Topology(Section):
     graph: Literal["complete", "ring"] = Field("complete", description="Who talks to whom under `mixing: metropolis`.")
 
 
-class Aggregation(Section):
+@with_sections(MIXING_RULES)
+@with_sections(AGGREGATION_RULES)
+class Aggregation(Parted):
     """The arithmetic on the sites' states."""
 
-    rule: Literal["fedavg"] = Field("fedavg", description="Federated: mean weighted by loss tokens (McMahan 2017).")
-    mixing: Literal["group", "metropolis"] = Field(
+    rule: RuleName = Field("fedavg", description="Federated: mean weighted by loss tokens (McMahan 2017).")
+    mixing: MixingName = Field(
         "group", description="Gossip: weighted mean of all in one group, or Metropolis–Hastings weights on `graph`."
     )
     proximal_mu: Annotated[float, Field(ge=0)] = Field(
@@ -204,6 +214,16 @@ class Aggregation(Section):
     def corrects(self) -> bool:
         """Whether local steps are corrected."""
         return self.scaffold or self.proximal_mu > 0
+
+    @property
+    def rule_part(self) -> AggregationPart[Any]:
+        """The facts of the aggregation rule."""
+        return AGGREGATION_RULES[self.rule]
+
+    @property
+    def mixing_part(self) -> MixingPart[Any]:
+        """The facts of the mixing rule."""
+        return MIXING_RULES[self.mixing]
 
 
 class SecureAggregation(Section):
@@ -222,7 +242,8 @@ class SecureAggregation(Section):
     )
 
 
-class Privacy(Section):
+@with_sections(CODECS)
+class Privacy(Parted):
     """What protects the updates on their way, and how they are written.
 
     `codec` is fp32 unless said, and ring16 (or the ring of `ring_bits`) under secure aggregation.
@@ -231,7 +252,7 @@ class Privacy(Section):
     secure_aggregation: bool | SecureAggregation = Field(
         False, description="Only the sum of the updates becomes known: true, or how (see below)."
     )
-    codec: Literal["fp32", "bf16", "ring16", "ring24", "ring32"] | None = Field(
+    codec: CodecName | None = Field(
         None,
         description="How updates travel: states in fp32, or changes in bf16 or in a ring of 16, 24 or 32 bits.",
     )
@@ -257,17 +278,18 @@ class Privacy(Section):
                 f"secure_aggregation.threshold: {self.secure.threshold} is never more than half of "
                 f"{self.secure.minimum_sites} sites (minimum_sites); give more, or a share above 0.5"
             )
-        if self.secure and not codec.startswith("ring"):
+        in_ring = CODECS[codec].ring_bits is not None
+        if self.secure and not in_ring:
             raise ValueError(f"codec: secure aggregation needs ring16, ring24 or ring32, not {codec}")
         if ring_bits is not None and codec != f"ring{ring_bits}":
             raise ValueError(f"codec: {codec} and ring_bits {ring_bits} differ; give one of them")
         if self.secure and None not in (self.clip, self.secure.clip) and self.clip != self.secure.clip:
             raise ValueError("clip: it is given twice, and differently")
         clip = self.clip or (self.secure.clip if self.secure else None)
-        if clip is not None and not codec.startswith("ring"):
+        if clip is not None and not in_ring:
             raise ValueError(f"clip: codec {codec} clips nothing; choose ring16, ring24 or ring32")
-        if self.keep < 1 and codec == "fp32":
-            raise ValueError("keep: codec fp32 sends whole states; choose bf16 or a ring")
+        if self.keep < 1 and not CODECS[codec].sends_change:
+            raise ValueError(f"keep: codec {codec} sends whole states; choose bf16 or a ring")
         self.__dict__.update(codec=codec, clip=clip)
         return self
 
@@ -279,9 +301,15 @@ class Privacy(Section):
         return SecureAggregation() if self.secure_aggregation else None
 
     @property
+    def codec_part(self) -> CodecPart[Any]:
+        """The facts of the codec."""
+        assert self.codec is not None, "it is resolved when the recipe is read"
+        return CODECS[self.codec]
+
+    @property
     def ring_bits(self) -> int | None:
         """Bits of the ring that updates are written in; None for the other codecs."""
-        return int(str(self.codec).removeprefix("ring")) if str(self.codec).startswith("ring") else None
+        return self.codec_part.ring_bits
 
 
 class Simulation(Section):
@@ -358,19 +386,26 @@ class Recipe(_WithStages):
             raise ValueError(f"training.packing: examples of stage {self.stage} cannot share a row; leave it out")
 
     def _check_privacy(self) -> None:
-        privacy, mixing = self.privacy, self.aggregation.mixing
-        if self.topology.kind == "gossip" and mixing != "group" and privacy.ring_bits is not None:
+        privacy, aggregation = self.privacy, self.aggregation
+        in_gossip, in_ring = self.topology.kind == "gossip", privacy.ring_bits is not None
+        if in_gossip and in_ring and not aggregation.mixing_part.is_weighted_mean:
             raise ValueError(
-                f"privacy.codec: {privacy.codec} carries sums, and mixing '{mixing}' needs each neighbour's state by "
-                "itself; choose mixing 'group', or codec fp32 or bf16 without secure aggregation"
+                f"privacy.codec: {privacy.codec} carries sums, and mixing '{aggregation.mixing}' needs each "
+                "neighbour's state by itself; choose mixing 'group', or codec fp32 or bf16 without secure aggregation"
             )
-        if privacy.keep < 1 and self.aggregation.scaffold:
+        if not in_gossip and in_ring and not aggregation.rule_part.is_weighted_mean:
+            raise ValueError(
+                f"privacy.codec: {privacy.codec} carries sums, and rule '{aggregation.rule}' needs each site's "
+                "state by itself; choose rule 'fedavg', or codec fp32 or bf16 without secure aggregation"
+            )
+        if privacy.keep < 1 and aggregation.scaffold:
             raise ValueError(
                 "privacy.keep: SCAFFOLD takes how far the mean moved, so all of it has to travel; leave it out"
             )
-        if privacy.keep < 1 and self.topology.kind == "gossip" and privacy.codec == "bf16":
+        if privacy.keep < 1 and in_gossip and not in_ring:
             raise ValueError(
-                "privacy.keep: gossip nodes send bf16 changes since the start of the run; choose a ring codec"
+                f"privacy.keep: gossip nodes send {privacy.codec} changes since the start of the run; choose a "
+                "ring codec"
             )
 
     def _check_correction(self) -> None:
@@ -386,8 +421,10 @@ class Recipe(_WithStages):
                 f"{key}: it takes how far a site moved for its gradient, which holds for training.optim 'sgd' only, "
                 f"not '{self.training.optim}'"
             )
-        if self.topology.kind == "gossip" and self.aggregation.mixing != "group":
+        if self.topology.kind == "gossip" and not self.aggregation.mixing_part.is_weighted_mean:
             raise ValueError(f"{key}: it needs one mean of all sites, aggregation.mixing 'group'")
+        if self.topology.kind == "federated" and not self.aggregation.rule_part.is_weighted_mean:
+            raise ValueError(f"{key}: it needs the mean of all sites, aggregation.rule 'fedavg'")
 
     @property
     def stage_part(self) -> StagePart[Any]:

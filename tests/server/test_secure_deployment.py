@@ -148,7 +148,8 @@ def test_a_masked_run_ends_as_one_without_masks_though_a_worker_and_the_server_a
         summary = follow(run.path, lambda event: None)
 
     assert (summary["rounds"], summary["void_rounds"]) == (2, 0), list(run.events())
-    assert {name: site["rounds"] for name, site in summary["sites"].items()} == dict.fromkeys(TOGETHER, 2)
+    rounds_of = {name: site["rounds"] for name, site in summary["sites"].items()}
+    assert rounds_of == dict.fromkeys(TOGETHER, 2), list(run.events())
     records.check(rounds=2)
     unpinned, *_, misled = reasons(run, "guest")
     assert "site 'guest' has pinned no roster that names it" in unpinned
@@ -193,7 +194,8 @@ def test_a_site_that_is_killed_takes_part_again_and_no_mask_is_used_twice(walk: 
     assert "round 8/8 loss" in said
     assert "secure aggregation: " in said
     shown = fedloom(walk, "server", "status")
-    assert all(words in shown for words in (run.run_id, "8/8, finished", "north, south, west"))
+    told = {words: words in shown for words in (run.run_id, "8/8, finished", "north, south, west")}
+    assert all(told.values()), (shown, list(run.events()))
     assert all(site[key] is None for site in last["sites"].values() for key in ("loss", "eval_loss", "weight"))
 
 

@@ -1,0 +1,28 @@
+"""How a server makes one state of the sites' states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from core_training.parts.registry import Part, Registry, S
+from core_training.parts.section import Section
+
+SECTION_KEYS = ("rule", "mixing", "proximal_mu", "scaffold")
+"""Of the section `aggregation`, in which the rules' own sections are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationPart(Part[S]):
+    """The facts of an aggregation rule; `target` is its `strategies.aggregation_rule.AggregationRule`."""
+
+    is_weighted_mean: bool = False
+    """Whether its result is the mean weighted by what entered the losses: a sum in a ring says that much and no more.
+    """
+
+
+FEDAVG = AggregationPart[Section](name="fedavg", target="strategies.fedavg:FedAvg", is_weighted_mean=True)
+
+AGGREGATION_RULES: Registry[AggregationPart[Any]] = Registry(
+    AggregationPart, "fedloom.aggregation_rules", [FEDAVG], reserved=SECTION_KEYS
+)

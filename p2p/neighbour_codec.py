@@ -1,0 +1,37 @@
+"""How a node's trained state is written where each neighbour gets it by itself.
+
+A change is the one from the run's initial state, which all nodes hold whatever else they have missed.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from core_training.foundation.state import Manifest, TrainableState
+from p2p.plan import RunPlan
+from strategies.codec import StateCodec
+from strategies.codec_of_round import state_codec
+from strategies.draws import rounding_key
+
+
+class NeighbourCodec:
+    """Writes and reads the states of one run; `initial` is needed where the recipe's codec sends changes."""
+
+    def __init__(self, plan: RunPlan, manifest: Manifest, initial: TrainableState | None) -> None:
+        self._plan = plan
+        self._manifest = manifest
+        self._initial = initial
+
+    @cached_property
+    def _codec(self) -> StateCodec:
+        return state_codec(self._plan.recipe, self._manifest, 0)
+
+    def write(self, epoch: int, trained: TrainableState) -> tuple[bytes, TrainableState]:
+        """What the neighbours get of what the site has trained, and the state that they will read in it."""
+        key = rounding_key(self._plan.recipe.training.seed, self._plan.rounding_secret, epoch)
+        payload = self._codec.write(trained, self._initial, key)
+        return payload, self.read(payload)
+
+    def read(self, payload: bytes) -> TrainableState:
+        """The state that was meant. Raises ProtocolError."""
+        return self._codec.read(payload, self._initial)

@@ -1,0 +1,35 @@
+"""What a codec is that writes each state by itself, and the plainest one: the state as it is, in float32."""
+
+from __future__ import annotations
+
+from core_training.foundation.state import Manifest, TrainableState
+from strategies.selection import Selection
+
+
+class StateCodec:
+    """Writes and reads states of one manifest; `selection` is what travels of a change, None where all does."""
+
+    def __init__(self, manifest: Manifest, selection: Selection | None) -> None:
+        self.manifest = manifest
+        self.selection = selection
+
+    def write(self, trained: TrainableState, start: TrainableState | None, key: bytes) -> bytes:
+        """The bytes that travel. `start` is the state that both ends hold; `key` decides how values are rounded.
+
+        Raises ProtocolError for what must not enter a mean.
+        """
+        raise NotImplementedError
+
+    def read(self, payload: bytes | memoryview, start: TrainableState | None) -> TrainableState:
+        """The state that was meant. Raises ProtocolError for bytes that are none of this codec's."""
+        raise NotImplementedError
+
+
+class Fp32(StateCodec):
+    """The state as it is, as safetensors."""
+
+    def write(self, trained: TrainableState, start: TrainableState | None, key: bytes) -> bytes:
+        return trained.to_bytes()
+
+    def read(self, payload: bytes | memoryview, start: TrainableState | None) -> TrainableState:
+        return TrainableState.from_bytes(payload, self.manifest)

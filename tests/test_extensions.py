@@ -17,10 +17,30 @@ from tests import tiny
 pytestmark = pytest.mark.slow
 
 LIGHT = '''
+from dataclasses import dataclass, replace
+
 from pydantic import Field
 
+from core_training.parts.aggregation_rules import AggregationPart
+from core_training.parts.codecs.codec_part import CodecPart
+from core_training.parts.data_kinds import DataKind
+from core_training.parts.mixing_rules import MixingPart
 from core_training.parts.section import Section
 from core_training.parts.stages.stage_part import StagePart
+from core_training.parts.tuning_modes.tuning_part import TuningPart
+
+
+@dataclass(frozen=True)
+class Exchange:
+    asked: str
+    answered: str
+
+    @property
+    def identity(self):
+        return {"asked": self.asked, "answered": self.answered}
+
+
+EXCHANGE = DataKind[Section](name="exchange", target="their_work:LAYOUTS")
 
 
 class Smooth(Section):
@@ -33,23 +53,106 @@ SMOOTH = StagePart[Smooth](
     name="smooth",
     target="their_work:SmoothStage",
     settings=Smooth,
-    reads="conversation",
+    reads=EXCHANGE,
     unit="tokens",
     learning_rate=2e-5,
     adapter_learning_rate=1e-2,
 )
+DATA = replace(SMOOTH, name="data")
+
+SCALES = TuningPart[Section](
+    name="scales", target="their_work:Scales", trains=lambda tuning: "the scales of the norms", result="layers"
+)
+
+
+class Middle(Section):
+    """The middle of the sites' values."""
+
+    least: int = Field(1, description="Sites below which there is no middle.")
+
+
+MIDDLE = AggregationPart[Middle](name="middle", target="their_work:MiddleRule", settings=Middle)
+TURNS = MixingPart[Section](name="turns", target="their_work:Turns")
+HALF = CodecPart[Section](name="half", target="their_work:Half", sends_change=False)
 '''
 
+ENTRIES = """[fedloom.stages]
+smooth = their_parts:SMOOTH
+[fedloom.data_kinds]
+exchange = their_parts:EXCHANGE
+[fedloom.tuning_modes]
+scales = their_parts:SCALES
+[fedloom.aggregation_rules]
+middle = their_parts:MIDDLE
+[fedloom.mixing_rules]
+turns = their_parts:TURNS
+[fedloom.codecs]
+half = their_parts:HALF
+"""
+
 WORK = """
+import numpy as np
 import torch.nn.functional as F
 
+from core_training.data.examples import Example
+from core_training.data.layout import Layout
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import TrainableState
 from core_training.stages.base import BatchLoss
-from core_training.stages.language import labelled_logits
-from core_training.stages.sft import Sft
-from their_parts import SMOOTH
+from core_training.stages.chat import answer_tokens
+from core_training.stages.language import LanguageStage, labelled_logits
+from core_training.tuning.base import TuningMode
+from strategies.codec import StateCodec
+from strategies.mixing import weighted_mean
+from their_parts import SMOOTH, Exchange
+
+LAYOUTS = (Layout(("question", "answer"), lambda raw: Exchange(raw["question"], raw["answer"])),)
 
 
-class SmoothStage(Sft):
+class Scales(TuningMode):
+    def apply(self, model):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = "norm" in name
+        return model
+
+
+class MiddleRule:
+    def __init__(self, manifest, settings):
+        self.manifest, self.settings, self.states = manifest, settings, []
+
+    def add(self, state, weight):
+        self.states.append(state.buffer)
+
+    def result(self):
+        if len(self.states) < self.settings.least:
+            raise ProtocolError(f"{len(self.states)} sites have no middle")
+        return TrainableState(self.manifest, np.median(np.stack(self.states), axis=0).astype(np.float32))
+
+
+class Turns:
+    def partners(self, name, roster, graph):
+        return tuple(member for member in roster if member != name)
+
+    def mix(self, own, others, roster):
+        return weighted_mean([own.state, *(other.state for other in others)], [2.0] + [1.0] * len(others))
+
+
+class Half(StateCodec):
+    def write(self, trained, start, key):
+        return trained.buffer.astype("<f2").tobytes()
+
+    def read(self, payload, start):
+        values = np.frombuffer(payload, dtype="<f2")
+        if values.size != self.manifest.size:
+            raise ProtocolError("an update of another size")
+        return TrainableState(self.manifest, values.astype(np.float32))
+
+
+class SmoothStage(LanguageStage[Exchange]):
+    def tokenise(self, record, values):
+        turns = [{"role": "user", "content": values.asked}], [{"role": "assistant", "content": values.answered}]
+        return Example((answer_tokens(*turns, self.base, record),))
+
     def loss(self, model, batch):
         logits, labels = labelled_logits(model, batch)
         smoothing = self.recipe.settings(SMOOTH).smoothing
@@ -66,13 +169,13 @@ def install(folder: Path, entries: str) -> Path:
     metadata = folder / "theirs-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n", encoding="utf-8")
-    (metadata / "entry_points.txt").write_text(f"[fedloom.stages]\n{entries}\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(entries, encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install(tmp_path_factory.mktemp("theirs"), "smooth = their_parts:SMOOTH")
+    return install(tmp_path_factory.mktemp("theirs"), ENTRIES)
 
 
 def fedloom(package: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -91,7 +194,7 @@ def write_recipe(folder: Path, **sections: Any) -> str:
     recipe = {
         "model": {"name_or_path": str(model)},
         "stage": "smooth",
-        "data": {"columns": {"prompt": "question", "completion": "answer"}, "eval_fraction": 0.3},
+        "data": {"eval_fraction": 0.3},
         "simulation": {"sites": sites},
         "output": str(folder / "run"),
         **sections,
@@ -119,6 +222,43 @@ def test_a_stage_of_another_package_trains_in_every_topology(
     assert summary["eval_loss"] < summary["eval_loss_initial"]
 
 
+OF_ANOTHER_PACKAGE: dict[str, dict[str, Any]] = {
+    "a tuning mode": {"tuning": {"mode": "scales"}, "training": {"learning_rate": 1e-2}},
+    "a codec": {"privacy": {"codec": "half"}},
+    "an aggregation rule": {"aggregation": {"rule": "middle", "middle": {"least": 2}}},
+    "a mixing rule": {"aggregation": {"mixing": "turns"}},
+}
+
+
+@pytest.mark.parametrize(("kind", "command"), [("central", "train"), ("federated", "simulate"), ("gossip", "simulate")])
+@pytest.mark.parametrize("part", OF_ANOTHER_PACKAGE)
+def test_every_kind_of_part_of_another_package_takes_part_in_every_topology(
+    package: Path, tmp_path: Path, part: str, kind: str, command: str
+) -> None:
+    topology = {"kind": kind, "rounds": 2, "local_steps": 3}
+    done = fedloom(package, command, write_recipe(tmp_path, topology=topology, **OF_ANOTHER_PACKAGE[part]), "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["eval_loss"] < summary["eval_loss_initial"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "aggregation", "expected"),
+    [
+        ("federated", {"rule": "middle"}, "rule 'middle' needs each site's state by itself; choose rule 'fedavg'"),
+        ("gossip", {"mixing": "turns"}, "mixing 'turns' needs each neighbour's state by itself"),
+    ],
+)
+def test_a_rule_that_needs_each_state_meets_no_ring(
+    package: Path, tmp_path: Path, kind: str, aggregation: Any, expected: str
+) -> None:
+    topology = {"kind": kind, "rounds": 2, "local_steps": 3}
+    recipe = write_recipe(tmp_path, topology=topology, aggregation=aggregation, privacy={"codec": "ring16"})
+    done = fedloom(package, "recipe", "check", recipe)
+    assert done.returncode == 2
+    assert expected in done.stderr
+
+
 def test_a_recipe_is_checked_and_begun_with_the_keys_of_another_packages_stage(package: Path, tmp_path: Path) -> None:
     wrong = fedloom(package, "recipe", "check", write_recipe(tmp_path, smooth={"smothing": 0.2}))
     assert wrong.returncode == 2
@@ -136,9 +276,11 @@ def test_a_recipe_is_checked_and_begun_with_the_keys_of_another_packages_stage(p
         ("first = their_parts:SMOOTH\nsecond = their_parts:SMOOTH", "'second' of fedloom.stages"),
         ("smooth = their_parts:NOTHING", "cannot be loaded: AttributeError"),
         ("smooth = their_parts:Smooth", "has to be a StagePart"),
+        ("smooth = their_parts:EXCHANGE", "has to be a StagePart"),
+        ("smooth = their_parts:DATA", "cannot be called 'data': a name is"),
     ],
 )
 def test_a_part_that_cannot_be_used_is_named(tmp_path: Path, entry: str, said: str | None) -> None:
-    done = fedloom(install(tmp_path, entry), "recipe", "check", write_recipe(tmp_path))
+    done = fedloom(install(tmp_path, f"[fedloom.stages]\n{entry}\n"), "recipe", "check", write_recipe(tmp_path))
     assert done.returncode == (0 if said is None else 2), done.stderr
     assert said is None or (said in done.stderr and "Traceback" not in done.stderr)

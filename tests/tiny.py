@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import core_training.foundation.environment  # noqa: F401
 
@@ -83,7 +84,12 @@ def make_model(folder: Path, vocabulary: int = 400, width: int = 32) -> Path:
     return folder
 
 
-def stage_of(recipe: Recipe) -> Stage:
+def said(values: Any) -> dict[str, Any]:
+    """What a record says, by the names of its parts."""
+    return {part.name: value for part in fields(values) if (value := getattr(values, part.name)) is not None}
+
+
+def stage_of(recipe: Recipe) -> Stage[Any]:
     """The recipe's stage on its base model."""
     from core_training.models.base_model import BaseModel
     from core_training.stages.base import load_stage

@@ -42,7 +42,7 @@ class Dataset:
     report: DataReport
 
 
-def load_dataset(recipe: Recipe, stage: Stage, records: Sequence[Record] | None = None) -> Dataset:
+def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None = None) -> Dataset:
     """Read and tokenise `data.train` (or `records` in its place) and `data.eval`.
 
     A training record that stands in `data.eval` too, in whatever layout, is left out. Where `training.packing` is
@@ -95,7 +95,7 @@ def _check_columns(recipe: Recipe) -> None:
             )
 
 
-def _packs(recipe: Recipe, stage: Stage) -> bool:
+def _packs(recipe: Recipe, stage: Stage[Any]) -> bool:
     """Whether examples share rows. Raises InputError where they are to and the model would not keep them apart."""
     packing, able = recipe.training.packing, stage.base.keeps_examples_apart
     if packing and not able:
@@ -119,7 +119,7 @@ class _Outcome:
 
 
 def _tokenised(
-    recipe: Recipe, stage: Stage, records: Sequence[Record] | None, outcome: _Outcome
+    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: _Outcome
 ) -> Iterator[tuple[Example, int]]:
     """All examples, cut to `max_length`, each with the number of its part.
 
@@ -144,7 +144,7 @@ def _tokenised(
         elif kept_for_evaluation and _content_digest(values.identity) in kept_for_evaluation:
             outcome.dropped += 1
             continue
-        whole = stage.tokenise(record, values.canonical)
+        whole = stage.tokenise(record, values)
         useful = stage.cut(whole, recipe.training.max_length)
         outcome.truncated += stage.is_truncated(whole, recipe.training.max_length)
         outcome.dropped += not useful
@@ -163,7 +163,7 @@ def _tokenised(
 
 def _arranged(
     recipe: Recipe,
-    stage: Stage,
+    stage: Stage[Any],
     examples: Sequence[Example],
     parts: npt.NDArray[np.int32],
     outcome: _Outcome,
@@ -254,7 +254,7 @@ _STORE_VERSION = 2
 """To be raised with any change of what tokens a record becomes, or of what is held out."""
 
 
-def _digest(recipe: Recipe, stage: Stage, records: Sequence[Record] | None) -> str:
+def _digest(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None) -> str:
     """SHA-256 (hex) over all that decides what is in a store."""
     import tokenizers
     import transformers

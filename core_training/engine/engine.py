@@ -42,7 +42,7 @@ _LOOP_FOLDER = "loop"
 class Engine:
     """See `core_training.foundation.trainable.Trainable`, which this class fulfils in process."""
 
-    def __init__(self, stage: Stage, dataset: Dataset) -> None:
+    def __init__(self, stage: Stage[Any], dataset: Dataset) -> None:
         self._recipe = stage.recipe
         self._base = stage.base
         self._stage = stage
@@ -303,7 +303,7 @@ class ReferencedRows(Sequence[Row]):
         return (dataclasses.replace(row[0], numbers={**row[0].numbers, **numbers}),)
 
 
-def _numbers(stage: Stage, prepared: PreparedModel, rows: Sequence[Row]) -> dict[str, list[float]]:
+def _numbers(stage: Stage[Any], prepared: PreparedModel, rows: Sequence[Row]) -> dict[str, list[float]]:
     """The reference policy's numbers of each row, by name; every process computes a share of them."""
     table: dict[str, torch.Tensor] = {}
     for mine, batch in prepared.shared_batches(rows):

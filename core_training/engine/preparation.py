@@ -29,7 +29,7 @@ class Preparation(NamedTuple):
     """PyTorch's; or DeepSpeed's in accelerate's wrapper, which steps by itself."""
 
 
-def prepare(stage: Stage, total_steps: int) -> Preparation:
+def prepare(stage: Stage[Any], total_steps: int) -> Preparation:
     """The stage's model with the optimizer and schedule of its recipe. Every process of a group must call it."""
     recipe, model = stage.recipe, stage.base.model
     if recipe.training.gradient_checkpointing:
@@ -49,7 +49,7 @@ def prepare(stage: Stage, total_steps: int) -> Preparation:
     return Preparation(_prepared(stage, prepared, accelerator), optimizer, schedule)
 
 
-def _prepare_with_deepspeed(stage: Stage, total_steps: int) -> Preparation:
+def _prepare_with_deepspeed(stage: Stage[Any], total_steps: int) -> Preparation:
     """The same under DeepSpeed, whose own optimizer or schedule it is where the user's JSON file names one."""
     from accelerate.utils import DummyOptim, DummyScheduler
     from deepspeed import DeepSpeedEngine
@@ -77,7 +77,7 @@ def _prepare_with_deepspeed(stage: Stage, total_steps: int) -> Preparation:
     return Preparation(_prepared(stage, engine, accelerator), optimizer, schedule)
 
 
-def _prepared(stage: Stage, model: Any, accelerator: Accelerator) -> PreparedModel:
+def _prepared(stage: Stage[Any], model: Any, accelerator: Accelerator) -> PreparedModel:
     return PreparedModel(stage.base, stage.recipe, model, accelerator, adds_up=stage.adds_up)
 
 

@@ -39,7 +39,7 @@ _DEEPSPEED_FOLDER = "deepspeed"
 class StepLoop:
     """A run's optimizer steps on a stage's model and rows. Every process of a group makes one, and the same calls."""
 
-    def __init__(self, stage: Stage, rows: Sequence[Row]) -> None:
+    def __init__(self, stage: Stage[Any], rows: Sequence[Row]) -> None:
         """Prepare model, optimizer and schedule up to just before the first step."""
         training = stage.recipe.training
         self._stage = stage
@@ -287,7 +287,7 @@ def _random_numbers_kept() -> Iterator[None]:
         outside.put_back()
 
 
-def _place_in_group(stage: Stage) -> tuple[int, int]:
+def _place_in_group(stage: Stage[Any]) -> tuple[int, int]:
     """This process's number and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if stage.recipe.deepspeed.used else (0, 1)
 

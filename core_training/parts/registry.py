@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -52,31 +53,39 @@ class Registry(Mapping[str, P]):
 
     def __init__(self, kind: type[P], group: str, own: Sequence[P], reserved: Collection[str] = ()) -> None:
         """`group` is the entry point of other packages' parts; `reserved` are the keys beside the parts' sections."""
-        self._parts = {part.name: part for part in own}
+        self._kind = kind
+        self._group = group
+        self._own = own
         self._reserved = reserved
         self._faults: list[str] = []
-        for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
-            if (fault := self._add(entry, kind)) is not None:
-                self._faults.append(f"entry point '{entry.name}' of {group} ({entry.value}) {fault}")
+
+    @cached_property
+    def _parts(self) -> dict[str, P]:
+        """All parts. Other packages' are loaded at the first look: their modules import tables such as this one."""
+        parts = {part.name: part for part in self._own}
+        for entry in sorted(entry_points(group=self._group), key=lambda entry: entry.name):
+            if (fault := self._add(entry, parts)) is not None:
+                self._faults.append(f"entry point '{entry.name}' of {self._group} ({entry.value}) {fault}")
+        return parts
 
     def check(self) -> None:
         """Raise InputError for a package's part that cannot be used; importing fedloom never fails for one."""
-        if self._faults:
+        if self._parts and self._faults:
             raise InputError(f"{'; '.join(self._faults)}; mend the package or uninstall it")
 
-    def _add(self, entry: EntryPoint, kind: type[P]) -> str | None:
+    def _add(self, entry: EntryPoint, parts: dict[str, P]) -> str | None:
         """Take in another package's part. Returns what is wrong with one that cannot be used."""
         try:
             part = entry.load()
         except Exception as error:
             return f"cannot be loaded: {type(error).__name__}: {error}"
-        if not isinstance(part, kind):
-            return f"is a {type(part).__name__}, and has to be a {kind.__name__}"
-        if part.name in self._parts:
+        if not isinstance(part, self._kind):
+            return f"is a {type(part).__name__}, and has to be a {self._kind.__name__}"
+        if part.name in parts:
             return f"has the name of another part, '{part.name}'"
         if part.name in self._reserved or hasattr(Section, part.name) or not _NAME.match(part.name):
             return f"cannot be called '{part.name}': a name is lower-case letters, digits and _, and no key of recipes"
-        self._parts[part.name] = part
+        parts[part.name] = part
         return None
 
     def __getitem__(self, name: str) -> P:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from core_training.foundation.errors import InputError
 from core_training.parts.aggregation_rules import AGGREGATION_RULES
 from core_training.parts.codecs import CODECS
+from core_training.parts.data_kinds import DATA_KINDS
 from core_training.parts.mixing_rules import MIXING_RULES
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
@@ -41,7 +42,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def parse_recipe(text: str, source: str = "recipe", overrides: list[str] | None = None) -> Recipe:
     """Read a recipe from YAML text; `source` names it in errors, which are those of `load_recipe`."""
-    for parts in (STAGES, TUNING_MODES, CODECS, AGGREGATION_RULES, MIXING_RULES):
+    for parts in (DATA_KINDS, STAGES, TUNING_MODES, CODECS, AGGREGATION_RULES, MIXING_RULES):
         parts.check()
     document = _parse_yaml(text, source)
     if not isinstance(document, dict):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
@@ -66,8 +66,11 @@ def mean_figure(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values.float().sum(), torch.tensor(values.numel(), device=values.device)
 
 
-class Stage:
-    """One training objective on one base model."""
+V = TypeVar("V")
+
+
+class Stage(Generic[V]):
+    """One training objective on one base model, whose records say a `V` (see `parts.data_kinds`)."""
 
     adds_up: ClassVar[bool] = True
     """Whether a batch's loss is the sum of what its rows would have alone, so that it can be computed in parts."""
@@ -83,8 +86,8 @@ class Stage:
         """SHA-256 (hex) over all that sites must have in common before they train together."""
         return self.base.initial_digest
 
-    def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
-        """Turn a record's values (see `data.formats`) into tokens, uncut. Raises InputError with its place."""
+    def tokenise(self, record: Record, values: V) -> Example:
+        """Turn a record's values into tokens, uncut. Raises InputError with its place."""
         raise NotImplementedError
 
     def cut(self, whole: Example, limit: int) -> list[Example]:
@@ -140,7 +143,7 @@ class Stage:
         return report
 
 
-def load_stage(recipe: Recipe, base: BaseModel) -> Stage:
+def load_stage(recipe: Recipe, base: BaseModel) -> Stage[Any]:
     """The recipe's stage, ready to tokenise and train."""
-    stage: Stage = recipe.stage_part.load()(recipe, base)
+    stage: Stage[Any] = recipe.stage_part.load()(recipe, base)
     return stage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from core_training.data.examples import IGNORED, Batch, Example, Row, Tokens
 from core_training.data.records import Record
 from core_training.data.rows import SEQUENCE_TENSORS
 from core_training.foundation.errors import InputError
+from core_training.parts.data_kinds.values import JudgedAnswer
 from core_training.parts.stages.kto import KTO
 from core_training.stages.base import BatchLoss, Stage, mean_figure
 from core_training.stages.chat import answer_tokens
@@ -26,15 +27,15 @@ def kto_losses(ratios: torch.Tensor, kl: torch.Tensor, desirable: torch.Tensor, 
     return 1 - torch.sigmoid(beta * direction * (ratios - kl))
 
 
-class Kto(Stage):
+class Kto(Stage[JudgedAnswer]):
     """An example's second sequence is its prompt with the answer to another one: from it the KL is estimated."""
 
     adds_up = False  # the KL is estimated from the whole batch
     needs_reference = True
 
-    def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
-        own = answer_tokens(values["prompt"], values["completion"], self.base, record)
-        return Example((own,), {"desirable": float(values["label"])})
+    def tokenise(self, record: Record, values: JudgedAnswer) -> Example:
+        own = answer_tokens(values.prompt, values.completion, self.base, record)
+        return Example((own,), {"desirable": float(values.label)})
 
     def check(self, examples: Sequence[Example]) -> None:
         labels = {example.numbers["desirable"] for example in examples}

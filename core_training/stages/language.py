@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from core_training.data.examples import IGNORED, Batch
-from core_training.stages.base import BatchLoss, Stage
+from core_training.stages.base import BatchLoss, Stage, V
 
 
 def labelled_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +41,7 @@ def sequence_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor
     return token_logps(logits, labels).sum(dim=1), (labels != IGNORED).sum(dim=1)
 
 
-class LanguageStage(Stage):
+class LanguageStage(Stage[V]):
     """The mean negative log-likelihood of the labelled tokens."""
 
     def weight(self, batch: Batch) -> torch.Tensor:

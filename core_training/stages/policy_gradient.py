@@ -8,7 +8,7 @@ the first ratio is exactly 1; the prompts come shuffled anyway.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
 from core_training.models.heads import VALUE_HEAD, innermost
 from core_training.models.prepared_model import PreparedModel
+from core_training.parts.data_kinds.values import Prompt
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import BatchLoss, Stage, mean_figure
 from core_training.stages.chat import prompt_tokens
@@ -68,7 +69,7 @@ def masked_figure(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tenso
     return (values.detach().float() * mask).sum(), mask.sum()
 
 
-class PolicyGradientStage(Stage):
+class PolicyGradientStage(Stage[Prompt]):
     """Subclasses say how rewards become advantages (`credit`) and what is minimised (`policy_loss`)."""
 
     adds_up = False  # a batch is one rollout
@@ -105,8 +106,8 @@ class PolicyGradientStage(Stage):
         """Add `advantages` (and whatever else the loss wants) to the parts of one rollout."""
         raise NotImplementedError
 
-    def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
-        ids = prompt_tokens(values["prompt"], self.base, record).input_ids
+    def tokenise(self, record: Record, values: Prompt) -> Example:
+        ids = prompt_tokens(values.prompt, self.base, record).input_ids
         length = min(len(ids), self.recipe.training.max_length)
         room = min(context_length(self.base.model), self.judge.room)
         if length + self.recipe.rollout.max_new_tokens > room:

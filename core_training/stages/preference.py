@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 
 from core_training.data.examples import Batch, Example
 from core_training.data.records import Record
+from core_training.parts.data_kinds.values import PreferencePair
 from core_training.stages.base import BatchLoss, Stage, mean_figure
 from core_training.stages.chat import answer_tokens
 
 
-class PreferenceStage(Stage):
+class PreferenceStage(Stage[PreferencePair]):
     """A batch of n pairs holds 2n sequences: all chosen ones, then all rejected ones."""
 
-    def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
-        prompt = values["prompt"]
-        chosen, rejected = (answer_tokens(prompt, values[name], self.base, record) for name in ("chosen", "rejected"))
+    def tokenise(self, record: Record, values: PreferencePair) -> Example:
+        answers = (values.chosen, values.rejected)
+        chosen, rejected = (answer_tokens(values.prompt, answer, self.base, record) for answer in answers)
         return Example((chosen, rejected))
 
     def cut(self, whole: Example, limit: int) -> list[Example]:

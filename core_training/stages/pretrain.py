@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from core_training.data.examples import Example, Tokens
 from core_training.data.records import Record
-from core_training.foundation.errors import InputError
+from core_training.parts.data_kinds.values import Text
 from core_training.stages.language import LanguageStage
 
 
-class Pretrain(LanguageStage):
+class Pretrain(LanguageStage[Text]):
     """Texts closed by the end-of-sequence token; long ones become several rows, so nothing is cut off."""
 
-    def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
-        text = values["text"]
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{record.place}: the text is empty or not a string")
+    def tokenise(self, record: Record, values: Text) -> Example:
         tokenizer = self.base.tokenizer
-        ids = np.asarray([*tokenizer(text)["input_ids"], tokenizer.eos_token_id], dtype=np.int64)
+        ids = np.asarray([*tokenizer(values.text)["input_ids"], tokenizer.eos_token_id], dtype=np.int64)
         return Example((Tokens(ids, ids.copy()),))
 
     def cut(self, whole: Example, limit: int) -> list[Example]:

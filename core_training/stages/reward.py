@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 
 from core_training.data.examples import Batch, Example
 from core_training.data.records import Record
+from core_training.parts.data_kinds.values import PreferencePair
 from core_training.parts.stages.reward import REWARD
 from core_training.stages.base import BatchLoss
 from core_training.stages.preference import PreferenceStage
@@ -26,9 +26,9 @@ def reward_losses(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Te
 class Reward(PreferenceStage):
     """Pairs may say by what margin the chosen answer is the better one; 0 where they do not."""
 
-    def tokenise(self, record: Record, values: Mapping[str, Any]) -> Example:
+    def tokenise(self, record: Record, values: PreferencePair) -> Example:
         pair = super().tokenise(record, values)
-        return Example(pair.sequences, {"margin": float(values.get("margin", 0.0))})
+        return Example(pair.sequences, {"margin": values.margin or 0.0})
 
     def loss(self, model: Any, batch: Batch) -> BatchLoss:
         # The model scores the last token that is no padding.

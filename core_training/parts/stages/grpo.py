@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from core_training.parts.data_kinds import PROMPT
 from core_training.parts.section import ClipRange, Generations, Passes, Section
 from core_training.parts.stages.stage_part import StagePart
 
@@ -24,7 +25,7 @@ GRPO = StagePart[Grpo](
     name="grpo",
     target="core_training.stages.grpo:Grpo",
     settings=Grpo,
-    reads="prompt",
+    reads=PROMPT,
     unit="tokens",
     learning_rate=1e-6,
     adapter_learning_rate=1e-5,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from core_training.parts.data_kinds import FEEDBACK
 from core_training.parts.section import Section
 from core_training.parts.stages.stage_part import StagePart
 
@@ -22,7 +23,7 @@ KTO = StagePart[Kto](
     name="kto",
     target="core_training.stages.kto:Kto",
     settings=Kto,
-    reads="feedback",
+    reads=FEEDBACK,
     unit="examples",
     learning_rate=5e-7,
     adapter_learning_rate=5e-6,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from core_training.parts.data_kinds import PREFERENCE
 from core_training.parts.section import Section
 from core_training.parts.stages.stage_part import StagePart
 
@@ -20,7 +21,7 @@ ORPO = StagePart[Orpo](
     name="orpo",
     target="core_training.stages.orpo:Orpo",
     settings=Orpo,
-    reads="preference",
+    reads=PREFERENCE,
     unit="pairs",
     learning_rate=5e-6,
     adapter_learning_rate=5e-5,

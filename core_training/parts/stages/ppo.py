@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from core_training.parts.data_kinds import PROMPT
 from core_training.parts.section import ClipRange, Passes, PositiveInt, Section
 from core_training.parts.stages.stage_part import StagePart
 
@@ -36,7 +37,7 @@ PPO = StagePart[Ppo](
     name="ppo",
     target="core_training.stages.ppo:Ppo",
     settings=Ppo,
-    reads="prompt",
+    reads=PROMPT,
     unit="tokens",
     learning_rate=1e-6,
     adapter_learning_rate=1e-5,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from core_training.parts.data_kinds import TEXT
 from core_training.parts.section import Section
 from core_training.parts.stages.stage_part import StagePart
 
 PRETRAIN = StagePart[Section](
     name="pretrain",
     target="core_training.stages.pretrain:Pretrain",
-    reads="text",
+    reads=TEXT,
     unit="tokens",
     learning_rate=2e-5,
     adapter_learning_rate=2e-4,

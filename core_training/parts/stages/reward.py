@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from core_training.parts.data_kinds import PREFERENCE
 from core_training.parts.section import Section
 from core_training.parts.stages.stage_part import StagePart
 
@@ -22,7 +23,7 @@ REWARD = StagePart[Reward](
     name="reward",
     target="core_training.stages.reward:Reward",
     settings=Reward,
-    reads="preference",
+    reads=PREFERENCE,
     unit="pairs",
     learning_rate=1e-5,
     adapter_learning_rate=1e-4,

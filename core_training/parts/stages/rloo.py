@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from core_training.parts.data_kinds import PROMPT
 from core_training.parts.section import ClipRange, Generations, Passes, Section
 from core_training.parts.stages.stage_part import StagePart
 
@@ -23,7 +24,7 @@ RLOO = StagePart[Rloo](
     name="rloo",
     target="core_training.stages.rloo:Rloo",
     settings=Rloo,
-    reads="prompt",
+    reads=PROMPT,
     unit="answers",
     learning_rate=1e-6,
     adapter_learning_rate=1e-5,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from core_training.parts.data_kinds import PREFERENCE
 from core_training.parts.section import Section
 from core_training.parts.stages.stage_part import StagePart
 
@@ -21,7 +22,7 @@ SIMPO = StagePart[Simpo](
     name="simpo",
     target="core_training.stages.simpo:Simpo",
     settings=Simpo,
-    reads="preference",
+    reads=PREFERENCE,
     unit="pairs",
     learning_rate=1e-6,
     adapter_learning_rate=1e-5,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from core_training.parts.data_kinds import DataKind
 from core_training.parts.registry import Part, S
 
 
@@ -17,7 +18,7 @@ def _one(settings: Any) -> int:
 class StagePart(Part[S]):
     """The facts of a stage; `target` is its `core_training.stages.base.Stage`. Functions among them take settings."""
 
-    reads: str
+    reads: DataKind[Any]
     """The kind of data: what a record says, in whatever layout."""
     unit: Literal["tokens", "pairs", "examples", "answers"]
     """What the loss is a mean over, and so what an update is weighted by."""
@@ -41,6 +42,10 @@ class StagePart(Part[S]):
     """How often a row enters the loss in one step of the run."""
     mini_batches: Callable[[S], int] = _one
     """Optimizer steps in each of these passes."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reads, DataKind):
+            raise TypeError(f"reads: {self.reads!r} is no DataKind")
 
     def optimizer_steps(self, settings: S) -> int:
         """Optimizer steps in one step of the run."""

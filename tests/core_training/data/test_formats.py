@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from core_training.data.formats import known_columns, read_values
 from core_training.data.records import Record, read_records
 from core_training.foundation.errors import InputError
+from tests import tiny
 
 LLAMA_FACTORY = Path(__file__).parents[4] / "shared" / "data" / "llamafactory"
 
 
 def values(stage: str, columns: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
-    return read_values(Record(fields, Path("a.jsonl"), 7), stage, columns or {}).canonical
+    return tiny.said(read_values(Record(fields, Path("a.jsonl"), 7), stage, columns or {}))
 
 
 def identity(stage: str, columns: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
@@ -261,7 +262,7 @@ def test_any_record_is_read_or_refused_by_name(stage: str, fields: dict[str, Any
 @pytest.mark.skipif(not LLAMA_FACTORY.is_dir(), reason="the real data are not here")
 @pytest.mark.parametrize(("name", "stage", "count"), [("alpaca", "sft", 999), ("dpo", "dpo", 200), ("kto", "kto", 200)])
 def test_llama_factorys_own_examples_are_read_whole(name: str, stage: str, count: int) -> None:
-    read = [read_values(r, stage, {}).canonical for r in read_records(LLAMA_FACTORY / f"{name}_en_demo.json.gz")]
+    read = [tiny.said(read_values(r, stage, {})) for r in read_records(LLAMA_FACTORY / f"{name}_en_demo.json.gz")]
     assert len(read) == count
     for one in read:
         before = one.get("prompt") or one["messages"][:-1]

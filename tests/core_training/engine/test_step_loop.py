@@ -298,7 +298,7 @@ def test_what_is_no_number_never_reaches_the_optimizer(
     inner = LanguageStage.loss
     engine = open_engine(make_recipe(tuning=DROPOUT))
 
-    def loss(self: Stage, model: Any, batch: Any) -> Any:
+    def loss(self: Stage[Any], model: Any, batch: Any) -> Any:
         result = inner(self, model, batch)  # type: ignore[arg-type]
         if not model.training or engine.step < 2:
             return result

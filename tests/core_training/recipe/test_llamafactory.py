@@ -16,6 +16,7 @@ from core_training.foundation.errors import InputError
 from core_training.recipe.llamafactory import is_flat_yaml, to_recipe
 from core_training.recipe.reading import load_recipe, parse_recipe
 from core_training.recipe.schema import Recipe
+from tests import tiny
 
 LLAMA_FACTORY = Path(__file__).parents[4] / "shared" / "data" / "llamafactory"
 
@@ -263,7 +264,7 @@ def info(folder: Path, **entries: Any) -> Path:
 
 def canonical(folder: Path, name: str, stage: str) -> list[dict[str, Any]]:
     (path,) = data_files(f"{folder}/dataset_info.json:{name}")
-    return [read_values(record, stage, {}).canonical for record in read_records(path)]
+    return [tiny.said(read_values(record, stage, {})) for record in read_records(path)]
 
 
 TURNS = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
@@ -427,6 +428,6 @@ def test_llama_factorys_own_entries_are_read_whole(tmp_path: Path) -> None:
     )  # fmt: skip
     for name, stage, count in (("alpaca", "sft", 999), ("dpo", "dpo", 200), ("kto", "kto", 200)):
         plain = read_records(LLAMA_FACTORY / f"{name}_en_demo.json.gz")
-        expected = [read_values(record, stage, {}).canonical for record in plain]
+        expected = [tiny.said(read_values(record, stage, {})) for record in plain]
         assert canonical(tmp_path, f"{name}_en_demo", stage) == expected
         assert len(expected) == count

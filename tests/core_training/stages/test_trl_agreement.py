@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from core_training.data.examples import Example, Tokens
+from core_training.data.formats import read_values
 from core_training.data.records import Record
 from core_training.data.rows import Collator
 from core_training.models.base_model import BaseModel
@@ -46,7 +47,7 @@ class Comparison:
     def __init__(self, make_recipe: MakeRecipe, folder: Path, stage: str, **sections: Any) -> None:
         recipe = stage_recipe(make_recipe, folder, stage, **sections)
         base = BaseModel(recipe)
-        self.stage: Stage = load_stage(recipe, base)
+        self.stage: Stage[Any] = load_stage(recipe, base)
         self.reference = copy.deepcopy(base.model)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -56,8 +57,8 @@ class Comparison:
         self.folder = str(folder)
 
     def examples(self, records: Sequence[dict[str, Any]]) -> list[Example]:
-        nowhere = Record({}, Path("made.jsonl"), 1)
-        return [self.stage.tokenise(nowhere, record) for record in records]
+        made = [Record(fields, Path("made.jsonl"), 1) for fields in records]
+        return [self.stage.tokenise(one, read_values(one, self.stage.recipe.stage, {})) for one in made]
 
     def check(self, examples: Sequence[Example], trainer: Any, inputs: dict[str, Any]) -> None:
         """Loss and the gradient of every parameter are the same."""

@@ -1,0 +1,1 @@
+"""The layouts of each kind of data, best first: one file a kind."""

@@ -1,0 +1,866 @@
+"""Flower keeps to what we lean on besides its public interface: module paths, log lines, order, who may ask what.
+
+A real SuperLink, in this process, and a real SuperNode with its own; no model and no messenger of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from io import StringIO
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import core_training.foundation.environment as environment  # isort: skip - before Flower is imported
+import httpx
+import pytest
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app.error import Error
+from flwr.cli.build import build_fab_from_files
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.serde import fab_to_proto, run_from_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+)
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, RegisterNodeFleetRequest
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, SendTaskHeartbeatResponse
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import FlowerError
+from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.logger import console_handler
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
+from flwr.superlink.grid import HttpGrid
+from flwr.superlink.main import create_app
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from security.certificates import create_authority, issue_server_certificate
+from tests.contracts.leaning import leans, look_up, names
+
+NAMES = {
+    "server/superlink.py": [
+        "flwr.supercore.http_logging:get_uvicorn_log_config",
+        "flwr.supercore.logger:console_handler.level",
+        "flwr.superlink.cli.flower_superlink:SuperLinkLifespan",
+        "flwr.superlink.cli.flower_superlink:_parse_superlink_lifespan_config",
+        "flwr.superlink.main:create_app",
+    ],
+    "server/control.py": [
+        "flwr.cli.build:build_fab_from_files",
+        "flwr.common.serde:fab_to_proto",
+        "flwr.common.serde:user_config_to_proto",
+        "flwr.proto.control_pb2:ListNodesRequest",
+        "flwr.proto.control_pb2:ListRunsRequest",
+        "flwr.proto.control_pb2:RegisterNodeRequest",
+        "flwr.proto.control_pb2:StartRunRequest",
+        "flwr.proto.control_pb2:StopRunRequest",
+        "flwr.supercore.control:ControlHttpClient.from_server_address",
+        "flwr.supercore.error:FlowerError.from_json",
+        "flwr.supercore.fab:Fab",
+        "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
+    ],
+    "client/messenger.py": [
+        "flwr.app.error:Error",
+        "flwr.common.constant:ErrorCode.CLIENT_APP_RAISED_EXCEPTION",
+        "flwr.common.constant:SubStatus.COMPLETED",
+        "flwr.common.constant:SubStatus.FAILED",
+        "flwr.proto.message_pb2:PullObjectRequest",
+        "flwr.proto.message_pb2:PullObjectResponse",
+        "flwr.proto.runtime_pb2:AcquireTaskRequest",
+        "flwr.supercore:log",
+        "flwr.supercore.constant:TaskType.CLIENT_APP",
+        "flwr.supercore.heartbeat:HeartbeatSender",
+        "flwr.supercore.heartbeat:make_task_heartbeat_fn_http",
+        "flwr.supercore.interceptors:RuntimeTokenHttpInterceptor",
+        "flwr.supercore.interceptors:SuperExecAuthHttpInterceptor",
+        "flwr.supercore.protobuf.client:ProtobufClientInterceptor",
+        "flwr.supercore.retry:make_simple_http_retry_invoker",
+        "flwr.supercore.runtime:RuntimeHttpClient.from_server_address",
+        "flwr.supernode.runtime.run_clientapp:pull_task_input",
+        "flwr.supernode.runtime.run_clientapp:push_message",
+        "flwr.supernode.runtime.run_clientapp:push_task_output",
+    ],
+    "client/supernode.py": [
+        "flwr.supernode.cli:flower_supernode",
+        "flwr.supernode.start_client_internal:time.sleep",
+    ],
+    "client/fleet_session.py": [
+        "flwr.proto.fleet_pb2:DeactivateNodeRequest",
+        "flwr.supernode.fleet_http_client:FleetHttpClient.from_server_address",
+        "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor",
+    ],
+    "simulations/inprocess_grid.py": [
+        "flwr.supercore.inflatable.inflatable_object:get_all_nested_objects",
+        "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents",
+        "flwr.supercore.task_identity:TaskIdentity",
+    ],
+}
+
+FLEET = [
+    *("register-node", "unregister-node", "activate-node", "deactivate-node", "send-node-heartbeat"),
+    *("get-run", "get-fab"),
+    *("pull-messages", "push-messages", "pull-object", "push-object", "confirm-message-received"),
+]
+"""What sites may ask of a SuperLink, each with a signature."""
+
+BUNDLE = {
+    "README.md": b"Nothing.\n",
+    "pyproject.toml": b"""\
+[project]
+name = "fedloom-run"
+version = "0.1"
+description = "Starts two apps"
+license = {text = "Apache-2.0"}
+dependencies = []
+[tool.flwr.app]
+publisher = "fedloom"
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "client.app:app"
+[tool.flwr.app.config]
+run-id = ""
+""",
+}
+
+SUPERNODE = """
+import sys, time
+from types import SimpleNamespace
+import core_training.foundation.environment
+from flwr.supernode import start_client_internal
+from flwr.supernode.cli import flower_supernode
+def sleep(seconds):
+    print("PAUSE", seconds, flush=True)
+    time.sleep(0.02)
+start_client_internal.time = SimpleNamespace(**{**vars(time), "sleep": sleep})
+sys.argv[0] = "client/supernode.py"
+flower_supernode()
+"""
+"""A SuperNode as client/supernode.py makes one, which says how long it would pause."""
+
+
+# --- names and places
+
+
+@pytest.mark.parametrize(("file", "name"), names(NAMES), ids=str)
+def test_a_name_that_is_not_public_is_where_it_was(file: str, name: str) -> None:
+    look_up(file, name)
+
+
+@leans("client/supernode.py")
+def test_the_supernodes_loop_is_a_module_that_has_the_clock_as_a_name_of_its_own() -> None:
+    loop = look_up("client/supernode.py", "flwr.supernode.start_client_internal:")
+    assert isinstance(loop, ModuleType)
+    assert loop.time is time
+
+
+@leans("fedloom/machine.py", "server/superlink.py", "client/supervisor.py")
+def test_flowers_commands_are_installed_under_their_names() -> None:
+    commands = {command.name for command in entry_points(group="console_scripts")}
+    assert {"flower-superlink", "flower-supernode", "flower-superexec"} <= commands
+
+
+@leans("server/deployment.py")
+def test_a_superlink_looks_for_tasks_as_often_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    interval = look_up("server/deployment.py", "flwr.supercore.superexec.run_superexec:_get_task_poll_interval")
+    monkeypatch.setenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
+    assert interval() == 0.1
+    monkeypatch.delenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL")
+    assert interval() > 0.1
+
+
+@leans("server/deployment.py", "client/supervisor.py")
+def test_flower_keeps_its_files_in_the_folder_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    assert look_up("server/deployment.py", "flwr.supercore.utils:get_flwr_home")() == tmp_path
+
+
+# --- what would call home or install
+
+
+@leans("core_training/foundation/environment.py")
+def test_an_event_is_sent_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry = look_up("core_training/foundation/environment.py", "flwr.supercore.telemetry:")
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was tried"))
+    assert environment.SETTINGS["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert telemetry.event(telemetry.EventType.PING).result(timeout=10) == "disabled"
+
+
+@leans("core_training/foundation/environment.py")
+def test_nobody_is_asked_for_a_newer_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = look_up("core_training/foundation/environment.py", "flwr.supercore.update_check:")
+    started: list[str] = []
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    monkeypatch.setattr(check, "_start_flwr_update_check_refresh_thread", started.append)
+    check.warn_if_flwr_update_available(process_name="ours")
+    assert started == []
+    monkeypatch.delenv("FLWR_DISABLE_UPDATE_CHECK")
+    check.warn_if_flwr_update_available(process_name="theirs")
+    assert started == ["theirs"], "the thread that would ask goes by another name"
+
+
+@leans("core_training/foundation/environment.py", "server/deployment.py")
+def test_a_run_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "flwr.superlink.cli.flower_superlink"
+    installs = look_up("server/deployment.py", f"{module}:_runtime_dependency_install_default")
+    assert not installs()
+    monkeypatch.delenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION")
+    assert installs()
+    options = look_up("server/deployment.py", f"{module}:_parse_args_run_superlink")()
+    assert not options.parse_args(["--disable-runtime-dependency-installation"]).runtime_dependency_install
+
+
+# --- messages
+
+
+@pytest.fixture
+def identity() -> Iterator[None]:
+    """Who this process is to Flower: task 3 on node 2 of run 1."""
+    before = {name: getattr(TaskIdentity, f"_{name}") for name in ("task_id", "run_id", "node_id")}
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 3, 1, 2
+    yield
+    for name, value in before.items():
+        setattr(TaskIdentity, name, value)
+
+
+def order(content: RecordDict | None = None, node: int = 7) -> Message:
+    return Message(content or RecordDict(), dst_node_id=node, message_type="query", ttl=60.0, group_id="4")
+
+
+def payload(data: bytes) -> RecordDict:
+    return RecordDict({"payload": ArrayRecord({"payload": Array("uint8", (len(data),), "bytes", data)})})
+
+
+@leans("simulations/inprocess_grid.py")
+def test_a_message_bears_the_run_and_node_that_the_process_says_it_is(identity: None) -> None:
+    metadata = order().metadata
+    assert (metadata.run_id, metadata.src_node_id, metadata.dst_node_id) == (1, 2, 7)
+    assert (metadata.message_type, metadata.group_id, metadata.ttl) == ("query", "4", 60.0)
+
+
+@leans("simulations/inprocess_grid.py", "server/order_exchange.py")
+def test_a_message_has_the_id_that_its_metadata_hold_and_an_answer_names_it(identity: None) -> None:
+    message = order()
+    assert message.metadata.message_id == ""
+    message.metadata.__dict__["_message_id"] = message.object_id
+    assert message.metadata.message_id == message.object_id
+    assert message.object_id == message.metadata.message_id, "the id depends on what it is written into"
+    answer = Message(RecordDict(), reply_to=message)
+    assert answer.metadata.reply_to_message_id == message.object_id
+    assert (answer.metadata.src_node_id, answer.metadata.dst_node_id) == (7, 2)
+
+
+@leans("client/messenger.py", "strategies/flower_records.py", "simulations/inprocess_grid.py")
+def test_an_error_takes_the_place_of_an_answer(identity: None) -> None:
+    message = order()
+    message.metadata.__dict__["_message_id"] = message.object_id
+    answer = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "why"), reply_to=message)
+    assert answer.has_error()
+    assert not order().has_error()
+    assert answer.error.reason == "why"
+    assert answer.metadata.reply_to_message_id == message.object_id
+
+
+@leans("strategies/flower_records.py", "simulations/inprocess_grid.py")
+def test_a_message_in_parts_is_itself_again_and_no_part_is_as_long_as_a_payload_may_be(identity: None) -> None:
+    data = bytes(range(256)) * (6 * 2**12)
+    message = order(payload(data))
+    parts = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
+    assert message.object_id in parts
+    assert max(map(len, parts.values())) < len(data), "a payload goes in one piece, whatever its length"
+    carried = inflate_object_from_contents(message.object_id, parts)
+    assert isinstance(carried, Message)
+    assert carried.metadata.message_id == "", "a message knows its id: simulations/inprocess_grid.py need not set it"
+    assert carried.object_id == message.object_id
+    array = carried.content["payload"]["payload"]
+    assert (array.dtype, array.shape, array.stype, array.data) == ("uint8", (len(data),), "bytes", data)
+
+
+@leans("strategies/flower_records.py")
+def test_records_are_a_mapping_of_the_very_objects_that_were_put_in() -> None:
+    config = ConfigRecord({"kind": "join", "fields": "{}"})
+    records = RecordDict({"envelope": config})
+    records["payload"] = payload(b"x")["payload"]
+    assert set(records) == {"envelope", "payload"}
+    assert records.get("envelope") is config
+    assert records.get("other") is None
+    assert list(records["payload"]) == ["payload"]
+
+
+# --- the SuperLink
+
+
+class Gate:
+    """ASGI middleware as in server/superlink.py: notes who asks for what, and refuses who bears a mark."""
+
+    seen: list[Scope] = []
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            self.seen.append(scope)
+            if b"x-stranger" in dict(scope["headers"]):
+                await PlainTextResponse("ours", status_code=403)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """A SuperLink with supernode authentication, over TLS, on this machine's loopback interface."""
+
+    folder: Path
+    config: Any
+    app: Any
+    port: int
+    clients: list[Any] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def authority(self) -> Path:
+        return self.folder / "ca.crt"
+
+    def control(self) -> Any:
+        return self._kept(
+            ControlHttpClient.from_server_address(
+                server_address=self.address,
+                insecure=False,
+                root_certificates=self.authority.read_bytes(),
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            )
+        )
+
+    def fleet(self, key: ec.EllipticCurvePrivateKey) -> Any:
+        signing = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())]
+        return self._kept(
+            FleetHttpClient.from_server_address(self.address, False, str(self.authority), signing)
+        )
+
+    def plain(self) -> httpx.Client:
+        """A client that proves nothing."""
+        trust = ssl.create_default_context(cafile=self.authority)
+        client = httpx.Client(base_url=f"https://{self.address}", verify=trust)
+        self.clients.append(client)
+        return client
+
+    def runtime(self) -> Any:
+        return self._kept(
+            RuntimeHttpClient.from_server_address(
+                server_address=self.address,
+                insecure=False,
+                root_certificates=self.authority.read_bytes(),
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")],
+            )
+        )
+
+    def _kept(self, client: Any) -> Any:
+        self.clients.append(client)
+        return client
+
+
+@pytest.fixture(scope="module")
+def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
+    folder = tmp_path_factory.mktemp("superlink")
+    create_authority(folder)
+    issue_server_certificate(folder, ["127.0.0.1"])
+    options = [
+        *("superlink", "--host", "127.0.0.1", "--port", "9092"),
+        *("--ssl-ca-certfile", str(folder / "ca.crt")),
+        *("--ssl-certfile", str(folder / "server.crt"), "--ssl-keyfile", str(folder / "server.key")),
+        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+        *("--database", str(folder / "state.db")),
+    ]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", options)
+        config = _parse_superlink_lifespan_config()
+    # Without the process that starts ServerApps.
+    app = create_app(replace(config, isolation="process"), SuperLinkLifespan)
+    app.add_middleware(Gate)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=config.host,
+            port=0,
+            ssl_keyfile=config.ssl_keyfile,
+            ssl_certfile=config.ssl_certfile,
+            log_level="warning",
+            proxy_headers=False,
+        )
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started, "the SuperLink")
+    running = SuperLink(folder, config, app, server.servers[0].sockets[0].getsockname()[1])
+    yield running
+    for client in running.clients:
+        client.close()
+    server.should_exit = server.force_exit = True
+    thread.join(timeout=10)
+
+
+def wait_for(there: Callable[[], Any], what: str, within: float = 60.0) -> Any:
+    deadline = time.monotonic() + within
+    while not (found := there()):
+        assert time.monotonic() < deadline, f"waited {within} s for {what}"
+        time.sleep(0.02)
+    return found
+
+
+def new_key() -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """A site's key, and its public key as a SuperLink is told it."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    return key, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+@leans("server/superlink.py", "server/deployment.py")
+def test_a_superlink_understands_its_options(superlink: SuperLink) -> None:
+    config = superlink.config
+    assert (config.host, config.port) == ("127.0.0.1", 9092)
+    assert config.enable_supernode_auth is True
+    assert config.runtime_dependency_install is False
+    assert config.database == str(superlink.folder / "state.db")
+    assert config.ssl_certfile == str(superlink.folder / "server.crt")
+    assert config.ssl_keyfile == str(superlink.folder / "server.key")
+    assert config.isolation == "subprocess", "a SuperLink no longer starts ServerApps by itself"
+    assert (superlink.folder / "state.db").exists()
+
+
+@leans("server/superlink.py")
+def test_a_superlink_opens_no_other_port(superlink: SuperLink) -> None:
+    """Another one would not be behind the middleware."""
+    assert superlink.config.health_server_address is None
+    assert superlink.app.state.superlink_lifespan.grpc_servers == []
+
+
+@leans("server/superlink.py")
+def test_what_is_open_to_sites_is_the_fleet_interface_and_the_sign_of_life(superlink: SuperLink) -> None:
+    from fastapi.routing import iter_route_contexts
+
+    paths = {context.route.path for context in iter_route_contexts(superlink.app.routes)}
+    assert {path for path in paths if path.startswith("/v1/fleet/")} == {f"/v1/fleet/{name}" for name in FLEET}
+    assert {path for path in paths if path.startswith("/health")} == {"/health"}
+    assert superlink.plain().get("/health").status_code == 200
+
+
+@leans("server/superlink.py")
+@pytest.mark.parametrize("name", FLEET)
+def test_the_fleet_interface_answers_nobody_without_a_key(superlink: SuperLink, name: str) -> None:
+    answer = superlink.plain().post(
+        f"/v1/fleet/{name}", content=b"", headers={"content-type": "application/protobuf"}
+    )
+    assert answer.status_code == 401, answer.text
+
+
+@leans("server/superlink.py")
+def test_a_key_does_not_let_itself_in(superlink: SuperLink) -> None:
+    key, pem = new_key()
+    with pytest.raises(httpx.HTTPStatusError):
+        superlink.fleet(key).RegisterNode(RegisterNodeFleetRequest(public_key=pem))
+    assert pem not in {node.public_key for node in superlink.control().ListNodes(ListNodesRequest()).nodes_info}
+
+
+@leans("server/superlink.py")
+@pytest.mark.parametrize("path", ["/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/nowhere"])
+def test_a_middleware_of_ours_is_asked_before_flower(superlink: SuperLink, path: str) -> None:
+    answer = superlink.plain().post(path, headers={"x-stranger": "1", "content-type": "application/protobuf"})
+    assert (answer.status_code, answer.text) == (403, "ours")
+
+
+@leans("server/superlink.py")
+def test_the_middleware_sees_the_path_and_both_ends_of_the_connection(superlink: SuperLink) -> None:
+    Gate.seen.clear()
+    superlink.plain().get("/health", headers={"x-forwarded-for": "203.0.113.7"})
+    (scope,) = Gate.seen
+    assert scope["path"] == "/health"
+    assert (scope["client"][0], scope["server"][0]) == ("127.0.0.1", "127.0.0.1")
+
+
+@leans("server/superlink.py")
+@pytest.mark.parametrize(
+    "path", ["/v1/fleet/../control/list-runs", "/v1/fleet//v1/control/list-runs", "/health/../v1/control/list-runs"]
+)
+def test_no_detour_leads_from_what_is_open_to_what_is_closed(superlink: SuperLink, path: str) -> None:
+    trust = ssl.create_default_context(cafile=superlink.authority)
+    connection = http.client.HTTPSConnection("127.0.0.1", superlink.port, context=trust)
+    connection.request("POST", path, body=b"", headers={"content-type": "application/protobuf"})
+    assert connection.getresponse().status == 404
+    connection.close()
+
+
+@leans("server/control.py", "server/deployment.py", "client/fleet_session.py")
+def test_a_site_is_registered_then_online_then_offline(superlink: SuperLink) -> None:
+    key, pem = new_key()
+    control, fleet = superlink.control(), superlink.fleet(key)
+    number = control.RegisterNode(RegisterNodeRequest(public_key=pem, name="north")).node_id
+
+    def status() -> str:
+        (node,) = [node for node in control.ListNodes(ListNodesRequest()).nodes_info if node.node_id == number]
+        assert node.public_key == pem, "a key is told in other bytes than it was registered with"
+        return str(node.status)
+
+    assert status() == "registered"
+    assert fleet.ActivateNode(ActivateNodeRequest(public_key=pem, heartbeat_interval=30)).node_id == number
+    assert status() == "online"
+    with pytest.raises(httpx.HTTPStatusError):  # a second session is refused while there is one
+        fleet.ActivateNode(ActivateNodeRequest(public_key=pem, heartbeat_interval=30))
+    fleet.DeactivateNode(DeactivateNodeRequest(node_id=number))
+    assert status() == "offline"
+    with pytest.raises(httpx.HTTPError):  # by which client/fleet_session.py knows that there was nothing to end
+        fleet.DeactivateNode(DeactivateNodeRequest(node_id=number))
+
+
+@leans("server/control.py")
+def test_a_refusal_says_why(superlink: SuperLink) -> None:
+    _, pem = new_key()
+    control = superlink.control()
+    control.RegisterNode(RegisterNodeRequest(public_key=pem, name="one"))
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        control.RegisterNode(RegisterNodeRequest(public_key=pem, name="two"))
+    known = FlowerError.from_json(refused.value.response.text)
+    assert known is not None
+    assert "already" in known.message
+    assert FlowerError.from_json("no error of Flower's") is None
+
+
+def start_run(control: Any, run_id: str) -> int:
+    """A run as server/control.py starts it; Flower's number of it."""
+    bundle, _ = build_fab_from_files(BUNDLE)
+    assert isinstance(bundle, bytes)
+    request = StartRunRequest(
+        fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
+        override_config=user_config_to_proto({"run-id": run_id}),
+    )
+    return int(control.StartRun(request).run_id)
+
+
+@leans("server/control.py", "server/deployment.py")
+def test_a_run_is_known_by_what_it_was_started_with_until_it_is_stopped(superlink: SuperLink) -> None:
+    control = superlink.control()
+    number = start_run(control, "monday")
+    run = control.ListRuns(ListRunsRequest()).run_dict[number]
+    assert run.override_config["run-id"].string == "monday"
+    assert run.status.status != "finished"
+    control.StopRun(StopRunRequest(run_id=number))
+    assert control.ListRuns(ListRunsRequest()).run_dict[number].status.status == "finished"
+
+
+# --- the SuperNode, and an order on its way
+
+
+@dataclass(frozen=True)
+class SuperNode:
+    """A running SuperNode that the SuperLink has taken in."""
+
+    node_id: int
+    port: int
+    secret: bytes
+    log: Path
+
+    def client(self, *interceptors: Any) -> Any:
+        return RuntimeHttpClient.from_server_address(
+            server_address=f"127.0.0.1:{self.port}",
+            insecure=True,
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *interceptors],
+        )
+
+    def acquire(self) -> Any:
+        """The token of a task, as client/messenger.py asks for one; empty where there is none."""
+        signing = SuperExecAuthHttpInterceptor(
+            master_secret=self.secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
+        )
+        with self.client(signing) as client:
+            return client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
+
+
+def supernode_process(superlink: SuperLink, folder: Path, key: ec.EllipticCurvePrivateKey, port: int) -> Any:
+    """A SuperNode with the options of client/supervisor.py."""
+    (folder / "node.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    (folder / "secret").write_bytes(b"s" * 32)
+    command = [
+        *(sys.executable, "-c", SUPERNODE, "--superlink", superlink.address),
+        *("--root-certificates", str(superlink.authority)),
+        *("--auth-supernode-private-key", str(folder / "node.key")),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(folder / "secret")),
+        *("--host", "127.0.0.1", "--port", str(port)),
+    ]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def processes(superlink: SuperLink, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SuperNode, Path]]:
+    """A SuperNode whose key was admitted, and the log of one whose key was not."""
+    known, unknown = tmp_path_factory.mktemp("known"), tmp_path_factory.mktemp("unknown")
+    key, pem = new_key()
+    superlink.control().RegisterNode(RegisterNodeRequest(public_key=pem, name="south"))
+    port = free_port()
+    started = [
+        supernode_process(superlink, known, key, port),
+        supernode_process(superlink, unknown, new_key()[0], free_port()),
+    ]
+    try:
+        number = wait_for(
+            lambda: re.search(r"SuperNode ID: (\d+)", (known / "log").read_text()),
+            "'SuperNode ID' in what a SuperNode says (client/supervisor.py)",
+        )
+        started[1].wait(timeout=60)
+        yield SuperNode(int(number[1]), port, b"s" * 32, known / "log"), unknown / "log"
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@leans("client/supervisor.py")
+def test_a_supernode_says_its_number_when_it_is_taken_in(
+    superlink: SuperLink, processes: tuple[SuperNode, Path]
+) -> None:
+    online = {node.node_id for node in superlink.control().ListNodes(ListNodesRequest()).nodes_info
+              if node.status == "online"}  # fmt: skip
+    assert processes[0].node_id in online
+
+
+@leans("client/supervisor.py", "client/deployment.py")
+def test_a_supernode_that_is_refused_says_so_and_why_in_the_line_after(processes: tuple[SuperNode, Path]) -> None:
+    said = processes[1].read_text()
+    refusal = re.search(r"Failed to initialize the connection to the SuperLink\.\n(.*)", said)
+    assert refusal is not None, said[-2000:]
+    assert "Failed to activate SuperNode" in refusal[1]
+    assert "SuperNode ID" not in said
+
+
+@leans("client/supernode.py")
+def test_a_supernode_without_an_order_asks_the_clock_that_it_was_given_for_three_seconds(
+    processes: tuple[SuperNode, Path],
+) -> None:
+    wait_for(lambda: "PAUSE 3\n" in processes[0].log.read_text(), "a pause of three seconds")
+
+
+@leans("client/messenger.py")
+def test_tasks_are_handed_to_who_knows_the_secret_alone(processes: tuple[SuperNode, Path]) -> None:
+    supernode = processes[0]
+    assert supernode.acquire() == "", "there is no order, and a task all the same"
+    for interceptors in ([], [SuperExecAuthHttpInterceptor(master_secret=b"other", protected_methods=["/x"])]):
+        with supernode.client(*interceptors) as client, pytest.raises(httpx.HTTPStatusError) as refused:
+            client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        assert refused.value.response.status_code in (401, 403)
+
+
+class Counting:
+    """A task's client as client/messenger.py stands before it: it sees each part of a message that is fetched."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.parts = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def PullObject(self, request: Any) -> Any:
+        self.parts += 1
+        response = self._client.PullObject(request)
+        assert (response.object_found, response.object_available) == (True, True)
+        return response
+
+
+@leans("server/order_exchange.py", "client/messenger.py", "client/supernode.py", "server/app.py")
+def test_orders_go_out_in_order_and_answers_name_the_orders(
+    superlink: SuperLink, processes: tuple[SuperNode, Path], identity: None
+) -> None:
+    """From a ServerApp's grid to a site and back, as the round loop and the messenger do it."""
+    supernode, control = processes[0], superlink.control()
+    run = start_run(control, "tuesday")
+    token = superlink.runtime().AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])).token
+    grid = superlink._kept(HttpGrid(superlink.address, False, superlink.authority.read_bytes(), token=token))
+    task = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
+    assert task.run.run_id == run
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task.task_id, run, task.context.node_id
+    grid.set_run(run_from_proto(task.run))
+    assert supernode.node_id in set(grid.get_node_ids())
+
+    orders = [order(RecordDict({"n": ConfigRecord({"n": n})}), supernode.node_id) for n in range(3)]
+    ids = list(grid.push_messages(orders))
+    assert ids == [one.object_id for one in orders], "push_messages returns ids in another order than the messages'"
+    assert list(grid.pull_messages(ids)) == []
+
+    answered = {}
+    for _ in orders:
+        client = supernode.client(RuntimeTokenHttpInterceptor(wait_for(supernode.acquire, "a task")))
+        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat.start()
+        counting = Counting(client)
+        message, context, _, _ = pull_task_input(counting)
+        assert counting.parts > 0, "parts are fetched past PullObject: client/messenger.py does not see them stall"
+        assert isinstance(message, Message)
+        assert isinstance(context, Context)
+        answered[message.metadata.message_id] = message.content["n"]["n"]
+        push_message(client, Message(RecordDict({"n": message.content["n"]}), reply_to=message), context)
+        push_task_output(client, context, SubStatus.COMPLETED, "")
+        heartbeat.stop()
+        client.close()
+    assert answered == dict(zip(ids, range(3), strict=True))
+
+    replies: list[Message] = []
+    wait_for(lambda: replies.extend(grid.pull_messages(ids)) or len(replies) == 3, "the answers")
+    assert {reply.metadata.reply_to_message_id: reply.content["n"]["n"] for reply in replies} == answered
+    assert {reply.metadata.src_node_id for reply in replies} == {supernode.node_id}
+    pauses = set(map(float, re.findall(r"PAUSE ([\d.]+)", supernode.log.read_text())))
+    assert any(pause < 3 for pause in pauses), f"a SuperNode that has an order pauses for {pauses} s"
+    control.StopRun(StopRunRequest(run_id=run))
+
+
+@leans("client/messenger.py")
+def test_a_part_that_is_said_to_be_lost_ends_the_wait_for_the_others(identity: None) -> None:
+    from flwr.supercore.inflatable import inflatable_protobuf_utils, inflatable_utils
+
+    asked: list[PullObjectRequest] = []
+
+    def lost(request: PullObjectRequest) -> PullObjectResponse:
+        asked.append(request)
+        return PullObjectResponse(object_found=False)
+
+    pull = inflatable_protobuf_utils.make_pull_object_fn_protobuf(lost, None, 1)
+    with pytest.raises(inflatable_utils.ObjectPullError):
+        inflatable_utils.pull_objects(["part"], pull)
+    assert [request.object_id for request in asked] == ["part"]
+
+
+@leans("client/messenger.py")
+def test_a_task_that_is_withdrawn_interrupts_who_works_on_it() -> None:
+    interrupts: list[int] = []
+    client = SimpleNamespace(SendTaskHeartbeat=lambda _: SendTaskHeartbeatResponse(success=False))
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        assert make_task_heartbeat_fn_http(client)()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupts == [signal.SIGINT]
+
+
+# --- what a SuperNode says
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+    """What Flower says on the console of this process."""
+    console = StringIO()
+    monkeypatch.setattr(console_handler, "stream", console)
+    return console
+
+
+@leans("client/supervisor.py")
+def test_a_lost_connection_and_its_return_are_said(said: StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([httpx.ConnectError("away"), "there"])
+
+    def call() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    invoker = make_simple_http_retry_invoker()
+    monkeypatch.setattr(invoker, "wait_gen_factory", lambda: iter([0.01]))
+    assert invoker.invoke(call) == "there"
+    lost, found = (said.getvalue().find(words) for words in ("Connection attempt failed", "Connection successful"))
+    assert 0 <= lost < found, said.getvalue()
+
+
+class RunEnds(SimpleNamespace):
+    """A SuperNode's state, as far as an order is fetched; the run ends meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(stored=[])
+
+    def get_run(self, run_id: int) -> Any:
+        return SimpleNamespace(fab_hash="", primary_task_type=TaskType.CLIENT_APP)
+
+    def create_task(self, **_: Any) -> int:
+        return 1
+
+    def store_message(self, message: Message) -> None:
+        self.stored.append(message)
+
+    def delete_messages(self, message_ids: list[str]) -> None:
+        self.stored.clear()
+
+
+@leans("client/supervisor.py")
+@pytest.mark.parametrize("during", ["the order itself", "a part of it"])
+def test_an_order_that_is_left_over_when_its_run_ends_is_said_and_nothing_else_is(
+    said: StringIO, identity: None, during: str
+) -> None:
+    """A SuperNode keeps it, and from then on its answers would be one order late: it is started anew."""
+    from flwr.supercore.run import RunNotRunningException
+
+    fetch = look_up("client/supervisor.py", "flwr.supernode.start_client_internal:_pull_and_store_message")
+    message = order()
+
+    def ended(*_: Any) -> Any:
+        raise RunNotRunningException
+
+    state = RunEnds()
+    came = fetch(
+        state=state,
+        object_store=SimpleNamespace(preregister=lambda *_: ["part"], delete=lambda *_: None),
+        node_config={},
+        receive=ended if during == "the order itself" else lambda: (message, None),
+        get_run=ended,
+        get_fab=ended,
+        pull_object=ended,
+        confirm_message_received=ended,
+        trusted_entities=None,
+    )
+    assert came is None
+    left_over = during == "a part of it"
+    assert state.stored == ([message] if left_over else [])
+    assert ("Ignoring message" in said.getvalue()) == left_over, said.getvalue()

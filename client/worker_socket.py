@@ -1,7 +1,7 @@
 """The socket between a site's messenger and its worker: where it lies, and how an envelope crosses it.
 
-A frame is four bytes (length of the header, big-endian), the header (JSON: kind, fields, payload_bytes) and the
-payload. A length is checked before memory is taken for it. Knows nothing of what the envelopes say.
+A frame is four bytes (length of the header, big-endian), the header (JSON: kind, fields as a JSON text, payload_bytes)
+and the payload. A length is checked before memory is taken for it. Knows nothing of what the envelopes say.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def connect(folder: Path) -> socket.socket:
 
 def send(connection: socket.socket, envelope: Envelope) -> None:
     """Write one frame."""
-    document = {"kind": envelope.kind, "fields": envelope.fields, "payload_bytes": len(envelope.payload)}
+    document = {"kind": envelope.kind, "fields": envelope.text, "payload_bytes": len(envelope.payload)}
     header = json.dumps(document, separators=(",", ":")).encode()
     if len(header) > MAX_HEADER_BYTES:
         raise ProtocolError(f"the fields of the '{envelope.kind}' message take more than {MAX_HEADER_BYTES} bytes")
@@ -72,24 +72,24 @@ def receive(connection: socket.socket, max_payload_bytes: int) -> Envelope:
         (length,) = _LENGTH.unpack(_read(stream, _LENGTH.size))
         if length > MAX_HEADER_BYTES:
             raise ProtocolError(f"a header of {length} bytes is over the limit of {MAX_HEADER_BYTES}")
-        kind, fields, payload_bytes = _parse_header(_read(stream, length))
+        kind, text, payload_bytes = _parse_header(_read(stream, length))
         if payload_bytes > max_payload_bytes:
             raise ProtocolError(
                 f"the '{kind}' message holds {payload_bytes} bytes of tensors, over this site's limit of "
                 f"{max_payload_bytes} (max_message_bytes in site.yaml)"
             )
-        return Envelope(kind, fields, _read(stream, payload_bytes))
+        return Envelope(kind, text, _read(stream, payload_bytes))
 
 
-def _parse_header(header: bytes) -> tuple[str, dict[str, object], int]:
+def _parse_header(header: bytes) -> tuple[str, str, int]:
     try:
         document = json.loads(header)
-        kind, fields, payload_bytes = document["kind"], document["fields"], document["payload_bytes"]
+        kind, text, payload_bytes = document["kind"], document["fields"], document["payload_bytes"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ProtocolError("the header is not JSON with kind, fields and payload_bytes") from None
-    if not isinstance(kind, str) or not isinstance(fields, dict) or type(payload_bytes) is not int or payload_bytes < 0:
-        raise ProtocolError("the header's kind, fields and payload_bytes must be a text, a mapping and a count")
-    return kind, fields, payload_bytes
+    if not isinstance(kind, str) or not isinstance(text, str) or type(payload_bytes) is not int or payload_bytes < 0:
+        raise ProtocolError("the header's kind, fields and payload_bytes must be two texts and a count")
+    return kind, text, payload_bytes
 
 
 def _read(stream: BinaryIO, size: int) -> bytes:

@@ -80,7 +80,7 @@ class _Actor:
     def __call__(self, order: Envelope, context: Context) -> Envelope:
         partition = int(context.node_config["partition-id"])
         if order.kind == _WHO:
-            return Envelope(_WHO, {"partition": partition})
+            return Envelope.of(_WHO, {"partition": partition})
         pool = _Actor._pools.get(self._run_dir)
         if pool is None:
             folder = Path(self._run_dir)
@@ -97,5 +97,5 @@ def _name_nodes(grid: Grid, names: list[str]) -> dict[int, str]:
                 f"Flower's simulation has {len(nodes)} of {len(names)} sites after {_NODES_APPEAR_WITHIN:g} s"
             )
         time.sleep(0.1)
-    replies = grid.send_and_receive([to_message(Envelope(_WHO, {}), node) for node in nodes])
+    replies = grid.send_and_receive([to_message(Envelope.of(_WHO, {}), node) for node in nodes])
     return {reply.metadata.src_node_id: names[from_message(reply).fields["partition"]] for reply in replies}

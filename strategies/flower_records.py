@@ -6,7 +6,6 @@ fields mean, of nodes' names, or of the worker behind the ClientApp. Flower is i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -41,7 +40,6 @@ def to_messages(envelopes: Mapping[int, Envelope], ttl: float | None = None) -> 
             dst_node_id=node_id,
             message_type=MESSAGE_TYPE,
             ttl=ttl,
-            group_id=str(envelope.fields.get("round", "")),
         )
         for node_id, envelope in envelopes.items()
     ]
@@ -64,8 +62,7 @@ def from_message(message: Message) -> Envelope:
 def _to_records(envelope: Envelope, payload: ArrayRecord | None) -> RecordDict:
     from flwr.app import ConfigRecord, RecordDict
 
-    fields = json.dumps(envelope.fields, separators=(",", ":"))
-    records = RecordDict({_ENVELOPE: ConfigRecord({"kind": envelope.kind, "fields": fields})})
+    records = RecordDict({_ENVELOPE: ConfigRecord({"kind": envelope.kind, "fields": envelope.text})})
     if payload is not None:
         records[_PAYLOAD] = payload
     return records
@@ -88,15 +85,9 @@ def _from_records(records: RecordDict) -> Envelope:
     kind, text = header.get("kind"), header.get("fields")
     if not isinstance(kind, str) or not isinstance(text, str) or len(text) > MAX_FIELDS_CHARACTERS:
         raise ProtocolError("the envelope has no kind or no fields, or they are too long")
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ProtocolError(f"the fields of the '{kind}' message are not JSON") from None
-    if not isinstance(fields, dict):
-        raise ProtocolError(f"the fields of the '{kind}' message are not a JSON object")
     payload = b""
     if arrays is not None:
         if not isinstance(arrays, ArrayRecord) or list(arrays) != [_PAYLOAD] or arrays[_PAYLOAD].stype != _BYTES:
             raise ProtocolError(f"the payload of the '{kind}' message is not one array of {_BYTES} bytes")
         payload = arrays[_PAYLOAD].data
-    return Envelope(kind, fields, payload)
+    return Envelope(kind, text, payload)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -27,11 +28,27 @@ SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 @dataclass(frozen=True)
 class Envelope:
-    """One message in its neutral form: what a transport carries."""
+    """One message in its neutral form: what a transport carries. `text` is the fields, a JSON object."""
 
     kind: str
-    fields: dict[str, Any]
+    text: str
     payload: bytes | memoryview = b""
+
+    @classmethod
+    def of(cls, kind: str, fields: Mapping[str, Any], payload: bytes | memoryview = b"") -> Self:
+        """An envelope with these fields."""
+        return cls(kind, json.dumps(fields, separators=(",", ":")), payload)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields, not checked. Raises ProtocolError for what is no JSON object."""
+        try:
+            fields = json.loads(self.text)
+        except (ValueError, RecursionError):
+            fields = None
+        if not isinstance(fields, dict):
+            raise ProtocolError(f"the fields of the '{self.kind}' message are not a JSON object")
+        return fields
 
 
 class Message(BaseModel):
@@ -42,7 +59,7 @@ class Message(BaseModel):
     payload: bytes | memoryview = Field(b"", exclude=True, repr=False)
 
     def envelope(self) -> Envelope:
-        return Envelope(self.kind, self.model_dump(mode="json"), self.payload)
+        return Envelope(self.kind, self.model_dump_json(), self.payload)
 
     @classmethod
     def open(cls, envelope: Envelope) -> Self:
@@ -54,9 +71,11 @@ class Message(BaseModel):
         if envelope.kind != cls.kind:
             raise ProtocolError(f"a '{envelope.kind}' message came where '{cls.kind}' was expected")
         try:
-            message = cls.model_validate_json(json.dumps(envelope.fields), strict=True)
+            message = cls.model_validate_json(envelope.text, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:
+                raise ProtocolError(f"the fields of the '{cls.kind}' message are not a JSON object") from None
             where = ".".join(str(part) for part in first["loc"])
             raise ProtocolError(f"{cls.kind} message: {where}: {first['msg']}") from None
         return message.model_copy(update={"payload": envelope.payload})

@@ -24,7 +24,7 @@ def echo(order: Envelope) -> Envelope:
         raise ZeroDivisionError("a defect")
     if order.kind == "hopeless":
         raise RunError("the loss is no longer finite")
-    return Envelope("echoed", {**order.fields, "process": os.getpid()}, order.payload)
+    return Envelope.of("echoed", {**order.fields, "process": os.getpid()}, order.payload)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from strategies.messages import Envelope, Refusal
 @pytest.fixture
 def message() -> Message:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    return to_message(Envelope("join", {}), 2, ttl=60)
+    return to_message(Envelope.of("join", {}), 2, ttl=60)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def site(tmp_path):
 def test_an_order_comes_back_byte_for_byte(site):
     payload = os.urandom(5_000_001)
 
-    answer = ask(site, Envelope("echo", {"text": "ä\n", "list": [1, None, 2.5]}, payload))
+    answer = ask(site, Envelope.of("echo", {"text": "ä\n", "list": [1, None, 2.5]}, payload))
 
     assert answer.kind == "echoed"
     assert answer.fields.items() >= {"text": "ä\n", "list": [1, None, 2.5]}.items()
@@ -81,7 +81,7 @@ def test_a_folder_longer_than_a_socket_address_works(tmp_path):
     folder = make_site(tmp_path / ("long-" * 20) / ("name-" * 20))
     worker = start_echo(folder)
     try:
-        assert ask(folder, Envelope("echo", {})).kind == "echoed"
+        assert ask(folder, Envelope.of("echo", {})).kind == "echoed"
     finally:
         worker.kill()
         worker.wait()
@@ -89,7 +89,7 @@ def test_a_folder_longer_than_a_socket_address_works(tmp_path):
 
 def test_a_payload_over_the_sites_limit_is_refused_before_it_is_read(site):
     with worker_socket.connect(site) as connection:
-        connection.sendall(frame_of(b'{"kind": "train", "fields": {}, "payload_bytes": 10000001}'))
+        connection.sendall(frame_of(b'{"kind": "train", "fields": "{}", "payload_bytes": 10000001}'))
         answer = worker_socket.receive(connection, 0)
 
     assert "10000001 bytes of tensors, over this site's limit of 10000000" in Refusal.open(answer).reason
@@ -102,10 +102,10 @@ def test_a_payload_over_the_sites_limit_is_refused_before_it_is_read(site):
         frame_of(b"\xff\xff\xff\xff"),
         frame_of(b"[]"),
         frame_of(b"[" * 100_000),
-        frame_of(b'{"kind": "train", "fields": {}, "payload_bytes": 1.5}'),
-        frame_of(b'{"kind": "train", "fields": {}, "payload_bytes": -1}'),
+        frame_of(b'{"kind": "train", "fields": "{}", "payload_bytes": 1.5}'),
+        frame_of(b'{"kind": "train", "fields": "{}", "payload_bytes": -1}'),
         frame_of(b'{"kind": "train", "fields": [], "payload_bytes": 1}'),
-        frame_of(b'{"kind": "train", "fields": {}, "payload_bytes": 9}') + b"short",
+        frame_of(b'{"kind": "train", "fields": "{}", "payload_bytes": 9}') + b"short",
         b"GET / HTTP/1.1\r\n\r\n",
         b"",
     ],
@@ -117,27 +117,27 @@ def test_garbage_does_not_stop_the_worker(site, frame):
         connection.settimeout(10)
         connection.recv(1000)
 
-    assert ask(site, Envelope("echo", {})).kind == "echoed"
+    assert ask(site, Envelope.of("echo", {})).kind == "echoed"
 
 
 def test_an_expected_failure_is_an_answer_and_the_worker_stays(site):
-    before = ask(site, Envelope("echo", {})).fields["process"]
+    before = ask(site, Envelope.of("echo", {})).fields["process"]
 
-    assert Refusal.open(ask(site, Envelope("hopeless", {}))).reason == "the loss is no longer finite"
-    assert ask(site, Envelope("echo", {})).fields["process"] == before
+    assert Refusal.open(ask(site, Envelope.of("hopeless", {}))).reason == "the loss is no longer finite"
+    assert ask(site, Envelope.of("echo", {})).fields["process"] == before
 
 
 def test_a_defect_is_told_and_ends_the_worker(site):
-    answer = ask(site, Envelope("defect", {}))
+    answer = ask(site, Envelope.of("defect", {}))
 
     assert "ZeroDivisionError" in Refusal.open(answer).reason
     with pytest.raises(RunError, match="no worker answers"):
-        ask(site, Envelope("echo", {}), patience=0.5)
+        ask(site, Envelope.of("echo", {}), patience=0.5)
 
 
 def test_an_order_under_way_when_the_worker_is_killed_is_answered_by_its_successor(site, tmp_path):
     successors = []
-    order = Envelope("echo", {"die_once": str(tmp_path / "died")}, b"state")
+    order = Envelope.of("echo", {"die_once": str(tmp_path / "died")}, b"state")
 
     def replace() -> None:
         while not (tmp_path / "died").exists():
@@ -158,7 +158,7 @@ def test_an_order_under_way_when_the_worker_is_killed_is_answered_by_its_success
 
 def test_an_order_that_takes_too_long_is_given_up(site):
     with pytest.raises(RunError, match="no answer to 'echo' within"):
-        ask(site, Envelope("echo", {"sleep": 5}), timeout=0.5)
+        ask(site, Envelope.of("echo", {"sleep": 5}), timeout=0.5)
 
 
 def test_the_worker_itself_starts_once_and_refuses_what_it_does_not_know(tmp_path):
@@ -166,7 +166,7 @@ def test_the_worker_itself_starts_once_and_refuses_what_it_does_not_know(tmp_pat
     worker = start_worker(folder)
     try:
         assert background.owner(worker_lock(folder)) == worker.pid
-        assert "unknown order" in Refusal.open(ask(folder, Envelope("echo", {}))).reason
+        assert "unknown order" in Refusal.open(ask(folder, Envelope.of("echo", {}))).reason
         with pytest.raises(InputError, match=f"running already .process {worker.pid}"):
             start_worker(folder)
     finally:

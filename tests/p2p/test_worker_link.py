@@ -15,7 +15,7 @@ from security.certificates import create_node_certificate
 from strategies.messages import Envelope, Refusal
 
 pytestmark = pytest.mark.slow
-ORDER = Envelope("hello", {})
+ORDER = Envelope.of("hello", {})
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_a_site_with_other_terms_is_asked_once(
 
     def differs(order: Envelope) -> Envelope:
         reply = other(order)
-        return Envelope(reply.kind, {**reply.fields, "initial_digest": "f" * 64})
+        return Envelope.of(reply.kind, {**reply.fields, "initial_digest": "f" * 64})
 
     sites = {"a": ArithmeticSite(1.0, 10), "b": ArithmeticSite(1.0, 10), "other": differs}
     federate(tmp_path / "run", recipe(), sites, in_process=False)

@@ -29,7 +29,7 @@ MOST = 1 * 4 * 64 * MOST_PROCESSES
 
 
 def with_fields(**changes: Any) -> Callable[[Envelope], Envelope]:
-    return lambda update: Envelope(update.kind, {**update.fields, **changes}, update.payload)
+    return lambda update: Envelope.of(update.kind, {**update.fields, **changes}, update.payload)
 
 
 def with_weight(weight: float, units: int) -> Callable[[Envelope], Envelope]:
@@ -40,7 +40,7 @@ def with_payload(tensors: dict[str, Any] | bytes) -> Callable[[Envelope], Envelo
     from safetensors.numpy import save
 
     payload = tensors if isinstance(tensors, bytes) else save({k: np.asarray(v) for k, v in tensors.items()})
-    return lambda update: Envelope(update.kind, update.fields, payload)
+    return lambda update: Envelope(update.kind, update.text, payload)
 
 
 def raises(update: Envelope) -> Envelope:
@@ -77,8 +77,8 @@ FAULTS: dict[str, tuple[Callable[[Envelope], Envelope], str]] = {
     "loss NaN": (with_fields(train={"steps": 1, "loss_first": float("nan"), "loss_last": 1.0, "loss_mean": 1.0,
                                     "weight": 1, "tokens": 1, "seconds": 0.0}), "train.loss_first"),
     "unknown field": (with_fields(admin=True), "admin"),
-    "field missing": (lambda update: Envelope(update.kind, {}, update.payload), "Field required"),
-    "other kind": (lambda update: Envelope("joined", update.fields, b""), "'joined' message came"),
+    "field missing": (lambda update: Envelope.of(update.kind, {}, update.payload), "Field required"),
+    "other kind": (lambda update: Envelope.of("joined", update.fields, b""), "'joined' message came"),
 }  # fmt: skip
 
 

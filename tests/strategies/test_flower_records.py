@@ -15,11 +15,11 @@ def message():
     from flwr.supercore.task_identity import TaskIdentity
 
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
-    return to_message(Envelope("update", {"round": 3}, b"x" * 1000), node_id=7)
+    return to_message(Envelope.of("update", {"round": 3}, b"x" * 1000), node_id=7)
 
 
 def test_an_envelope_comes_out_as_it_went_in(message):
-    assert from_message(message) == Envelope("update", {"round": 3}, b"x" * 1000)
+    assert from_message(message) == Envelope.of("update", {"round": 3}, b"x" * 1000)
 
 
 def test_a_message_that_was_read_is_freed_without_waiting_for_the_garbage_collector(message):

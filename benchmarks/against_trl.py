@@ -149,7 +149,7 @@ def two_rounds(model: str, file: str) -> list[int]:
     site = _Ours(model, file, "dpo", "defaults", 2, "full")
     held = [4 * site.engine.manifest.size]
     for _ in range(2):
-        site.engine.write_state(site.engine.read_state())
+        site.engine.begin_round(site.engine.read_state())
         site.train_epoch()
         held.append(peak_bytes() - before)
         gc.collect()

@@ -19,7 +19,7 @@ from core_training import __version__
 from core_training.engine.failures import explained
 from core_training.foundation.errors import FedloomError, InputError, NarrowScaleError, ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.foundation.trainable import EVAL_REPORT, TRAIN_REPORT, Trainable, total
+from core_training.foundation.trainable import EVAL_REPORT, TRAIN_REPORT, Trainable, holding, total
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.checkpoints import prune_checkpoints, read_checkpoint
@@ -212,16 +212,16 @@ class _SiteRun:
         missed = order.round - 1 - self._round
         self._round = _ASTRAY
         self._engine.skip(missed * (self.recipe.topology.local_steps or 0))
-        self._engine.write_state(incoming, missed_rounds=missed > 0)
+        self._engine.begin_round(incoming, missed_rounds=missed > 0)
         waited = time.monotonic() - arrived
         report = self._engine.train(order.steps)
-        trained = self._engine.read_state()
         evaluation = None
         if order.evaluate:
             # After training, so that nothing delays it; the losses are those of the state that came in.
-            self._engine.write_state(incoming)
-            evaluation = total(self._engine.evaluate())
-            self._engine.write_state(trained)
+            with holding(self._engine, incoming) as trained:
+                evaluation = total(self._engine.evaluate())
+        else:
+            trained = self._engine.read_state()
         notes = {
             "incoming": start_digest,
             "steps": order.steps,
@@ -241,13 +241,11 @@ class _SiteRun:
         state = self._incoming(order)
         if self._writer.secure_side is not None:
             self._writer.secure_side.admit_evaluation(order.final, state.digest)
-        parked = self._engine.read_state()
-        self._engine.write_state(state)
-        evaluation = total(self._engine.evaluate())
-        if order.final:
-            self._engine.save_model(self.folder.path / result_name(self.recipe))
-            self.folder.event("completed", round=order.round, eval_loss=evaluation.loss)
-        self._engine.write_state(parked)
+        with holding(self._engine, state):
+            evaluation = total(self._engine.evaluate())
+            if order.final:
+                self._engine.save_model(self.folder.path / result_name(self.recipe))
+                self.folder.event("completed", round=order.round, eval_loss=evaluation.loss)
         return EvaluateReply(run_id=self.run_id, round=order.round, evaluation=evaluation)
 
     def close(self) -> None:

@@ -119,12 +119,19 @@ class GroupEngine:
     def read_state(self) -> TrainableState:
         return self._call("read_state", self._engine.read_state)
 
-    def write_state(self, state: TrainableState, missed_rounds: bool = False) -> None:
+    def write_state(self, state: TrainableState) -> None:
         def write() -> None:
             _broadcast_state(state)
-            self._engine.write_state(state, missed_rounds)
+            self._engine.write_state(state)
 
-        self._call("write_state", write, missed_rounds=missed_rounds)
+        self._call("write_state", write)
+
+    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False) -> None:
+        def begin() -> None:
+            _broadcast_state(state)
+            self._engine.begin_round(state, missed_rounds=missed_rounds)
+
+        self._call("begin_round", begin, missed_rounds=missed_rounds)
 
     def skip(self, steps: int) -> None:
         self._call("skip", lambda: self._engine.skip(steps), steps=steps)
@@ -237,7 +244,9 @@ def follow() -> NoReturn:
 
 def _carry_out(engine: Engine, call: str, order: dict[str, Any]) -> None:
     if call == "write_state":
-        engine.write_state(_receive_state(engine.manifest), order["missed_rounds"])
+        engine.write_state(_receive_state(engine.manifest))
+    elif call == "begin_round":
+        engine.begin_round(_receive_state(engine.manifest), missed_rounds=order["missed_rounds"])
     elif call in ("train", "skip"):
         getattr(engine, call)(order["steps"])
     elif call == "restore":

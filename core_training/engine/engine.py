@@ -91,8 +91,11 @@ class Engine:
         self._take_model()
         return read_parameters(self._base.trainable_parameters, self._deepspeed_engine)
 
-    def write_state(self, state: TrainableState, missed_rounds: bool = False) -> None:
+    def write_state(self, state: TrainableState) -> None:
         self._take_model(state)
+
+    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False) -> None:
+        self.write_state(state)
         self._next_slice = Start.LATER_ROUND if missed_rounds else Start.NEXT_ROUND
 
     def skip(self, steps: int) -> None:

@@ -6,7 +6,8 @@ evaluate; optimizer, schedule, data order and random numbers go on by themselves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -147,8 +148,12 @@ class Trainable(Protocol):
 
     def read_state(self) -> TrainableState: ...
 
-    def write_state(self, state: TrainableState, missed_rounds: bool = False) -> None:
-        """Put `state` in place of the trainable parameters: the next slice of training begins a round from it.
+    def write_state(self, state: TrainableState) -> None:
+        """Put `state` in place of the trainable parameters."""
+        ...
+
+    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False) -> None:
+        """The same, and the next slice of training begins a round from it.
 
         `missed_rounds`: there were rounds since the last slice that this site took no part in.
         """
@@ -204,3 +209,15 @@ class Trainable(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@contextmanager
+def holding(trainable: Trainable, state: TrainableState) -> Iterator[TrainableState]:
+    """Have `trainable` hold another state for a moment; yields the one that it holds before and after.
+
+    After an error it goes on holding the other one: its process may be one of a group that is lost.
+    """
+    own = trainable.read_state()
+    trainable.write_state(state)
+    yield own
+    trainable.write_state(own)

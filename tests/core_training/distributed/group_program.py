@@ -33,14 +33,14 @@ def figures(engine: Trainable) -> dict[str, Any]:
 def written(engine: GroupEngine, target: TrainableState, folder: Path) -> dict[str, Any]:
     """Write, evaluate, step with learning rate 0, evaluate again."""
     result: dict[str, Any] = {"before": total(engine.evaluate()).loss}
-    engine.write_state(target)
+    engine.begin_round(target)
     result["read_back"] = float(abs(engine.read_state().buffer - target.buffer).max())
     result["after_write"] = total(engine.evaluate()).loss
     engine.train(1)
     result["after_step"] = total(engine.evaluate()).loss
     result["engine"] = type(engine._engine._current.prepared.model).__name__
     engine.checkpoint(folder)
-    engine.write_state(engine.initial_state)
+    engine.begin_round(engine.initial_state)
     engine.restore(folder)
     result["after_restore"] = total(engine.evaluate()).loss
     return result

@@ -215,7 +215,7 @@ def test_fedprox_adds_mu_times_the_way_gone_to_each_step(stage_recipe: MakeRecip
         )
         engine = open_engine(recipe)
         start = moved(engine.read_state())
-        engine.write_state(start)
+        engine.begin_round(start)
         losses[steps, pull] = engine.train(steps).loss_last
         ends[steps, pull] = engine.read_state().buffer
     assert start is not None
@@ -263,7 +263,7 @@ def rounds_of(engines: list[Engine], rounds: int, steps: int) -> TrainableState:
     for _ in range(rounds):
         weights, states = [], []
         for engine in engines:
-            engine.write_state(state)
+            engine.begin_round(state)
             weights.append(float(engine.train(steps).weight))
             states.append(engine.read_state())
         state = weighted_mean(states, weights)
@@ -377,7 +377,7 @@ def test_an_engine_that_is_reset_forgets_what_pulled_it(make_recipe: MakeRecipe,
     fresh, used = open_engine(recipe), open_engine(recipe)
     fresh.train(2)
     for _ in range(2):
-        used.write_state(moved(used.read_state()))
+        used.begin_round(moved(used.read_state()))
         used.train(1)
     used.reset()
     used.train(2)
@@ -387,7 +387,7 @@ def test_an_engine_that_is_reset_forgets_what_pulled_it(make_recipe: MakeRecipe,
 def test_a_restored_engine_goes_on_with_its_pull_in_mid_round(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(aggregation={"proximal_mu": 1.0}, topology=ROUNDS)
     engine = open_engine(recipe)
-    engine.write_state(moved(engine.initial_state))
+    engine.begin_round(moved(engine.initial_state))
     engine.train(3)
     engine.checkpoint(tmp_path / "kept")
     engine.train(2)
@@ -414,7 +414,7 @@ def test_without_kept_moments_a_round_is_that_of_a_fresh_optimizer(
     state = moved(fresh.initial_state)
     old.train(2)
     for engine in (fresh, old):
-        engine.write_state(state)
+        engine.begin_round(state)
         engine.train(2)
     assert (fresh.read_state().digest == old.read_state().digest) != keep
 
@@ -426,7 +426,7 @@ def test_schedule_and_data_order_go_on_without_kept_moments(make_recipe: MakeRec
     whole.train(8)
     for _ in range(4):
         rounds.train(2)
-        rounds.write_state(rounds.read_state())
+        rounds.begin_round(rounds.read_state())
     assert rounds.read_state().digest == whole.read_state().digest
 
 

@@ -47,7 +47,7 @@ def test_training_in_slices_equals_training_in_one_go(make_recipe: MakeRecipe) -
     for steps in (1, 2, 3, 3):
         sliced.evaluate()
         torch.rand(7)  # the owner's random numbers are no business of the run's
-        sliced.write_state(sliced.read_state())
+        sliced.begin_round(sliced.read_state())
         sliced.train(steps)
     assert sliced.read_state().digest == whole.read_state().digest
 
@@ -249,7 +249,7 @@ def test_saved_model_loads_in_transformers_with_the_same_logits(make_recipe: Mak
 def test_a_loss_that_is_not_finite_ends_the_run(make_recipe: MakeRecipe) -> None:
     engine = open_engine(make_recipe())
     state = engine.read_state()
-    engine.write_state(TrainableState(state.manifest, np.full_like(state.buffer, np.inf)))
+    engine.begin_round(TrainableState(state.manifest, np.full_like(state.buffer, np.inf)))
     with pytest.raises(RunError, match="no longer finite"):
         engine.train(1)
 

@@ -335,7 +335,7 @@ def test_a_damaged_checkpoint_is_named(make_recipe: MakeRecipe, tmp_path: Path, 
 def test_an_evaluation_that_is_no_number_is_said(make_recipe: MakeRecipe) -> None:
     engine = open_engine(make_recipe())
     state = engine.read_state()
-    engine.write_state(TrainableState(state.manifest, np.full_like(state.buffer, np.nan)))
+    engine.begin_round(TrainableState(state.manifest, np.full_like(state.buffer, np.nan)))
     with pytest.raises(DivergedError, match="the evaluation's loss is no longer finite after step 0"):
         engine.evaluate()
 

@@ -204,9 +204,9 @@ def off_policy(rl_recipe: MakeRecipe) -> Callable[..., Any]:
         sampling = engine.read_state()
         with torch.no_grad():
             old = by_row(model, part, 0.8)
-            engine.write_state(start)
+            engine.begin_round(start)
             reference = by_row(model, part, 0.8)
-        engine.write_state(sampling)
+        engine.begin_round(sampling)
         perturb(engine, 0.03, seed=1)
         return SimpleNamespace(
             engine=engine, stage=stage, part=part, old=old, reference=reference, new=by_row(model, part, 0.8)

@@ -131,11 +131,11 @@ def test_the_reference_stays_the_start_of_the_run(make_recipe: MakeRecipe, tmp_p
     stages = [load_stage(recipe, base) for _ in range(2)]
     first, second = (Engine(stage, load_dataset(recipe, stage)) for stage in stages)
     other = moved(base.initial_state)
-    first.write_state(other)
-    second.write_state(other)
+    first.begin_round(other)
+    second.begin_round(other)
     assert loss(first) == loss(second) != pytest.approx(math.log(2), abs=1e-3)
     assert second.read_state().digest == other.digest  # asking the reference changed nothing
-    second.write_state(second.initial_state)
+    second.begin_round(second.initial_state)
     assert loss(second) == pytest.approx(math.log(2), abs=1e-6)
 
 

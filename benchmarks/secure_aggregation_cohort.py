@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
+from flower_transport.records import to_messages
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.site import SiteProtocol
 from security.secure_aggregation.terms import Minimums, Terms
 from security.signing import public_key_text
-from strategies.flower_records import to_messages
 from strategies.messages import Envelope, MaskedUpdate, SecureOrder, SecureReply
 from strategies.ring import RingCodec, RingVector
 

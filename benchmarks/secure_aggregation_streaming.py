@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Context, RecordDict
 
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
 from benchmarks.streaming_memory import FEW, MANIFEST, MANY, RECIPE, TARGET, AllAtOnceGrid, answer
-from client.app import make_client_app
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import TrainReport
 from core_training.recipe.reading import parse_recipe
@@ -64,9 +62,8 @@ def measure(places: Places) -> Figure:
 def serve(sites: int) -> int:
     """Run a federation of made-up sites that mask; returns its rounds."""
     nodes = {number: f"site-{number}" for number in range(1, sites + 1)}
-    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in nodes}
     masking = _MaskingSites(nodes)
-    grid = AllAtOnceGrid(make_client_app(masking.answer), contexts)
+    grid = AllAtOnceGrid(masking.answer, nodes)
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder(Path(name) / "run")
         folder.prepare(parse_recipe(MASKED_RECIPE), resume=False)
@@ -86,10 +83,10 @@ class _MaskingSites:
         self._initial = TrainableState(MANIFEST, np.zeros(MANIFEST.size, dtype=np.float32))
         self._joined: dict[str, SiteProtocol] = {}
 
-    def answer(self, order: Envelope, context: Context) -> Envelope:
-        name = self._nodes[context.node_id]
+    def answer(self, order: Envelope, node: int) -> Envelope:
+        name = self._nodes[node]
         if order.kind == JoinOrder.kind:
-            return self._join(name, order.fields["run_id"], JoinReply.open(answer(order, context)))
+            return self._join(name, order.fields["run_id"], JoinReply.open(answer(order, node)))
         if order.kind == InitialStateOrder.kind:
             return InitialStateReply(run_id=order.fields["run_id"], payload=self._initial.to_bytes()).envelope()
         if order.kind == SecureOrder.kind:
@@ -98,7 +95,7 @@ class _MaskingSites:
             return SecureReply(run_id=asked.run_id, payload=reply).envelope()
         if order.kind == TrainOrder.kind:
             return self._train(name, TrainOrder.open(order))
-        return answer(order, context)
+        return answer(order, node)
 
     def _join(self, name: str, run_id: str, reply: JoinReply) -> Envelope:
         terms = terms_of(self._recipe, largest_change(self._recipe))

@@ -7,23 +7,22 @@ Flower's server, the one used here hands over every reply that has arrived at on
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
 
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from client.app import make_client_app
 from core_training import __version__
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
 from core_training.recipe.reading import parse_recipe
 from core_training.runs.run_folder import RunFolder
+from flower_transport.grid import Reply
+from flower_transport.in_process import InProcessGrid
 from server.round_loop import run_federation
-from simulations.inprocess_grid import InProcessGrid
 from strategies.messages import (
     Envelope,
     EvaluateOrder,
@@ -63,8 +62,7 @@ def measure(places: Places) -> Figure:
 def serve(sites: int) -> int:
     """Run a federation of made-up sites; returns its rounds."""
     nodes = {number: f"site-{number}" for number in range(1, sites + 1)}
-    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in nodes}
-    grid = AllAtOnceGrid(make_client_app(answer), contexts)
+    grid = AllAtOnceGrid(answer, nodes)
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder(Path(name) / "run")
         folder.prepare(parse_recipe(RECIPE), resume=False)
@@ -74,11 +72,11 @@ def serve(sites: int) -> int:
 class AllAtOnceGrid(InProcessGrid):
     """Gives all replies in one list, as Flower's Grid over the network does."""
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        return iter(list(super().pull_messages(message_ids)))
+    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
+        return iter(list(super().replies(orders)))
 
 
-def answer(order: Envelope, context: Context) -> Envelope:
+def answer(order: Envelope, node: int) -> Envelope:
     """What a site would answer, with random tensors."""
     evaluation = EvalReport(loss_sum=1.0, weight=1, examples=1)
     if order.kind == JoinOrder.kind:
@@ -97,7 +95,7 @@ def answer(order: Envelope, context: Context) -> Envelope:
     if order.kind == EvaluateOrder.kind:
         return EvaluateReply(run_id=order.fields["run_id"], round=number, evaluation=evaluation).envelope()
     assert order.kind == TrainOrder.kind
-    values = np.random.default_rng([number, context.node_id]).standard_normal(MANIFEST.size, dtype=np.float32)
+    values = np.random.default_rng([number, node]).standard_normal(MANIFEST.size, dtype=np.float32)
     return Update(
         run_id=order.fields["run_id"],
         round=number,

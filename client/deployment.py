@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
 from client.enrolment import load_enrolment
+from client.link import Link, note_link, read_link
 from client.pinned_roster import IDENTITY_KEY
 from client.site_config import SITE_FILE, load_site_config, parse_site_config
-from client.supervisor import PROCESSES, Link, lock_of, log_of, read_link, write_link
+from client.supervisor import PROCESSES, lock_of, log_of
 from core_training.foundation import background
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
@@ -72,7 +73,7 @@ def start_site(folder: Path) -> tuple[Popen[bytes], Link]:
     read_private_file(folder / "keys" / "node.key")
     load_enrolment(folder, config)
     _check_server(config.server, folder / "ca.crt")
-    write_link(folder, Link("connecting", read_link(folder).node_id))
+    note_link(folder, "connecting")
     supervisor = background.start(
         [sys.executable, "-m", "client.supervisor", str(folder.absolute())],
         lock_of(folder, "site"),

@@ -1,115 +1,13 @@
-"""Fetches messages from the site's SuperNode and has fedloom's ClientApp answer them: `python -m client.messenger`.
-
-It stands where Flower would start one process after the other (`--isolation process`). Two things are gained: nothing
-of the bundle that came with a run is ever unpacked or executed here, and an answer costs no process start.
-"""
+"""Stands between the site's SuperNode and its worker: `python -m client.messenger ADDRESS SECRET_FILE`."""
 
 from __future__ import annotations
 
 import sys
-import time
-from logging import ERROR, INFO
 from pathlib import Path
-from typing import Any
-
-from flwr.app import Context, Message
-from flwr.app.error import Error
-from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
-from flwr.supercore import log
-from flwr.supercore.constant import TaskType
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
-from flwr.supercore.protobuf.client import ProtobufClientInterceptor
-from flwr.supercore.retry import make_simple_http_retry_invoker
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from client.app import app
+from flower_transport.messenger import serve
 from security.private_files import read_private_file
 
-FAILED = "the site's messenger failed; the site's own logs/messenger.log says why"
-STALLED_AFTER = 60.0
-"""Seconds without a new part of a message after which it is given up."""
-_POLL_SECONDS = 0.1
-_ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
-
-
-def run(address: str, secret: bytes) -> None:
-    """Serve the SuperNode whose Runtime API is at `address`, for ever; `secret` proves to it who is asking."""
-    supernode = _client(address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE_TASK]))
-    while True:
-        acquired = supernode.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
-        if not acquired.token:
-            time.sleep(_POLL_SECONDS)
-            continue
-        try:
-            _carry_out(_client(address, RuntimeTokenHttpInterceptor(acquired.token)))
-        except KeyboardInterrupt:
-            log(INFO, "Flower withdrew the task")
-
-
-def _carry_out(task: RuntimeHttpClient) -> None:
-    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(task))
-    heartbeat.start()
-    try:
-        message, context, _, _ = pull_task_input(_Impatient(task, STALLED_AFTER))
-        reply, status = _answer(message, context)
-        push_message(task, reply, context)
-        push_task_output(task, context, status, "")
-    finally:
-        heartbeat.stop()
-        task.close()
-
-
-class _Impatient:
-    """A task's client that gives up on a message whose parts have stopped coming.
-
-    When its run ends at the wrong moment, a SuperNode can announce a message whose parts it will never have; Flower
-    would ask for them for two hours, and the site would answer nobody meanwhile. The SuperNode is told of the failure
-    by the end of the task's heartbeat, and the supervisor starts the messenger again.
-    """
-
-    def __init__(self, task: RuntimeHttpClient, stalled_after: float) -> None:
-        self._task = task
-        self._stalled_after = stalled_after
-        self._last_part = time.monotonic()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
-
-    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
-        response: PullObjectResponse = self._task.PullObject(request)
-        if response.object_available:
-            self._last_part = time.monotonic()
-        elif time.monotonic() - self._last_part > self._stalled_after:
-            return PullObjectResponse(object_found=False)
-        return response
-
-
-def _answer(message: Message, context: Context) -> tuple[Message, str]:
-    try:
-        return app(message, context), SubStatus.COMPLETED
-    except Exception:
-        # The exception may hold anything of this site: it is told here, not to whoever gave the order.
-        log(ERROR, "an order could not be answered", exc_info=True)
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, FAILED), reply_to=message), SubStatus.FAILED
-
-
-def _client(address: str, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:
-    return RuntimeHttpClient.from_server_address(
-        server_address=address,
-        insecure=True,  # between two processes of this machine, on its loopback interface
-        root_certificates=None,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *interceptors],
-        retry_invoker=make_simple_http_retry_invoker(),
-    )
-
-
 if __name__ == "__main__":
-    run(address=sys.argv[1], secret=read_private_file(Path(sys.argv[2])))
+    serve(app, address=sys.argv[1], secret=read_private_file(Path(sys.argv[2])))

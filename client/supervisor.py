@@ -1,62 +1,40 @@
 """Keeps a site's three processes going: the worker, the SuperNode, the messenger between them. Restarts what dies.
 
-`python -m client.supervisor SITE_FOLDER`. How the site stands with the server is written to `run/link.json`.
+`python -m client.supervisor SITE_FOLDER`. How the site stands with the server is in its `client.link`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen
-from typing import Literal
 
 import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
-from client.fleet_session import end_session
+from client.link import note_link, read_link
 from client.site_config import load_site_config
 from client.worker_client import worker_command
 from core_training.foundation import background
-from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import FedloomError
+from flower_transport.fleet_session import end_session
 from security.private_files import write_private_file
 
 PROCESSES = ("site", "worker", "supernode", "messenger")
 """All processes of a running site; `site` is the supervisor."""
 
 _log = logging.getLogger(__name__)
-_LINK_FILE = Path("run") / "link.json"
 _POLL_SECONDS = 0.2
 _BACK_OFF_SECONDS = (0.2, 1.0, 2.0, 5.0, 10.0, 20.0)
 _SETTLED_AFTER = 120.0
-_MOST_OUTPUT = 65536
-_LEFT_OVER = "Ignoring message"
-"""What a SuperNode says when a run ends while it fetches an order, as when the server is killed. It keeps the order all
-the same, and from then on every answer waits until the next order has come: it has to be started anew."""
-
 _OFFLINE_SECONDS = 5.0
 """Pause between the end of a killed SuperNode's session and the next one. The server, which looks for answers several
 times a second, learns in between that the order under way is lost; else it would wait for it until its deadline."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """How the site stands with the server.
-
-    `node_id` is Flower's number of the site, once it has ever been connected; `detail` says why it was refused.
-    """
-
-    state: Literal["connecting", "connected", "refused"]
-    node_id: int | None = None
-    detail: str = ""
 
 
 def lock_of(folder: Path, process: str) -> Path:
@@ -67,19 +45,6 @@ def lock_of(folder: Path, process: str) -> Path:
 def log_of(folder: Path, process: str) -> Path:
     """Where the output of one of a site's processes goes."""
     return folder / "logs" / f"{process}.log"
-
-
-def read_link(folder: Path) -> Link:
-    """What the supervisor noted last."""
-    try:
-        return Link(**json.loads((folder / _LINK_FILE).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return Link("connecting")
-
-
-def write_link(folder: Path, link: Link) -> None:
-    """Note how the site stands with the server."""
-    commit_file(folder / _LINK_FILE, json.dumps(asdict(link)).encode())
 
 
 class KeptProcess:
@@ -97,7 +62,6 @@ class KeptProcess:
         self._failures = 0
         self._started = 0.0
         self._due = 0.0
-        self._output_from = 0
 
     @property
     def alive(self) -> bool:
@@ -127,7 +91,6 @@ class KeptProcess:
         """
         try:
             background.stop(self._lock)
-            self._output_from = self._log.stat().st_size if self._log.exists() else 0
             self._process = background.start(self._command(), self._lock, self._log, self._environment)
         except (FedloomError, OSError) as error:
             _log.error("%s could not be started: %s", self._name, error)
@@ -139,14 +102,6 @@ class KeptProcess:
     def _fail(self) -> None:
         self._failures += 1
         self._due = time.monotonic() + _BACK_OFF_SECONDS[min(self._failures, len(_BACK_OFF_SECONDS)) - 1]
-
-    def output(self) -> str:
-        """What the process has said since it was started last; the newest of it, if that is much."""
-        if not self._log.exists():
-            return ""
-        with self._log.open("rb") as log:
-            log.seek(max(self._output_from, self._log.stat().st_size - _MOST_OUTPUT))
-            return log.read().decode(errors="replace")
 
     def stop(self) -> None:
         """End the process; it is due again at once."""
@@ -166,9 +121,6 @@ class Supervisor:
         self._secret.unlink(missing_ok=True)
         write_private_file(self._secret, secrets.token_bytes(32))
         self._port = 0
-        self._link = Link("connecting", read_link(folder).node_id)
-        self._taken_in = False
-        self._reached = False
         flower = {
             "FEDLOOM_SITE_FOLDER": str(folder),
             "FLWR_HOME": str(folder / "flower"),
@@ -194,8 +146,6 @@ class Supervisor:
 
     def _tend_link(self) -> None:
         """Keep SuperNode and messenger going as a pair: what either has in hand is lost when the other dies."""
-        if self._supernode.alive and _LEFT_OVER in self._supernode.output():
-            self._supernode.stop()
         down = [process for process in (self._supernode, self._messenger) if not process.alive]
         if not down:
             return
@@ -213,36 +163,23 @@ class Supervisor:
     def _end_session(self) -> bool:
         """End what the server still has of a SuperNode that was killed. Returns whether there was anything."""
         background.stop(lock_of(self._folder, "supernode"))
-        if self._link.node_id is None:
+        node_id = read_link(self._folder).node_id
+        if node_id is None:
             return False
         keys = self._folder / "keys"
-        return end_session(str(self._config.server), self._folder / "ca.crt", keys / "node.key", self._link.node_id)
+        return end_session(str(self._config.server), self._folder / "ca.crt", keys / "node.key", node_id)
 
     def _note_link(self) -> None:
-        said = self._supernode.output()
-        taken_in = re.search(r"SuperNode ID: (\d+)", said)
-        refusal = re.search(r"Failed to initialize the connection to the SuperLink\.\n(.*)", said)
-        self._taken_in = self._supernode.alive and (self._taken_in or taken_in is not None)
-        lost = said.rfind("Connection attempt failed")
-        found = max(said.rfind("SuperNode ID"), said.rfind("Connection successful"))
-        if lost != found:
-            self._reached = found > lost
-        if self._taken_in and self._reached:
-            link = Link("connected", int(taken_in[1]) if taken_in else self._link.node_id)
-        elif refusal is not None:
-            link = Link("refused", self._link.node_id, refusal[1])
-        else:
-            link = Link("connecting", self._link.node_id)
-        if link != self._link:
-            write_link(self._folder, link)
-            self._link = link
+        """A SuperNode that has died says nothing any more."""
+        if not self._supernode.alive and read_link(self._folder).state == "connected":
+            note_link(self._folder, "connecting")
 
     def _supernode_command(self) -> list[str]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         return [
-            *(sys.executable, "-m", "client.supernode", "--superlink", str(self._config.server)),
+            *(sys.executable, "-m", "client.supernode", str(self._folder), "--superlink", str(self._config.server)),
             *("--root-certificates", str(self._folder / "ca.crt")),
             *("--auth-supernode-private-key", str(self._folder / "keys" / "node.key")),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),

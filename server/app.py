@@ -1,4 +1,4 @@
-"""The Flower ServerApp: finds the run that Flower was asked to start, and lets the round loop carry it out.
+"""The Flower ServerApp: lets the round loop carry out the run that Flower was asked to start.
 
 Flower runs it in a process of its own, which may end at any moment; the lock says whether it still goes on.
 """
@@ -8,26 +8,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
-
 from core_training.foundation import background
 from core_training.foundation.errors import FedloomError
 from core_training.runs.run_folder import RunFolder
-from server.control import RUN_ID
+from flower_transport.apps import make_server_app
+from flower_transport.grid import Grid
 from server.federation import FEDERATION_FOLDER, open_federation
 from server.round_loop import run_federation
 
 PREDECESSOR_ENDS_WITHIN = 60.0
 
-app = ServerApp()
 
-
-@app.main()  # type: ignore[untyped-decorator]
-def main(grid: Grid, context: Context) -> None:
-    """Carry out, or go on with, the run named in the run configuration."""
+def carry_out(grid: Grid, run_id: str) -> None:
+    """Carry out, or go on with, a run of the federation that the environment names."""
     federation = open_federation(Path(os.environ[FEDERATION_FOLDER]))
-    run_id = str(context.run_config[RUN_ID])
     folder = federation.run_folder(run_id)
     with background.claim(federation.run_lock(run_id), PREDECESSOR_ENDS_WITHIN):
         try:
@@ -35,3 +29,6 @@ def main(grid: Grid, context: Context) -> None:
         except FedloomError as error:
             RunFolder(folder).event("failed", reason=str(error))
             raise
+
+
+app = make_server_app(carry_out)

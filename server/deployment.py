@@ -12,10 +12,12 @@ import ssl
 import sys
 import time
 import urllib.request
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from subprocess import Popen
+from typing import TYPE_CHECKING
 
 import yaml
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -39,6 +41,9 @@ from security.identities import identity_in
 from security.private_files import make_private_folder
 from server.federation import FEDERATION_FILE, FEDERATION_FOLDER, Address, Federation, Site, open_federation
 from server.run_progress import RunProgress, is_finished, read_progress
+
+if TYPE_CHECKING:
+    from flower_transport.control import Control
 
 STARTS_WITHIN = 60.0
 _TASK_POLL_SECONDS = "0.1"
@@ -117,9 +122,7 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
         raise InputError(f"the server is not running; `fedloom server start --folder {federation.folder}` starts it")
     run_id = _new_run_id(federation, recipe_file.stem)
     commit_file(federation.runs / run_id / "recipe.yaml", recipe.to_yaml().encode())
-    from server.control import control
-
-    with control(federation) as superlink:
+    with _control(federation) as superlink:
         superlink.start(run_id)
     return run_id
 
@@ -149,9 +152,7 @@ def site_states(federation: Federation) -> dict[str, str] | None:
     """Each admitted site: online, offline, or registered (never seen yet). None when the server is not running."""
     if background.owner(federation.superlink_lock) is None:
         return None
-    from server.control import control
-
-    with control(federation) as superlink:
+    with _control(federation) as superlink:
         states = {node.node_id: node.status for node in superlink.nodes()}
     return {site.name: states.get(site.node_id or 0, "unknown") for site in federation.sites()}
 
@@ -177,9 +178,7 @@ def _resume_runs(federation: Federation) -> list[str]:
     idle = [run_id for run_id in idle if not is_worked_on(federation, run_id)]
     if not idle:
         return []
-    from server.control import control
-
-    with control(federation) as superlink:
+    with _control(federation) as superlink:
         active = superlink.active()
         for run_id in idle:
             for flower_run in active.get(run_id, []):
@@ -190,9 +189,7 @@ def _resume_runs(federation: Federation) -> list[str]:
 
 def _register_sites(federation: Federation) -> None:
     """Make Flower's list of nodes and the roster agree: register who is missing, note everybody's number."""
-    from server.control import control
-
-    with control(federation) as superlink:
+    with _control(federation) as superlink:
         known = {node.public_key: node.node_id for node in superlink.nodes()}
         for site in federation.sites():
             key = load_ssh_public_key(site.public_key.encode())
@@ -220,10 +217,16 @@ def _read_public_keys(path: Path) -> tuple[str, str | None]:
     return lines[0], identity
 
 
+def _control(federation: Federation) -> AbstractContextManager[Control]:
+    from flower_transport.control import control  # Flower takes a second to import
+
+    return control(str(federation.address.from_here), federation.keys / AUTHORITY_CERTIFICATE)
+
+
 def _superlink_command(federation: Federation) -> list[str]:
     keys = federation.keys
     return [
-        *(sys.executable, "-m", "server.superlink"),
+        *(sys.executable, "-m", "flower_transport.superlink"),
         *("--host", federation.address.host, "--port", str(federation.address.port)),
         *("--ssl-ca-certfile", str(keys / AUTHORITY_CERTIFICATE)),
         *("--ssl-certfile", str(keys / "server.crt"), "--ssl-keyfile", str(keys / "server.key")),

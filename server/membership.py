@@ -9,19 +9,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from core_training import __version__
 from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder, SiteSummary
+from flower_transport.grid import Grid
 from server.order_exchange import POLL_SECONDS, OrderExchange
 from server.progress import Progress
 from strategies.messages import JoinOrder, JoinReply
-
-if TYPE_CHECKING:
-    from flwr.serverapp import Grid
 
 _ASKED_AGAIN_AFTER = 5.0
 _ASKED_AGAIN_AT_MOST = 60.0
@@ -106,7 +103,7 @@ class Membership:
         deadline = time.monotonic() + self._patience
         announced = False
         while True:
-            connected = set(self._grid.get_node_ids())
+            connected = set(self._grid.nodes())
             # Whoever reconnects is asked again.
             self._turned_away &= connected
             self._pauses = {node: pause for node, pause in self._pauses.items() if node in connected}

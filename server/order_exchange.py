@@ -1,6 +1,6 @@
-"""Orders out to sites over a Flower Grid, checked replies back; what is wrong with one is an event, not an end.
+"""Orders out to sites over a grid, checked replies back; what is wrong with one is an event, not an end.
 
-A reply is matched to its site by the id of the message it answers: Flower may report a failure under the wrong node.
+A reply is matched to its site by the id of the order it answers: Flower may report a failure under the wrong node.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from core_training.foundation.errors import NarrowScaleError, ProtocolError
 from core_training.runs.run_folder import RunFolder
+from flower_transport.grid import Grid, Reply
 from server.progress import Progress
-from strategies.flower_records import from_message, to_messages
 from strategies.messages import Message
-
-if TYPE_CHECKING:
-    from flwr.serverapp import Grid
 
 POLL_SECONDS = 0.2
 FETCHED_AT_ONCE = 4
 
-Reply = TypeVar("Reply", bound=Message)
+Answer = TypeVar("Answer", bound=Message)
 
 
 class OrderExchange:
@@ -43,10 +40,10 @@ class OrderExchange:
         self,
         order: Message | Mapping[str, Message],
         to: Mapping[int, str],
-        reply: type[Reply],
+        reply: type[Answer],
         round_number: int,
         patience: float = math.inf,
-    ) -> Iterator[tuple[str, Reply]]:
+    ) -> Iterator[tuple[str, Answer]]:
         """Send `order` to nodes (id: site) and yield (site, reply) as replies arrive, until all have or the deadline.
 
         `order` is the same for all, or one for each site; `patience` is an earlier end of the waiting, in seconds.
@@ -57,22 +54,23 @@ class OrderExchange:
         envelopes = {node: shared or order[site].envelope() for node, site in to.items()}  # type: ignore[index]
         kind = next((envelope.kind for envelope in envelopes.values()), "")
         deadline = time.monotonic() + min(self._deadline_seconds, patience)
-        messages = to_messages(envelopes, ttl=self._deadline_seconds)
         self._progress.bytes_down += sum(len(envelope.payload) for envelope in envelopes.values())
-        waiting = dict(zip(self._grid.push_messages(messages), to.values(), strict=True))
-        del messages, envelopes, shared
+        waiting = {
+            message: to[node] for message, node in self._grid.send(envelopes, ttl=self._deadline_seconds).items()
+        }
+        del envelopes, shared
         while waiting and time.monotonic() < deadline:
             arrived = False
-            for message in self._pull(list(waiting)):
+            for answer in self._pull(list(waiting)):
                 arrived = True
-                site = waiting.pop(message.metadata.reply_to_message_id, None)
+                site = waiting.pop(answer.order, None)
                 if site is not None:
                     with self.quarantine(site, round_number):
-                        opened = reply.open(from_message(message))
+                        opened = reply.open(answer.envelope())
                         self._progress.bytes_up += len(opened.payload)
                         yield site, opened
                         del opened  # its payload, before the next ones are fetched
-                del message  # before the next ones are fetched
+                del answer  # before the next ones are fetched
             if waiting and not arrived:
                 time.sleep(POLL_SECONDS)
         for site in waiting.values():
@@ -82,10 +80,10 @@ class OrderExchange:
         """Why sites were set aside lately, in words."""
         return "; ".join([f"{e['site']}: {e['reason']}" for e in self._folder.events("quarantined")][-3:])
 
-    def _pull(self, identifiers: list[str]) -> Iterator[Any]:
+    def _pull(self, orders: list[str]) -> Iterator[Reply]:
         """The replies that are there, fetched a few at a time: memory does not grow with the number of sites."""
-        for first in range(0, len(identifiers), FETCHED_AT_ONCE):
-            yield from self._grid.pull_messages(identifiers[first : first + FETCHED_AT_ONCE])
+        for first in range(0, len(orders), FETCHED_AT_ONCE):
+            yield from self._grid.replies(orders[first : first + FETCHED_AT_ONCE])
 
     @contextmanager
     def quarantine(self, site: str, round_number: int) -> Iterator[None]:

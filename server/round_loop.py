@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import TrainableState
@@ -19,6 +19,7 @@ from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import result_name, write_result
 from core_training.runs.run_folder import RunFolder, Summary
+from flower_transport.grid import Grid
 from server.aggregation import ClearRounds, Outcome, RoundAggregation, Rounds, check_belongs
 from server.membership import Membership
 from server.order_exchange import OrderExchange
@@ -34,9 +35,6 @@ from strategies.messages import (
     TrainOrder,
 )
 from strategies.ring_scale import Scale, first_scale, widened
-
-if TYPE_CHECKING:
-    from flwr.serverapp import Grid
 
 ATTEMPTS_PER_ROUND = 3
 

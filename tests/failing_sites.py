@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Context, RecordDict
-
-from client.app import make_client_app
 from core_training.foundation.errors import ProtocolError
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder, Summary
+from flower_transport.in_process import InProcessGrid
 from server.round_loop import run_federation
 from simulations.enrolment import identities_of
-from simulations.inprocess_grid import InProcessGrid
 from simulations.sites import SitePool
 from strategies.messages import Envelope
 
@@ -28,8 +25,8 @@ def federate(recipe: Recipe, folder: Path, fault: Fault, sites: list[str] | None
     run.prepare(recipe, resume=(folder / "recipe.yaml").exists())
     nodes = {node: name for node, name in enumerate(pool.names, start=1) if sites is None or name in sites}
 
-    def handle(order: Envelope, context: Context) -> Envelope:
-        name = nodes[context.node_id]
+    def handle(order: Envelope, node: int) -> Envelope:
+        name = nodes[node]
         when = fault(name, order)
         if when == "before":
             raise ProtocolError(f"{name} is gone")
@@ -38,9 +35,8 @@ def federate(recipe: Recipe, folder: Path, fault: Fault, sites: list[str] | None
             raise ProtocolError(f"the answer of {name} is lost")
         return answer
 
-    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in nodes}
     try:
-        grid = InProcessGrid(make_client_app(handle), contexts)
+        grid = InProcessGrid(handle, nodes)
         roster = identities_of(pool.names)
         return run_federation(grid, folder, lambda: nodes, in_process=True, roster_of=lambda digest: roster)
     finally:

@@ -115,9 +115,9 @@ def stop(folder: Folder = Path("site"), json: Json = False) -> None:
 def status(folder: Folder = Path("site"), json: Json = False) -> None:
     """Show the site's processes, its link to the server, the roster it pinned, and the newest events of its runs."""
     from client.deployment import running_processes
+    from client.link import read_link
     from client.pinned_roster import pinned_roster
     from client.site_config import load_site_config
-    from client.supervisor import read_link
     from security.identities import to_read_out
 
     name = load_site_config(folder).name

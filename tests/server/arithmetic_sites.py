@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, RecordDict
 
-from client.app import make_client_app
 from core_training import __version__
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder, Summary
+from flower_transport.in_process import InProcessGrid
 from server.round_loop import run_federation
-from simulations.inprocess_grid import InProcessGrid
 from strategies.messages import Envelope, EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, TrainOrder, Update
 
 MANIFEST = Manifest.of({"layer.a": (2, 3), "layer.b": (4,)})
@@ -72,12 +70,8 @@ def federate(
 ) -> Summary:
     nodes = dict(enumerate(sites, start=1))
 
-    def handle(order: Envelope, context: Context) -> Envelope:
-        return sites[nodes[context.node_id]](order)
-
-    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in nodes}
     RunFolder(folder).prepare(recipe, resume=folder.exists())
-    grid = InProcessGrid(make_client_app(handle), contexts)
+    grid = InProcessGrid(lambda order, node: sites[nodes[node]](order), nodes)
     return run_federation(grid, folder, lambda: known or nodes, in_process=in_process)
 
 

@@ -12,9 +12,11 @@ from client.deployment import init_site, running_processes, start_site, stop_sit
 from client.supervisor import lock_of, read_link
 from core_training.foundation.errors import InputError
 from core_training.runs.run_folder import RunFolder
-from security.certificates import create_authority, issue_server_certificate
+from flower_transport.bundle import BUNDLE
+from flower_transport.control import control
+from flower_transport.superlink import OperateFromThisMachine
+from security.certificates import AUTHORITY_CERTIFICATE, create_authority, issue_server_certificate
 from server import run_progress
-from server.control import BUNDLE, control
 from server.deployment import (
     admit_site,
     init_federation,
@@ -27,7 +29,6 @@ from server.deployment import (
 )
 from server.federation import Address, Federation, open_federation
 from server.run_progress import follow, read_progress
-from server.superlink import OperateFromThisMachine
 from tests import tiny
 from tests.server.processes import kill
 
@@ -320,7 +321,7 @@ def query(message, context):
 @pytest.mark.slow
 def test_code_in_a_bundle_is_not_executed_at_a_site(deployed):
     federation, folder = deployed
-    with control(federation) as superlink:
+    with control(str(federation.address.from_here), federation.keys / AUTHORITY_CERTIFICATE) as superlink:
         superlink.start(str(folder / "evil.txt"), EVIL)
 
     deadline = time.monotonic() + 60

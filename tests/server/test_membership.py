@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from core_training.recipe.schema import Recipe
+from flower_transport.in_process import InProcessGrid
 from server import membership
-from simulations.inprocess_grid import InProcessGrid
 from strategies.messages import Envelope, Refusal
 from tests.server.arithmetic_sites import ArithmeticSite, events, federate
 
@@ -87,14 +87,14 @@ def test_a_newcomer_that_is_slow_to_join_does_not_hold_up_the_rounds(
 ) -> None:
     monkeypatch.setattr(membership, "_ASKED_AGAIN_AFTER", 0.0)
     monkeypatch.setattr(membership, "_NEWCOMER_WAIT", 0.3)
-    pull = InProcessGrid.pull_messages
+    pull = InProcessGrid.replies
     slow = ReluctantSite(refusals=1)
 
     def withhold(grid: InProcessGrid, identifiers: Any) -> Any:
         silent = {i for i, message in grid._pending.items() if message.metadata.dst_node_id == 2 and slow.asked}
         return pull(grid, [i for i in identifiers if i not in silent])
 
-    monkeypatch.setattr(InProcessGrid, "pull_messages", withhold)
+    monkeypatch.setattr(InProcessGrid, "replies", withhold)
     began = time.monotonic()
     summary = federate(tmp_path / "run", recipe(), {"a": ArithmeticSite(1.0, 10), "b": slow}, in_process=False)
     assert time.monotonic() - began < 20  # of a deadline of 60

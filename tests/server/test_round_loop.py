@@ -18,8 +18,8 @@ from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
+from flower_transport.in_process import InProcessGrid
 from server.run_store import RunStore
-from simulations.inprocess_grid import InProcessGrid
 from strategies.fedavg import MOST_PROCESSES
 from strategies.messages import Envelope
 from tests.server.arithmetic_sites import START, Answer, ArithmeticSite, events, federate
@@ -170,14 +170,14 @@ def test_early_stop_ends_the_run_when_the_loss_no_longer_falls(tmp_path: Path, r
 def test_a_round_goes_on_without_a_site_that_misses_the_deadline(
     tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pull = InProcessGrid.pull_messages
+    pull = InProcessGrid.replies
 
     def withhold(grid: InProcessGrid, identifiers: Any) -> Any:
         waiting = grid._pending
         silent = {i for i, message in waiting.items() if message.metadata.dst_node_id == 2 and _is_training(message)}
         return pull(grid, [i for i in identifiers if i not in silent])
 
-    monkeypatch.setattr(InProcessGrid, "pull_messages", withhold)
+    monkeypatch.setattr(InProcessGrid, "replies", withhold)
     sites = {"a": ArithmeticSite(1.0, 10), "slow": ArithmeticSite(9.0, 10)}
     summary = federate(tmp_path / "run", recipe(rounds=1, round_deadline=1.0), sites)
     np.testing.assert_array_equal(final_state(tmp_path / "run").buffer, 1.0)

@@ -11,9 +11,9 @@ import pytest
 from core_training.foundation.errors import RunError
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder, Summary
+from flower_transport.in_process import InProcessGrid
 from server.deployment import init_federation
 from server.federation import Address
-from simulations.inprocess_grid import InProcessGrid
 from strategies.messages import Envelope
 from tests import failing_sites, tiny
 from tests.failing_sites import federate
@@ -36,8 +36,8 @@ def test_when_too_few_of_a_set_up_are_left_those_who_are_there_set_masks_up_amon
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone: set[int] = set()
-    ids = InProcessGrid.get_node_ids
-    monkeypatch.setattr(InProcessGrid, "get_node_ids", lambda grid: [node for node in ids(grid) if node not in gone])
+    ids = InProcessGrid.nodes
+    monkeypatch.setattr(InProcessGrid, "nodes", lambda grid: [node for node in ids(grid) if node not in gone])
 
     def leave_after_round_1(site: str, order: Envelope) -> None:
         if order.fields.get("step") == "unmask":

@@ -6,7 +6,7 @@ import pytest
 
 import core_training.foundation.environment  # noqa: F401
 from core_training.foundation.errors import ProtocolError
-from strategies.flower_records import from_message, to_message
+from flower_transport.records import from_message, to_message
 from strategies.messages import Envelope
 
 

@@ -1,6 +1,6 @@
-"""Flower's SuperLink with one door closed: only this machine may operate it. `python -m server.superlink …` takes
-the options of `flower-superlink`.
+"""Flower's SuperLink with one door closed: only this machine may operate it.
 
+`python -m flower_transport.superlink …` takes the options of `flower-superlink`.
 Flower serves three interfaces on one port: sites speak to the Fleet API, which checks their keys. The Control API
 (register a site, submit a run) and the Runtime API (hand over tasks) ask for no credentials at all; here they answer
 to connections from this machine alone, so that reaching the port is not enough to join or to command.

@@ -11,9 +11,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.supercore.task_identity import TaskIdentity
 
-from client import messenger, worker_socket
+from client import worker_socket
 from client.app import SITE_FOLDER, WORKER_FAILED, app
-from strategies.flower_records import from_message, to_message
+from flower_transport import messenger
+from flower_transport.records import from_message, to_message
 from strategies.messages import Envelope, Refusal
 
 
@@ -47,7 +48,7 @@ def test_a_defect_of_the_messenger_is_told_at_the_site_alone(
 ) -> None:
     monkeypatch.delenv(SITE_FOLDER, raising=False)
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
-    reply, _ = messenger._answer(message, context)
+    reply, _ = messenger._answer(app, message, context)
     assert reply.error.reason == messenger.FAILED
     assert f"KeyError: '{SITE_FOLDER}'" in caplog.text
 

@@ -1,7 +1,4 @@
-"""What the operator asks of a running SuperLink: register a site, start and stop a run, list both.
-
-The bundle that a run sends to the sites is made here. It holds no code: it names modules that every site has installed.
-"""
+"""What the operator asks of a running SuperLink: register a site, start and stop a run, list both."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -26,32 +24,8 @@ from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-from core_training import __version__
 from core_training.foundation.errors import InputError, RunError
-from security.certificates import AUTHORITY_CERTIFICATE
-from server.federation import Federation
-
-RUN_ID = "run-id"
-"""Key of the run configuration, its only one, that tells the ServerApp which run it is."""
-
-BUNDLE = {
-    "README.md": b"This bundle holds no code: server and sites run the fedloom that they have installed.\n",
-    "pyproject.toml": f"""\
-[project]
-name = "fedloom-run"
-version = "{__version__}"
-description = "Starts fedloom's ServerApp and ClientApp"
-license = {{text = "Apache-2.0"}}
-dependencies = []
-[tool.flwr.app]
-publisher = "fedloom"
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-[tool.flwr.app.config]
-{RUN_ID} = ""
-""".encode(),
-}
+from flower_transport.bundle import BUNDLE, RUN_ID
 
 _Answer = TypeVar("_Answer")
 
@@ -113,16 +87,19 @@ class Control:
 
 
 @contextmanager
-def control(federation: Federation) -> Iterator[Control]:
-    """A connection to the federation's SuperLink. Raises InputError when the authority's certificate is unusable."""
+def control(address: str, authority: Path) -> Iterator[Control]:
+    """A connection to the SuperLink at `address`, whose certificate `authority` signed.
+
+    Raises InputError when the authority's certificate is unusable.
+    """
     try:
-        authority = (federation.keys / AUTHORITY_CERTIFICATE).read_bytes()
+        certificate = authority.read_bytes()
     except OSError as error:
-        raise InputError(f"{federation.keys / AUTHORITY_CERTIFICATE}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{authority}: cannot be read: {error.strerror}") from None
     client = ControlHttpClient.from_server_address(
-        server_address=str(federation.address.from_here),
+        server_address=address,
         insecure=False,
-        root_certificates=authority,
+        root_certificates=certificate,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
     )
     try:

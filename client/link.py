@@ -1,0 +1,43 @@
+"""How a site stands with the server, in `run/link.json`: its SuperNode notes it, whoever asks reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from core_training.foundation.durable import commit_file
+
+_LINK_FILE = Path("run") / "link.json"
+
+
+@dataclass(frozen=True)
+class Link:
+    """How the site stands with the server.
+
+    `node_id` is Flower's number of the site, once it has ever been connected; `detail` says why it was refused.
+    """
+
+    state: Literal["connecting", "connected", "refused"]
+    node_id: int | None = None
+    detail: str = ""
+
+
+def read_link(folder: Path) -> Link:
+    """What was noted last."""
+    try:
+        return Link(**json.loads((folder / _LINK_FILE).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return Link("connecting")
+
+
+def note_link(
+    folder: Path,
+    state: Literal["connecting", "connected", "refused"],
+    node_id: int | None = None,
+    detail: str = "",
+) -> None:
+    """Note how the site stands; a number that it once had is kept."""
+    link = Link(state, node_id if node_id is not None else read_link(folder).node_id, detail)
+    commit_file(folder / _LINK_FILE, json.dumps(asdict(link)).encode())

@@ -1,0 +1,62 @@
+"""How a server reaches its sites: which are connected, orders out, replies in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from strategies.messages import Envelope
+
+if TYPE_CHECKING:
+    import flwr.app
+    import flwr.serverapp
+
+
+class Reply:
+    """An answer that has arrived, to the message `order`."""
+
+    def __init__(self, message: flwr.app.Message) -> None:
+        self.order: str = message.metadata.reply_to_message_id
+        self.node: int = message.metadata.src_node_id
+        self._message = message
+
+    def envelope(self) -> Envelope:
+        """What it holds. Raises ProtocolError when it is malformed, or Flower reports a failure."""
+        from flower_transport.records import from_message
+
+        return from_message(self._message)
+
+
+class Grid(Protocol):
+    """The nodes of one run, known by their numbers."""
+
+    def nodes(self) -> list[int]:
+        """Those that are connected now."""
+        ...
+
+    def send(self, envelopes: Mapping[int, Envelope], ttl: float) -> dict[str, int]:
+        """Send each node its order, to be delivered within `ttl` seconds; returns the orders' ids and their nodes."""
+        ...
+
+    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
+        """The answers to these orders that have arrived and were not asked for before."""
+        ...
+
+
+class FlowerGrid:
+    """The same over a grid of Flower's, be it of a SuperLink or of a simulation."""
+
+    def __init__(self, grid: flwr.serverapp.Grid) -> None:
+        self._grid = grid
+
+    def nodes(self) -> list[int]:
+        return list(self._grid.get_node_ids())
+
+    def send(self, envelopes: Mapping[int, Envelope], ttl: float) -> dict[str, int]:
+        from flower_transport.records import to_messages
+
+        return dict(zip(self._grid.push_messages(to_messages(envelopes, ttl)), envelopes, strict=True))
+
+    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
+        for message in self._grid.pull_messages(orders):
+            yield Reply(message)

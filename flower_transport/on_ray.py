@@ -1,0 +1,82 @@
+"""Flower's simulation on Ray: the nodes' orders are answered in several processes, or on machines of a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from core_training.foundation.errors import InputError, RunError
+from flower_transport.apps import Handle, make_client_app, make_server_app
+from flower_transport.grid import Grid
+from strategies.messages import Envelope
+
+Result = TypeVar("Result")
+
+_WHO = "which-partition"
+_NODES_APPEAR_WITHIN = 60.0
+
+
+def check_ray() -> None:
+    """Raise InputError when Ray is not installed."""
+    try:
+        __import__("ray")
+    except ImportError:
+        raise InputError("simulation.engine: 'ray' needs Ray: pip install 'fedloom[simulation]'") from None
+
+
+def run_on_ray(handle: Handle, sites: int, carry_out: Callable[[Grid, Mapping[int, int]], Result]) -> Result:
+    """What comes of a run: `carry_out(grid, which site, from 0, each node is)`; its exceptions are raised here.
+
+    `handle(order, site)` answers in a process of Ray's, to which it is pickled.
+    """
+    from flwr.simulation import run_simulation
+
+    outcome: list[Result | BaseException] = []
+
+    def serve(grid: Grid, _: str) -> None:
+        try:
+            outcome.append(carry_out(grid, _sites_of(grid, sites)))
+        except BaseException as error:
+            outcome.append(error)
+
+    run_simulation(
+        server_app=make_server_app(serve),
+        client_app=make_client_app(_TellsItsSite(handle)),
+        num_supernodes=sites,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"log_to_driver": False, "include_dashboard": False},
+        },
+    )
+    if not outcome:
+        raise RunError("Flower's simulation ended before the run did")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+class _TellsItsSite:
+    """Answers which site a node is, which Flower does not tell the server, and leaves the rest to `handle`."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def __call__(self, order: Envelope, site: int) -> Envelope:
+        return Envelope.of(_WHO, {"site": site}) if order.kind == _WHO else self._handle(order, site)
+
+
+def _sites_of(grid: Grid, sites: int) -> dict[int, int]:
+    """Flower's random node numbers with the sites that they are."""
+    deadline = time.monotonic() + _NODES_APPEAR_WITHIN
+    while len(nodes := grid.nodes()) < sites:
+        if time.monotonic() > deadline:
+            raise RunError(f"Flower's simulation has {len(nodes)} of {sites} sites after {_NODES_APPEAR_WITHIN:g} s")
+        time.sleep(0.1)
+    waiting = grid.send({node: Envelope.of(_WHO, {}) for node in nodes}, ttl=3600.0)
+    found: dict[int, int] = {}
+    while waiting:
+        for reply in grid.replies(list(waiting)):
+            found[waiting.pop(reply.order)] = reply.envelope().fields["site"]
+        time.sleep(0.05)
+    return found

@@ -1,0 +1,111 @@
+"""Flower's SuperNode, which tells how it stands with the server, and asks for orders more often while a run goes on.
+
+Flower pauses for three seconds whenever there is no order, and every exchange of a round waits for that; a secure round
+has one exchange more than a plain one. Here the pause is a tenth of the time since the last order, so that a round
+under way is hardly held up, and a server with many idle sites is asked no more than before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, Literal, NoReturn
+
+from flwr.supercore.exit import ExitCode
+from flwr.supernode import fleet_http_connection, start_client_internal
+from flwr.supernode.cli import flower_supernode
+
+LEAST_PAUSE = 0.2
+FLOWERS_PAUSE = 3
+
+Standing = Literal["connecting", "connected", "refused"]
+Note = Callable[[Standing, int | None, str], object]
+"""Told how the node stands with the server, its number where that is known, and why it was refused."""
+
+
+class _Pauses:
+    """Stands in for `time.sleep` in Flower's loop, which sleeps shorter than `FLOWERS_PAUSE` while it has an order."""
+
+    def __init__(self) -> None:
+        self._last_order = time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        if seconds < FLOWERS_PAUSE:
+            self._last_order = time.monotonic()
+        waited = time.monotonic() - self._last_order
+        time.sleep(min(seconds, max(LEAST_PAUSE, waited / 10)))
+
+
+class _Link:
+    """Follows the connection through the places where Flower makes, loses and gives it up."""
+
+    def __init__(self, note: Note) -> None:
+        self._note = note
+        self._node: int | None = None
+        self._stands: Standing = "connecting"
+        self._connect = start_client_internal._init_connection
+        self._make_invoker = fleet_http_connection.make_simple_http_retry_invoker
+        self._exit = fleet_http_connection.flwr_exit
+        note(self._stands, None, "")
+
+    @contextmanager
+    def connection(self, *given: Any, **named: Any) -> Iterator[Any]:
+        with self._connect(*given, **named) as connection:
+            self._node = connection[0]
+            self._tell("connected")
+            yield connection
+
+    def retry_invoker(self) -> Any:
+        """Flower's own, which says when a call has to be repeated, and when one came through."""
+        invoker = self._make_invoker()
+        failed, came_through = invoker.on_backoff, invoker.on_success
+
+        def on_backoff(state: Any) -> None:
+            self._tell("connecting")
+            failed(state)
+
+        def on_success(state: Any) -> None:
+            if self._node is not None:
+                self._tell("connected")
+            came_through(state)
+
+        invoker.on_backoff, invoker.on_success = on_backoff, on_success
+        return invoker
+
+    def exit(self, code: int, message: str | None = None, **named: Any) -> NoReturn:
+        if code == ExitCode.SUPERNODE_CONNECTION_ERROR:
+            self._tell("refused", (message or "").partition("\n")[2].partition("\n")[0])
+        self._exit(code, message, **named)
+        raise SystemExit(1)
+
+    def _tell(self, stands: Standing, detail: str = "") -> None:
+        if stands != self._stands:
+            self._stands = stands
+            self._note(stands, self._node, detail)
+
+
+def _pull_and_store_message(*given: Any, **named: Any) -> int | None:
+    """Flower's own; but an order of a run that ended while it was fetched ends the SuperNode.
+
+    It would keep the order all the same, and from then on every answer would wait until the next order has come.
+    """
+    run: int | None = _PULL(*given, **named)
+    if run is None and named["state"].get_messages_legacy(is_reply=False):
+        raise SystemExit("an order was left over when its run ended; the SuperNode has to be started anew")
+    return run
+
+
+_PULL = start_client_internal._pull_and_store_message
+
+
+def run(note: Note) -> None:
+    """Run the SuperNode that the command line describes, as `flower-supernode` does, until it is stopped."""
+    link = _Link(note)
+    start_client_internal.time = SimpleNamespace(**{**vars(time), "sleep": _Pauses().sleep})
+    start_client_internal._init_connection = link.connection
+    start_client_internal._pull_and_store_message = _pull_and_store_message
+    fleet_http_connection.make_simple_http_retry_invoker = link.retry_invoker
+    fleet_http_connection.flwr_exit = link.exit
+    flower_supernode()

@@ -1,0 +1,82 @@
+"""What a SuperNode of ours tells of its connection, and what it does with an order whose run has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.supercore.exit import ExitCode
+from flwr.supercore.retry import RetryState
+from flwr.supernode import fleet_http_connection, start_client_internal
+
+from flower_transport import supernode
+
+
+@pytest.fixture
+def told() -> list[tuple[str, int | None, str]]:
+    return []
+
+
+@pytest.fixture
+def link(told: list[tuple[str, int | None, str]], monkeypatch: pytest.MonkeyPatch) -> supernode._Link:
+    @contextmanager
+    def connect(*given: Any, **named: Any) -> Iterator[tuple[int, str]]:
+        yield 42, "callbacks"
+
+    def leave(code: int, message: str | None = None) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(start_client_internal, "_init_connection", connect)
+    monkeypatch.setattr(fleet_http_connection, "flwr_exit", leave)
+    return supernode._Link(lambda *said: told.append(said))
+
+
+def test_a_connection_is_told_of_when_it_is_made_lost_and_found(
+    link: supernode._Link, told: list[tuple[str, int | None, str]]
+) -> None:
+    calls = link.retry_invoker()
+    state = RetryState(target=print, args=(), kwargs={}, tries=2, elapsed_time=1.0, exception=OSError(), actual_wait=1)
+    calls.on_backoff(state)
+    with link.connection() as connection:
+        assert connection == (42, "callbacks")
+        calls.on_backoff(state)
+        calls.on_backoff(state)
+        calls.on_success(state)
+        calls.on_success(state)
+    assert told == [("connecting", None, ""), ("connected", 42, ""), ("connecting", 42, ""), ("connected", 42, "")]
+
+
+def test_a_refusal_is_told_with_the_servers_words(
+    link: supernode._Link, told: list[tuple[str, int | None, str]]
+) -> None:
+    with pytest.raises(SystemExit):
+        link.exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "Failed to initialize the connection.\n[code: 7] no such key\nx")
+    assert told[-1] == ("refused", None, "[code: 7] no such key")
+
+
+@pytest.mark.parametrize(("run", "kept", "ends"), [(None, [], False), (None, ["order"], True), (7, ["order"], False)])
+def test_an_order_that_is_left_over_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, run: int | None, kept: list[str], ends: bool
+) -> None:
+    """Flower would keep it, and from then on every answer would be one order late."""
+    monkeypatch.setattr(supernode, "_PULL", lambda **named: run)
+    state = SimpleNamespace(get_messages_legacy=lambda *, is_reply: kept if not is_reply else [])
+    if ends:
+        with pytest.raises(SystemExit, match="left over"):
+            supernode._pull_and_store_message(state=state)
+    else:
+        assert supernode._pull_and_store_message(state=state) == run
+
+
+def test_pauses_are_short_while_a_run_goes_on_and_flowers_own_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slept = [0.0], list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", slept.append)
+    pauses = supernode._Pauses()
+    for now[0] in (0.0, 10.0, 1000.0):
+        pauses.sleep(supernode.FLOWERS_PAUSE)
+    assert slept == [supernode.LEAST_PAUSE, 1.0, supernode.FLOWERS_PAUSE]

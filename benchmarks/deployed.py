@@ -62,8 +62,8 @@ def run_to_the_end(federation: Federation, recipe: Path, sites: int, *overrides:
     """Submit a run and wait for it. Raises RunError where it fails, or a site misses a round."""
     run = RunFolder(federation.runs / submit_run(federation, recipe, list(overrides)))
     if not follow(run.path, lambda event: None):
-        raise RunError(f"the run did not complete: {list(run.events())[-3:]}")
-    if any(len(event["sites"]) < sites for event in run.events("round")):
+        raise RunError(f"the run did not complete: {list(run.lines())[-3:]}")
+    if any(len(event["sites"]) < sites for event in run.lines("round")):
         raise RunError(f"a site was missing in a round: {list(run.events('quarantined')) + list(run.events('late'))}")
     return run
 

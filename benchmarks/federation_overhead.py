@@ -64,7 +64,7 @@ def run(recipe_text: str, folder: str) -> list[dict[str, float]]:
 
     run_folder = RunFolder(Path(folder) / "run")
     simulate(parse_recipe(recipe_text), run_folder, False, lambda *_: None)
-    events = list(run_folder.events("round"))
+    events = list(run_folder.lines("round"))
     return [
         {
             "total": (_time(this) - _time(before)).total_seconds(),

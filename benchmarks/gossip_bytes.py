@@ -66,8 +66,8 @@ def measure(places: Places) -> Figure:
         on_the_wire = _loopback_bytes() - before
         runs = [RunFolder(next((one / "runs").iterdir())) for one in folders]
         sent = [float((run.summary() or {})["bytes_up"]) / PARAMETERS for run in runs]
-        (group,) = runs[0].events("group_sum")
-        (epoch,) = runs[0].events("epoch")
+        (group,) = runs[0].lines("group_sum")
+        (epoch,) = runs[0].lines("epoch")
     return Figure(
         name="gossip_bytes",
         meaning=f"bytes a parameter that a node sends in one masked averaging of {MEMBERS} nodes, the most of them",

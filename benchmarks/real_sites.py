@@ -72,5 +72,5 @@ def simulate(recipe_text: str, folder: str) -> None:
 
 
 def _seconds(run: RunFolder) -> float:
-    rounds = list(run.events("round"))
+    rounds = list(run.lines("round"))
     return (moment(rounds[-1]) - moment(rounds[0])).total_seconds()

@@ -52,11 +52,11 @@ class _Runs:
         privacy = ["privacy.codec=ring16", f"privacy.secure_aggregation={str(self.masked).lower()}"]
         overrides = [*privacy, f"topology.rounds={rounds}", f"topology.local_steps={steps}"]
         run = run_to_the_end(federation, recipe, len(SITES), *overrides)
-        events = list(run.events("round"))
+        events = list(run.lines("round"))
         for before, this in pairwise(events):
             self.total.append((moment(this) - moment(before)).total_seconds())
             self.training.append(max(site["seconds"] for site in this["sites"].values()))
-        self.setup += [event["seconds"] for event in run.events("masks_set_up")]
+        self.setup += [event["seconds"] for event in run.lines("masks_set_up")]
 
 
 def measure(places: Places) -> Figure:

@@ -22,6 +22,7 @@ from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.trainable import EVAL_REPORT, TRAIN_REPORT, Trainable, holding, total
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
 from core_training.runs.checkpoints import prune_checkpoints, read_checkpoint
 from core_training.runs.result_format import result_name
 from core_training.runs.run_folder import RunFolder
@@ -231,9 +232,8 @@ class _SiteRun:
         self._engine.checkpoint(self._checkpoint(order.round), notes)
         prune_checkpoints(self.folder.checkpoints, "round-*")
         self._round = order.round
-        self.folder.event(
-            "trained", round=order.round, loss=report.loss_mean, eval_loss=evaluation.loss if evaluation else None
-        )
+        eval_loss = evaluation.loss if evaluation else None
+        self.folder.event(events.SliceTrained(round=order.round, loss=report.loss_mean, eval_loss=eval_loss))
         trained_slice = TrainedSlice(incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, waited)
 
@@ -245,7 +245,7 @@ class _SiteRun:
             evaluation = total(self._engine.evaluate())
             if order.final:
                 self._engine.save_model(self.folder.path / result_name(self.recipe))
-                self.folder.event("completed", round=order.round, eval_loss=evaluation.loss)
+                self.folder.event(events.RoundsCompleted(round=order.round, eval_loss=evaluation.loss))
         return EvaluateReply(run_id=self.run_id, round=order.round, evaluation=evaluation)
 
     def close(self) -> None:
@@ -293,7 +293,7 @@ class _SiteRun:
                 self._engine.reset()
             self._round = 0
         if self._round != round_number:
-            self.folder.event("caught_up", round=round_number, engine_round=self._round)
+            self.folder.event(events.CaughtUp(round=round_number, engine_round=self._round))
 
     def _checkpoint(self, round_number: int) -> Path:
         return self.folder.checkpoints / f"round-{round_number:06d}"

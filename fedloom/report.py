@@ -17,6 +17,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
+from core_training.runs.events import NodeRound, NodeRoundVoid
 from core_training.runs.run_folder import RunFolder
 
 COLOURS = ("#b5651d", "#2a6f97", "#3a8f5c", "#555555", "#8d5a97", "#c44e52", "#937860", "#4c72b0")
@@ -159,18 +160,19 @@ def _evaluations(run: Path, recipe: Recipe) -> Iterator[tuple[float, float]]:
     folder = RunFolder(run)
     local_steps = recipe.topology.local_steps or 0
     if recipe.topology.kind == "central":
-        yield from ((event["step"], event["loss"]) for event in folder.events("evaluated") if event["loss"] is not None)
+        points = folder.status().curve.values()
+        yield from ((point.at, point.eval_loss) for point in points if point.eval_loss is not None)
         return
-    # A federation's rounds and a gossip node's epochs report the loss of the state they began with.
+    # A federation's rounds and a gossip node's report the loss of the state they began with.
     if recipe.topology.kind == "federated":
-        rounds = [(e["round"], e["eval_loss"], len(e["sites"])) for e in folder.events("round")]
+        rounds = [(point.at, point.eval_loss, point.sites) for point in folder.status().curve.values()]
     else:
-        nodes = [folder, *(RunFolder(site) for site in sorted((run / "sites").glob("*")))]
-        by_epoch: dict[int, list[float]] = {}
-        for event in (event for node in nodes for event in node.events("epoch")):
-            if event["eval_loss"] is not None:
-                by_epoch.setdefault(event["epoch"], []).append(event["eval_loss"])
-        rounds = [(epoch, _mean(losses), len(losses)) for epoch, losses in sorted(by_epoch.items())]
+        by_round: dict[int, list[float]] = {}
+        for node in [folder, *(RunFolder(site) for site in sorted((run / "sites").glob("*")))]:
+            for event in node.events(NodeRound):
+                if event.eval_loss is not None and not isinstance(event, NodeRoundVoid):
+                    by_round.setdefault(event.epoch, []).append(event.eval_loss)
+        rounds = [(number, _mean(losses), len(losses)) for number, losses in sorted(by_round.items())]
     sites = 1
     for number, loss, sites in rounds:
         if loss is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
+from core_training.runs import events
 from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.progress import Progress
 from p2p.transfer import split
@@ -63,7 +64,7 @@ class PeerCalls:
         except PeerUnreachable as error:
             self._missed(peer, error)
         except ProtocolError as error:
-            progress.event("refused", peer=peer, reason=f"answer to a greeting: {error}")
+            progress.event(events.Refused(peer=peer, reason=f"answer to a greeting: {error}"))
             self._missed(peer, error)
         else:
             progress.members.heard(hello, progress.hello(), asyncio.get_running_loop().time())
@@ -111,7 +112,7 @@ class PeerCalls:
                     await asyncio.sleep(RETRY_SECONDS)
                     await self.greet(peer)
                 except ProtocolError as error:
-                    progress.event("update_not_taken", peer=peer, epoch=epoch, reason=str(error))
+                    progress.event(events.UpdateNotTaken(peer=peer, epoch=epoch, reason=str(error)))
                     parcel.receipts[peer] = None
                     break
                 else:
@@ -162,7 +163,7 @@ class PeerCalls:
             except PeerUnreachable as error:
                 self._missed(offer.sender, error)
             except ProtocolError as error:
-                progress.event("refused", peer=offer.sender, epoch=offer.committed, reason=f"state: {error}")
+                progress.event(events.Refused(peer=offer.sender, epoch=offer.committed, reason=f"state: {error}"))
                 received.clear()
             else:
                 progress.ledger.bytes_down += len(received)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+from core_training.runs import events
 from p2p.calls import RETRY_SECONDS, PeerCalls
 from p2p.commits import Commit
 from p2p.messages import Hello, Offer
@@ -111,11 +112,12 @@ class CatchUp:
             return False
         progress.put(Commit(offer[0], state, tuple(donors[0].contributors), progress.ledger.copy()))
         progress.event(
-            "adopted",
-            epoch=offer[0],
-            of=self._plan.epochs,
-            donors=[donor.sender for donor in donors],
-            state_digest=progress.last.state_digest,
+            events.Adopted(
+                epoch=offer[0],
+                of=self._plan.epochs,
+                donors=[donor.sender for donor in donors],
+                state_digest=progress.last.state_digest,
+            )
         )
         return True
 

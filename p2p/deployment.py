@@ -20,6 +20,7 @@ from core_training.foundation import background
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, Interrupted, RunError
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
 from core_training.runs.run_folder import Listener, RunFolder
 from p2p.grpc_transport import GrpcServer, GrpcTransport
 from p2p.ledger import NodeResult
@@ -61,7 +62,7 @@ class NodeStatus:
     epoch: int = 0
     epochs: int = 0
     live: list[str] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)
     eval_losses: list[float | None] = field(default_factory=list)
 
 
@@ -76,7 +77,7 @@ def make_roster(node_files: Sequence[Path], founder_folder: Path, out: Path) -> 
     return write_roster(out, members, key), public_key_text(key)
 
 
-def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda *_: None) -> NodeResult:
+def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda _: None) -> NodeResult:
     """Take part in a run, in this process, until it ends; `listener` is told each event.
 
     Raises InputError when a file, key, certificate, roster or port is unusable (then nothing was started), RunError
@@ -102,7 +103,7 @@ def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda *_: 
         try:
             run_folder.prepare(plan.recipe, resume=(run_folder.path / "recipe.yaml").exists())
             commit_file(_current_run(folder), json.dumps({"run_id": plan.run_id, "epochs": plan.epochs}).encode())
-            run_folder.event("started", site=name, run=plan.run_id, roster=list(roster.names))
+            run_folder.event(events.NodeStarted(site=name, run=plan.run_id, roster=list(roster.names)))
             with ExitStack() as stack:
                 ask = await _started(stack, worker(folder))
                 return await take_part(plan, service, transport, ask, run_folder, node_run.linger)
@@ -158,33 +159,19 @@ def node_status(folder: Path) -> NodeStatus:
         current = json.loads(_current_run(folder).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return NodeStatus(name, process)
-    live: dict[str, None] = {}
-    epochs: dict[int, dict[str, Any]] = {}
-    epoch, state = 0, "starting"
-    for event in RunFolder(folder / "runs" / current["run_id"]).events():
-        match event["event"]:
-            case "started":
-                live, state = {}, "starting"
-            case "peer_up":
-                live[event["peer"]] = None
-            case "peer_down" | "peer_refused":
-                live.pop(event["peer"], None)
-            case "waiting":
-                state = f"waiting for {', '.join(event['missing'])}"
-            case "gathered":
-                state = "training"
-            case "epoch" | "epoch_void":
-                epoch, state = event["epoch"], "training"
-                epochs[epoch] = event
-            case "adopted":
-                epoch = event["epoch"]
-            case "run_completed":
-                state = "completed"
-    if process is None and state != "completed":
-        state = "stopped"
-    losses, eval_losses = [one["loss"] for one in epochs.values()], [one["eval_loss"] for one in epochs.values()]
+    status = RunFolder(folder / "runs" / current["run_id"]).status()
+    state = status.state if process is not None or status.state == "completed" else "stopped"
+    points = status.curve.values()
     return NodeStatus(
-        name, process, current["run_id"], state, epoch, current["epochs"], sorted(live), losses, eval_losses
+        name=name,
+        process=process,
+        run_id=current["run_id"],
+        state=state,
+        epoch=status.round,
+        epochs=current["epochs"],
+        live=sorted(status.live),
+        losses=[point.loss for point in points],
+        eval_losses=[point.eval_loss for point in points],
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
+from core_training.runs import events
 from p2p.calls import RETRY_SECONDS, PeerCalls
 from p2p.catch_up import CatchUp
 from p2p.deadlines import Deadlines
@@ -82,18 +83,19 @@ class GroupAveraging:
         try:
             outcome, scale = own.read(attempt.total, len(group.members))
         except ProtocolError as error:  # the same at all members: they hold the same sum
-            self._progress.event("refused", peer=None, epoch=group.epoch, reason=f"sum: {error}")
+            self._progress.event(events.Refused(peer=None, epoch=group.epoch, reason=f"sum: {error}"))
             return None
         ledger = self._progress.ledger
         ledger.saturated = (ledger.saturated or 0) + outcome.saturated
         self._progress.event(
-            "group_sum",
-            epoch=group.epoch,
-            attempt=group.attempt,
-            members=list(group.members),
-            masked=self._plan.recipe.privacy.secure is not None,
-            saturated=outcome.saturated,
-            capped=outcome.capped,
+            events.GroupSum(
+                epoch=group.epoch,
+                attempt=group.attempt,
+                members=list(group.members),
+                masked=self._plan.recipe.privacy.secure is not None,
+                saturated=outcome.saturated,
+                capped=outcome.capped,
+            )
         )
         return Averaged(outcome.state, group.members, scale)
 
@@ -112,7 +114,7 @@ class GroupAveraging:
                 members = self._next_members()
                 if members is None and (late or not self._are_enough_left()):
                     present, needed = len(self._present()), self._plan.needed
-                    self._progress.event("too_few_members", epoch=epoch, present=present, needed=needed)
+                    self._progress.event(events.TooFewMembers(epoch=epoch, present=present, needed=needed))
                     return None
                 if members is not None:
                     caller = next(name for name in members if name not in matchmaking.passed_over)
@@ -294,7 +296,7 @@ class GroupAveraging:
         try:
             receipt = await self._calls.deliver(peer, header, payload)
         except ProtocolError as error:
-            self._progress.event("refused_by", peer=peer, epoch=header.epoch, reason=str(error))
+            self._progress.event(events.RefusedBy(peer=peer, epoch=header.epoch, reason=str(error)))
         else:
             if header.phase == "here" and receipt is not None and receipt.accepted:
                 self._matchmaking.known_here(peer, header.epoch)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from core_training.foundation.errors import ProtocolError
+from core_training.runs import events
+from core_training.runs.run_folder import Listener
 from p2p.messages import GroupHeader, PeerMessage
 from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
@@ -45,7 +46,7 @@ class Round:
 class Matchmaking:
     """One node's view, for all epochs of a run. `news` is called whenever the node's loop should look again."""
 
-    def __init__(self, plan: RunPlan, opened: OpenedSum, event: Callable[..., Any], news: Callable[[], None]) -> None:
+    def __init__(self, plan: RunPlan, opened: OpenedSum, event: Listener, news: Callable[[], None]) -> None:
         self._plan = plan
         self._opened = opened
         self._event = event
@@ -193,7 +194,7 @@ class Matchmaking:
             self.left_out.setdefault(member, reason)
         self.failure, self.failed_here = GaveUp(member=member, reason=reason[:1000]), True
         group = self.attempt.group
-        self._event("group_failed", epoch=group.epoch, attempt=group.attempt, member=member, reason=reason)
+        self._event(events.GroupFailed(epoch=group.epoch, attempt=group.attempt, member=member, reason=reason))
         self._news()
 
     def bind(self) -> None:
@@ -265,7 +266,7 @@ class Matchmaking:
         masked = self._plan.recipe.privacy.secure is not None
         self.failure = None
         self.attempt = GroupAttempt(self._plan.name, group, self._round.proposal, self._round.form, masked)
-        self._event("group_formed", epoch=group.epoch, attempt=group.attempt, members=list(group.members))
+        self._event(events.GroupFormed(epoch=group.epoch, attempt=group.attempt, members=list(group.members)))
         self._news()
 
 

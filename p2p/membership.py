@@ -6,10 +6,11 @@ just being made can fail any number of times in a moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from core_training.runs import events
+from core_training.runs.run_folder import Listener
 from p2p.messages import Hello
 
 DOWN_AFTER_CALLS = 3
@@ -35,7 +36,7 @@ class Peer:
 class Membership:
     """The peers of one node. `event` is told when one comes, goes or turns out to differ."""
 
-    def __init__(self, name: str, roster: Sequence[str], event: Callable[..., Any]) -> None:
+    def __init__(self, name: str, roster: Sequence[str], event: Listener) -> None:
         self._peers = {member: Peer() for member in roster if member != name}
         self._event = event
 
@@ -73,11 +74,11 @@ class Membership:
         peer = self._peers[hello.sender]
         differs = own.difference_from(hello)
         if differs is not None and differs != peer.differs:
-            self._event("peer_refused", peer=hello.sender, reason=differs)
+            self._event(events.PeerRefused(peer=hello.sender, reason=differs))
         was_live = peer.live
         peer.hello, peer.heard_at, peer.misses, peer.down, peer.differs = hello, now, 0, False, differs
         if peer.live and not was_live:
-            self._event("peer_up", peer=hello.sender, committed=hello.committed)
+            self._event(events.PeerUp(peer=hello.sender, committed=hello.committed))
 
     def missed(self, name: str, reason: str, now: float) -> None:
         """A call to a peer failed."""
@@ -86,4 +87,4 @@ class Membership:
         peer.misses += 1
         peer.down = peer.misses >= DOWN_AFTER_CALLS and now - peer.heard_at >= DOWN_AFTER_SECONDS
         if was_live and not peer.live:
-            self._event("peer_down", peer=name, reason=reason)
+            self._event(events.PeerDown(peer=name, reason=reason))

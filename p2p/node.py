@@ -12,6 +12,7 @@ import hashlib
 
 from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.foundation.state import TrainableState
+from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from p2p.calls import RETRY_SECONDS, Parcel, PeerCalls
 from p2p.catch_up import CatchUp
@@ -52,12 +53,13 @@ async def take_part(
     initial = await site.initial_state(joined) if plan.recipe.privacy.codec_part.sends_change else None
     progress = Progress(plan, joined, CommitStore(folder.checkpoints), folder.event, initial)
     folder.event(
-        "joined",
-        site=plan.name,
-        run=plan.run_id,
-        committed=progress.last.epoch,
-        manifest=progress.manifest.digest,
-        initial=joined.initial_digest,
+        events.NodeJoined(
+            site=plan.name,
+            run=plan.run_id,
+            committed=progress.last.epoch,
+            manifest=progress.manifest.digest,
+            initial=joined.initial_digest,
+        )
     )
     service.open(progress)
     calls = PeerCalls(transport, progress)
@@ -103,12 +105,12 @@ class GossipNode:
             if not missing or under_way or self._now() >= deadline:
                 break
             if missing != announced:
-                self._folder.event("waiting", missing=list(missing))
+                self._folder.event(events.WaitingForPeers(missing=list(missing)))
                 announced = missing
             await asyncio.sleep(RETRY_SECONDS)
         if members.others and not members.live and members.differences():
             raise InputError("no peer trains the same thing: " + "; ".join(members.differences()))
-        self._folder.event("gathered", live=list(members.live), missing=list(missing))
+        self._folder.event(events.Gathered(live=list(members.live), missing=list(missing)))
 
     async def _epoch(self, epoch: int) -> None:
         """Train, exchange, average, commit."""
@@ -129,11 +131,11 @@ class GossipNode:
             return
         others = progress.inbox.take(epoch)
         if (present := self._present(epoch)) < needed:
-            self._folder.event("too_few_members", epoch=epoch, present=present, needed=needed)
-            self._commit("epoch_void", update, state, [own.name])
+            self._folder.event(events.TooFewMembers(epoch=epoch, present=present, needed=needed))
+            self._commit(events.NodeRoundVoid, update, state, [own.name])
         else:
             mixed = self._plan.mixing.mix(own, others, self._plan.roster)
-            self._commit("epoch", update, mixed, sorted([own.name, *(other.name for other in others)]))
+            self._commit(events.NodeRound, update, mixed, sorted([own.name, *(other.name for other in others)]))
 
     async def _average_in_group(self, update: Update, trained: TrainableState) -> None:
         """Exchange in a group and commit. An epoch without a group leaves the state as it was."""
@@ -143,9 +145,9 @@ class GossipNode:
             not self._catch_up.is_behind()
             and (averaged := await self._groups.average(update, trained, start)) is not None
         ):
-            self._commit("epoch", update, averaged.state, sorted(averaged.members), averaged.scale)
+            self._commit(events.NodeRound, update, averaged.state, sorted(averaged.members), averaged.scale)
         elif not (self._catch_up.is_overtaken() and await self._catch_up.adopt_newest()):
-            self._commit("epoch_void", update, start, [], self._progress.last.scale)
+            self._commit(events.NodeRoundVoid, update, start, [], self._progress.last.scale)
 
     def _trained_state(self, update: Update) -> TrainableState:
         try:
@@ -211,24 +213,30 @@ class GossipNode:
         return (others[start:] + others[:start])[:_PROBED_AT_ONCE]
 
     def _commit(
-        self, event: str, update: Update, state: TrainableState, contributors: list[str], scale: Scale | None = None
+        self,
+        kind: type[events.NodeRound],
+        update: Update,
+        state: TrainableState,
+        contributors: list[str],
+        scale: Scale | None = None,
     ) -> None:
         progress, evaluation = self._progress, update.evaluation
         self._end_lap()
-        progress.ledger.void_epochs += event == "epoch_void"
+        progress.ledger.void_epochs += kind is events.NodeRoundVoid
         progress.commit(state, contributors, scale)
         self._folder.event(
-            event,
-            epoch=update.round,
-            of=self._plan.epochs,
-            loss=update.train.loss_mean,
-            eval_loss=evaluation.loss if evaluation else None,  # of the state the epoch began with
-            eval_weight=evaluation.weight if evaluation else 0,
-            weight=update.weight,
-            seconds=round(progress.seconds_into(update.round, self._now()), 3),
-            contributors=contributors,
-            live=list(progress.members.live),
-            state_digest=progress.last.state_digest,
+            kind(
+                epoch=update.round,
+                of=self._plan.epochs,
+                loss=update.train.loss_mean,
+                eval_loss=evaluation.loss if evaluation else None,  # of the state the epoch began with
+                eval_weight=evaluation.weight if evaluation else 0,
+                weight=update.weight,
+                seconds=round(progress.seconds_into(update.round, self._now()), 3),
+                contributors=contributors,
+                live=list(progress.members.live),
+                state_digest=progress.last.state_digest,
+            )
         )
 
     async def _conclude(self) -> NodeResult:
@@ -246,7 +254,7 @@ class GossipNode:
             state_digest=state.digest,
         )
         self._folder.write_summary(summarize(self._plan.recipe, [result]))
-        self._folder.event("run_completed", state_digest=state.digest, eval_loss=progress.ledger.eval_last.loss)
+        self._folder.event(events.NodeCompleted(state_digest=state.digest, eval_loss=progress.ledger.eval_last.loss))
         return result
 
     async def _linger(self, seconds: float) -> None:

@@ -6,11 +6,11 @@ The node's loop and its answering side share one `Progress`; both run on one eve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from core_training import __version__
 from core_training.foundation.state import TrainableState
+from core_training.runs.run_folder import Listener
 from p2p.commits import Commit, CommitStore
 from p2p.deadlines import Deadlines
 from p2p.inbox import Inbox
@@ -32,7 +32,7 @@ class Progress:
         plan: RunPlan,
         joined: JoinReply,
         store: CommitStore,
-        event: Callable[..., Any],
+        event: Listener,
         initial: TrainableState | None = None,
     ) -> None:
         self.plan = plan

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 from core_training.foundation.errors import ProtocolError
+from core_training.runs import events
 from p2p.matchmaking import Matchmaking
 from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.progress import Progress
@@ -41,7 +42,7 @@ class PeerService:
             if hello.sender != sender:
                 raise ProtocolError(f"it says it is '{hello.sender}'")
         except ProtocolError as error:
-            progress.event("refused", peer=sender, reason=f"greeting: {error}")
+            progress.event(events.Refused(peer=sender, reason=f"greeting: {error}"))
             raise
         progress.members.heard(hello, progress.hello(), asyncio.get_running_loop().time())
         progress.news.set()
@@ -59,7 +60,7 @@ class PeerService:
                 return receipt
             progress.inbox.put(header, payload)
         except ProtocolError as error:
-            progress.event("refused", peer=sender, epoch=header.epoch, reason=f"update: {error}")
+            progress.event(events.Refused(peer=sender, epoch=header.epoch, reason=f"update: {error}"))
             if progress.last.epoch < header.epoch <= progress.last.epoch + _EPOCHS_AHEAD:
                 progress.inbox.refuse(header.epoch, sender)
                 progress.news.set()
@@ -80,11 +81,11 @@ class PeerService:
                 return receipt
             accepted = await self._take_group_message(progress, sender, header, chunks)
         except ProtocolError as error:
-            progress.event("refused", peer=sender, epoch=header.epoch, reason=f"{header.phase}: {error}")
+            progress.event(events.Refused(peer=sender, epoch=header.epoch, reason=f"{header.phase}: {error}"))
             raise
         if not accepted and header.phase != "here":
             reason = f"{header.phase}: stale, of attempt {header.attempt}"
-            progress.event("refused", peer=sender, epoch=header.epoch, reason=reason)
+            progress.event(events.Refused(peer=sender, epoch=header.epoch, reason=reason))
         return Receipt(accepted=accepted, committed=progress.last.epoch)
 
     async def _take_group_message(
@@ -121,12 +122,12 @@ class PeerService:
                 progress.ledger.bytes_up += len(chunk)
                 yield chunk
         except ProtocolError as error:
-            progress.event("refused", peer=sender, epoch=request.epoch, reason=f"request: {error}")
+            progress.event(events.Refused(peer=sender, epoch=request.epoch, reason=f"request: {error}"))
             raise
 
     def on_malformed(self, sender: str, reason: str) -> None:
         if self._progress is not None:
-            self._progress.event("refused", peer=sender, reason=reason)
+            self._progress.event(events.Refused(peer=sender, reason=reason))
 
     def _opened(self) -> Progress:
         if self._progress is None:
@@ -145,7 +146,7 @@ class PeerService:
             now = asyncio.get_running_loop().time()
             progress.deadlines.observe_late(progress.seconds_into(committed, now))
         reason = f"update: stale or early, of epoch {header.epoch}; this node has committed {committed}"
-        progress.event("refused", peer=sender, epoch=header.epoch, reason=reason)
+        progress.event(events.Refused(peer=sender, epoch=header.epoch, reason=reason))
         return Receipt(accepted=False, committed=committed)
 
     async def _upload(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core_training.foundation import background
 from core_training.foundation.errors import FedloomError
+from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from flower_transport.apps import make_server_app
 from flower_transport.grid import Grid
@@ -27,7 +28,7 @@ def carry_out(grid: Grid, run_id: str) -> None:
         try:
             run_federation(grid, folder, federation.site_names, roster_of=federation.roster_of)
         except FedloomError as error:
-            RunFolder(folder).event("failed", reason=str(error))
+            RunFolder(folder).event(events.Failed(reason=str(error)))
             raise
 
 

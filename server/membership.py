@@ -14,6 +14,7 @@ from core_training import __version__
 from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
 from core_training.runs.run_folder import RunFolder, SiteSummary
 from flower_transport.grid import Grid
 from server.order_exchange import POLL_SECONDS, OrderExchange
@@ -123,7 +124,7 @@ class Membership:
                     + self._exchange.recent_reasons()
                 )
             if not announced:
-                self._folder.event("waiting", sites=sorted(present.values()), minimum=minimum)
+                self._folder.event(events.WaitingForSites(sites=sorted(present.values()), minimum=minimum))
                 announced = True
             time.sleep(POLL_SECONDS)
 
@@ -131,12 +132,8 @@ class Membership:
         known = self._sites()
         for stranger in sorted(connected - known.keys() - self._turned_away):
             self._turned_away.add(stranger)
-            self._folder.event(
-                "quarantined",
-                site=f"node {stranger}",
-                round=round_number,
-                reason="the node is none of the admitted sites",
-            )
+            reason = "the node is none of the admitted sites"
+            self._folder.event(events.Quarantined(site=f"node {stranger}", round=round_number, reason=reason))
         now = time.monotonic()
         pausing = {node for node, pause in self._pauses.items() if now < pause.until}
         settled = self._joined.keys() | self._turned_away | pausing
@@ -192,7 +189,7 @@ class Membership:
                     data.train_examples, data.eval_examples, rounds=0, truncated=data.truncated, dropped=data.dropped
                 )
                 progress.sites.setdefault(site, first_seen)
-                self._folder.event("joined", site=site, train_examples=data.train_examples)
+                self._folder.event(events.SiteJoined(site=site, train_examples=data.train_examples))
 
     def _check_roster(self, reply: JoinReply) -> None:
         if (reply.roster_digest is None) != (self._recipe.privacy.secure is None):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from core_training.foundation.errors import NarrowScaleError, ProtocolError
+from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from flower_transport.grid import Grid, Reply
 from server.progress import Progress
@@ -74,11 +75,11 @@ class OrderExchange:
             if waiting and not arrived:
                 time.sleep(POLL_SECONDS)
         for site in waiting.values():
-            self._folder.event("late", site=site, round=round_number, order=kind)
+            self._folder.event(events.Late(site=site, round=round_number, order=kind))
 
     def recent_reasons(self) -> str:
         """Why sites were set aside lately, in words."""
-        return "; ".join([f"{e['site']}: {e['reason']}" for e in self._folder.events("quarantined")][-3:])
+        return "; ".join([f"{event.site}: {event.reason}" for event in self._folder.events(events.Quarantined)][-3:])
 
     def _pull(self, orders: list[str]) -> Iterator[Reply]:
         """The replies that are there, fetched a few at a time: memory does not grow with the number of sites."""
@@ -96,4 +97,4 @@ class OrderExchange:
                 self.hopeless.add(site)
             # A site's own words may reach a terminal.
             reason = "".join(letter if letter.isprintable() else " " for letter in str(error))
-            self._folder.event("quarantined", site=site, round=round_number, reason=reason)
+            self._folder.event(events.Quarantined(site=site, round=round_number, reason=reason))

@@ -12,6 +12,7 @@ from typing import Any
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import NOTHING_EVALUATED, EvalReport
 from core_training.recipe.schema import Recipe
+from core_training.runs.events import Round
 from core_training.runs.run_folder import SiteSummary, Summary, peak_rss_bytes
 from strategies.figures import RoundFigures
 from strategies.ring_scale import Scale
@@ -50,6 +51,11 @@ class RoundReport:
     sites: Mapping[str, SiteRound]
     saturated: int | None = None
 
+    @property
+    def loss(self) -> float:
+        """The mean training loss."""
+        return self.figures.mean(self.figures.loss_mean)
+
 
 @dataclass
 class Progress:
@@ -87,8 +93,8 @@ class Progress:
 
     def record_round(
         self, number: int, report: RoundReport, seconds: float, of_all: Callable[[Iterable[float]], float]
-    ) -> dict[str, Any]:
-        """Add a round's figures; returns those for `events.jsonl`.
+    ) -> Round:
+        """Add a round's figures; returns what is told of it.
 
         `seconds` is the round's wall time; `of_all` makes one of the sites' times: their sum where they take turns,
         the longest where they work side by side.
@@ -116,14 +122,14 @@ class Progress:
         self.seconds_training += of_all(part.seconds for part in sites.values())
         self.seconds_exchange += seconds - of_all(part.seconds_in_all for part in sites.values())
         self.seconds_protection += of_all(part.masking_seconds for part in sites.values())
-        return {
-            "round": number,
-            "loss": figures.mean(figures.loss_mean),
-            "eval_loss": figures.eval_loss,  # of the state the round began with
-            "seconds": seconds,
-            "saturated": report.saturated,
-            "sites": {site: part.to_json() for site, part in sorted(sites.items())},
-        }
+        return Round(
+            round=number,
+            loss=report.loss,
+            eval_loss=figures.eval_loss,
+            seconds=seconds,
+            saturated=report.saturated,
+            sites={site: part.to_json() for site, part in sorted(sites.items())},
+        )
 
     def record_void(self, number: int) -> None:
         """The round changed nothing, and is not tried again."""

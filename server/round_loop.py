@@ -17,6 +17,7 @@ from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import EvalReport
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
 from core_training.runs.result_format import result_name, write_result
 from core_training.runs.run_folder import RunFolder, Summary
 from flower_transport.grid import Grid
@@ -110,9 +111,9 @@ class _RoundLoop:
 
     def run(self) -> Summary:
         if self._goes_on:
-            self._folder.event("resumed", round=self._progress.round)
+            self._folder.event(events.ResumedAtRound(round=self._progress.round))
         else:
-            self._folder.event("started", rounds=self._topology.rounds)
+            self._folder.event(events.FederatedStarted(rounds=self._topology.rounds))
         began = time.perf_counter() - self._progress.seconds_total
         rounds = self._topology.rounds or 0
         while self._progress.round < rounds and not self._should_stop_early():
@@ -123,7 +124,7 @@ class _RoundLoop:
                 self._rounds.renew()
                 self._progress.record_void(number)
                 self._progress.scale = self._wider or self._progress.scale
-                self._folder.event("round_void", round=number, reason=str(void))
+                self._folder.event(events.RoundVoid(round=number, reason=str(void)))
             self._progress.seconds_total = time.perf_counter() - began
             assert self._state is not None, "a round that is void changes a state that is there"
             self._store.commit(self._progress, self._state)
@@ -138,10 +139,8 @@ class _RoundLoop:
     def _take_in(self, number: int, outcome: Outcome, seconds: float) -> float:
         """Make an outcome the run's; returns the round's training loss."""
         self._state, self._progress.scale = outcome.state, self._wider or outcome.scale
-        figures = self._progress.record_round(number, outcome.report, seconds, self._of_all)
-        self._folder.event("round", **figures)
-        loss: float = figures["loss"]
-        return loss
+        self._folder.event(self._progress.record_round(number, outcome.report, seconds, self._of_all))
+        return outcome.report.loss
 
     def _attempt(self, number: int, present: dict[int, str]) -> tuple[Outcome, float]:
         """One attempt at a round: what came of it, and the seconds it took. Raises TooFewSites, and RoundVoid."""
@@ -208,7 +207,9 @@ class _RoundLoop:
             try:
                 return attempt(number, self._membership.gather(self._progress, self._state))
             except TooFewSites as few:
-                self._folder.event("void", round=number, attempt=count, sites=sorted(few.sites), reason=str(few))
+                self._folder.event(
+                    events.AttemptVoid(round=number, attempt=count, sites=sorted(few.sites), reason=str(few))
+                )
         raise RunError(
             f"{what}: fewer than {self._minimum} sites answered in {ATTEMPTS_PER_ROUND} attempts"
             f"{f' ({reasons})' if (reasons := self._exchange.recent_reasons()) else ''}; "
@@ -228,7 +229,7 @@ class _RoundLoop:
         write_result(state, self._membership.layout, self._folder.path / result_name(self._recipe, without_base=True))
         summary = self._progress.summary(self._recipe, state, final)
         self._folder.write_summary(summary)
-        self._folder.event("completed", round=number, eval_loss=summary.eval_loss)
+        self._folder.event(events.RoundsCompleted(round=number, eval_loss=summary.eval_loss))
         return summary
 
     def _evaluate_final(self, number: int, present: dict[int, str]) -> dict[str, EvalReport]:
@@ -253,5 +254,5 @@ class _RoundLoop:
         patience = self._topology.early_stopping_patience
         if patience is None or self._progress.evaluations_without_gain < patience:
             return False
-        self._folder.event("stopped_early", round=self._progress.round)
+        self._folder.event(events.StoppedEarly(round=self._progress.round))
         return True

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from core_training.recipe.reading import load_recipe
+from core_training.runs.events import Event, Failed
 from core_training.runs.run_folder import RunFolder
+from core_training.runs.run_status import SiteFigures
 
 _POLL_SECONDS = 0.5
 _STARTS_WITHIN = 60.0
@@ -17,15 +19,6 @@ _STARTS_WITHIN = 60.0
 
 _REPLACED_WITHIN = 15.0
 """Seconds within which somebody else works on a run when whoever did has ended."""
-
-
-@dataclass(frozen=True)
-class SiteFigures:
-    """One site's share in the newest round it took part in. Losses are per token; masked ones are not known."""
-
-    round: int
-    loss: float | None
-    eval_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -50,31 +43,19 @@ class RunProgress:
 def read_progress(folder: Path) -> RunProgress:
     """How the run in `folder` stands, from its events and its summary."""
     run = RunFolder(folder)
-    sites: dict[str, SiteFigures] = {}
-    newest: dict[str, Any] = {}
-    note: str | None = None
-    quarantined = void = number = 0
-    for event in run.events():
-        number = event["round"] if event["event"] in ("round", "round_void") else number
-        if event["event"] == "round":
-            newest = event
-            for name, figures in event["sites"].items():
-                sites[name] = SiteFigures(event["round"], figures["loss"], figures["eval_loss"])
-        quarantined += event["event"] == "quarantined"
-        void += event["event"] == "round_void"
-        note = note_of(event)
-    summary = run.summary() or {}
+    status = run.status()
+    newest, summary = status.newest, run.summary() or {}
     return RunProgress(
         run_id=folder.name,
         finished=bool(summary),
-        round=number,
+        round=status.round,
         rounds=load_recipe(folder / "recipe.yaml").topology.rounds or 0,
-        loss=newest.get("loss"),
-        eval_loss=summary.get("eval_loss", newest.get("eval_loss")),
-        sites=sites,
-        quarantined=quarantined,
-        void_rounds=void,
-        note=note,
+        loss=newest.loss if newest else None,
+        eval_loss=summary.get("eval_loss", newest.eval_loss if newest else None),
+        sites=status.sites,
+        quarantined=status.quarantined,
+        void_rounds=status.void_rounds,
+        note=status.note,
     )
 
 
@@ -84,7 +65,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def follow(
-    folder: Path, on_event: Callable[[dict[str, Any]], None], is_worked_on: Callable[[], bool] = lambda: True
+    folder: Path, on_event: Callable[[Event], None], is_worked_on: Callable[[], bool] = lambda: True
 ) -> dict[str, Any]:
     """Report each event of a run as it happens, until the run is finished or stands still; returns its summary.
 
@@ -100,25 +81,7 @@ def follow(
         failed = False
         for event in run.new_events():
             on_event(event)
-            failed = failed or event["event"] == "failed"
+            failed = failed or isinstance(event, Failed)
         if summary is not None or failed or abandoned:
             return summary or {}
         time.sleep(_POLL_SECONDS)
-
-
-def note_of(event: dict[str, Any]) -> str | None:
-    """What a person should know of an event; None for one that is as it should be."""
-    match event["event"]:
-        case "waiting":
-            return f"waiting for {event['minimum']} sites, {len(event['sites'])} are there"
-        case "site_failed":
-            return f"{event['reason']}; the others go on without it"
-        case "quarantined":
-            return f"{event['site']} was set aside: {event['reason']}"
-        case "late":
-            return f"{event['site']} did not answer in time"
-        case "round_void":
-            return f"round {event['round']} is void and changed nothing: {event['reason']}"
-        case "failed":
-            return f"failed: {event['reason']}"
-    return None

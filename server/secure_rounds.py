@@ -19,6 +19,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.terms import terms_of
@@ -177,7 +178,7 @@ class SecureRounds:
         self.note(number, (), set(present.values()) - set(batch.sites))
         seconds = time.perf_counter() - began
         self._progress.seconds_protection += seconds
-        self._folder.event("masks_set_up", round=number, rounds=slots, sites=batch.sites, seconds=round(seconds, 3))
+        self._folder.event(events.MasksSetUp(round=number, rounds=slots, sites=batch.sites, seconds=round(seconds, 3)))
         return batch
 
     @staticmethod

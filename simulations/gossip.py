@@ -9,10 +9,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
 
 from core_training.foundation.errors import FedloomError, ProtocolError, RunError
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
 from core_training.runs.run_folder import RunFolder, Summary
 from p2p.ledger import NodeResult, summarize
 from p2p.node import take_part
@@ -79,7 +79,7 @@ class _Rounds:
         self._on_round = on_round
         self._reached = dict.fromkeys(sites, 0)
         self._joined: set[str] = set()
-        self._epochs: dict[int, dict[str, dict[str, Any]]] = {}
+        self._epochs: dict[int, dict[str, events.NodeRound]] = {}
 
     def has_begun(self, site: str) -> bool:
         """Whether a site has joined the run."""
@@ -90,16 +90,17 @@ class _Rounds:
         del self._reached[site]
         self._report()
 
-    def note(self, site: str, event: str, fields: dict[str, Any]) -> None:
+    def note(self, site: str, event: events.Event) -> None:
         """The listener of one node's events."""
-        if event == "joined":
-            self._joined.add(site)
-            self._reached[site] = fields["committed"]
-        elif event == "adopted":
-            self._reached[site] = fields["epoch"]
-        elif event in ("epoch", "epoch_void"):
-            self._reached[site] = fields["epoch"]
-            self._epochs.setdefault(fields["epoch"], {})[site] = fields
+        match event:
+            case events.NodeJoined():
+                self._joined.add(site)
+                self._reached[site] = event.committed
+            case events.Adopted():
+                self._reached[site] = event.epoch
+            case events.NodeRound():
+                self._reached[site] = event.epoch
+                self._epochs.setdefault(event.epoch, {})[site] = event
         self._report()
 
     def _report(self) -> None:
@@ -107,19 +108,14 @@ class _Rounds:
         for epoch in [epoch for epoch in sorted(self._epochs) if epoch <= behind_all]:
             self._tell(epoch, self._epochs.pop(epoch))
 
-    def _tell(self, epoch: int, sites: dict[str, dict[str, Any]]) -> None:
-        loss = _mean((one["loss"], one["weight"]) for one in sites.values())
-        evaluated = [one for one in sites.values() if one["eval_loss"] is not None]
-        self._folder.event(
-            "round",
-            round=epoch,
-            loss=loss,
-            eval_loss=_mean((one["eval_loss"], one["eval_weight"]) for one in evaluated),
-            sites={
-                name: {key: one[key] for key in ("loss", "eval_loss", "weight", "contributors")}
-                for name, one in sorted(sites.items())
-            },
-        )
+    def _tell(self, epoch: int, sites: dict[str, events.NodeRound]) -> None:
+        loss = _mean((one.loss, one.weight) for one in sites.values())
+        held_out = [(one.eval_loss, one.eval_weight) for one in sites.values() if one.eval_loss is not None]
+        shares = {
+            name: {"loss": o.loss, "eval_loss": o.eval_loss, "weight": o.weight, "contributors": o.contributors}
+            for name, o in sorted(sites.items())
+        }
+        self._folder.event(events.Round(round=epoch, loss=loss, eval_loss=_mean(held_out), sites=shares))
         self._on_round(epoch, loss)
 
 
@@ -150,7 +146,7 @@ async def _simulate(
                 raise
             network.detach(name)
             rounds.leave(name)
-            folder.event("site_failed", site=name, reason=str(error))
+            folder.event(events.SiteFailed(site=name, reason=str(error)))
             return None
 
     for name, ask in sites.items():
@@ -162,7 +158,7 @@ async def _simulate(
         network.attach(name, service)
         node = take_part(plan, service, network.transport(name), in_turn, node_folder)
         nodes.append(until_it_fails(name, node))
-    folder.event("started", rounds=recipe.topology.rounds, sites=list(sites))
+    folder.event(events.SimulationStarted(rounds=recipe.topology.rounds, sites=list(sites)))
     try:
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(node) for node in nodes]
@@ -174,5 +170,5 @@ async def _simulate(
     total = time.perf_counter() - began
     summary.seconds |= {"total": total, "training": turns.seconds, "exchange": total - turns.seconds}
     folder.write_summary(summary)
-    folder.event("completed", rounds=recipe.topology.rounds, eval_loss=summary.eval_loss)
+    folder.event(events.SimulationCompleted(rounds=recipe.topology.rounds, eval_loss=summary.eval_loss))
     return summary

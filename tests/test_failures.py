@@ -76,7 +76,7 @@ def test_a_command_says_why_in_one_line_saves_and_goes_on_as_if_nothing_had_been
     saved = rf" \(step 2 is saved in {tmp_path}/run; --resume goes on from it\)"
     assert re.fullmatch("error: " + SAID[kind].format(step=3) + saved, line), line
     assert not (tmp_path / "armed").exists()
-    assert [event["reason"] in line for event in RunFolder(tmp_path / "run").events("failed")] == [True]
+    assert [event["reason"] in line for event in RunFolder(tmp_path / "run").lines("failed")] == [True]
     resumed = train(tmp_path, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     if not whole:
@@ -161,7 +161,7 @@ def test_a_simulated_site_is_asked_again_and_the_round_comes_to_what_it_would_ha
     write_judge(tmp_path, kind, at=5)  # the second of three sites, in the second round
     topology = {"kind": "federated", "rounds": 3, "local_steps": 1, "minimum_sites": 3}
     failed = simulated(recipe(tmp_path, topology=topology), tmp_path / "failed")
-    (event,) = RunFolder(tmp_path / "failed").events("quarantined")
+    (event,) = RunFolder(tmp_path / "failed").lines("quarantined")
     assert (event["site"], event["round"]) == ("site1", 2)
     assert re.fullmatch(SAID[kind].format(step=2), event["reason"]), event["reason"]
     whole = simulated(recipe(tmp_path, topology=topology), tmp_path / "whole")
@@ -183,7 +183,7 @@ def test_simulated_nodes_go_on_without_the_one_whose_site_fails(recipe: MakeReci
     run = RunFolder(tmp_path / "run")
     rounds: list[int] = []
     summary = simulate(recipe(tmp_path, topology=topology), run, False, lambda number, _: rounds.append(number))
-    (event,) = run.events("site_failed")
+    (event,) = run.lines("site_failed")
     assert re.search(rf"site '{event['site']}' could not train epoch 2: " + SAID[kind].format(step=2), event["reason"])
     assert set(summary.sites) == {"site0", "site1", "site2"} - {event["site"]}
     assert rounds == [1, 2, 3]
@@ -255,9 +255,9 @@ def test_a_sites_worker_lives_on_and_the_others_round_is_not_lost(
     worker = background.owner(lock_of(folder / "south", "worker"))
     run_id = submit_run(federation, tmp_path / "recipe.yaml", [])
     summary = follow(federation.runs / run_id, lambda event: None)
-    assert summary.get("status") == "completed", list(RunFolder(federation.runs / run_id).events())[-3:]
+    assert summary.get("status") == "completed", list(RunFolder(federation.runs / run_id).lines())[-3:]
     assert {name: site["rounds"] for name, site in summary["sites"].items()} == {"north": 3, "south": 2}
-    (event,) = RunFolder(federation.runs / run_id).events("quarantined")
+    (event,) = RunFolder(federation.runs / run_id).lines("quarantined")
     assert (event["site"], event["round"]) == ("south", 2)
     assert re.fullmatch(TOLD[kind].format(step=2), event["reason"]), event["reason"]
     assert background.owner(lock_of(folder / "south", "worker")) == worker

@@ -132,9 +132,9 @@ def test_a_round_whose_sum_cannot_be_opened_is_void_and_the_run_goes_on(recipe: 
     fault_round: list[int] = []
     summary = federate(recipe(5, MASKED, rounds=3), tmp_path / "run", fault)
     run = RunFolder(tmp_path / "run")
-    (void,) = run.events("round_void")
+    (void,) = run.lines("round_void")
     assert void["round"] == 2
-    assert [event["round"] for event in run.events("round")] == [1, 3]
+    assert [event["round"] for event in run.lines("round")] == [1, 3]
     assert (summary.void_rounds, summary.rounds) == (1, 3)
     assert all(site.rounds == 2 for site in summary.sites.values())
 
@@ -244,7 +244,7 @@ def test_a_server_killed_while_the_sum_is_opened_goes_on_without_whoever_had_ans
 
 def test_the_server_learns_no_site_s_loss_or_weight_of_a_round(recipe: MakeRecipe, tmp_path: Path) -> None:
     federate(recipe(3, MASKED), tmp_path / "run", nobody)
-    for event in RunFolder(tmp_path / "run").events("round"):
+    for event in RunFolder(tmp_path / "run").lines("round"):
         assert event["loss"] > 0
         assert all(site[key] is None for site in event["sites"].values() for key in ("loss", "eval_loss", "weight"))
 
@@ -261,7 +261,7 @@ def test_an_order_to_send_the_update_unmasked_is_refused(recipe: MakeRecipe, tmp
 
     with pytest.raises(RunError, match="void"):
         federate(settings, tmp_path / "run", spy)
-    reasons = [event["reason"] for event in RunFolder(tmp_path / "run").events("quarantined")]
+    reasons = [event["reason"] for event in RunFolder(tmp_path / "run").lines("quarantined")]
     assert len(reasons) == len(seen) == 3
     assert all("would have the update leave unmasked" in reason for reason in reasons)
 

@@ -81,8 +81,8 @@ def shared(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
     summary = simulate(recipe, RunFolder(folder), False, lambda *_: None)
     sites = sorted((folder / "sites").iterdir())
-    losses = [event["loss"] for site in sites for event in RunFolder(site).events("trained")] or [
-        event["loss"] for site in sites for run in sorted(site.iterdir()) for event in RunFolder(run).events("trained")
+    losses = [event["loss"] for site in sites for event in RunFolder(site).lines("trained")] or [
+        event["loss"] for site in sites for run in sorted(site.iterdir()) for event in RunFolder(run).lines("trained")
     ]
     return {"losses": [*losses, summary.eval_loss], "digest": summary.state_digest}
 

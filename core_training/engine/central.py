@@ -19,6 +19,7 @@ from core_training.foundation.trainable import (
     total,
 )
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
 from core_training.runs.checkpoints import prune_checkpoints
 from core_training.runs.result_format import result_name
 from core_training.runs.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
@@ -72,7 +73,7 @@ def train(
         engine.save_model(folder.path / result_name(recipe))
         summary = _summarise(recipe, engine, progress, _initial_evaluation(folder), final)
         folder.write_summary(summary)
-        folder.event("completed", step=engine.step, eval_loss=summary.eval_loss)
+        folder.event(events.CentralCompleted(step=engine.step, eval_loss=summary.eval_loss))
         return summary
 
 
@@ -85,23 +86,23 @@ def _start_or_resume(engine: Trainable, folder: RunFolder, resume: bool) -> Prog
     last = latest_checkpoint(folder.checkpoints) if resume else None
     if last is not None:
         progress = Progress(**engine.restore(last))
-        folder.event("resumed", step=engine.step)
+        folder.event(events.ResumedAtStep(step=engine.step))
         return progress
-    folder.event("started", total_steps=engine.total_steps, **asdict(engine.data_report))
+    folder.event(events.CentralStarted(total_steps=engine.total_steps, **asdict(engine.data_report)))
     _evaluate(engine, folder)
     return Progress()
 
 
 def _initial_evaluation(folder: RunFolder) -> dict[str, Any]:
     """What the sources' losses were before the first step, whenever that was."""
-    return next((event["evaluation"] for event in folder.events("evaluated") if event["step"] == 0), {})
+    return next((dict(event.evaluation) for event in folder.events(events.Evaluated) if event.step == 0), {})
 
 
 def _leave_if(stopped: _Stopped, engine: Trainable, folder: RunFolder, progress: Progress) -> None:
     """Once a signal has come: save, and say so."""
     if stopped:
         _checkpoint(engine, folder, progress)
-        folder.event("interrupted", step=engine.step)
+        folder.event(events.InterruptedAtStep(step=engine.step))
         raise Interrupted(
             f"interrupted at step {engine.step} of {engine.total_steps}, saved in {folder.path}; --resume goes on"
         )
@@ -110,7 +111,7 @@ def _leave_if(stopped: _Stopped, engine: Trainable, folder: RunFolder, progress:
 def _note(report: TrainReport, engine: Trainable, folder: RunFolder, progress: Progress) -> None:
     progress.add(report)
     figures = means(report.figures)
-    folder.event("trained", step=engine.step, loss=report.loss_mean, weight=report.weight, **figures)
+    folder.event(events.StepsTrained(step=engine.step, loss=report.loss_mean, weight=report.weight, figures=figures))
 
 
 def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Progress) -> RunError:
@@ -130,7 +131,7 @@ def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Pro
         else "no step was saved"
     )
     with suppress(FedloomError):
-        folder.event("failed", step=engine.step if reports is not None else None, reason=str(error))
+        folder.event(events.Failed(step=engine.step if reports is not None else None, reason=str(error)))
     return type(error)(f"{error} ({what})")
 
 
@@ -142,7 +143,7 @@ def _checkpoint(engine: Trainable, folder: RunFolder, progress: Progress) -> Non
 def _evaluate(engine: Trainable, folder: RunFolder) -> dict[str, dict[str, Any]]:
     reports = engine.evaluate()
     evaluation = {source: asdict(report) for source, report in reports.items()}
-    folder.event("evaluated", step=engine.step, loss=total(reports).loss, evaluation=evaluation)
+    folder.event(events.Evaluated(step=engine.step, loss=total(reports).loss, evaluation=evaluation))
     return evaluation
 
 

@@ -15,16 +15,20 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core_training.foundation import background
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, RunError
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
+from core_training.runs.events import Event, read_event
+from core_training.runs.run_status import RunStatus, fold
 
-Listener = Callable[[str, dict[str, Any]], None]
-"""Is told the name and the fields of an event."""
+Listener = Callable[[Event], None]
+"""Is told an event."""
+
+Kind = TypeVar("Kind", bound=Event)
 
 
 @dataclass
@@ -140,9 +144,9 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         commit_file(self.path / "recipe.yaml", text.encode())
 
-    def event(self, name: str, **fields: Any) -> None:
-        """Append one line to `events.jsonl`: time (UTC), event, and its fields."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields})
+    def event(self, event: Event) -> None:
+        """Append one line to `events.jsonl`: the time (UTC), and the event. Raises RunError when the disk refuses."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event.document()})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # One write of one line to a file opened for appending stays whole beside other writers.
@@ -158,34 +162,40 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path / 'events.jsonl'} cannot be written: {error}") from error
         for listener in self._listeners:
-            listener(name, fields)
+            listener(event)
 
-    def events(self, name: str | None = None) -> Iterator[dict[str, Any]]:
-        """The events so far, or those of one name. A last line cut short by a kill is passed over."""
-        path = self.path / "events.jsonl"
-        if not path.exists():
-            return
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if name is None or event.get("event") == name:
-                yield event
+    def lines(self, name: str | None = None) -> Iterator[dict[str, Any]]:
+        """The lines of `events.jsonl` as they stand, or those of one name. One that a kill cut short is passed over."""
+        yield from (line for line, _ in self._read(0) if name is None or line.get("event") == name)
 
-    def new_events(self) -> Iterator[dict[str, Any]]:
+    def events(self, kind: type[Kind]) -> Iterator[Kind]:
+        """The events of one kind so far; `Event` stands for all."""
+        return (event for line in self.lines() if isinstance(event := read_event(line), kind))
+
+    def status(self) -> RunStatus:
+        """How the run stands."""
+        return fold(self.events(Event))
+
+    def new_events(self) -> Iterator[Event]:
         """The events that this has not given out yet. A line that is still being written waits for the next time."""
+        for line, end in self._read(self._given_out):
+            self._given_out = end
+            yield read_event(line)
+
+    def _read(self, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """The whole lines from byte `start` on that are JSON objects, each with the byte at which it ends."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return
         with path.open("rb") as file:
-            file.seek(self._given_out)
+            file.seek(start)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                self._given_out += len(line)
-                with suppress(json.JSONDecodeError):
-                    yield json.loads(line)
+                start += len(line)
+                with suppress(ValueError):
+                    if isinstance(document := json.loads(line), dict):
+                        yield document, start
 
     def write_summary(self, summary: Summary) -> None:
         commit_file(self.path / "summary.json", (json.dumps(asdict(summary), indent=2) + "\n").encode())

@@ -147,5 +147,5 @@ def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
     from core_training.runs.run_folder import RunFolder
 
     runs = sorted((folder / "runs").glob("*/events.jsonl"))
-    events = {path.parent.name: list(RunFolder(path.parent).events()) for path in runs}
+    events = {path.parent.name: list(RunFolder(path.parent).lines()) for path in runs}
     return {run: of_run[-1] for run, of_run in events.items() if of_run}

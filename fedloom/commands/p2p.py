@@ -6,10 +6,11 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from core_training.runs import events
 from fedloom.options import Json, Overrides, Quiet, RecipePath, paths_by_name, print_answer
 
 app = typer.Typer(no_args_is_help=True, help="A gossip node: training together without a server.")
@@ -105,13 +106,15 @@ def start(
 
     with ticking("gossip", "epoch", quiet or as_json) as ticker:
 
-        def listener(event: str, fields: dict[str, Any]) -> None:
-            if event in ("epoch", "epoch_void", "adopted"):
-                note = f"loss {fields['loss']:.4f}" if "loss" in fields else "caught up"
-                ticker.advance(fields["epoch"], fields["of"], f"{note}, {_others(fields)}")
-            elif event in _TOLD and not quiet:
-                details = ", ".join(f"{key} {value}" for key, value in fields.items())
-                typer.echo(f"{event}: {details}", err=True)
+        def listener(event: events.Event) -> None:
+            match event:
+                case events.NodeRound():
+                    words = f"loss {event.loss:.4f}, mean over {', '.join(event.contributors)}"
+                    ticker.advance(event.epoch, event.of, words)
+                case events.Adopted():
+                    ticker.advance(event.epoch, event.of, f"caught up, state from {', '.join(event.donors)}")
+                case _ if isinstance(event, _SHOWN) and not quiet:
+                    typer.echo(_told(event), err=True)
 
         result = run_node(NodeRun(folder, roster, loaded, founder, run_name, linger), worker_of, listener)
     show_summary(asdict(summarize(loaded, [result])), str(folder / "runs"), as_json, quiet)
@@ -142,10 +145,19 @@ def stop(folder: Folder = Path("node"), as_json: Json = False) -> None:
     print_answer({"stopped": stopped}, as_json, "The node is stopped." if stopped else "The node was not running.")
 
 
-_TOLD = ("waiting", "peer_up", "peer_down", "peer_refused", "refused", "too_few_members")
+_SHOWN = (
+    events.WaitingForPeers,
+    events.PeerUp,
+    events.PeerDown,
+    events.PeerRefused,
+    events.Refused,
+    events.TooFewMembers,
+)
+"""What a person at a terminal is told of, besides rounds."""
 
 
-def _others(fields: dict[str, Any]) -> str:
-    if "donors" in fields:
-        return f"state from {', '.join(fields['donors'])}"
-    return f"mean over {', '.join(fields['contributors'])}"
+def _told(event: events.Event) -> str:
+    """An event in one line: what happened, then its fields."""
+    fields = event.document()
+    name = fields.pop("event")
+    return f"{name}: {', '.join(f'{key} {value}' for key, value in fields.items() if value is not None)}"

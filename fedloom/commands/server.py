@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -217,21 +217,22 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
 
 def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> None:
     from core_training.foundation.errors import RunError
+    from core_training.runs.events import Event, Round, RoundVoid
     from fedloom.console import plain, show_summary, stderr, ticking
     from server.deployment import is_worked_on
-    from server.run_progress import follow, note_of, read_progress
+    from server.run_progress import follow, read_progress
 
     folder = federation.run_folder(run_id)
     rounds = read_progress(folder).rounds
     with ticking(run_id, "round", quiet or as_json) as ticker:
 
-        def report(event: dict[str, Any]) -> None:
-            if event["event"] == "round":
-                ticker.advance(event["round"], rounds, f"loss {_figure(event['loss'])}, {len(event['sites'])} sites")
-            elif (note := note_of(event)) is not None and not quiet:
-                stderr.print(plain(note), soft_wrap=True)
-            if event["event"] == "round_void":
-                ticker.advance(event["round"], rounds)
+        def report(event: Event) -> None:
+            if isinstance(event, Round):
+                ticker.advance(event.round, rounds, f"loss {_figure(event.loss)}, {len(event.sites)} sites")
+            elif event.note is not None and not quiet:
+                stderr.print(plain(event.note), soft_wrap=True)
+            if isinstance(event, RoundVoid):
+                ticker.advance(event.round, rounds)
 
         summary = follow(folder, report, lambda: is_worked_on(federation, run_id))
     if not summary:

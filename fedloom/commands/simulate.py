@@ -28,7 +28,6 @@ def simulate(
     from core_training.runs.run_folder import RunFolder
     from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
-    from server.run_progress import note_of
 
     loaded = load_recipe(recipe, overrides)
     if loaded.topology.kind == "central":
@@ -50,7 +49,7 @@ def simulate(
     with results_only_on_stdout(), folder.claimed(), ticking(loaded.topology.kind, "round", quiet or json) as ticker:
 
         def show_notes() -> None:
-            for note in filter(None, map(note_of, folder.new_events())):
+            for note in filter(None, (event.note for event in folder.new_events())):
                 if not quiet:
                     stderr.print(plain(note), soft_wrap=True)
 

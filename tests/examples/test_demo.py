@@ -36,7 +36,7 @@ def test_every_way_of_training_leaves_its_figures_and_the_page_shows_them(
     # All peers in one group compute what a server computes (law 3).
     assert summary["gossip"]["eval_loss"] == pytest.approx(summary["federated"]["eval_loss"], abs=1e-6)
     # The same examples for central training as for the three hospitals together.
-    events = list(RunFolder(FOLDER / "central").events("trained"))
+    events = list(RunFolder(FOLDER / "central").lines("trained"))
     assert events[-1]["step"] == 3 * 2 * 1
 
     page = (FOLDER / "report.html").read_text(encoding="utf-8")

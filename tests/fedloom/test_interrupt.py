@@ -52,4 +52,4 @@ def test_train_stopped_by_a_signal_resumes_bit_for_bit(
     whole.prepare(recipe, resume=False)
     expected = train(recipe, open_engine(recipe), whole, resume=False, on_step=lambda *_: None)
     assert json.loads(resumed.stdout)["state_digest"] == expected.state_digest
-    assert [e["event"] for e in RunFolder(tmp_path / "run").events()].count("resumed") == 1
+    assert [e["event"] for e in RunFolder(tmp_path / "run").lines()].count("resumed") == 1

@@ -11,6 +11,7 @@ import pytest
 
 from core_training.foundation.errors import InputError
 from core_training.recipe.reading import parse_recipe
+from core_training.runs.events import Evaluated, NodeRound, Round
 from core_training.runs.run_folder import RunFolder, Summary
 from fedloom.report import Curve, Report, read_curve, read_entry, write_picture, write_report
 
@@ -39,7 +40,7 @@ def make_run(path: Path, kind: str, eval_loss: float = 0.5, complete: bool = Tru
 def central_run(path: Path, losses: tuple[float, ...]) -> Path:
     run = make_run(path, "central", eval_loss=losses[-1])
     for index, loss in enumerate(losses):
-        run.event("evaluated", step=10 * index, loss=loss)
+        run.event(Evaluated(step=10 * index, loss=loss, evaluation={}))
     return path
 
 
@@ -51,15 +52,22 @@ def test_a_central_curve_counts_examples_by_steps_and_batch(tmp_path: Path) -> N
 def test_a_federated_curve_counts_all_sites_and_ends_with_the_result(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "federated")
     for number, loss in ((1, 2.0), (2, None), (3, 1.0)):
-        run.event("round", round=number, eval_loss=loss, sites={"a": {}, "b": {}})
+        run.event(Round(round=number, loss=None, eval_loss=loss, sites={"a": {}, "b": {}}))
     assert read_curve(run.path) == Curve((0.0, 320.0, 480.0), (2.0, 1.0, 0.5))
+
+
+def node_round(epoch: int, eval_loss: float) -> NodeRound:
+    return NodeRound(
+        epoch=epoch, of=2, loss=1.0, eval_loss=eval_loss, eval_weight=1, weight=1, seconds=1.0, contributors=[],
+        live=[], state_digest=None,
+    )  # fmt: skip
 
 
 def test_a_gossip_curve_is_the_nodes_mean(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "gossip")
     for site, losses in (("a", (2.0, 1.0)), ("b", (4.0, 2.0))):
         for epoch, loss in enumerate(losses, start=1):
-            RunFolder(run.path / "sites" / site).event("epoch", epoch=epoch, eval_loss=loss)
+            RunFolder(run.path / "sites" / site).event(node_round(epoch, loss))
     assert read_curve(run.path) == Curve((0.0, 160.0, 480.0), (3.0, 1.5, 0.5))
 
 

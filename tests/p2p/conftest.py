@@ -53,7 +53,7 @@ class Federation:
 
     def events(self, name, kind=None):
         folder = self.run_folder(name)
-        return list(folder.events(kind)) if folder else []
+        return list(folder.lines(kind)) if folder else []
 
     def wait_for(self, name, kind, count=1, seconds=60):
         """Wait until a node has written so many events of a kind; returns them."""

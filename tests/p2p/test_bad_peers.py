@@ -152,7 +152,7 @@ class World:
             await server.stop()
 
     def refusals(self):
-        return [(event["peer"], event["reason"]) for event in self.folder.events("refused")]
+        return [(event["peer"], event["reason"]) for event in self.folder.lines("refused")]
 
 
 async def greet(beta, recipe=RECIPE):
@@ -191,7 +191,7 @@ def test_a_bad_update_is_refused_with_the_reason_and_the_true_name(tmp_path, fau
     (peer, reason), *_ = world.refusals()
     assert peer == "beta"
     assert fault.reason in reason
-    epochs = list(world.folder.events("epoch"))
+    epochs = list(world.folder.lines("epoch"))
     assert [event["contributors"] for event in epochs] == [["alpha"], ["alpha"]]
 
 
@@ -205,7 +205,7 @@ def test_a_sound_update_by_the_same_means_is_averaged(tmp_path):
 
     asyncio.run(scenario())
     assert world.refusals() == []
-    assert next(world.folder.events("epoch"))["contributors"] == ["alpha", "beta"]
+    assert next(world.folder.lines("epoch"))["contributors"] == ["alpha", "beta"]
 
 
 def group_parts(payload=bytes(16), **changes):
@@ -246,7 +246,7 @@ def test_a_bad_group_message_is_refused_with_the_reason_and_the_true_name(tmp_pa
 
     asyncio.run(scenario())
     assert world.refusals()[0][0] == "beta"
-    assert [event["contributors"] for event in world.folder.events("epoch")] == [["alpha"]]
+    assert [event["contributors"] for event in world.folder.lines("epoch")] == [["alpha"]]
 
 
 def test_where_the_run_has_no_groups_a_group_message_is_refused(tmp_path):
@@ -293,7 +293,7 @@ def test_a_message_over_grpcs_limit_is_refused_before_it_is_read(tmp_path):
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
     asyncio.run(scenario())
-    assert len(list(world.folder.events("epoch"))) == 2
+    assert len(list(world.folder.lines("epoch"))) == 2
     assert world.refusals()[0][0] == "beta"
 
 
@@ -363,7 +363,7 @@ def test_noise_on_the_port_harms_nobody(tmp_path):
             await send(beta._channel("alpha"), Fault("none", "").wire_parts())
 
     asyncio.run(scenario())
-    assert next(world.folder.events("epoch"))["contributors"] == ["alpha", "beta"]
+    assert next(world.folder.lines("epoch"))["contributors"] == ["alpha", "beta"]
 
 
 def test_a_peer_that_answers_with_noise_counts_as_down(tmp_path):
@@ -414,7 +414,7 @@ def test_an_update_from_one_who_trains_something_else_is_refused(tmp_path):
                 await beta.publish("alpha", header, [])
 
     asyncio.run(scenario())
-    assert "another start" in next(world.folder.events("peer_refused"))["reason"]
+    assert "another start" in next(world.folder.lines("peer_refused"))["reason"]
 
 
 def test_a_second_server_on_the_port_is_refused(tmp_path):

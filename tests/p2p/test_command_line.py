@@ -120,12 +120,12 @@ def test_a_run_goes_on_when_a_nodes_worker_is_killed(nodes):
         )  # fmt: skip
     runs = [RunFolder(next((folder / f"n{number}" / "runs").iterdir())) for number in (0, 1)]
     deadline = time.monotonic() + 240
-    while len(list(runs[0].events("epoch"))) < 2:
+    while len(list(runs[0].lines("epoch"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(background.owner(worker_lock(folder / "n0")), signal.SIGKILL)
-    while not all(list(run.events("run_completed")) for run in runs):
-        assert time.monotonic() < deadline, [list(run.events())[-3:] for run in runs]
+    while not all(list(run.lines("run_completed")) for run in runs):
+        assert time.monotonic() < deadline, [list(run.lines())[-3:] for run in runs]
         time.sleep(0.2)
     assert len({run.summary()["state_digest"] for run in runs}) == 1
     assert (folder / "n0" / "logs" / "worker.log").read_text().count("is ready") == 2
@@ -158,13 +158,13 @@ def test_a_node_whose_site_fails_says_why_and_the_others_round_is_not_lost(nodes
     assert re.fullmatch("error: site 'site1' could not train epoch 2: " + TOLD[kind].format(step=2), line), line
     assert re.search(SAID[kind].format(step=2), (folder / "n1" / "logs" / "worker.log").read_text())
     (own,) = (RunFolder(run) for run in (folder / "n1" / "runs").iterdir())
-    assert [event["epoch"] for event in own.events("epoch")] == [1]
+    assert [event["epoch"] for event in own.lines("epoch")] == [1]
     again = fedloom(*starts[1])
     assert again.returncode == 0, again.stderr
     runs = [RunFolder(next((folder / f"n{number}" / "runs").iterdir())) for number in (0, 1)]
     deadline = time.monotonic() + 60
-    while not all(list(run.events("run_completed")) for run in runs):
-        assert time.monotonic() < deadline, [list(run.events())[-3:] for run in runs]
+    while not all(list(run.lines("run_completed")) for run in runs):
+        assert time.monotonic() < deadline, [list(run.lines())[-3:] for run in runs]
         time.sleep(0.2)
     assert len({run.summary()["state_digest"] for run in runs}) == 1
-    assert len(list(runs[0].events("epoch"))) == 8
+    assert len(list(runs[0].lines("epoch"))) == 8

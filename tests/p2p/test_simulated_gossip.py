@@ -26,7 +26,7 @@ def final_states(sites, folder):
 
 
 def events(folder, name, kind):
-    return list(RunFolder(folder / "sites" / name).events(kind))
+    return list(RunFolder(folder / "sites" / name).lines(kind))
 
 
 def test_law_3_group_gossip_is_federated_averaging_and_all_nodes_hold_the_same_bits(tmp_path):
@@ -38,7 +38,7 @@ def test_law_3_group_gossip_is_federated_averaging_and_all_nodes_hold_the_same_b
     assert np.abs(states["alpha"].buffer - expected).max() <= 1e-6
     assert summary.eval_loss < summary.eval_loss_initial
     assert [
-        event["event"] for event in RunFolder(tmp_path / "sites" / "alpha").events() if "refused" in event["event"]
+        event["event"] for event in RunFolder(tmp_path / "sites" / "alpha").lines() if "refused" in event["event"]
     ] == []
 
 

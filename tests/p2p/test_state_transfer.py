@@ -64,14 +64,14 @@ def test_a_donor_with_another_state_is_refused_by_name_and_the_next_one_asked_fr
     other = TrainableState(STATE.manifest, STATE.buffer + 1).to_bytes()
     donors = Donors(beta=(other, 99), gamma=(b"garbage", 99), delta=(BYTES, 99))
     assert fetch(tmp_path, donors).digest == STATE.digest
-    assert [event["peer"] for event in RunFolder(tmp_path).events("refused")] == ["beta", "gamma"]
+    assert [event["peer"] for event in RunFolder(tmp_path).lines("refused")] == ["beta", "gamma"]
     assert donors.offsets["delta"] == 0
 
 
 def test_a_donor_that_never_stops_sending_is_cut_off(tmp_path):
     donors = Donors(beta=(bytes(3 * len(BYTES)), 99))
     assert fetch(tmp_path, donors) is None
-    assert "longer than" in next(RunFolder(tmp_path).events("refused"))["reason"]
+    assert "longer than" in next(RunFolder(tmp_path).lines("refused"))["reason"]
 
 
 def test_without_an_intact_donor_there_is_no_state(tmp_path):

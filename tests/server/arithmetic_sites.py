@@ -76,4 +76,4 @@ def federate(
 
 
 def events(folder: Path, name: str) -> list[dict[str, Any]]:
-    return list(RunFolder(folder).events(name))
+    return list(RunFolder(folder).lines(name))

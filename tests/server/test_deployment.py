@@ -68,7 +68,7 @@ def new_site(folder: Path, federation: Federation, data: Path, model: Path, auth
 def wait_for_round(federation: Federation, run_id: str, number: int, within: float = 120) -> None:
     deadline = time.monotonic() + within
     while read_progress(federation.runs / run_id).round < number:
-        assert time.monotonic() < deadline, list(RunFolder(federation.runs / run_id).events())
+        assert time.monotonic() < deadline, list(RunFolder(federation.runs / run_id).lines())
         time.sleep(0.05)
 
 
@@ -241,7 +241,7 @@ def test_an_undisturbed_run_completes_over_both_sites(deployed, undisturbed):
 @pytest.mark.slow
 def test_later_rounds_start_training_within_a_second(deployed, undisturbed):
     federation, _ = deployed
-    rounds = RunFolder(federation.runs / federation.run_ids()[0]).events("round")
+    rounds = RunFolder(federation.runs / federation.run_ids()[0]).lines("round")
 
     waited = [site["resident_seconds"] for event in rounds for site in event["sites"].values() if event["round"] > 1]
     assert len(waited) == 4
@@ -367,7 +367,7 @@ def test_a_model_that_a_site_does_not_have_is_told_by_name(deployed):
     )
 
     assert follow(federation.runs / run_id, lambda event: None) == {}
-    reasons = [event["reason"] for event in RunFolder(federation.runs / run_id).events("quarantined")]
+    reasons = [event["reason"] for event in RunFolder(federation.runs / run_id).lines("quarantined")]
     assert any("site 'north' has no model 'unheard-of', it has 'tiny'" in reason for reason in reasons)
 
 

@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +14,7 @@ from typer.testing import CliRunner
 from core_training.foundation import background
 from core_training.foundation.errors import RunError
 from core_training.recipe.schema import Recipe
+from core_training.runs.events import Event, Failed, FederatedStarted, Quarantined, Round, RoundVoid
 from core_training.runs.run_folder import RunFolder
 from fedloom import console
 from fedloom.commands import server as command
@@ -40,10 +40,10 @@ def test_a_run_that_nobody_starts_to_work_on_is_followed_no_longer(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_progress, "_STARTS_WITHIN", 0.2)
-    run.event("started", rounds=3)
-    said: list[dict[str, Any]] = []
+    run.event(FederatedStarted(rounds=3))
+    said: list[Event] = []
     assert follow(run.path, said.append, lambda: False) == {}
-    assert [event["event"] for event in said] == ["started"]
+    assert said == [FederatedStarted(rounds=3)]
 
 
 def test_a_run_that_changes_hands_is_followed_on(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_a_run_that_changes_hands_is_followed_on(run: RunFolder, monkeypatch: py
 
 
 def test_an_unfinished_run_without_a_process_is_said_to_stand_still(federation: Federation, run: RunFolder) -> None:
-    run.event("failed", reason="no disk")
+    run.event(Failed(reason="no disk"))
     (state,) = run_states(federation)
     assert state.note == "failed: no disk; nobody works on it: `fedloom server start` goes on with it"
     with background.claim(federation.run_lock("r")):
@@ -72,7 +72,7 @@ def test_the_words_of_a_site_are_neither_markup_nor_control_characters(
     federation: Federation, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    run.event("quarantined", site="a", round=1, reason="[/red] [bold]no\x1b[2J\u202e disk[/bold]")
+    run.event(Quarantined(site="a", round=1, reason="[/red] [bold]no\x1b[2J\u202e disk[/bold]"))
     shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)])
     assert shown.exit_code == 0, shown.exception
     assert "r: a was set aside: [/red] [bold]no [2J  disk[/bold]; nobody works on it" in shown.stdout
@@ -83,10 +83,10 @@ def test_a_void_round_is_counted_and_told(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     share = {"loss": None, "eval_loss": None}
-    run.event("round", round=1, loss=2.5, eval_loss=3.5, sites={"a": share, "b": share})
+    run.event(Round(round=1, loss=2.5, eval_loss=3.5, sites={"a": share, "b": share}))
     shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)]).stdout
     assert "│ r                        │ 1/3   │ 2.5000 │ 3.5000        │ a, b  " in shown
-    run.event("round_void", round=2, reason="1 of 2 sites are there")
+    run.event(RoundVoid(round=2, reason="1 of 2 sites are there"))
     shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)]).stdout
     assert "│ 2/3, 1 void │ 2.5000 │ 3.5000        │  " in shown
     assert "\nr: round 2 is void and changed nothing: 1 of 2 sites are there; nobody works on it" in shown
@@ -95,9 +95,9 @@ def test_a_void_round_is_counted_and_told(
 def test_who_follows_a_run_sees_it_go_past_a_void_round(
     federation: Federation, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run.event("round_void", round=1, reason="few")
-    run.event("round", round=2, loss=1.0, eval_loss=None, sites={"a": {"loss": None, "eval_loss": None}})
-    run.event("failed", reason="no disk")
+    run.event(RoundVoid(round=1, reason="few"))
+    run.event(Round(round=2, loss=1.0, eval_loss=None, sites={"a": {"loss": None, "eval_loss": None}}))
+    run.event(Failed(reason="no disk"))
     said = io.StringIO()
     monkeypatch.setattr(console, "stderr", Console(file=said, width=200))
     with pytest.raises(RunError, match="nobody works on it"):

@@ -62,13 +62,13 @@ def start_fedloom(folder: Path, *words: str) -> "subprocess.Popen[str]":
 def wait_for(run: RunFolder, event: str, number: int, within: float = 90) -> None:
     """Until this event of a round has happened."""
     deadline = time.monotonic() + within
-    while all(happened["round"] != number for happened in run.events(event)):
-        assert time.monotonic() < deadline, list(run.events())
+    while all(happened["round"] != number for happened in run.lines(event)):
+        assert time.monotonic() < deadline, list(run.lines())
         time.sleep(0.02)
 
 
 def reasons(run: RunFolder, site: str) -> list[str]:
-    return [event["reason"] for event in run.events("quarantined") if event["site"] == site]
+    return [event["reason"] for event in run.lines("quarantined") if event["site"] == site]
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def test_a_masked_run_ends_as_one_without_masks_though_a_worker_and_the_server_a
         fedloom(walk, "client", "start", "--folder", "guest")
         summary = follow(run.path, lambda event: None)
 
-    assert (summary["rounds"], summary["void_rounds"]) == (2, 0), list(run.events())
+    assert (summary["rounds"], summary["void_rounds"]) == (2, 0), list(run.lines())
     rounds_of = {name: site["rounds"] for name, site in summary["sites"].items()}
-    assert rounds_of == dict.fromkeys(TOGETHER, 2), list(run.events())
+    assert rounds_of == dict.fromkeys(TOGETHER, 2), list(run.lines())
     records.check(rounds=2)
     unpinned, *_, misled = reasons(run, "guest")
     assert "site 'guest' has pinned no roster that names it" in unpinned
@@ -185,7 +185,7 @@ def test_a_site_that_is_killed_takes_part_again_and_no_mask_is_used_twice(walk: 
         said, _ = waiting.communicate(timeout=150)
 
     assert waiting.returncode == 0, said
-    *_, last = run.events("round")
+    *_, last = run.lines("round")
     assert (last["round"], sorted(last["sites"])) == (8, sorted(TOGETHER))
     records.check(rounds=8)
     assert reasons(run, "guest") == ["minimum_sites 2: this site takes part from 3 up"]
@@ -195,7 +195,7 @@ def test_a_site_that_is_killed_takes_part_again_and_no_mask_is_used_twice(walk: 
     assert "secure aggregation: " in said
     shown = fedloom(walk, "server", "status")
     told = {words: words in shown for words in (run.run_id, "8/8, finished", "north, south, west")}
-    assert all(told.values()), (shown, list(run.events()))
+    assert all(told.values()), (shown, list(run.lines()))
     assert all(site[key] is None for site in last["sites"].values() for key in ("loss", "eval_loss", "weight"))
 
 

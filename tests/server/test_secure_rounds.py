@@ -45,7 +45,7 @@ def test_when_too_few_of_a_set_up_are_left_those_who_are_there_set_masks_up_amon
 
     summary = federate(recipe, tmp_path / "run", leave_after_round_1)
     assert (summary.rounds, summary.void_rounds) == (3, 0)
-    set_up = [(event["round"], event["sites"]) for event in RunFolder(tmp_path / "run").events("masks_set_up")]
+    set_up = [(event["round"], event["sites"]) for event in RunFolder(tmp_path / "run").lines("masks_set_up")]
     assert set_up == [(1, ["s0", "s1", "s2", "s3", "s4"]), (2, ["s2", "s3", "s4"])]
 
 
@@ -61,7 +61,7 @@ def test_after_a_void_round_masks_are_set_up_anew(recipe: Recipe, tmp_path: Path
 
     summary = federate(recipe, tmp_path / "run", lost)
     assert summary.void_rounds == 1
-    assert [event["round"] for event in RunFolder(tmp_path / "run").events("masks_set_up")] == [1, 2]
+    assert [event["round"] for event in RunFolder(tmp_path / "run").lines("masks_set_up")] == [1, 2]
 
 
 def test_a_roster_that_the_server_did_not_hand_out_turns_a_site_away_with_the_remedy(
@@ -92,4 +92,4 @@ def test_a_site_that_missed_a_set_up_or_a_round_is_waited_for_with_new_masks_in_
 
     summary = federate(recipe, tmp_path / "run", once)
     assert summary.sites["s1"].rounds == 2
-    assert [event["round"] for event in RunFolder(tmp_path / "run").events("masks_set_up")] == [1, 2]
+    assert [event["round"] for event in RunFolder(tmp_path / "run").lines("masks_set_up")] == [1, 2]

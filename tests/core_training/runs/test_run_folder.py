@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +15,22 @@ from core_training.engine.dataset import load_dataset
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import InputError, RunError
 from core_training.recipe.schema import Recipe
+from core_training.runs.events import Event, Failed, ResumedAtStep
 from core_training.runs.run_folder import RunFolder
 from strategies.messages import RUN_ID
 from tests import tiny
+
+
+def all_kinds(kind: type[Event] = Event) -> set[type[Event]]:
+    below = {one for child in kind.__subclasses__() for one in all_kinds(child)}
+    return below | ({kind} if kind.NAME else set())
+
+
+def made_up(annotation: str) -> Any:
+    """A value of a field's type."""
+    if "Mapping" in annotation:
+        return {"a": 1.5} if annotation == "Mapping[str, float]" else {"a": {"loss": 1.0}}
+    return ["a"] if "Sequence" in annotation else {"i": 1, "f": 1.5, "b": True}.get(annotation[0], "words")
 
 
 def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
@@ -29,11 +45,35 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
 
 def test_an_event_cut_short_does_not_swallow_the_next_one(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.event("first")
+    folder.event(Failed(reason="no disk"))
     with (tmp_path / "events.jsonl").open("ab") as stream:
         stream.write(b'{"event": "cut sho')
-    folder.event("last", loss=1.0)
-    assert [event["event"] for event in folder.events()] == ["first", "last"]
+    folder.event(ResumedAtStep(step=3))
+    assert [event["event"] for event in folder.lines()] == ["failed", "resumed"]
+
+
+@pytest.mark.parametrize("kind", sorted(all_kinds(), key=lambda kind: kind.__name__))
+def test_every_event_is_read_back_from_its_line(tmp_path: Path, kind: type[Event]) -> None:
+    """Kinds that share a name are told apart by their fields."""
+    made = kind(**{one.name: made_up(str(one.type)) for one in fields(kind)})
+    folder = RunFolder(tmp_path)
+    folder.event(made)
+    assert list(folder.events(Event)) == [made]
+    assert type(next(folder.events(kind))) is kind
+
+
+def test_lines_of_another_version_are_read_as_far_as_they_are_known(tmp_path: Path) -> None:
+    lines = [
+        {"event": "round", "round": 1, "loss": 2.0, "eval_loss": None, "sites": {"a": {}}, "mood": "good"},
+        {"event": "late", "site": "b"},
+        {"event": "invented", "by": "another version"},
+        ["no event at all"],
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder = RunFolder(tmp_path)
+    assert [type(event).__name__ for event in folder.events(Event)] == ["Round", "Unknown", "Unknown"]
+    status = folder.status()
+    assert (status.round, status.state, list(status.sites)) == (1, "training", ["a"])
 
 
 @pytest.mark.parametrize("name", ["my run", "..hidden", "Ärzte", "a" * 300, "-"])

@@ -1,0 +1,479 @@
+"""What happens in a run: one type for each kind of event, and how it stands as a line of `events.jsonl`.
+
+A line has the time, the kind's name under `event`, and its fields. Kinds of different topologies share a name where
+people look for one; they are told apart by their fields. Lines may gain fields, and never lose any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One event of a run."""
+
+    NAME: ClassVar[str] = ""
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know of it; None for one that is as it should be."""
+        return None
+
+    def document(self) -> dict[str, Any]:
+        """Its name and its fields, as JSON has them."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        more = own.pop("figures", {})
+        return {"event": self.NAME, **own, **more}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown(Event):
+    """A line of another version's, or of nobody's."""
+
+    line: Mapping[str, Any]
+
+
+# Runs of one process
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentralStarted(Event):
+    NAME = "started"
+    total_steps: int
+    train_examples: int
+    eval_examples: int
+    truncated: int
+    dropped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumedAtStep(Event):
+    NAME = "resumed"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsTrained(Event):
+    """`loss` is a mean over `weight` units; `figures` are the stage's own, each a field of the line."""
+
+    NAME = "trained"
+    step: int
+    loss: float
+    weight: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Event):
+    """`evaluation` has the report of each source of records."""
+
+    NAME = "evaluated"
+    step: int
+    loss: float | None
+    evaluation: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterruptedAtStep(Event):
+    NAME = "interrupted"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentralCompleted(Event):
+    NAME = "completed"
+    step: int
+    eval_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """A run has ended before its time; `step` is the one that a central run stands at."""
+
+    NAME = "failed"
+    reason: str
+    step: int | None = None
+
+    @property
+    def note(self) -> str:
+        return f"failed: {self.reason}"
+
+
+# Federated runs, at the server
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedStarted(Event):
+    NAME = "started"
+    rounds: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumedAtRound(Event):
+    NAME = "resumed"
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteJoined(Event):
+    NAME = "joined"
+    site: str
+    train_examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingForSites(Event):
+    NAME = "waiting"
+    sites: Sequence[str]
+    minimum: int
+
+    @property
+    def note(self) -> str:
+        return f"waiting for {self.minimum} sites, {len(self.sites)} are there"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined(Event):
+    """A site's answer was set aside, with the reason."""
+
+    NAME = "quarantined"
+    site: str
+    round: int
+    reason: str
+
+    @property
+    def note(self) -> str:
+        return f"{self.site} was set aside: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Late(Event):
+    """A site did not answer an order of this kind before its deadline."""
+
+    NAME = "late"
+    site: str
+    round: int
+    order: str
+
+    @property
+    def note(self) -> str:
+        return f"{self.site} did not answer in time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksSetUp(Event):
+    """From `round` on, for so many rounds, these sites' masks meet; setting them up took so many seconds."""
+
+    NAME = "masks_set_up"
+    round: int
+    rounds: int
+    sites: Sequence[str]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptVoid(Event):
+    """Too few sites answered in an attempt at a round, which is tried again."""
+
+    NAME = "void"
+    round: int
+    attempt: int
+    sites: Sequence[str]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundVoid(Event):
+    """A round changed nothing, and is not tried again."""
+
+    NAME = "round_void"
+    round: int
+    reason: str
+
+    @property
+    def note(self) -> str:
+        return f"round {self.round} is void and changed nothing: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round(Event):
+    """A round counted. Losses are means over all sites' units, `eval_loss` of the state that the round began with.
+
+    `sites` has each site's share: loss, eval_loss and weight (None where they are masked), and its seconds.
+    """
+
+    NAME = "round"
+    round: int
+    loss: float | None
+    eval_loss: float | None
+    sites: Mapping[str, Mapping[str, Any]]
+    seconds: float | None = None
+    saturated: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppedEarly(Event):
+    NAME = "stopped_early"
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsCompleted(Event):
+    """Of a server's run, and of a site's part in it."""
+
+    NAME = "completed"
+    round: int
+    eval_loss: float | None
+
+
+# Federated and gossip runs, at a site
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceTrained(Event):
+    """A site has trained its slice of a round."""
+
+    NAME = "trained"
+    round: int
+    loss: float
+    eval_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaughtUp(Event):
+    """A site's engine passed over rounds that it took no part in."""
+
+    NAME = "caught_up"
+    round: int
+    engine_round: int
+
+
+# Gossip runs, at a node
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeStarted(Event):
+    NAME = "started"
+    site: str
+    run: str
+    roster: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeJoined(Event):
+    """The node's trainer is ready; `manifest` and `initial` are digests that all nodes must have alike."""
+
+    NAME = "joined"
+    site: str
+    run: str
+    committed: int
+    manifest: str
+    initial: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingForPeers(Event):
+    NAME = "waiting"
+    missing: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered(Event):
+    NAME = "gathered"
+    live: Sequence[str]
+    missing: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerUp(Event):
+    NAME = "peer_up"
+    peer: str
+    committed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerDown(Event):
+    NAME = "peer_down"
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerRefused(Event):
+    """A peer trains something else."""
+
+    NAME = "peer_refused"
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused(Event):
+    """What a peer sent (None: what a group came to) was not taken."""
+
+    NAME = "refused"
+    peer: str | None
+    reason: str
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedBy(Event):
+    """A peer did not take this node's share."""
+
+    NAME = "refused_by"
+    peer: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateNotTaken(Event):
+    """A peer did not take this node's update."""
+
+    NAME = "update_not_taken"
+    peer: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooFewMembers(Event):
+    NAME = "too_few_members"
+    epoch: int
+    present: int
+    needed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupFormed(Event):
+    NAME = "group_formed"
+    epoch: int
+    attempt: int
+    members: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupFailed(Event):
+    NAME = "group_failed"
+    epoch: int
+    attempt: int
+    member: str | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSum(Event):
+    """A group opened its sum: values that were cut at their limit, and weights that were."""
+
+    NAME = "group_sum"
+    epoch: int
+    attempt: int
+    members: Sequence[str]
+    masked: bool
+    saturated: int
+    capped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRound(Event):
+    """A node has a round behind it, and the mean over `contributors`; the losses are its own."""
+
+    NAME = "epoch"
+    epoch: int
+    of: int
+    loss: float
+    eval_loss: float | None
+    eval_weight: float
+    weight: float
+    seconds: float
+    contributors: Sequence[str]
+    live: Sequence[str]
+    state_digest: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRoundVoid(NodeRound):
+    """The same of a round that counted for nothing: too few members were there."""
+
+    NAME = "epoch_void"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted(Event):
+    """A node that had fallen behind took the others' state."""
+
+    NAME = "adopted"
+    epoch: int
+    of: int
+    donors: Sequence[str]
+    state_digest: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCompleted(Event):
+    NAME = "run_completed"
+    state_digest: str
+    eval_loss: float | None
+
+
+# Gossip runs, of a simulation
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationStarted(Event):
+    NAME = "started"
+    rounds: int | None
+    sites: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFailed(Event):
+    """A node's site failed, and the others go on."""
+
+    NAME = "site_failed"
+    site: str
+    reason: str
+
+    @property
+    def note(self) -> str:
+        return f"{self.reason}; the others go on without it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationCompleted(Event):
+    NAME = "completed"
+    rounds: int | None
+    eval_loss: float | None
+
+
+def read_event(line: Mapping[str, Any]) -> Event:
+    """The event in a line of `events.jsonl`; what does not stand in it is as where it does not apply."""
+    given = line.keys() - {"time", "event"}
+    for kind, required in _KINDS.get(str(line.get("event")), ()):
+        if required <= given:
+            named = {one.name for one in fields(kind)}
+            values = {name: line[name] for name in named & given}
+            if "figures" in named:
+                values["figures"] = {name: line[name] for name in given - named}
+            return kind(**values)
+    return Unknown(line=line)
+
+
+def _kinds() -> dict[str, list[tuple[type[Event], set[str]]]]:
+    """The kinds of each name with the fields that they must have, those with most first."""
+    found: dict[str, list[tuple[type[Event], set[str]]]] = {}
+    waiting = [Event]
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            waiting.append(kind)
+            required = {one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING}
+            if kind.NAME:
+                found.setdefault(kind.NAME, []).append((kind, required))
+    return {name: sorted(kinds, key=lambda kind: -len(kind[1])) for name, kinds in found.items()}
+
+
+_KINDS = _kinds()

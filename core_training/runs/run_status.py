@@ -1,0 +1,106 @@
+"""How a run stands, whatever its topology: its events put together. Whoever shows a run begins here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from core_training.runs import events
+from core_training.runs.events import Event
+
+
+@dataclass(frozen=True)
+class SiteFigures:
+    """One site's share in the newest round it took part in. Losses are per token; masked ones are not known."""
+
+    round: int
+    loss: float | None
+    eval_loss: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """The losses of a round (its number is `at`) with so many sites, or of an evaluation at step `at`."""
+
+    at: int
+    loss: float | None
+    eval_loss: float | None
+    sites: int = 1
+
+
+@dataclass
+class RunStatus:
+    """`round` is the newest one, void or not; `curve` has the losses of those that brought any, by their number.
+
+    `live` are the peers that a node hears of; `note` is the newest event, where a person should know of it.
+    """
+
+    state: str = "starting"
+    round: int = 0
+    sites: dict[str, SiteFigures] = field(default_factory=dict)
+    curve: dict[int, Point] = field(default_factory=dict)
+    live: dict[str, None] = field(default_factory=dict)
+    quarantined: int = 0
+    void_rounds: int = 0
+    note: str | None = None
+
+    @property
+    def newest(self) -> Point | None:
+        """The losses that came last."""
+        return next(reversed(self.curve.values()), None)
+
+    def take(self, event: Event) -> None:
+        """Add one event."""
+        self.note = event.note
+        match event:
+            case (
+                events.NodeStarted() | events.CentralStarted() | events.FederatedStarted() | events.SimulationStarted()
+            ):
+                self.live, self.state = {}, "starting"
+            case events.WaitingForPeers(missing=missing):
+                self.state = f"waiting for {', '.join(missing)}"
+            case events.WaitingForSites():
+                self.state = "waiting"
+            case events.PeerUp(peer=peer):
+                self.live[peer] = None
+            case events.PeerDown(peer=peer) | events.PeerRefused(peer=peer):
+                self.live.pop(peer, None)
+            case events.Gathered() | events.ResumedAtStep() | events.ResumedAtRound() | events.StepsTrained():
+                self.state = "training"
+            case events.Round():
+                self._note_round(event.round, event.loss, event.eval_loss, len(event.sites))
+                for name, share in event.sites.items():
+                    self.sites[name] = SiteFigures(event.round, share.get("loss"), share.get("eval_loss"))
+            case events.NodeRound():
+                self._note_round(event.epoch, event.loss, event.eval_loss)
+                self.void_rounds += isinstance(event, events.NodeRoundVoid)
+            case events.Adopted(epoch=epoch):
+                self.round = epoch
+            case events.RoundVoid():
+                self.round, self.state = event.round, "training"
+                self.void_rounds += 1
+            case events.Evaluated():
+                self.curve[event.step] = Point(event.step, None, event.loss)
+            case events.Quarantined():
+                self.quarantined += 1
+            case events.Failed() | events.InterruptedAtStep():
+                self.state = event.NAME
+            case (
+                events.NodeCompleted()
+                | events.CentralCompleted()
+                | events.RoundsCompleted()
+                | events.SimulationCompleted()
+            ):
+                self.state = "completed"
+
+    def _note_round(self, number: int, loss: float | None, eval_loss: float | None, sites: int = 1) -> None:
+        self.round, self.state = number, "training"
+        self.curve[number] = Point(number, loss, eval_loss, sites)
+
+
+def fold(happened: Iterable[Event]) -> RunStatus:
+    """How a run stands after these events."""
+    status = RunStatus()
+    for event in happened:
+        status.take(event)
+    return status

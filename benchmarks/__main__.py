@@ -22,6 +22,7 @@ from benchmarks.figure import Figure
 from benchmarks.places import OUTPUT, Places
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import FedloomError
+from core_training.models.libraries import own_the_process
 
 FIGURES = (
     "engine_speed",
@@ -44,6 +45,7 @@ RESULTS = OUTPUT / "results.json"
 
 
 def main() -> int:
+    own_the_process()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join((*FIGURES, *LONG)))
     parser.add_argument("--data", type=Path, default=Path("../shared/data/medquad"), help="MedQuAD's folder")

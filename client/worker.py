@@ -20,6 +20,7 @@ from client.site_config import SiteConfig, load_site_config
 from core_training.distributed.launch import must_launch, run_as_group
 from core_training.foundation.errors import FedloomError, InputError, ProtocolError, RunError
 from core_training.foundation.trainable import Trainable
+from core_training.models.libraries import own_the_process
 from core_training.recipe.schema import Recipe
 from strategies.messages import Envelope, Refusal
 
@@ -121,6 +122,7 @@ class Worker:
 def main() -> None:
     """Run the worker of the site folder given on the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    own_the_process()
     folder = Path(sys.argv[1]).absolute()
     os.chdir(folder)
     config = load_site_config(folder)

@@ -1,34 +1,62 @@
-"""fedloom from Python: `from fedloom import Recipe, train, simulate`. Importing it loads nothing heavy."""
+"""fedloom from Python. Importing it loads nothing heavy, and changes nothing in the process; see docs/python.md.
+
+Everything here is imported when it is first asked for, so that parts of one's own can be added before.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from core_training import __version__
-from core_training.recipe.reading import load_recipe
-from core_training.recipe.schema import Recipe
-from core_training.runs.run_folder import RunFolder, Summary
+if TYPE_CHECKING:
+    from core_training import __version__ as __version__
+    from core_training.foundation.errors import FedloomError as FedloomError
+    from core_training.foundation.errors import InputError as InputError
+    from core_training.parts.aggregation_rules import AGGREGATION_RULES as AGGREGATION_RULES
+    from core_training.parts.codecs import CODECS as CODECS
+    from core_training.parts.data_kinds import DATA_KINDS as DATA_KINDS
+    from core_training.parts.mixing_rules import MIXING_RULES as MIXING_RULES
+    from core_training.parts.stages import STAGES as STAGES
+    from core_training.parts.tuning_modes import TUNING_MODES as TUNING_MODES
+    from core_training.recipe.reading import load_recipe as load_recipe
+    from core_training.recipe.reading import parse_recipe as parse_recipe
+    from core_training.recipe.schema import Recipe as Recipe
+    from core_training.runs.run_folder import RunFolder as RunFolder
+    from core_training.runs.run_folder import Summary as Summary
+    from fedloom.python import evaluate as evaluate
+    from fedloom.python import load_run as load_run
+    from fedloom.python import simulate as simulate
+    from fedloom.python import train as train
 
-__all__ = ["Recipe", "Summary", "__version__", "load_recipe", "simulate", "train"]
+_PLACES = {
+    "__version__": "core_training",
+    "FedloomError": "core_training.foundation.errors",
+    "InputError": "core_training.foundation.errors",
+    "AGGREGATION_RULES": "core_training.parts.aggregation_rules",
+    "CODECS": "core_training.parts.codecs",
+    "DATA_KINDS": "core_training.parts.data_kinds",
+    "MIXING_RULES": "core_training.parts.mixing_rules",
+    "STAGES": "core_training.parts.stages",
+    "TUNING_MODES": "core_training.parts.tuning_modes",
+    "load_recipe": "core_training.recipe.reading",
+    "parse_recipe": "core_training.recipe.reading",
+    "Recipe": "core_training.recipe.schema",
+    "RunFolder": "core_training.runs.run_folder",
+    "Summary": "core_training.runs.run_folder",
+    "evaluate": "fedloom.python",
+    "load_run": "fedloom.python",
+    "simulate": "fedloom.python",
+    "train": "fedloom.python",
+}
+
+__all__ = list(_PLACES)
 
 
-def train(recipe: Recipe, resume: bool = False) -> Summary:
-    """Train on this machine, in this process, into the recipe's output folder; see `fedloom train`."""
-    import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
-    from core_training.distributed.launch import opened_engine
-    from core_training.engine.central import train as train_centrally
-
-    folder = RunFolder(Path(recipe.output))
-    with opened_engine(recipe) as engine, folder.claimed():
-        folder.prepare(recipe, resume)
-        return train_centrally(recipe, engine, folder, resume, lambda *_: None)
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'fedloom' has no attribute '{name}'")
+    return getattr(import_module(_PLACES[name]), name)
 
 
-def simulate(recipe: Recipe, resume: bool = False) -> Summary:
-    """Run the recipe's sites on this machine, into the recipe's output folder; see `fedloom simulate`."""
-    import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
-    import simulations
-
-    folder = RunFolder(Path(recipe.output))
-    with folder.claimed():
-        return simulations.simulate(recipe, folder, resume, lambda *_: None)
+def __dir__() -> list[str]:
+    return sorted(_PLACES)

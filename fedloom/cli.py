@@ -15,6 +15,7 @@ from core_training import __version__
 from core_training.distributed.leaving import leave
 from core_training.foundation.environment import IGNORED  # before anything that might call home
 from core_training.foundation.errors import FedloomError, Interrupted
+from core_training.models.libraries import own_the_process
 
 COMMANDS = {
     "train": "Train on this machine: one process, or a DeepSpeed group.",
@@ -78,6 +79,7 @@ def _run() -> int:
     arguments = sys.argv[1:]
     show_traceback = "--traceback" in arguments
     sys.argv[1:] = [argument for argument in arguments if argument != "--traceback"]
+    own_the_process()
     if IGNORED:
         print(f"not heeded in the environment: {', '.join(IGNORED)}; the recipe says how to train", file=sys.stderr)  # noqa: T201
     try:

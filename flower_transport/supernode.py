@@ -86,13 +86,20 @@ class _Link:
             self._note(stands, self._node, detail)
 
 
-def _pull_and_store_message(*given: Any, **named: Any) -> int | None:
-    """Flower's own; but an order of a run that ended while it was fetched ends the SuperNode.
+def _pull_and_store_message(*, receive: Callable[[], Any], **named: Any) -> int | None:
+    """Flower's own; but an order that came and could not be fetched, as when its run ends, ends the SuperNode.
 
-    It would keep the order all the same, and from then on every answer would wait until the next order has come.
+    It may keep the order all the same, and from then on every answer would wait until the next order has come.
     """
-    run: int | None = _PULL(*given, **named)
-    if run is None and named["state"].get_messages_legacy(is_reply=False):
+    received = []
+
+    def noted() -> Any:
+        if (order := receive()) is not None:
+            received.append(order)
+        return order
+
+    run: int | None = _PULL(receive=noted, **named)
+    if run is None and received:
         raise SystemExit("an order was left over when its run ended; the SuperNode has to be started anew")
     return run
 

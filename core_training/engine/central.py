@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,19 @@ class Progress:
 
 
 def train(
-    recipe: Recipe, engine: Trainable, folder: RunFolder, resume: bool, on_step: Callable[[int, int], None]
+    recipe: Recipe,
+    engine: Trainable,
+    folder: RunFolder,
+    resume: bool,
+    on_step: Callable[[int, int], None],
+    *,
+    heeds_signals: bool = True,
 ) -> Summary:
     """Train to the end and write the run folder. `on_step(step, total)` is called after each step.
 
-    Raises Interrupted, with everything saved, after SIGINT or SIGTERM.
+    Raises Interrupted, with everything saved, after SIGINT or SIGTERM; these are left alone without `heeds_signals`.
     """
-    with _stop_on_signal(engine) as stopped:
+    with _stop_on_signal(engine) if heeds_signals else nullcontext(_Stopped()) as stopped:
         progress = _start_or_resume(engine, folder, resume)
         began = time.perf_counter() - progress.total_seconds
         interval = recipe.topology.local_steps or recipe.training.save_steps

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from core_training.models.base_model import BaseModel
 from core_training.models.export import layout_files
 from core_training.models.parameters import read_parameters, write_parameters
 from core_training.models.prepared_model import PreparedModel
+from core_training.models.results import trained_state
 from core_training.recipe.schema import Recipe
 from core_training.runs.checkpoints import NOTES_FILE, STATE_FILE, read_checkpoint
+from core_training.runs.finished_run import Result
 from core_training.runs.result_format import write_result
 from core_training.stages.base import Stage, load_stage
 
@@ -337,3 +340,29 @@ def open_engine(recipe: Recipe) -> Engine:
     with explained("loading the model and its data", recipe):
         stage = load_stage(recipe, BaseModel(recipe))
         return Engine(stage, load_dataset(recipe, stage))
+
+
+def evaluation_of(result: Result, data: str | list[str] | None) -> dict[str, EvalReport]:
+    """The evaluation of a finished run's result on the records that its recipe holds out, or on all of some files.
+
+    Raises InputError when the result is not of this model, and for records that do not fit the stage.
+    """
+    recipe = result.recipe
+    if data is not None:
+        recipe = recipe.model_copy(
+            update={
+                "data": recipe.data.model_copy(update={"train": data, "eval": None, "eval_fraction": 0.0}),
+                "training": recipe.training.model_copy(update={"packing": False}),
+            }
+        )
+    with explained("loading the model and its data", recipe):
+        stage = load_stage(recipe, BaseModel(recipe))
+        records = load_dataset(recipe, stage)
+    if data is not None:
+        records = replace(records, evaluation={"data": records.rows})
+    engine = Engine(stage, records)
+    try:
+        engine.write_state(trained_state(result, stage.base))
+        return engine.evaluate()
+    finally:
+        engine.close()

@@ -292,6 +292,12 @@ def _place_in_group(stage: Stage[Any]) -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if stage.recipe.deepspeed.used else (0, 1)
 
 
+_UNREADABLE = (
+    *(OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError),
+)
+"""What PyTorch raises over files that are damaged, cut short or something else."""
+
+
 def read_progress(folder: Path) -> tuple[dict[str, Any], RandomState]:
     """What `StepLoop.save` wrote, but for DeepSpeed's part. Raises RunError when it is damaged, or of another kind."""
     process = dist.get_rank() if dist.is_initialized() else 0
@@ -301,5 +307,14 @@ def read_progress(folder: Path) -> tuple[dict[str, Any], RandomState]:
             for name in (_PROGRESS_FILE, f"random-{process}.pt")
         )
         return dict(progress), RandomState.of_plain(random)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        pickle.UnpicklingError,
+    ) as error:
         raise RunError(f"{folder}: not a checkpoint of this version and recipe: {error}") from error

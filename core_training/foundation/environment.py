@@ -50,6 +50,9 @@ _OTHER_ARITHMETIC = (
 )
 """Variables that make the same operations come out otherwise, or not at all."""
 
+_DOORS = ("FLWR_INTERNAL_GRPC_",)
+"""Beginnings of variables that open further interfaces beside those that are guarded."""
+
 _LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LAUNCHERS_OF_MPI = ("PMI_", "PMIX_", "OMPI_COMM_", "MV2_COMM_", "MPI_LOCAL")
 
@@ -62,7 +65,7 @@ def _drop(names: list[str]) -> list[str]:
     return names
 
 
-IGNORED = _drop(sorted(n for n in os.environ if n.startswith(_OTHERS_RECIPES) or n in _OTHER_ARITHMETIC))
+IGNORED = _drop(sorted(n for n in os.environ if n.startswith((*_OTHERS_RECIPES, *_DOORS)) or n in _OTHER_ARITHMETIC))
 """What was set in the environment, and is not heeded."""
 
 os.environ.update(SETTINGS)
@@ -79,8 +82,9 @@ def train_alone() -> None:
 
 
 # These speak while they are imported, to people who build libraries rather than to those who train.
-for _name in ("DeepSpeed", "bitsandbytes", "bitsandbytes.backends.cpu.ops", "torch.distributed", "accelerate"):
-    logging.getLogger(_name).addFilter(lambda record: record.levelno >= logging.ERROR)
+logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
+for _name in ("bitsandbytes", "torch.distributed", "accelerate"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 for _name in ("torch.distributed.elastic", "torch.distributed.launcher"):  # the command reports failures itself
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 

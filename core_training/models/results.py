@@ -91,17 +91,16 @@ def export_model(result: Result, to: Path) -> None:
 
 
 def _load(result: Result, recipe: Recipe) -> BaseModel:
-    base_folder = _require_base(
-        result, "name it with --base DIR (paths are relative to the folder a command is run in)"
-    )
+    _require_base(result, "name it with --base DIR (paths are relative to the folder a command is run in)")
     base = BaseModel(recipe)
-    write_parameters(base.trainable_parameters, _trained_state(result, base, base_folder))
+    write_parameters(base.trainable_parameters, trained_state(result, base))
     base.model.eval()
     base.model.config.use_cache = True
     return base
 
 
-def _trained_state(result: Result, base: BaseModel, base_folder: Path) -> TrainableState:
+def trained_state(result: Result, base: BaseModel) -> TrainableState:
+    """What the run trained, for its base model. Raises InputError when this is another one."""
     try:
         origin = read_origin(result.folder)
         if not result.is_whole_model and origin.base_digest != base.base_digest:
@@ -110,7 +109,7 @@ def _trained_state(result: Result, base: BaseModel, base_folder: Path) -> Traina
             )
         return read_result(result.folder, base.manifest)
     except ProtocolError as error:
-        raise InputError(f"{result.folder} does not fit the base model {base_folder}: {error}") from None
+        raise InputError(f"{result.folder} does not fit the base model {base.folder}: {error}") from None
 
 
 def _require_base(result: Result, remedy: str) -> Path:

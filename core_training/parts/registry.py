@@ -7,7 +7,7 @@ A package offers a part by naming it in its metadata, as in `[project.entry-poin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -27,15 +27,17 @@ class Part(Generic[S]):
     """What can be said of a part without loading it."""
 
     name: str
-    target: str
-    """`module:name` of what does the work, imported when it is needed."""
+    target: str | Callable[..., Any]
+    """`module:name` of what does the work, imported when it is needed; or that itself, in a program of one's own."""
     settings: type[S] | None = None
     """Its section of the recipe, under its own name; None where there is nothing to set."""
     usual_keys: tuple[str, ...] = ()
     """Those that one usually sets, to be shown in a new recipe; empty: all of them."""
 
     def load(self) -> Any:
-        """Import what does the work."""
+        """What does the work, imported."""
+        if not isinstance(self.target, str):
+            return self.target
         module, _, name = self.target.partition(":")
         return getattr(import_module(module), name)
 
@@ -68,6 +70,17 @@ class Registry(Mapping[str, P]):
                 self._faults.append(f"entry point '{entry.name}' of {self._group} ({entry.value}) {fault}")
         return parts
 
+    def add(self, part: P) -> None:
+        """Take in a part of this process's own. Raises InputError for one that cannot be used, or that comes too late.
+
+        Recipes know the parts that were there when the first of them was made.
+        """
+        if "_parts" in self.__dict__:
+            raise InputError(f"part '{part.name}': recipes are in use already; add it before anything of a recipe's")
+        if (fault := self._fault(part, {one.name: one for one in self._own})) is not None:
+            raise InputError(f"the part {fault}")
+        self._own = [*self._own, part]
+
     def check(self) -> None:
         """Raise InputError for a package's part that cannot be used; importing fedloom never fails for one."""
         if self._parts and self._faults:
@@ -79,13 +92,18 @@ class Registry(Mapping[str, P]):
             part = entry.load()
         except Exception as error:
             return f"cannot be loaded: {type(error).__name__}: {error}"
+        if (fault := self._fault(part, parts)) is None:
+            parts[part.name] = part
+        return fault
+
+    def _fault(self, part: Any, parts: Mapping[str, P]) -> str | None:
+        """What is wrong with a part; `parts` are those that are there."""
         if not isinstance(part, self._kind):
             return f"is a {type(part).__name__}, and has to be a {self._kind.__name__}"
         if part.name in parts:
             return f"has the name of another part, '{part.name}'"
         if part.name in self._reserved or hasattr(Section, part.name) or not _NAME.match(part.name):
             return f"cannot be called '{part.name}': a name is lower-case letters, digits and _, and no key of recipes"
-        parts[part.name] = part
         return None
 
     def __getitem__(self, name: str) -> P:

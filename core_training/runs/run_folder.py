@@ -98,6 +98,11 @@ class RunFolder:
         return background.claim(self.path.with_name(f".{self.path.name}.lock"))
 
     @property
+    def recipe(self) -> Recipe:
+        """The run's recipe. Raises InputError when there is none."""
+        return load_recipe(self.path / "recipe.yaml")
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

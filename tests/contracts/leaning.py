@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+import pytest
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
@@ -42,3 +44,16 @@ def look_up(file: str, name: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise AssertionError(f"{file} leans on {name}, which is not there: {error}") from None
     return found
+
+
+def calls_out(patched: pytest.MonkeyPatch) -> list[object]:
+    """Every address that is looked up or connected to from now on, in vain."""
+    asked: list[object] = []
+
+    def refuse(*address: object) -> NoReturn:
+        asked.append(address)
+        raise OSError("not in a test")
+
+    patched.setattr("socket.getaddrinfo", refuse)
+    patched.setattr("socket.socket.connect", refuse)
+    return asked

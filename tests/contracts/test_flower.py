@@ -5,6 +5,7 @@ A real SuperLink, in this process, and a real SuperNode with its own; no model a
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import http.client
 import re
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
-from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -46,6 +46,7 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, Sen
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
+from flwr.supercore.exit import ExitCode
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -55,7 +56,6 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.logger import console_handler
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -69,17 +69,17 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from security.certificates import create_authority, issue_server_certificate
-from tests.contracts.leaning import leans, look_up, names
+from tests.contracts.leaning import calls_out, leans, look_up, names
 
 NAMES = {
-    "server/superlink.py": [
+    "flower_transport/superlink.py": [
         "flwr.supercore.http_logging:get_uvicorn_log_config",
         "flwr.supercore.logger:console_handler.level",
         "flwr.superlink.cli.flower_superlink:SuperLinkLifespan",
         "flwr.superlink.cli.flower_superlink:_parse_superlink_lifespan_config",
         "flwr.superlink.main:create_app",
     ],
-    "server/control.py": [
+    "flower_transport/control.py": [
         "flwr.cli.build:build_fab_from_files",
         "flwr.common.serde:fab_to_proto",
         "flwr.common.serde:user_config_to_proto",
@@ -93,7 +93,7 @@ NAMES = {
         "flwr.supercore.fab:Fab",
         "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
     ],
-    "client/messenger.py": [
+    "flower_transport/messenger.py": [
         "flwr.app.error:Error",
         "flwr.common.constant:ErrorCode.CLIENT_APP_RAISED_EXCEPTION",
         "flwr.common.constant:SubStatus.COMPLETED",
@@ -114,16 +114,21 @@ NAMES = {
         "flwr.supernode.runtime.run_clientapp:push_message",
         "flwr.supernode.runtime.run_clientapp:push_task_output",
     ],
-    "client/supernode.py": [
+    "flower_transport/supernode.py": [
+        "flwr.supercore.exit:ExitCode.SUPERNODE_CONNECTION_ERROR",
         "flwr.supernode.cli:flower_supernode",
+        "flwr.supernode.fleet_http_connection:flwr_exit",
+        "flwr.supernode.fleet_http_connection:make_simple_http_retry_invoker",
+        "flwr.supernode.start_client_internal:_init_connection",
+        "flwr.supernode.start_client_internal:_pull_and_store_message",
         "flwr.supernode.start_client_internal:time.sleep",
     ],
-    "client/fleet_session.py": [
+    "flower_transport/fleet_session.py": [
         "flwr.proto.fleet_pb2:DeactivateNodeRequest",
         "flwr.supernode.fleet_http_client:FleetHttpClient.from_server_address",
         "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor",
     ],
-    "simulations/inprocess_grid.py": [
+    "flower_transport/in_process.py": [
         "flwr.supercore.inflatable.inflatable_object:get_all_nested_objects",
         "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents",
         "flwr.supercore.task_identity:TaskIdentity",
@@ -158,18 +163,55 @@ run-id = ""
 
 SUPERNODE = """
 import sys, time
+from contextlib import contextmanager
 from types import SimpleNamespace
 import core_training.foundation.environment
-from flwr.supernode import start_client_internal
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
+
+def say(*words):
+    print(*words, flush=True)
+
 def sleep(seconds):
-    print("PAUSE", seconds, flush=True)
+    say("PAUSE", seconds)
     time.sleep(0.02)
+
+connect, pull = start_client_internal._init_connection, start_client_internal._pull_and_store_message
+make, leave = fleet_http_connection.make_simple_http_retry_invoker, fleet_http_connection.flwr_exit
+
+@contextmanager
+def connection(*given, **named):
+    with connect(*given, **named) as connected:
+        say("CONNECTED", connected[0])
+        yield connected
+
+def pulled(*given, **named):
+    run = pull(*given, **named)
+    say("PULLED", run, "state" in named)
+    return run
+
+def invoker():
+    made = make()
+    through = made.on_success
+    def on_success(state):
+        say("THROUGH")
+        through(state)
+    made.on_success = on_success
+    return made
+
+def leaving(code, message=None, **named):
+    say("LEAVES", code, repr(message))
+    leave(code, message, **named)
+
 start_client_internal.time = SimpleNamespace(**{**vars(time), "sleep": sleep})
-sys.argv[0] = "client/supernode.py"
+start_client_internal._init_connection = connection
+start_client_internal._pull_and_store_message = pulled
+fleet_http_connection.make_simple_http_retry_invoker = invoker
+fleet_http_connection.flwr_exit = leaving
+sys.argv[0] = "flower-supernode"
 flower_supernode()
 """
-"""A SuperNode as client/supernode.py makes one, which says how long it would pause."""
+"""A SuperNode with its places taken as flower_transport/supernode.py takes them; it says what passes through each."""
 
 
 # --- names and places
@@ -180,14 +222,14 @@ def test_a_name_that_is_not_public_is_where_it_was(file: str, name: str) -> None
     look_up(file, name)
 
 
-@leans("client/supernode.py")
+@leans("flower_transport/supernode.py")
 def test_the_supernodes_loop_is_a_module_that_has_the_clock_as_a_name_of_its_own() -> None:
-    loop = look_up("client/supernode.py", "flwr.supernode.start_client_internal:")
+    loop = look_up("flower_transport/supernode.py", "flwr.supernode.start_client_internal:")
     assert isinstance(loop, ModuleType)
     assert loop.time is time
 
 
-@leans("fedloom/machine.py", "server/superlink.py", "client/supervisor.py")
+@leans("fedloom/machine.py", "flower_transport/superlink.py", "client/supervisor.py")
 def test_flowers_commands_are_installed_under_their_names() -> None:
     commands = {command.name for command in entry_points(group="console_scripts")}
     assert {"flower-superlink", "flower-supernode", "flower-superexec"} <= commands
@@ -215,9 +257,10 @@ def test_flower_keeps_its_files_in_the_folder_that_it_is_given(tmp_path: Path, m
 def test_an_event_is_sent_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telemetry = look_up("core_training/foundation/environment.py", "flwr.supercore.telemetry:")
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was tried"))
+    asked = calls_out(monkeypatch)
     assert environment.SETTINGS["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert telemetry.event(telemetry.EventType.PING).result(timeout=10) == "disabled"
+    telemetry.event(telemetry.EventType.PING).result(timeout=10)
+    assert asked == []
 
 
 @leans("core_training/foundation/environment.py")
@@ -258,21 +301,21 @@ def identity() -> Iterator[None]:
 
 
 def order(content: RecordDict | None = None, node: int = 7) -> Message:
-    return Message(content or RecordDict(), dst_node_id=node, message_type="query", ttl=60.0, group_id="4")
+    return Message(content or RecordDict(), dst_node_id=node, message_type="query", ttl=60.0)
 
 
 def payload(data: bytes) -> RecordDict:
     return RecordDict({"payload": ArrayRecord({"payload": Array("uint8", (len(data),), "bytes", data)})})
 
 
-@leans("simulations/inprocess_grid.py")
+@leans("flower_transport/in_process.py")
 def test_a_message_bears_the_run_and_node_that_the_process_says_it_is(identity: None) -> None:
     metadata = order().metadata
     assert (metadata.run_id, metadata.src_node_id, metadata.dst_node_id) == (1, 2, 7)
-    assert (metadata.message_type, metadata.group_id, metadata.ttl) == ("query", "4", 60.0)
+    assert (metadata.message_type, metadata.ttl) == ("query", 60.0)
 
 
-@leans("simulations/inprocess_grid.py", "server/order_exchange.py")
+@leans("flower_transport/in_process.py", "flower_transport/grid.py")
 def test_a_message_has_the_id_that_its_metadata_hold_and_an_answer_names_it(identity: None) -> None:
     message = order()
     assert message.metadata.message_id == ""
@@ -284,7 +327,7 @@ def test_a_message_has_the_id_that_its_metadata_hold_and_an_answer_names_it(iden
     assert (answer.metadata.src_node_id, answer.metadata.dst_node_id) == (7, 2)
 
 
-@leans("client/messenger.py", "strategies/flower_records.py", "simulations/inprocess_grid.py")
+@leans("flower_transport/messenger.py", "flower_transport/records.py", "flower_transport/in_process.py")
 def test_an_error_takes_the_place_of_an_answer(identity: None) -> None:
     message = order()
     message.metadata.__dict__["_message_id"] = message.object_id
@@ -295,7 +338,7 @@ def test_an_error_takes_the_place_of_an_answer(identity: None) -> None:
     assert answer.metadata.reply_to_message_id == message.object_id
 
 
-@leans("strategies/flower_records.py", "simulations/inprocess_grid.py")
+@leans("flower_transport/records.py", "flower_transport/in_process.py")
 def test_a_message_in_parts_is_itself_again_and_no_part_is_as_long_as_a_payload_may_be(identity: None) -> None:
     data = bytes(range(256)) * (6 * 2**12)
     message = order(payload(data))
@@ -304,13 +347,13 @@ def test_a_message_in_parts_is_itself_again_and_no_part_is_as_long_as_a_payload_
     assert max(map(len, parts.values())) < len(data), "a payload goes in one piece, whatever its length"
     carried = inflate_object_from_contents(message.object_id, parts)
     assert isinstance(carried, Message)
-    assert carried.metadata.message_id == "", "a message knows its id: simulations/inprocess_grid.py need not set it"
+    assert carried.metadata.message_id == "", "a message knows its id: flower_transport/in_process.py need not set it"
     assert carried.object_id == message.object_id
     array = carried.content["payload"]["payload"]
     assert (array.dtype, array.shape, array.stype, array.data) == ("uint8", (len(data),), "bytes", data)
 
 
-@leans("strategies/flower_records.py")
+@leans("flower_transport/records.py")
 def test_records_are_a_mapping_of_the_very_objects_that_were_put_in() -> None:
     config = ConfigRecord({"kind": "join", "fields": "{}"})
     records = RecordDict({"envelope": config})
@@ -325,7 +368,7 @@ def test_records_are_a_mapping_of_the_very_objects_that_were_put_in() -> None:
 
 
 class Gate:
-    """ASGI middleware as in server/superlink.py: notes who asks for what, and refuses who bears a mark."""
+    """ASGI middleware as in flower_transport/superlink.py: notes who asks for what, and refuses who bears a mark."""
 
     seen: list[Scope] = []
 
@@ -449,7 +492,7 @@ def new_key() -> tuple[ec.EllipticCurvePrivateKey, bytes]:
     return key, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-@leans("server/superlink.py", "server/deployment.py")
+@leans("flower_transport/superlink.py", "server/deployment.py")
 def test_a_superlink_understands_its_options(superlink: SuperLink) -> None:
     config = superlink.config
     assert (config.host, config.port) == ("127.0.0.1", 9092)
@@ -462,14 +505,14 @@ def test_a_superlink_understands_its_options(superlink: SuperLink) -> None:
     assert (superlink.folder / "state.db").exists()
 
 
-@leans("server/superlink.py")
+@leans("flower_transport/superlink.py")
 def test_a_superlink_opens_no_other_port(superlink: SuperLink) -> None:
     """Another one would not be behind the middleware."""
     assert superlink.config.health_server_address is None
     assert superlink.app.state.superlink_lifespan.grpc_servers == []
 
 
-@leans("server/superlink.py")
+@leans("flower_transport/superlink.py")
 def test_what_is_open_to_sites_is_the_fleet_interface_and_the_sign_of_life(superlink: SuperLink) -> None:
     from fastapi.routing import iter_route_contexts
 
@@ -480,14 +523,14 @@ def test_what_is_open_to_sites_is_the_fleet_interface_and_the_sign_of_life(super
     assert superlink.plain().get("/health").status_code == 200
 
 
-@leans("server/superlink.py")
+@leans("flower_transport/superlink.py")
 @pytest.mark.parametrize("name", FLEET)
 def test_the_fleet_interface_answers_nobody_without_a_key(superlink: SuperLink, name: str) -> None:
     answer = superlink.plain().post(f"/v1/fleet/{name}", content=b"", headers={"content-type": "application/protobuf"})
     assert answer.status_code == 401, answer.text
 
 
-@leans("server/superlink.py")
+@leans("flower_transport/superlink.py")
 def test_a_key_does_not_let_itself_in(superlink: SuperLink) -> None:
     key, pem = new_key()
     with pytest.raises(httpx.HTTPStatusError):
@@ -495,14 +538,14 @@ def test_a_key_does_not_let_itself_in(superlink: SuperLink) -> None:
     assert pem not in {node.public_key for node in superlink.control().ListNodes(ListNodesRequest()).nodes_info}
 
 
-@leans("server/superlink.py")
+@leans("flower_transport/superlink.py")
 @pytest.mark.parametrize("path", ["/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/nowhere"])
 def test_a_middleware_of_ours_is_asked_before_flower(superlink: SuperLink, path: str) -> None:
     answer = superlink.plain().post(path, headers={"x-stranger": "1", "content-type": "application/protobuf"})
     assert (answer.status_code, answer.text) == (403, "ours")
 
 
-@leans("server/superlink.py")
+@leans("flower_transport/superlink.py")
 def test_the_middleware_sees_the_path_and_both_ends_of_the_connection(superlink: SuperLink) -> None:
     Gate.seen.clear()
     superlink.plain().get("/health", headers={"x-forwarded-for": "203.0.113.7"})
@@ -511,7 +554,7 @@ def test_the_middleware_sees_the_path_and_both_ends_of_the_connection(superlink:
     assert (scope["client"][0], scope["server"][0]) == ("127.0.0.1", "127.0.0.1")
 
 
-@leans("server/superlink.py")
+@leans("flower_transport/superlink.py")
 @pytest.mark.parametrize(
     "path", ["/v1/fleet/../control/list-runs", "/v1/fleet//v1/control/list-runs", "/health/../v1/control/list-runs"]
 )
@@ -523,7 +566,7 @@ def test_no_detour_leads_from_what_is_open_to_what_is_closed(superlink: SuperLin
     connection.close()
 
 
-@leans("server/control.py", "server/deployment.py", "client/fleet_session.py")
+@leans("flower_transport/control.py", "server/deployment.py", "flower_transport/fleet_session.py")
 def test_a_site_is_registered_then_online_then_offline(superlink: SuperLink) -> None:
     key, pem = new_key()
     control, fleet = superlink.control(), superlink.fleet(key)
@@ -541,11 +584,13 @@ def test_a_site_is_registered_then_online_then_offline(superlink: SuperLink) -> 
         fleet.ActivateNode(ActivateNodeRequest(public_key=pem, heartbeat_interval=30))
     fleet.DeactivateNode(DeactivateNodeRequest(node_id=number))
     assert status() == "offline"
-    with pytest.raises(httpx.HTTPError):  # by which client/fleet_session.py knows that there was nothing to end
+    with pytest.raises(
+        httpx.HTTPError
+    ):  # by which flower_transport/fleet_session.py knows that there was nothing to end
         fleet.DeactivateNode(DeactivateNodeRequest(node_id=number))
 
 
-@leans("server/control.py")
+@leans("flower_transport/control.py")
 def test_a_refusal_says_why(superlink: SuperLink) -> None:
     _, pem = new_key()
     control = superlink.control()
@@ -559,7 +604,7 @@ def test_a_refusal_says_why(superlink: SuperLink) -> None:
 
 
 def start_run(control: Any, run_id: str) -> int:
-    """A run as server/control.py starts it; Flower's number of it."""
+    """A run as flower_transport/control.py starts it; Flower's number of it."""
     bundle, _ = build_fab_from_files(BUNDLE)
     assert isinstance(bundle, bytes)
     request = StartRunRequest(
@@ -569,7 +614,7 @@ def start_run(control: Any, run_id: str) -> int:
     return int(control.StartRun(request).run_id)
 
 
-@leans("server/control.py", "server/deployment.py")
+@leans("flower_transport/control.py", "server/deployment.py")
 def test_a_run_is_known_by_what_it_was_started_with_until_it_is_stopped(superlink: SuperLink) -> None:
     control = superlink.control()
     number = start_run(control, "monday")
@@ -601,7 +646,7 @@ class SuperNode:
         )
 
     def acquire(self) -> Any:
-        """The token of a task, as client/messenger.py asks for one; empty where there is none."""
+        """The token of a task, as flower_transport/messenger.py asks for one; empty where there is none."""
         signing = SuperExecAuthHttpInterceptor(
             master_secret=self.secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
         )
@@ -645,8 +690,8 @@ def processes(superlink: SuperLink, tmp_path_factory: pytest.TempPathFactory) ->
     ]
     try:
         number = wait_for(
-            lambda: re.search(r"SuperNode ID: (\d+)", (known / "log").read_text()),
-            "'SuperNode ID' in what a SuperNode says (client/supervisor.py)",
+            lambda: re.search(r"CONNECTED (\d+)", (known / "log").read_text()),
+            "a connection that flower_transport/supernode.py sees being made",
         )
         started[1].wait(timeout=60)
         yield SuperNode(int(number[1]), port, b"s" * 32, known / "log"), unknown / "log"
@@ -656,32 +701,34 @@ def processes(superlink: SuperLink, tmp_path_factory: pytest.TempPathFactory) ->
             process.wait()
 
 
-@leans("client/supervisor.py")
-def test_a_supernode_says_its_number_when_it_is_taken_in(
+@leans("flower_transport/supernode.py")
+def test_a_connection_that_is_made_begins_with_the_nodes_number(
     superlink: SuperLink, processes: tuple[SuperNode, Path]
 ) -> None:
-    online = {node.node_id for node in superlink.control().ListNodes(ListNodesRequest()).nodes_info
-              if node.status == "online"}  # fmt: skip
-    assert processes[0].node_id in online
+    nodes = superlink.control().ListNodes(ListNodesRequest()).nodes_info
+    assert processes[0].node_id in {node.node_id for node in nodes if node.status == "online"}
 
 
-@leans("client/supervisor.py", "client/deployment.py")
-def test_a_supernode_that_is_refused_says_so_and_why_in_the_line_after(processes: tuple[SuperNode, Path]) -> None:
+@leans("flower_transport/supernode.py", "client/deployment.py")
+def test_a_refusal_leaves_with_its_own_code_and_why_in_the_second_line(processes: tuple[SuperNode, Path]) -> None:
     said = processes[1].read_text()
-    refusal = re.search(r"Failed to initialize the connection to the SuperLink\.\n(.*)", said)
-    assert refusal is not None, said[-2000:]
-    assert "Failed to activate SuperNode" in refusal[1]
-    assert "SuperNode ID" not in said
+    leaving = re.search(r"LEAVES (\d+) (.*)", said)
+    assert leaving is not None, said[-2000:]
+    assert int(leaving[1]) == ExitCode.SUPERNODE_CONNECTION_ERROR
+    message = ast.literal_eval(leaving[2])
+    assert "Failed to activate SuperNode" in message.partition("\n")[2].partition("\n")[0]
+    assert "CONNECTED" not in said
 
 
-@leans("client/supernode.py")
-def test_a_supernode_without_an_order_asks_the_clock_that_it_was_given_for_three_seconds(
-    processes: tuple[SuperNode, Path],
-) -> None:
-    wait_for(lambda: "PAUSE 3\n" in processes[0].log.read_text(), "a pause of three seconds")
+@leans("flower_transport/supernode.py")
+def test_a_supernodes_loop_goes_through_the_places_that_were_taken(processes: tuple[SuperNode, Path]) -> None:
+    """Without an order it asks the clock that it was given for three seconds."""
+    log = processes[0].log
+    wanted = ("PAUSE 3\n", "PULLED None True\n", "THROUGH\n")
+    wait_for(lambda: all(words in log.read_text() for words in wanted), f"{wanted} of a SuperNode")
 
 
-@leans("client/messenger.py")
+@leans("flower_transport/messenger.py")
 def test_tasks_are_handed_to_who_knows_the_secret_alone(processes: tuple[SuperNode, Path]) -> None:
     supernode = processes[0]
     assert supernode.acquire() == "", "there is no order, and a task all the same"
@@ -692,7 +739,7 @@ def test_tasks_are_handed_to_who_knows_the_secret_alone(processes: tuple[SuperNo
 
 
 class Counting:
-    """A task's client as client/messenger.py stands before it: it sees each part of a message that is fetched."""
+    """A task's client behind what flower_transport/messenger.py puts before it: each part that is fetched is seen."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -706,7 +753,12 @@ class Counting:
         return self._client.PullObject(request)
 
 
-@leans("server/order_exchange.py", "client/messenger.py", "client/supernode.py", "server/app.py")
+@leans(
+    "flower_transport/grid.py",
+    "flower_transport/messenger.py",
+    "flower_transport/supernode.py",
+    "flower_transport/apps.py",
+)
 def test_orders_go_out_in_order_and_answers_name_the_orders(
     superlink: SuperLink, processes: tuple[SuperNode, Path], identity: None
 ) -> None:
@@ -738,9 +790,13 @@ def test_orders_go_out_in_order_and_answers_name_the_orders(
         heartbeat.start()
         counting = Counting(client)
         message, context, _, _ = pull_task_input(counting)
-        assert counting.parts > 0, "parts are fetched past PullObject: client/messenger.py does not see them stall"
+        assert counting.parts > 0, (
+            "parts are fetched past PullObject: flower_transport/messenger.py does not see them stall"
+        )
         assert isinstance(message, Message)
         assert isinstance(context, Context)
+        assert context.run_config["run-id"] == "tuesday", "what a run was started with does not reach its apps"
+        assert context.node_config.get("partition-id", context.node_id) == supernode.node_id
         answered[message.metadata.message_id] = message.content["order"]["number"]
         content = RecordDict({"answer": ConfigRecord({"n": answered[message.metadata.message_id]})})
         push_message(client, Message(content, reply_to=message), context)
@@ -749,21 +805,22 @@ def test_orders_go_out_in_order_and_answers_name_the_orders(
         client.close()
     assert answered == dict(zip(ids, range(3), strict=True))
 
-    replies: list[Message] = []
+    replies: dict[str, Message] = {}
 
     def all_came() -> bool:
-        replies.extend(grid.pull_messages(ids))
+        came = grid.pull_messages([number for number in ids if number not in replies])
+        replies.update({reply.metadata.reply_to_message_id: reply for reply in came})
         return len(replies) == 3
 
     wait_for(all_came, "the answers")
-    assert {reply.metadata.reply_to_message_id: reply.content["answer"]["n"] for reply in replies} == answered
-    assert {reply.metadata.src_node_id for reply in replies} == {supernode.node_id}
+    assert {number: reply.content["answer"]["n"] for number, reply in replies.items()} == answered
+    assert {reply.metadata.src_node_id for reply in replies.values()} == {supernode.node_id}
     pauses = set(map(float, re.findall(r"PAUSE ([\d.]+)", supernode.log.read_text())))
     assert any(pause < 3 for pause in pauses), f"a SuperNode that has an order pauses for {pauses} s"
     control.StopRun(StopRunRequest(run_id=run))
 
 
-@leans("client/messenger.py")
+@leans("flower_transport/messenger.py")
 def test_a_part_that_is_said_to_be_lost_ends_the_wait_for_the_others(identity: None) -> None:
     from flwr.supercore.inflatable import inflatable_protobuf_utils, inflatable_utils
 
@@ -779,7 +836,7 @@ def test_a_part_that_is_said_to_be_lost_ends_the_wait_for_the_others(identity: N
     assert [request.object_id for request in asked] == ["part"]
 
 
-@leans("client/messenger.py")
+@leans("flower_transport/messenger.py")
 def test_a_task_that_is_withdrawn_interrupts_who_works_on_it() -> None:
     interrupts: list[int] = []
     client = SimpleNamespace(SendTaskHeartbeat=lambda _: SendTaskHeartbeatResponse(success=False))
@@ -791,20 +848,13 @@ def test_a_task_that_is_withdrawn_interrupts_who_works_on_it() -> None:
     assert interrupts == [signal.SIGINT]
 
 
-# --- what a SuperNode says
+# --- a SuperNode's connection and its memory
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> StringIO:
-    """What Flower says on the console of this process."""
-    console = StringIO()
-    monkeypatch.setattr(console_handler, "stream", console)
-    return console
-
-
-@leans("client/supervisor.py")
-def test_a_lost_connection_and_its_return_are_said(said: StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: Iterator[Any] = iter([httpx.ConnectError("away"), "there"])
+@leans("flower_transport/supernode.py")
+def test_a_call_tells_of_each_failure_before_it_waits_and_of_its_success_to_whoever_was_put_in_place() -> None:
+    told: list[str] = []
+    answers: Iterator[Any] = iter([httpx.ConnectError("away"), "there", "there"])
 
     def call() -> Any:
         answer = next(answers)
@@ -812,52 +862,51 @@ def test_a_lost_connection_and_its_return_are_said(said: StringIO, monkeypatch: 
             raise answer
         return answer
 
-    invoker = make_simple_http_retry_invoker()
-    monkeypatch.setattr(invoker, "wait_gen_factory", lambda: iter([0.01]))
+    def telling(what: str, theirs: Callable[[Any], object] = lambda _: None) -> Callable[[Any], None]:
+        def tell(state: Any) -> None:
+            told.append(what)
+            theirs(state)
+
+        return tell
+
+    invoker: Any = make_simple_http_retry_invoker()
+    invoker.wait_gen_factory = lambda: iter([0.01])
+    invoker.wait_function = telling("waits")
+    invoker.on_backoff = telling("failed", invoker.on_backoff)
+    invoker.on_success = telling("through", invoker.on_success)
     assert invoker.invoke(call) == "there"
-    lost, found = (said.getvalue().find(words) for words in ("Connection attempt failed", "Connection successful"))
-    assert 0 <= lost < found, said.getvalue()
+    assert told == ["failed", "waits", "through"]
+    assert invoker.invoke(call) == "there"
+    assert told[3:] == ["through"], "a call that succeeds at once is not told of"
 
 
-class RunEnds(SimpleNamespace):
-    """A SuperNode's state, as far as an order is fetched; the run ends meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__(stored=[])
-
-    def get_run(self, run_id: int) -> Any:
-        return SimpleNamespace(fab_hash="", primary_task_type=TaskType.CLIENT_APP)
-
-    def create_task(self, **_: Any) -> int:
-        return 1
-
-    def store_message(self, message: Message) -> None:
-        self.stored.append(message)
-
-    def delete_messages(self, message_ids: list[str]) -> None:
-        self.stored.clear()
-
-
-@leans("client/supervisor.py")
-@pytest.mark.parametrize("during", ["the order itself", "a part of it"])
-def test_an_order_that_is_left_over_when_its_run_ends_is_said_and_nothing_else_is(
-    said: StringIO, identity: None, during: str
+@leans("flower_transport/supernode.py")
+@pytest.mark.parametrize("during", ["nothing", "the order itself", "a part of it"])
+def test_an_order_whose_run_ends_while_its_parts_are_fetched_is_kept_and_shows_in_the_memory(
+    identity: None, during: str
 ) -> None:
-    """A SuperNode keeps it, and from then on its answers would be one order late: it is started anew."""
-    from flwr.supercore.run import RunNotRunningException
+    """From then on a SuperNode's answers would be one order late: it is started anew."""
+    from flwr.supercore.inflatable.inflatable_object import get_object_tree
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supercore.run import Run, RunNotRunningException
+    from flwr.supernode.nodestate import NodeStateFactory
 
-    fetch = look_up("client/supervisor.py", "flwr.supernode.start_client_internal:_pull_and_store_message")
+    stores = ObjectStoreFactory()
+    state = NodeStateFactory(objectstore_factory=stores).state()
+    state.set_node_id(7)
+    state.store_run(Run.create_empty(1))
     message = order()
+    message.metadata.__dict__["_message_id"] = message.object_id
 
     def ended(*_: Any) -> Any:
         raise RunNotRunningException
 
-    state = RunEnds()
-    came = fetch(
+    received = {"nothing": lambda: None, "the order itself": ended}
+    came = look_up("flower_transport/supernode.py", "flwr.supernode.start_client_internal:_pull_and_store_message")(
         state=state,
-        object_store=SimpleNamespace(preregister=lambda *_: ["part"], delete=lambda *_: None),
+        object_store=stores.store(),
         node_config={},
-        receive=ended if during == "the order itself" else lambda: (message, None),
+        receive=received.get(during, lambda: (message, get_object_tree(message))),
         get_run=ended,
         get_fab=ended,
         pull_object=ended,
@@ -865,6 +914,5 @@ def test_an_order_that_is_left_over_when_its_run_ends_is_said_and_nothing_else_i
         trusted_entities=None,
     )
     assert came is None
-    left_over = during == "a part of it"
-    assert state.stored == ([message] if left_over else [])
-    assert ("Ignoring message" in said.getvalue()) == left_over, said.getvalue()
+    kept = [one.metadata.message_id for one in state.get_messages_legacy(is_reply=False)]
+    assert kept == ([message.object_id] if during == "a part of it" else [])

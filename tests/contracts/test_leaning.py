@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMED = re.compile(r'"((?:core_training|server|client|p2p|strategies|simulations|fedloom|security)/[\w/]+\.py)"')
+NAMED = re.compile(
+    r'"((?:core_training|flower_transport|server|client|p2p|strategies|simulations|fedloom|security)/[\w/]+\.py)"'
+)
 
 
 @pytest.mark.parametrize("contract", sorted(Path(__file__).parent.glob("test_*.py")), ids=lambda path: path.stem)

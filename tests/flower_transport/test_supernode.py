@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,18 +57,22 @@ def test_a_refusal_is_told_with_the_servers_words(
     assert told[-1] == ("refused", None, "[code: 7] no such key")
 
 
-@pytest.mark.parametrize(("run", "kept", "ends"), [(None, [], False), (None, ["order"], True), (7, ["order"], False)])
+@pytest.mark.parametrize(("run", "came", "ends"), [(None, None, False), (None, "order", True), (7, "order", False)])
 def test_an_order_that_is_left_over_ends_the_process(
-    monkeypatch: pytest.MonkeyPatch, run: int | None, kept: list[str], ends: bool
+    monkeypatch: pytest.MonkeyPatch, run: int | None, came: str | None, ends: bool
 ) -> None:
     """Flower would keep it, and from then on every answer would be one order late."""
-    monkeypatch.setattr(supernode, "_PULL", lambda **named: run)
-    state = SimpleNamespace(get_messages_legacy=lambda *, is_reply: kept if not is_reply else [])
+
+    def pull(*, receive: Callable[[], str | None]) -> int | None:
+        assert receive() == came
+        return run
+
+    monkeypatch.setattr(supernode, "_PULL", pull)
     if ends:
         with pytest.raises(SystemExit, match="left over"):
-            supernode._pull_and_store_message(state=state)
+            supernode._pull_and_store_message(receive=lambda: came)
     else:
-        assert supernode._pull_and_store_message(state=state) == run
+        assert supernode._pull_and_store_message(receive=lambda: came) == run
 
 
 def test_pauses_are_short_while_a_run_goes_on_and_flowers_own_later(monkeypatch: pytest.MonkeyPatch) -> None:

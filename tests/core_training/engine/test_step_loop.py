@@ -316,7 +316,7 @@ def test_what_is_no_number_never_reaches_the_optimizer(
     assert engine.salvage() == []
 
 
-@pytest.mark.parametrize("damage", ["missing", "torn", "pickle"])
+@pytest.mark.parametrize("damage", ["missing", "torn", "pickle", "empty", "garbage"])
 def test_a_damaged_checkpoint_is_named(make_recipe: MakeRecipe, tmp_path: Path, damage: str) -> None:
     engine = open_engine(make_recipe())
     engine.train(1)
@@ -326,6 +326,10 @@ def test_a_damaged_checkpoint_is_named(make_recipe: MakeRecipe, tmp_path: Path, 
         file.unlink()
     elif damage == "torn":
         file.write_bytes(file.read_bytes()[:-50])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "garbage":
+        file.write_bytes(b"(" * 8)
     else:
         file.write_bytes(pickle.dumps({"step": print}))
     with pytest.raises(RunError, match="not a checkpoint of this version and recipe"):

@@ -1,0 +1,59 @@
+"""Ray, and Flower's simulation on it, take the options of flower_transport/on_ray.py and number the sites.
+
+That they work together is seen in tests/simulations/test_ray_engine.py, which starts them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import core_training.foundation.environment  # noqa: F401  # isort: skip - before the libraries are imported
+import pytest
+
+from tests.contracts.leaning import leans, look_up
+
+pytest.importorskip("ray")
+FILE = "flower_transport/on_ray.py"
+
+
+@leans(FILE)
+def test_a_simulation_takes_the_apps_the_number_of_sites_and_rays_options() -> None:
+    run = look_up(FILE, "flwr.simulation:run_simulation")
+    taken = inspect.signature(run).parameters
+    assert {"server_app", "client_app", "num_supernodes", "backend_config"} <= taken.keys()
+
+
+@leans(FILE)
+def test_options_reach_ray_and_its_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under another name they would be left out without a word: two cores an actor, and all of Ray's talk."""
+    import ray
+
+    given: dict[str, Any] = {}
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    backend = look_up(FILE, "flwr.server.superlink.fleet.vce.backend.raybackend:RayBackend")(
+        {
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"log_to_driver": False, "include_dashboard": False},
+        }
+    )
+    assert backend.client_resources == {"num_cpus": 1, "num_gpus": 0.0}
+    assert (given["log_to_driver"], given["include_dashboard"]) == (False, False)
+
+
+@leans(FILE)
+def test_ray_takes_these_options() -> None:
+    assert {"log_to_driver", "include_dashboard"} <= inspect.signature(look_up(FILE, "ray:init")).parameters.keys()
+
+
+@leans("flower_transport/apps.py")
+def test_a_node_is_told_which_of_the_partitions_it_is() -> None:
+    assert look_up(FILE, "flwr.common.constant:PARTITION_ID_KEY") == "partition-id"
+
+
+@leans("core_training/foundation/environment.py")
+def test_ray_reports_no_usage() -> None:
+    usage = look_up("core_training/foundation/environment.py", "ray._common.usage.usage_lib:usage_stats_enabled")
+    assert usage() is False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -21,7 +21,7 @@ LOOPBACK = "127.0.0.1"
 _ANSWERS_WITHIN = timedelta(minutes=10)
 
 
-class LoopbackRendezvous(RendezvousHandler):  # type: ignore[misc]
+class LoopbackRendezvous(RendezvousHandler):
     """The rendezvous of one launcher with itself; its processes use the same store."""
 
     def __init__(self, run_id: str) -> None:

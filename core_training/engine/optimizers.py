@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -31,15 +31,16 @@ class _OptimizerArguments:
 def build_optimizer(model: Any, recipe: Recipe) -> Optimizer:
     """The recipe's optimizer of the parameters that are trained; biases and norms are not decayed."""
     training = recipe.training
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    decayed = set(Trainer.get_decay_parameter_names(cast("Any", None), model))
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for name, p in trained if name in decayed], "weight_decay": training.weight_decay},
         {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
     ]
-    arguments = _OptimizerArguments(training.optim, recipe.learning_rate)
+    arguments: Any = _OptimizerArguments(training.optim, recipe.learning_rate)
     optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    return optimizer_class(groups, **settings)  # type: ignore[no-any-return]
+    optimizer: Optimizer = optimizer_class(groups, **settings)
+    return optimizer
 
 
 def build_schedule(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> LRScheduler:

@@ -189,8 +189,8 @@ class StepLoop:
         """The step's batches, each in the parts that are computed together; an epoch's last step may have fewer."""
         epoch, taken = divmod(self.step, self._steps_per_epoch)
         if self._epoch is None or taken == 0:
-            batches = DataLoader(
-                self._rows,
+            batches: DataLoader[list[Batch]] = DataLoader(
+                self._rows,  # type: ignore[arg-type]  # a sequence is all that it needs
                 batch_sampler=self._order.epoch(epoch)[taken * self._accumulated :],
                 collate_fn=self.prepared.batches,
                 pin_memory=self.prepared.device.type == "cuda",

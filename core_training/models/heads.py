@@ -15,7 +15,7 @@ from core_training.foundation.errors import InputError
 VALUE_HEAD = "value_head"
 
 
-class Head(nn.Linear):  # type: ignore[misc]
+class Head(nn.Linear):
     """A linear layer to one number, computed in its own dtype: bfloat16 keeps but three digits of a reward."""
 
     def __init__(self, width: int, bias: bool) -> None:

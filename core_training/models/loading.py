@@ -125,7 +125,7 @@ def _load_base(recipe: Recipe) -> StartingModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         _check_config(config, where)
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=recipe.model.dtype,
@@ -135,6 +135,7 @@ def _load_base(recipe: Recipe) -> StartingModel:
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{where} cannot be loaded: {_first_line(error)}") from None
+    model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{where}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
     return StartingModel(model, str(folder), weights_digest(folder))

@@ -98,7 +98,7 @@ def _write_master(parameter: Any, value: torch.Tensor) -> bool:
     if hasattr(parameter, "ds_id"):
         # DeepSpeed's own way to write a whole parameter fails where its size is no multiple of the number of ranks.
         part = torch.zeros_like(safe_get_local_fp32_param(parameter))
-        mine = value.flatten().split(part.numel())[torch.distributed.get_rank() :][:1]
+        mine = torch.split(value.flatten(), part.numel())[torch.distributed.get_rank() :][:1]
         for values in mine:
             part[: values.numel()] = values
         safe_set_local_fp32_param(parameter, part)

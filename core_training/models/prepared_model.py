@@ -42,7 +42,8 @@ class PreparedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def process(self) -> int:

@@ -37,7 +37,7 @@ def whitened(values: torch.Tensor, mask: torch.Tensor, over: torch.Tensor, keep_
     count, total, squares = over
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).add(1e-8).sqrt()
-    shifted = (values - mean) / deviation + (mean if keep_mean else 0)
+    shifted: torch.Tensor = (values - mean) / deviation + (mean if keep_mean else 0)
     return shifted.to(values.dtype) * mask
 
 

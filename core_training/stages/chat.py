@@ -125,12 +125,13 @@ def _marked(messages: Messages, tokenizer: Any) -> list[Span]:
     """The spans that the template marks."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    _, (spans,) = render_jinja_template(
+    rendered: Any = render_jinja_template(
         conversations=[list(messages)],
         chat_template=tokenizer.get_chat_template(),
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
     )
+    _, (spans,) = rendered
     return [(start, end) for start, end in spans]
 
 

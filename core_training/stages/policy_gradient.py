@@ -145,8 +145,8 @@ class PolicyGradientStage(Stage[Prompt]):
         mask = labels != IGNORED
         logits = logits / self.recipe.rollout.temperature
         # One answer at a time: another tensor of the logits' size would be the largest of all.
-        rows = [Categorical(logits=row, validate_args=False).entropy() for row in logits.detach()]
-        entropy = torch.stack(rows) * mask
+        policies = [Categorical(logits=row, validate_args=False) for row in logits.detach()]
+        entropy = torch.stack([policy.entropy() for policy in policies]) * mask
         values = None if value_head is None else value_head(hidden[0]).squeeze(-1) * mask
         return Scores(mask, token_logps(logits, labels), entropy, values)
 
@@ -178,7 +178,7 @@ class PolicyGradientStage(Stage[Prompt]):
         controller.update(float(prepared.total(kl)) / answers, answers)
         memory[_KL_COEF] = controller.coef
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def roll_out(self, prepared: PreparedModel, prompts: Batch) -> list[Part]:
         """Answers to a batch of prompts, judged, and scored by policy and reference, in `mini_batches` parts."""
         prepared.model.eval()
@@ -236,8 +236,8 @@ class PolicyGradientStage(Stage[Prompt]):
         report = NOTHING_EVALUATED
         for examples, part in sampled:
             gains = part["rewards"] - self.kl_coef * self.kl(part).sum(dim=1)
-            answers = torch.tensor(len(gains), device=gains.device)
-            loss = BatchLoss(-gains.sum(), answers, part["mask"].sum(), self.rollout_figures(part))
+            count = torch.tensor(len(gains), device=gains.device)
+            loss = BatchLoss(-gains.sum(), count, part["mask"].sum(), self.rollout_figures(part))
             report += loss.report(examples)
         return report
 

@@ -42,7 +42,7 @@ class QloraTuning(LoraTuning):
 def _quantised(linear: nn.Linear, settings: Qlora, dtype: str) -> Any:
     from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
 
-    layer: Any = Linear4bit(  # type: ignore[no-untyped-call]
+    layer: Any = Linear4bit(
         linear.in_features,
         linear.out_features,
         bias=linear.bias is not None,
@@ -54,12 +54,13 @@ def _quantised(linear: nn.Linear, settings: Qlora, dtype: str) -> Any:
     # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward in evaluation; later forwards
     # in training then have no gradient. Without effect on a GPU.
     layer.support_avx512bf16_for_cpu = False
-    layer.weight = Params4bit(
+    weight: Any = Params4bit(
         linear.weight.data,
         requires_grad=False,
         compress_statistics=settings.double_quant,
         quant_type=settings.quant_type,
         module=layer,
-    ).to("cpu")
+    )
+    layer.weight = weight.to("cpu")
     layer.bias = linear.bias
     return layer

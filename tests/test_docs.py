@@ -17,7 +17,10 @@ from fedloom.cli import COMMANDS
 from fedloom.commands import recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SHELL = ("sh", "bash", "shell", "console", "text", "")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -109,6 +112,11 @@ def test_every_recipe_and_site_file_shown_is_valid(page):
             parse_recipe(body, source=name_of(page))
         elif "models" in document:
             parse_site_config(document, source=name_of(page))
+
+
+def test_every_decision_is_in_the_list():
+    pages = sorted(page.name for page in (ROOT / "docs" / "decisions").glob("0*.md"))
+    assert LINK.findall((ROOT / "docs" / "decisions" / "README.md").read_text()) == pages
 
 
 def test_the_recipe_page_is_what_the_command_prints():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from core_training.data.examples import Batch, Example, Row
 from core_training.data.records import Record
@@ -110,15 +111,15 @@ class Stage(Generic[V]):
         """The units in a batch: what its loss is divided by."""
         raise NotImplementedError
 
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """The loss of a batch; figures that cost something are left out while the model trains."""
         raise NotImplementedError
 
-    def reference(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    def reference(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Numbers of each row, shape (rows,), by the reference policy `model`; later batches hold them by name."""
         raise NotImplementedError
 
-    def set_mode(self, model: Any) -> None:
+    def set_mode(self, model: nn.Module) -> None:
         """Set the model to how it is while it is trained."""
         if not model.training:  # asking its head spares a walk through all its modules in every step
             model.train()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from core_training.data.examples import Batch
 from core_training.parts.stages.dpo import DPO
@@ -22,7 +21,7 @@ def dpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> tor
 class Dpo(PreferenceStage):
     needs_reference = True
 
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         beta = self.recipe.settings(DPO).beta
         logps, tokens = sequence_logps(model, batch)
         chosen, rejected = logps.chunk(2)
@@ -30,6 +29,6 @@ class Dpo(PreferenceStage):
         rejected = rejected - batch["reference_rejected"]
         return self.summed(dpo_losses(chosen, rejected, beta), tokens, beta * chosen, beta * rejected)
 
-    def reference(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    def reference(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         chosen, rejected = sequence_logps(model, batch)[0].chunk(2)
         return {"reference_chosen": chosen, "reference_rejected": rejected}

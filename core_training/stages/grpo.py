@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from torch import nn
 
 from core_training.data.examples import Batch
 from core_training.models.base_model import BaseModel
@@ -29,7 +30,7 @@ class Grpo(PolicyGradientStage):
             advantages = group_relative(part["rewards"], self.generations, self.recipe.settings(GRPO).scale_rewards)
             part["advantages"] = advantages.unsqueeze(1)
 
-    def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def policy_loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """Clipped loss + kl_coef · KL, summed over tokens: each token counts alike, in short answers and long ones.
 
         (The paper divides by each answer's length first, which favours short good answers and long bad ones:

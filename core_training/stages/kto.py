@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from core_training.data.examples import IGNORED, Batch, Example, Row, Tokens
 from core_training.data.records import Record
@@ -49,7 +50,7 @@ class Kto(Stage[JudgedAnswer]):
     def weight(self, batch: Batch) -> torch.Tensor:
         return torch.tensor(len(batch["desirable"]), device=batch["input_ids"].device)
 
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         settings = self.recipe.settings(KTO)
         logps, tokens = self._logps(model, batch)
         own, mismatched = logps
@@ -66,11 +67,11 @@ class Kto(Stage[JudgedAnswer]):
         }
         return BatchLoss(losses.sum(), torch.tensor(len(losses), device=losses.device), tokens, figures)
 
-    def reference(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    def reference(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         own, mismatched = self._logps(model, batch)[0]
         return {"reference_own": own, "reference_mismatched": mismatched}
 
-    def _logps(self, model: Any, batch: Batch) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def _logps(self, model: nn.Module, batch: Batch) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Log-probabilities of own and mismatched answers, and the tokens of the own ones. No gradient in the KL."""
         own, mismatched = ({name: batch[name].chunk(2)[i] for name in SEQUENCE_TENSORS} for i in (0, 1))
         with torch.no_grad():

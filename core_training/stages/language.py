@@ -5,16 +5,15 @@ The output layer runs only where a label is: masked prompt tokens pay for no log
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from core_training.data.examples import IGNORED, Batch
 from core_training.stages.base import BatchLoss, Stage, V
 
 
-def labelled_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def labelled_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and next-token labels at the positions where any sequence of the batch has a label.
 
     Returns float32 logits of shape (sequences, positions, vocabulary) and labels of shape (sequences, positions).
@@ -35,7 +34,7 @@ def token_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -nll.view(labels.shape)
 
 
-def sequence_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def sequence_logps(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability (nats) of each sequence's labelled tokens together, and their number; both (sequences,)."""
     logits, labels = labelled_logits(model, batch)
     return token_logps(logits, labels).sum(dim=1), (labels != IGNORED).sum(dim=1)
@@ -47,7 +46,7 @@ class LanguageStage(Stage[V]):
     def weight(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         logits, labels = labelled_logits(model, batch)
         total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
         counted = labels != IGNORED

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from core_training.data.examples import Batch
 from core_training.parts.stages.orpo import ORPO
@@ -27,7 +26,7 @@ def _log1mexp(x: torch.Tensor) -> torch.Tensor:
 
 
 class Orpo(PreferenceStage):
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         beta = self.recipe.settings(ORPO).beta
         logps, tokens = sequence_logps(model, batch)
         chosen, rejected = (logps / tokens).chunk(2)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.distributions import Categorical
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -98,7 +99,7 @@ class PolicyGradientStage(Stage[Prompt]):
     def kl_controller(self) -> KLController:
         return KLController(self.kl_coef)
 
-    def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def policy_loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """What is minimised, on a part of a rollout."""
         raise NotImplementedError
 
@@ -131,7 +132,7 @@ class PolicyGradientStage(Stage[Prompt]):
         """The answers' tokens in a part of a rollout."""
         return batch["mask"].sum()
 
-    def score(self, model: Any, answers: Batch) -> Scores:
+    def score(self, model: nn.Module, answers: Batch) -> Scores:
         """One forward over sampled answers; the output layer runs only where some answer has a token."""
         hidden: list[torch.Tensor] = []
         inner = innermost(self.base.model)
@@ -150,7 +151,7 @@ class PolicyGradientStage(Stage[Prompt]):
         values = None if value_head is None else value_head(hidden[0]).squeeze(-1) * mask
         return Scores(mask, token_logps(logits, labels), entropy, values)
 
-    def set_mode(self, model: Any) -> None:
+    def set_mode(self, model: nn.Module) -> None:
         """Leave dropout out, which would make another policy than the one that sampled."""
         model.eval()
         if self.recipe.training.gradient_checkpointing:
@@ -212,7 +213,7 @@ class PolicyGradientStage(Stage[Prompt]):
             "ended": mean_figure(part["ended"]),
         }
 
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """The policy's loss on a minibatch; a rollout's own figures count in the first of its passes."""
         loss = self.policy_loss(model, batch)
         figures = self.rollout_figures(batch)
@@ -241,7 +242,7 @@ class PolicyGradientStage(Stage[Prompt]):
             report += loss.report(examples)
         return report
 
-    def _scored(self, model: Any, answers: Part) -> Part:
+    def _scored(self, model: nn.Module, answers: Part) -> Part:
         scores = self.score(model, answers)
         values = {} if scores.values is None else {"values": scores.values}
         return answers | {"mask": scores.mask, "logps": scores.logps} | values

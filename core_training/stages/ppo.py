@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from torch import nn
 
 from core_training.data.examples import Batch
 from core_training.foundation.errors import InputError
@@ -65,7 +65,7 @@ class Ppo(PolicyGradientStage):
         for part, advantage in zip(parts, advantages, strict=True):
             part["advantages"] = advantage
 
-    def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def policy_loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """Policy loss + vf_coef · value loss, summed over the answers' tokens."""
         settings = self.recipe.settings(PPO)
         scores = self.score(model, batch)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from core_training.data.examples import Batch, Example
 from core_training.data.records import Record
@@ -30,7 +29,7 @@ class Reward(PreferenceStage):
         pair = super().tokenise(record, values)
         return Example(pair.sequences, {"margin": values.margin or 0.0})
 
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         # The model scores the last token that is no padding.
         output = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         chosen, rejected = output.logits.squeeze(-1).float().chunk(2)

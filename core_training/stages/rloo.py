@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from torch import nn
 
 from core_training.data.examples import Batch
 from core_training.models.base_model import BaseModel
@@ -32,7 +32,7 @@ class Rloo(PolicyGradientStage):
         """The answers in a part of a rollout."""
         return torch.tensor(len(batch["mask"]), device=batch["mask"].device)
 
-    def policy_loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def policy_loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """The clipped loss with the probability ratio of whole answers, summed over them."""
         scores = self.score(model, batch)
         losses, clipped = clipped_losses(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from core_training.data.examples import Batch
 from core_training.parts.stages.simpo import SIMPO
@@ -20,7 +19,7 @@ def simpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, gamm
 
 
 class Simpo(PreferenceStage):
-    def loss(self, model: Any, batch: Batch) -> BatchLoss:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         settings = self.recipe.settings(SIMPO)
         logps, tokens = sequence_logps(model, batch)
         chosen, rejected = (logps / tokens).chunk(2)

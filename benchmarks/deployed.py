@@ -64,7 +64,7 @@ def run_to_the_end(federation: Federation, recipe: Path, sites: int, *overrides:
     if not follow(run.path, lambda event: None):
         raise RunError(f"the run did not complete: {list(run.lines())[-3:]}")
     if any(len(event["sites"]) < sites for event in run.lines("round")):
-        raise RunError(f"a site was missing in a round: {list(run.events('quarantined')) + list(run.events('late'))}")
+        raise RunError(f"a site was missing in a round: {[*run.lines('quarantined'), *run.lines('late')]}")
     return run
 
 

@@ -20,7 +20,7 @@ from core_training.engine.failures import explained
 from core_training.foundation.errors import FedloomError, InputError, NarrowScaleError, ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.trainable import EVAL_REPORT, TRAIN_REPORT, Trainable, holding, total
-from core_training.recipe.reading import parse_recipe
+from core_training.recipe.reading import load_recipe, parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.checkpoints import prune_checkpoints, read_checkpoint
@@ -109,7 +109,7 @@ class SiteService:
         earlier = self._folder / order.run_id
         remembered = earlier / "recipe.yaml"
         if (earlier / SECRETS).exists() and not (
-            remembered.exists() and remembered.read_text(encoding="utf-8") == order.recipe
+            remembered.exists() and load_recipe(remembered) == parse_recipe(order.recipe, source="the run's recipe")
         ):
             # Under another recipe what was masked could be asked for again, or an update be told from the others'.
             raise InputError(f"run {order.run_id} aggregates securely, and this site joined it with another recipe")

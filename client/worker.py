@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -26,6 +27,8 @@ from strategies.messages import Envelope, Refusal
 
 HANDED_OVER_WITHIN = 60.0
 """Seconds that the other side may take to send its order, or to take its answer."""
+
+_ROUND = re.compile(r'"round": ?(\d+)')
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +73,8 @@ def _answer(connection: socket.socket, handle: Callable[[Envelope], Envelope], m
         worker_socket.send(connection, Refusal(reason=reason).envelope())
         raise SystemExit(1) from error
     seconds = time.monotonic() - started
-    _log.info("%s %s: %s after %.2f s", order.kind, order.fields.get("round", ""), reply.kind, seconds)
+    number = _ROUND.search(order.text[:1000])  # of a long text, which was parsed already
+    _log.info("%s %s: %s after %.2f s", order.kind, number[1] if number else "", reply.kind, seconds)
     worker_socket.send(connection, reply)
 
 

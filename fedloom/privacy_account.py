@@ -134,7 +134,7 @@ def _account(sees: str, server: str, site: str, drop_outs: str, unprotected: str
 
 
 def _update(recipe: Recipe) -> str:
-    return "trained state" if recipe.privacy.codec == "fp32" else "change of the state"
+    return "change of the state" if recipe.privacy.codec_part.sends_change else "trained state"
 
 
 def _sites(count: int) -> str:

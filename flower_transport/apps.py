@@ -19,7 +19,7 @@ Handle = Callable[[Envelope, int], Envelope]
 """Answers an order to a node: its number or, in a simulation of Flower's, which of its sites it is, from 0."""
 
 PARTITION = "partition-id"
-"""What a simulation of Flower's calls that."""
+"""The key under which a simulation of Flower's says which of its sites a node is."""
 
 
 def make_client_app(handle: Handle) -> ClientApp:

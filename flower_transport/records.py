@@ -24,11 +24,6 @@ _PAYLOAD = "payload"
 _BYTES = "bytes"
 
 
-def to_message(envelope: Envelope, node_id: int, ttl: float | None = None) -> Message:
-    """An order for one node. After `ttl` seconds (Flower's default: 12 hours) it is no longer delivered."""
-    return to_messages({node_id: envelope}, ttl)[0]
-
-
 def to_messages(envelopes: Mapping[int, Envelope], ttl: float | None = None) -> list[Message]:
     """Orders for several nodes. Those with one and the same payload share its record: it is held once."""
     from flwr.app import Message

@@ -7,15 +7,22 @@ under way is hardly held up, and a server with many idle sites is asked no more 
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import ERROR, WARNING
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
+from flwr.supercore import log
 from flwr.supercore.exit import ExitCode
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
+
+from core_training.foundation.errors import FedloomError
 
 LEAST_PAUSE = 0.2
 FLOWERS_PAUSE = 3
@@ -43,6 +50,7 @@ class _Link:
 
     def __init__(self, note: Note) -> None:
         self._note = note
+        self._lock = threading.Lock()
         self._node: int | None = None
         self._stands: Standing = "connecting"
         self._connect = start_client_internal._init_connection
@@ -81,9 +89,14 @@ class _Link:
         raise SystemExit(1)
 
     def _tell(self, stands: Standing, detail: str = "") -> None:
-        if stands != self._stands:
-            self._stands = stands
-            self._note(stands, self._node, detail)
+        """Calls come from several threads, whose transfers must not fail because this cannot be written."""
+        with self._lock:
+            if stands != self._stands:
+                self._stands = stands
+                try:
+                    self._note(stands, self._node, detail)
+                except (FedloomError, OSError) as error:
+                    log(ERROR, "how the link stands could not be noted: %s", error)
 
 
 def _pull_and_store_message(*, receive: Callable[[], Any], **named: Any) -> int | None:
@@ -100,7 +113,8 @@ def _pull_and_store_message(*, receive: Callable[[], Any], **named: Any) -> int 
 
     run: int | None = _PULL(receive=noted, **named)
     if run is None and received:
-        raise SystemExit("an order was left over when its run ended; the SuperNode has to be started anew")
+        log(WARNING, "an order was left over when its run ended: this SuperNode ends, to be started anew")
+        os.kill(os.getpid(), signal.SIGTERM)  # Flower's own way out, past its thread that serves the messenger
     return run
 
 

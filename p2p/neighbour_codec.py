@@ -9,9 +9,10 @@ from functools import cached_property
 
 from core_training.foundation.state import Manifest, TrainableState
 from p2p.plan import RunPlan
-from strategies.codec import StateCodec
+from strategies.codec import Fp32, StateCodec
 from strategies.codec_of_round import state_codec
 from strategies.draws import rounding_key
+from strategies.messages import Update
 
 
 class NeighbourCodec:
@@ -26,9 +27,11 @@ class NeighbourCodec:
     def _codec(self) -> StateCodec:
         return state_codec(self._plan.recipe, self._manifest, 0)
 
-    def write(self, epoch: int, trained: TrainableState) -> tuple[bytes, TrainableState]:
+    def write(self, update: Update, trained: TrainableState) -> tuple[bytes, TrainableState]:
         """What the neighbours get of what the site has trained, and the state that they will read in it."""
-        key = rounding_key(self._plan.recipe.training.seed, self._plan.rounding_secret, epoch)
+        if isinstance(self._codec, Fp32):  # the site handed it over just so
+            return bytes(update.payload), trained
+        key = rounding_key(self._plan.recipe.training.seed, self._plan.rounding_secret, update.round)
         payload = self._codec.write(trained, self._initial, key)
         return payload, self.read(payload)
 

@@ -124,7 +124,7 @@ class GossipNode:
         if self._plan.in_groups:
             await self._average_in_group(update, state)
             return
-        payload, state = progress.codec.write(epoch, state)
+        payload, state = progress.codec.write(update, state)
         partners = [peer for peer in self._plan.neighbours if progress.members.is_live(peer)]
         own = Contribution(self._plan.name, state, update.weight, len(partners))
         if await self._exchange(epoch, own, payload, partners) and await self._catch_up.adopt_newest():

@@ -52,6 +52,8 @@ class PeerService:
         progress = self._opened()
         try:
             _check_exchanges(progress, sender)
+            if progress.plan.in_groups:
+                raise ProtocolError("this run's updates go to a group")
             progress.inbox.check_header(sender, header)
             if (receipt := self._out_of_turn(progress, sender, header)) is not None:
                 return receipt

@@ -7,7 +7,7 @@ in `server.secure_rounds`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -138,14 +138,22 @@ class RingAggregation(_ClearAggregation):
         return self._of_ring(self._sum.result(self._start), self._figures)
 
 
+@dataclass(frozen=True)
+class Cohort:
+    """Who takes part in a round: all its sites, and the nodes of those that are there to be asked."""
+
+    sites: Sequence[str]
+    asked: Nodes
+
+
 class Rounds(Protocol):
     """How all rounds of a run are aggregated."""
 
-    def participants(self, number: int, present: Nodes) -> Nodes:
-        """Those present who are asked for an update in round `number`. Raises ProtocolError when it cannot be held."""
+    def cohort(self, number: int, present: Nodes) -> Cohort:
+        """Who takes part in round `number`, of those present. Raises ProtocolError when it cannot be held."""
         ...
 
-    def begin(self, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState | None) -> RoundAggregation:
+    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState | None) -> RoundAggregation:
         """An attempt at the order's round; `start` is the state that it begins with, if known."""
         ...
 
@@ -160,14 +168,14 @@ class ClearRounds:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
 
-    def participants(self, number: int, present: Nodes) -> Nodes:
-        return present
+    def cohort(self, number: int, present: Nodes) -> Cohort:
+        return Cohort(sorted(present.values()), present)
 
-    def begin(self, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState | None) -> RoundAggregation:
+    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState | None) -> RoundAggregation:
         if order.ring is None:
-            return StateAggregation(self._recipe, order, asked, terms, start)
+            return StateAggregation(self._recipe, order, cohort.asked, terms, start)
         assert start is not None, "a ring carries changes of a state"
-        return RingAggregation(self._recipe, order, asked, terms, start)
+        return RingAggregation(self._recipe, order, cohort.asked, terms, start)
 
     def renew(self) -> None:
         """Nothing is kept from round to round."""

@@ -29,6 +29,9 @@ _NEWCOMER_WAIT = 5.0
 """Seconds that sites which are ready wait for newcomers. Who needs longer has joined when it is asked the next time."""
 
 
+_RETURNS_WITHIN = 15.0
+"""Seconds that a server which was started again waits for the sites that took part before, though enough are there."""
+
 _PIN_ANOTHER = (
     "hand all sites the newest one; then at the site `fedloom client pin --replace roster.json`, and stop and start it"
 )
@@ -65,10 +68,13 @@ class Membership:
         sites: Callable[[], dict[int, str]],
         patience: float,
         roster_of: Callable[[str], object],
+        *,
+        goes_on: bool,
     ) -> None:
         """`sites()` are the admitted ones now; `patience` is how many seconds to wait for enough of them.
 
-        `roster_of(digest)` raises InputError for a roster that this federation did not hand out.
+        `roster_of(digest)` raises InputError for a roster that this federation did not hand out. `goes_on` says that
+        the run had begun before.
         """
         self._grid = grid
         self._folder = folder
@@ -77,10 +83,12 @@ class Membership:
         self._sites = sites
         self._patience = patience
         self._roster_of = roster_of
+        self._goes_on = goes_on
         self._terms: Terms | None = None
         self._joined: dict[int, str] = {}
         self._turned_away: set[int] = set()
         self._pauses: dict[int, _Pause] = {}
+        self._waits_until = time.monotonic() + min(_RETURNS_WITHIN, patience)
         self.layout: dict[str, str] = {}
         """The small files that stand beside the weights of a result, as the sites describe them."""
 
@@ -115,7 +123,10 @@ class Membership:
             present = {
                 node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected
             }
-            if len(present) >= minimum:
+            before = {site for site, part in progress.sites.items() if part.rounds}
+            returning = self._goes_on and not before <= set(present.values()) and time.monotonic() < self._waits_until
+            if len(present) >= minimum and not returning:
+                self._goes_on = False  # from now on, who is away is waited for no longer
                 return present
             if time.monotonic() > deadline:
                 raise RunError(
@@ -123,7 +134,7 @@ class Membership:
                     "(minimum_sites of topology and of privacy.secure_aggregation, topology.round_deadline). "
                     + self._exchange.recent_reasons()
                 )
-            if not announced:
+            if not announced and not returning:
                 self._folder.event(events.WaitingForSites(sites=sorted(present.values()), minimum=minimum))
                 announced = True
             time.sleep(POLL_SECONDS)

@@ -25,7 +25,7 @@ Answer = TypeVar("Answer", bound=Message)
 
 
 class OrderExchange:
-    """Asks sites and collects what they answer, for one run, whose bytes `progress` counts."""
+    """Asks sites and collects what they answer, for one run; `progress` counts the bytes, also of what is set aside."""
 
     def __init__(self, grid: Grid, folder: RunFolder, deadline_seconds: float, progress: Progress) -> None:
         self._grid = grid

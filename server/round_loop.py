@@ -1,6 +1,6 @@
 """The server's round loop: orders out, updates in, one aggregate, a commit; then the next round.
 
-Drives any Flower `Grid`: the real one of a SuperLink, the one in a simulation's own process, or Ray's. Flower carries
+Drives any `Grid`: the real one of a SuperLink, the one in a simulation's own process, or Ray's. Flower carries
 the messages and knows the nodes; which site a node is, what a reply may hold, and what survives a kill is decided here.
 One bad reply is set aside with the site's true name and the reason, and the round goes on without it.
 """
@@ -97,7 +97,9 @@ class _RoundLoop:
         self._state: TrainableState | None = committed[1] if committed else None
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline, self._progress)
         patience = 0.0 if in_process else recipe.topology.round_deadline
-        self._membership = Membership(grid, folder, recipe, self._exchange, sites, patience, roster_of)
+        self._membership = Membership(
+            grid, folder, recipe, self._exchange, sites, patience, roster_of, goes_on=self._goes_on
+        )
         self._rounds: Rounds = ClearRounds(recipe)
         if recipe.privacy.secure:
             self._rounds = SecureRounds(
@@ -167,14 +169,14 @@ class _RoundLoop:
         if recipe.privacy.codec_part.sends_change and self._state is None:
             self._state = self._fetch_initial_state(number, present)
         try:
-            asked = self._rounds.participants(number, present)
+            cohort = self._rounds.cohort(number, present)
         except ProtocolError as error:
             raise TooFewSites((), f"secure aggregation cannot be set up: {error}") from None
         ring = None
         if recipe.privacy.ring_bits is not None:
             scale = self._wider or self._progress.scale or first_scale(recipe, terms.manifest)
             self._progress.scale, self._wider = scale, None
-            ring = RingTerms(scale=scale, sites=len(asked))
+            ring = RingTerms(scale=scale, sites=len(cohort.sites))
         order = TrainOrder(
             run_id=self._folder.run_id,
             round=number,
@@ -184,7 +186,7 @@ class _RoundLoop:
             ring=ring,
             payload=self._state.to_bytes() if self._state is not None and number > 1 else b"",
         )
-        return self._rounds.begin(order, asked, terms, self._state)
+        return self._rounds.begin(order, cohort, terms, self._state)
 
     def _fetch_initial_state(self, number: int, present: dict[int, str]) -> TrainableState:
         """The state that all sites begin with, from the first that sends it. Raises TooFewSites when none does."""

@@ -9,7 +9,7 @@ and after a round that was void, masks are set up anew, so that a site which los
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.terms import terms_of
-from server.aggregation import Nodes, Outcome, RoundAggregation, check_belongs
+from server.aggregation import Cohort, Nodes, Outcome, RoundAggregation, check_belongs
 from server.membership import Terms
 from server.order_exchange import OrderExchange
 from server.progress import Progress, SiteRound
@@ -91,8 +91,8 @@ class SecureRounds:
         self._renew = True
         self._recalled = False
 
-    def participants(self, number: int, present: Nodes) -> Nodes:
-        """Those whose masks meet in round `number`; sets masks up where there are none for it.
+    def cohort(self, number: int, present: Nodes) -> Cohort:
+        """The sites whose masks meet in round `number`; sets masks up where there are none for it.
 
         Who took part in an attempt at this very round that was cut short is asked again, and nobody else. Raises
         ProtocolError when the set-up leaves too few.
@@ -101,7 +101,7 @@ class SecureRounds:
             self._recall()
         self._recalled = True
         sites = self._sites_of(number, present)
-        return {node: site for node, site in present.items() if site in sites}
+        return Cohort(sites, {node: site for node, site in present.items() if site in sites})
 
     def _sites_of(self, number: int, present: Nodes) -> list[str]:
         batch, spent = self._batch, self._spent
@@ -131,22 +131,24 @@ class SecureRounds:
             self._waits[site] = 2 * self._waits.get(site, 0) or 1
             self._due[site] = number + self._waits[site]
 
-    def begin(self, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState | None) -> MaskedAggregation:
+    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState | None) -> MaskedAggregation:
         """Spend a slot on the order's round, or go on with the one that was spent on it."""
         assert start is not None, "a ring carries changes of a state"
-        return MaskedAggregation(self, self._recipe, order, asked, terms, start)
+        return MaskedAggregation(self, self._recipe, order, cohort, terms, start)
 
-    def spend(self, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState, length: int) -> ServerRound:
-        """The protocol's side of the order's round, in which those asked send vectors of `length`."""
-        batch, spent, participants = self._batch, self._spent, sorted(asked.values())
+    def spend(
+        self, order: TrainOrder, participants: Sequence[str], terms: Terms, start: TrainableState, length: int
+    ) -> ServerRound:
+        """The protocol's side of the order's round, in which `participants` send vectors of `length`."""
+        batch, spent = self._batch, self._spent
         assert batch is not None, "masks were set up"
         if spent.round != order.round:
             spent = self._spent = _Spent(
-                batch=batch.batch.number, slot=spent.slot + 1, round=order.round, participants=participants
+                batch=batch.batch.number, slot=spent.slot + 1, round=order.round, participants=list(participants)
             )
             commit_file(self._slot_file, spent.model_dump_json().encode())
         context = order.context(start.digest, self._recipe_text, terms.initial_digest)
-        return ServerRound(batch, spent.slot, order.round, context, length, participants)
+        return ServerRound(batch, spent.slot, order.round, context, length, list(participants))
 
     def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None:
         """Have the survivors of a round open its sum. Raises ProtocolError when they cannot."""
@@ -220,16 +222,16 @@ class MaskedAggregation(RoundAggregation):
         masks: SecureRounds,
         recipe: Recipe,
         order: TrainOrder,
-        asked: Nodes,
+        cohort: Cohort,
         terms: Terms,
         start: TrainableState,
     ) -> None:
-        super().__init__(recipe, order, asked)
+        super().__init__(recipe, order, cohort.asked)
         assert order.ring is not None
         self._masks = masks
         self._codec = ring_codec(recipe, terms.manifest, order.round, order.ring.scale, order.ring.sites)
         self._start = start
-        self._masked = masks.spend(order, asked, terms, start, self._codec.length)
+        self._masked = masks.spend(order, cohort.sites, terms, start, self._codec.length)
 
     def orders(self) -> Mapping[str, Message]:
         ring = self._order.ring

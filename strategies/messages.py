@@ -54,7 +54,9 @@ class Envelope:
 class Message(BaseModel):
     """A message with checked fields. `payload` (tensors, as safetensors) rides beside them."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, ser_json_inf_nan="constants"
+    )
     kind: ClassVar[str]
     payload: bytes | memoryview = Field(b"", exclude=True, repr=False)
 

@@ -208,13 +208,13 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing may catch it and tidy up."""
 
 
-def killed_at(step: str) -> Fault:
+def killed_at(step: str, sites: int = 3) -> Fault:
     """The server dies as it gives the second site its order, in the second round."""
     orders: list[str] = []
 
     def fault(site: str, order: Envelope) -> None:
         orders.append(order.fields.get("step", order.kind))
-        if orders.count(step) == 3 + 2:
+        if orders.count(step) == sites + 2:
             raise Killed
 
     return fault
@@ -227,6 +227,31 @@ def test_a_server_killed_while_sites_mask_goes_on_as_if_never_killed(recipe: Mak
         federate(settings, tmp_path / "run", killed_at("train"))
     summary = federate(settings, tmp_path / "run", nobody)
     assert (summary.void_rounds, summary.state_digest) == (0, whole.state_digest)
+
+
+def test_a_server_that_comes_back_to_fewer_sites_asks_them_for_the_very_same_vectors(
+    recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Whoever is away belongs to the round all the same: the others' masks were made with it."""
+    settings = recipe(3, MASKED, rounds=3)
+    with pytest.raises(Killed):
+        federate(settings, tmp_path / "run", killed_at("train"))
+    summary = federate(settings, tmp_path / "run", nobody, sites=["s00", "s01"])
+    assert (summary.rounds, summary.void_rounds) == (3, 0)
+    second = list(RunFolder(tmp_path / "run").lines("round"))[1]
+    assert (second["round"], sorted(second["sites"])) == (2, ["s00", "s01"])
+    assert list(RunFolder(tmp_path / "run").lines("quarantined")) == []
+
+
+def test_too_few_of_a_rounds_sites_after_a_kill_make_it_void_and_the_run_goes_on(
+    recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    settings = recipe(5, MASKED, rounds=3)
+    killed = killed_at("train", sites=5)
+    with pytest.raises(Killed):
+        federate(settings, tmp_path / "run", killed)
+    summary = federate(settings, tmp_path / "run", nobody, sites=["s03", "s04"])
+    assert (summary.rounds, summary.void_rounds) == (3, 1)
 
 
 def test_a_server_killed_while_the_sum_is_opened_goes_on_without_whoever_had_answered(

@@ -19,6 +19,9 @@ from core_training.parts.section import Section
 
 S = TypeVar("S", bound=Section)
 
+_PARTED = ("settings", "sections_of")
+"""What every section that holds parts' sections has besides."""
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -102,7 +105,8 @@ class Registry(Mapping[str, P]):
             return f"is a {type(part).__name__}, and has to be a {self._kind.__name__}"
         if part.name in parts:
             return f"has the name of another part, '{part.name}'"
-        if part.name in self._reserved or hasattr(Section, part.name) or not _NAME.match(part.name):
+        taken = part.name in (*self._reserved, *_PARTED) or hasattr(Section, part.name)
+        if taken or not _NAME.match(part.name):
             return f"cannot be called '{part.name}': a name is lower-case letters, digits and _, and no key of recipes"
         return None
 

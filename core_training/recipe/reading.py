@@ -44,6 +44,8 @@ def parse_recipe(text: str, source: str = "recipe", overrides: list[str] | None 
     """Read a recipe from YAML text; `source` names it in errors, which are those of `load_recipe`."""
     for parts in (DATA_KINDS, STAGES, TUNING_MODES, CODECS, AGGREGATION_RULES, MIXING_RULES):
         parts.check()
+    if both := AGGREGATION_RULES.keys() & MIXING_RULES.keys():
+        raise InputError(f"an aggregation rule and a mixing rule are both called '{min(both)}'; rename one")
     document = _parse_yaml(text, source)
     if not isinstance(document, dict):
         raise InputError(f"{source}: a recipe is a mapping of sections (model, stage, tuning, data, …)")

@@ -6,9 +6,13 @@ people look for one; they are told apart by their fields. Lines may gain fields,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,29 +455,36 @@ class SimulationCompleted(Event):
 
 
 def read_event(line: Mapping[str, Any]) -> Event:
-    """The event in a line of `events.jsonl`; what does not stand in it is as where it does not apply."""
-    given = line.keys() - {"time", "event"}
-    for kind, required in _KINDS.get(str(line.get("event")), ()):
-        if required <= given:
-            named = {one.name for one in fields(kind)}
-            values = {name: line[name] for name in named & given}
-            if "figures" in named:
-                values["figures"] = {name: line[name] for name in given - named}
-            return kind(**values)
+    """The event in a line of `events.jsonl`; `Unknown` where no kind of its name has such fields."""
+    name = line.get("event")
+    fields_of_line = {key: value for key, value in line.items() if key not in ("time", "event")}
+    for kind in _KINDS.get(name, ()) if isinstance(name, str) else ():
+        own = {one.name for one in fields(kind)}
+        values = {key: value for key, value in fields_of_line.items() if key in own}
+        if "figures" in own:
+            values["figures"] = {key: value for key, value in fields_of_line.items() if key not in own}
+        with suppress(ValidationError):
+            return _adapter(kind).validate_json(json.dumps(values), strict=True)
     return Unknown(line=line)
 
 
-def _kinds() -> dict[str, list[tuple[type[Event], set[str]]]]:
-    """The kinds of each name with the fields that they must have, those with most first."""
-    found: dict[str, list[tuple[type[Event], set[str]]]] = {}
+def _adapter(kind: type[Event]) -> TypeAdapter[Event]:
+    if kind.__name__ not in _adapters:
+        _adapters[kind.__name__] = TypeAdapter(kind)
+    return _adapters[kind.__name__]
+
+
+def _kinds() -> dict[str, list[type[Event]]]:
+    """The kinds of each name, those with most fields first."""
+    found: dict[str, list[type[Event]]] = {}
     waiting = [Event]
     while waiting:
         for kind in waiting.pop().__subclasses__():
             waiting.append(kind)
-            required = {one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING}
             if kind.NAME:
-                found.setdefault(kind.NAME, []).append((kind, required))
-    return {name: sorted(kinds, key=lambda kind: -len(kind[1])) for name, kinds in found.items()}
+                found.setdefault(kind.NAME, []).append(kind)
+    return {name: sorted(kinds, key=lambda kind: -len(fields(kind))) for name, kinds in found.items()}
 
 
 _KINDS = _kinds()
+_adapters: dict[str, TypeAdapter[Event]] = {}

@@ -43,6 +43,8 @@ class RunStatus:
     quarantined: int = 0
     void_rounds: int = 0
     note: str | None = None
+    of_node: bool = False
+    """Whether it is a gossip node's, which shares its folder with its worker."""
 
     @property
     def newest(self) -> Point | None:
@@ -56,7 +58,7 @@ class RunStatus:
             case (
                 events.NodeStarted() | events.CentralStarted() | events.FederatedStarted() | events.SimulationStarted()
             ):
-                self.live, self.state = {}, "starting"
+                self.live, self.state, self.of_node = {}, "starting", isinstance(event, events.NodeStarted)
             case events.WaitingForPeers(missing=missing):
                 self.state = f"waiting for {', '.join(missing)}"
             case events.WaitingForSites():
@@ -85,6 +87,8 @@ class RunStatus:
                 self.quarantined += 1
             case events.Failed() | events.InterruptedAtStep():
                 self.state = event.NAME
+            case events.RoundsCompleted() if self.of_node:
+                pass  # the node's own worker has evaluated its result; the node goes on for a while
             case (
                 events.NodeCompleted()
                 | events.CentralCompleted()
@@ -95,6 +99,7 @@ class RunStatus:
 
     def _note_round(self, number: int, loss: float | None, eval_loss: float | None, sites: int = 1) -> None:
         self.round, self.state = number, "training"
+        self.curve.pop(number, None)  # a round that was taken back and held again came last
         self.curve[number] = Point(number, loss, eval_loss, sites)
 
 

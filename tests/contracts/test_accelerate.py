@@ -24,8 +24,6 @@ from tests.contracts.tiny_models import llama, tokens
 
 NAMES = {
     "core_training/engine/preparation.py": [
-        "accelerate.utils:DummyOptim",
-        "accelerate.utils:DummyScheduler",
         "accelerate.utils:GradientAccumulationPlugin",
     ],
     "core_training/engine/step_loop.py": [

@@ -40,7 +40,11 @@ NAMES = {
         "deepspeed:DeepSpeedEngine.save_checkpoint",
         "deepspeed:DeepSpeedEngine.load_checkpoint",
     ],
-    "core_training/engine/preparation.py": ["deepspeed:DeepSpeedEngine", "accelerate.utils:DummyOptim"],
+    "core_training/engine/preparation.py": [
+        "deepspeed:DeepSpeedEngine",
+        "accelerate.utils:DummyOptim",
+        "accelerate.utils:DummyScheduler",
+    ],
     "core_training/engine/deepspeed_config.py": [
         "transformers.integrations.deepspeed:HfTrainerDeepSpeedConfig.trainer_config_finalize"
     ],

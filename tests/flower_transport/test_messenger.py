@@ -14,14 +14,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from client import worker_socket
 from client.app import SITE_FOLDER, WORKER_FAILED, app
 from flower_transport import messenger
-from flower_transport.records import from_message, to_message
+from flower_transport.records import from_message, to_messages
 from strategies.messages import Envelope, Refusal
 
 
 @pytest.fixture
 def message() -> Message:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    return to_message(Envelope.of("join", {}), 2, ttl=60)
+    return to_messages({2: Envelope.of("join", {})}, ttl=60)[0]
 
 
 @pytest.fixture

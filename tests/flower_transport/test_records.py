@@ -6,7 +6,7 @@ import pytest
 
 import core_training.foundation.environment  # noqa: F401
 from core_training.foundation.errors import ProtocolError
-from flower_transport.records import from_message, to_message
+from flower_transport.records import from_message, to_messages
 from strategies.messages import Envelope
 
 
@@ -15,7 +15,7 @@ def message():
     from flwr.supercore.task_identity import TaskIdentity
 
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
-    return to_message(Envelope.of("update", {"round": 3}, b"x" * 1000), node_id=7)
+    return to_messages({7: Envelope.of("update", {"round": 3}, b"x" * 1000)})[0]
 
 
 def test_an_envelope_comes_out_as_it_went_in(message):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +17,10 @@ from flwr.supercore.exit import ExitCode
 from flwr.supercore.retry import RetryState
 from flwr.supernode import fleet_http_connection, start_client_internal
 
+from core_training.foundation.errors import RunError
 from flower_transport import supernode
+
+ELSEWHERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 @pytest.fixture
@@ -68,11 +76,37 @@ def test_an_order_that_is_left_over_ends_the_process(
         return run
 
     monkeypatch.setattr(supernode, "_PULL", pull)
-    if ends:
-        with pytest.raises(SystemExit, match="left over"):
-            supernode._pull_and_store_message(receive=lambda: came)
-    else:
-        assert supernode._pull_and_store_message(receive=lambda: came) == run
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: signals.append((process, number)))
+    assert supernode._pull_and_store_message(receive=lambda: came) == run
+    assert signals == ([(os.getpid(), signal.SIGTERM)] if ends else [])
+
+
+def test_a_note_that_cannot_be_written_stops_no_transfer(
+    link: supernode._Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*said: object) -> None:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(link, "_note", full)
+    with link.connection() as connection:
+        assert connection == (42, "callbacks")
+
+
+def test_a_process_that_ends_itself_is_gone_though_threads_serve_others(tmp_path: Path) -> None:
+    """As Flower's, whose interface for the messenger is served by a thread that Python waits for."""
+    code = """
+import threading, time
+from flwr.supercore.exit.signal_handler import register_signal_handlers
+from flwr.supercore.telemetry import EventType
+from flower_transport import supernode
+register_signal_handlers(event_type=EventType.RUN_SUPERNODE_LEAVE, exit_message="gone", grpc_servers=[])
+threading.Thread(target=time.sleep, args=(600,)).start()
+supernode._PULL = lambda *, receive: receive() and None
+supernode._pull_and_store_message(receive=lambda: "order")
+time.sleep(600)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60, env=ELSEWHERE).returncode == 0
 
 
 def test_pauses_are_short_while_a_run_goes_on_and_flowers_own_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from core_training.parts.registry import Part, Registry, S
 from core_training.parts.section import Section
 
-SECTION_KEYS = ("rule", "mixing", "proximal_mu", "scaffold")
-"""Of the section `aggregation`, in which the rules' own sections are."""
+SECTION_KEYS = ("rule", "mixing", "proximal_mu", "scaffold", "corrects", "rule_part", "mixing_part")
+"""Names of the section `aggregation`, in which the rules' own sections are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,5 +18,8 @@ CODECS: Registry[CodecPart[Any]] = Registry(
     CodecPart,
     "fedloom.codecs",
     [FP32, BF16, *RINGS],
-    reserved=("secure_aggregation", "codec", "clip", "keep", "differential_privacy"),
+    reserved=(
+        *("secure_aggregation", "codec", "clip", "keep", "differential_privacy"),
+        *("secure", "codec_part", "ring_bits"),
+    ),
 )

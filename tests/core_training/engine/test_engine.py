@@ -152,7 +152,7 @@ def test_first_loss_is_the_independent_cross_entropy_of_the_first_batch(make_rec
     total, count = 0.0, 0
     for ((example,),) in zip(dataset.rows, strict=True):
         (tokens,) = example.sequences
-        ids, labels = torch.tensor([tokens.input_ids]), torch.tensor(tokens.labels)
+        ids, labels = torch.tensor(tokens.input_ids)[None], torch.tensor(tokens.labels)
         with torch.no_grad():
             log_probabilities = stage.base.model(input_ids=ids).logits[0].log_softmax(-1)
         for position in range(1, len(labels)):

@@ -15,7 +15,7 @@ from core_training.engine.dataset import load_dataset
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import InputError, RunError
 from core_training.recipe.schema import Recipe
-from core_training.runs.events import Event, Failed, ResumedAtStep
+from core_training.runs.events import Event, Failed, NodeCompleted, NodeStarted, ResumedAtStep, RoundsCompleted
 from core_training.runs.run_folder import RunFolder
 from strategies.messages import RUN_ID
 from tests import tiny
@@ -67,13 +67,25 @@ def test_lines_of_another_version_are_read_as_far_as_they_are_known(tmp_path: Pa
         {"event": "round", "round": 1, "loss": 2.0, "eval_loss": None, "sites": {"a": {}}, "mood": "good"},
         {"event": "late", "site": "b"},
         {"event": "invented", "by": "another version"},
+        {"event": "round", "round": 2, "loss": 2.0, "eval_loss": None, "sites": {"a": None}},
+        {"event": "waiting", "missing": 3},
+        {"event": ["started"], "rounds": 1},
         ["no event at all"],
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder = RunFolder(tmp_path)
-    assert [type(event).__name__ for event in folder.events(Event)] == ["Round", "Unknown", "Unknown"]
+    assert [type(event).__name__ for event in folder.events(Event)] == ["Round", *["Unknown"] * 5]
     status = folder.status()
     assert (status.round, status.state, list(status.sites)) == (1, "training", ["a"])
+
+
+def test_a_node_has_completed_when_it_says_so_and_not_its_worker(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.event(NodeStarted(site="a", run="r", roster=["a", "b"]))
+    folder.event(RoundsCompleted(round=3, eval_loss=1.0))
+    assert folder.status().state == "starting"
+    folder.event(NodeCompleted(state_digest="0" * 64, eval_loss=1.0))
+    assert folder.status().state == "completed"
 
 
 @pytest.mark.parametrize("name", ["my run", "..hidden", "Ärzte", "a" * 300, "-"])

@@ -129,7 +129,7 @@ def test_loss_and_gradient_are_the_closed_form_when_the_policy_has_left_the_refe
     loss = the_stage.loss(model, Collator(0)([(example,) for example in examples]))
     ours = torch.autograd.grad(loss.total / loss.weight, parameters)
 
-    assert float(loss.total / loss.weight) == pytest.approx(float(expected), abs=1e-5)
+    assert (loss.total / loss.weight).item() == pytest.approx(expected.item(), abs=1e-5)
     for mine, theirs in zip(ours, gradients, strict=True):
         torch.testing.assert_close(mine, theirs, atol=2e-6, rtol=1e-4)
     assert all(bool(gradient.any()) for gradient in ours)

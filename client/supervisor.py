@@ -22,7 +22,6 @@ from client.site_config import load_site_config
 from client.worker_client import worker_command
 from core_training.foundation import background
 from core_training.foundation.errors import FedloomError
-from flower_transport.fleet_session import end_session
 from security.private_files import write_private_file
 
 PROCESSES = ("site", "worker", "supernode", "messenger")
@@ -166,6 +165,8 @@ class Supervisor:
         node_id = read_link(self._folder).node_id
         if node_id is None:
             return False
+        from flower_transport.fleet_session import end_session  # loads Flower, which who only asks for a lock need not
+
         keys = self._folder / "keys"
         return end_session(str(self._config.server), self._folder / "ca.crt", keys / "node.key", node_id)
 

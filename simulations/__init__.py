@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from core_training.foundation.durable import commit_folder
+from core_training.runs.result_format import result_name
 
 if TYPE_CHECKING:
     from core_training.recipe.schema import Recipe
@@ -46,10 +50,6 @@ def _simulate_gossip(
 
 def _take_over_result(recipe: Recipe, folder: RunFolder) -> None:
     """All sites ended with one state, so any site's result is the run's, where the run has no whole one of its own."""
-    import shutil
-
-    from core_training.foundation.durable import commit_folder
-    from core_training.runs.result_format import result_name
 
     result = result_name(recipe)
     if not (folder.path / result).is_dir():

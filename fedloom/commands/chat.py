@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from core_training.foundation.errors import InputError
+from fedloom.console import results_only_on_stdout, stderr
 from fedloom.options import Base, Json, RunPath, Site
 
 if TYPE_CHECKING:
@@ -27,20 +29,18 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws, at a temperature above 0.")] = 0,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Talk with what was trained, or ask it once (--prompt). A line at a time; /quit or Ctrl-D ends it."""
-    from core_training.foundation.errors import InputError
     from core_training.models.results import find_result
 
-    if json and prompt is None:
+    if as_json and prompt is None:
         raise InputError("--json: it goes with --prompt TEXT, for one answer")
     result = find_result(run, base, site)
     if result.recipe.stage == "reward":
         raise InputError(f"{run} is a reward model: it scores answers and gives none; see rollout.reward_model")
     from core_training.models.conversation import Conversation, Sampling
     from core_training.models.results import load_result
-    from fedloom.console import results_only_on_stdout, stderr
 
     with results_only_on_stdout():
         loaded = load_result(result)
@@ -49,10 +49,10 @@ def chat(
         stderr.print("this model has no chat template: it continues the text it is given")
     if prompt is None:
         _talk(conversation)
-    elif json:
+    elif as_json:
         answer = conversation.reply(prompt)
         typer.echo(
-            json_module.dumps({"prompt": prompt, "answer": answer.text, "tokens": answer.tokens, "ended": answer.ended})
+            json.dumps({"prompt": prompt, "answer": answer.text, "tokens": answer.tokens, "ended": answer.ended})
         )
     else:
         conversation.reply(prompt, _write)
@@ -61,9 +61,6 @@ def chat(
 
 def _talk(conversation: Conversation) -> None:
     """Turn by turn until the person leaves. Ctrl-C ends an answer, and at the prompt the conversation."""
-    from core_training.foundation.errors import InputError
-    from fedloom.console import stderr
-
     while True:
         try:
             text = input("you> " if sys.stdin.isatty() else "")

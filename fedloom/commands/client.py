@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from client.deployment import init_site, running_processes, start_site, stop_site
+from client.link import read_link
+from client.pinned_roster import ROSTER_FILE, pin_roster, pinned_roster
+from client.site_config import load_site_config
+from core_training.foundation import background
+from core_training.runs.run_folder import RunFolder
 from fedloom.options import Json, paths_by_name, print_answer
+from security.identities import to_read_out
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,16 +37,14 @@ def init(
         list[str], typer.Option(metavar="NAME=PATH", help="A model's name in recipes, and its folder here; repeatable.")
     ],
     folder: Folder = Path("site"),
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Make a site's folder, its keys and its identity. What is private never leaves the folder."""
-    from client.deployment import init_site
-
     models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
     public_key = init_site(folder, name, server, paths_by_name(data, "--data"), models, ca)
     print_answer(
         {"folder": str(folder), "public_key": str(public_key)},
-        json,
+        as_json,
         f"The site is in {folder}. Hand this file, and no other, to the server's operator:\n"
         f"  {public_key}\n"
         f"who admits the site with\n"
@@ -53,7 +58,7 @@ def pin(
     roster: Annotated[Path, typer.Argument(help="The roster, from the server's operator (`fedloom server roster`).")],
     folder: Folder = Path("site"),
     replace: Annotated[bool, typer.Option("--replace", help="Pin it in the place of another one.")] = False,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Keep the roster of the sites' identities, which runs with secure aggregation need.
 
@@ -61,14 +66,12 @@ def pin(
 
     So compare the digest with the other sites by phone: it is the same at all, and every name is a site that you know.
     """
-    from client.pinned_roster import ROSTER_FILE, pin_roster
-    from security.identities import to_read_out
 
     pinned = pin_roster(folder, roster, replace)
     names = list(pinned.identities)
     print_answer(
         {"roster": str(folder / ROSTER_FILE), "sites": names, "digest": pinned.digest},
-        json,
+        as_json,
         f"Pinned: {len(names)} sites, and this one is among them with its own key: {', '.join(names)}.\n"
         f"Ring up the other sites. Each must read out this digest, and every name must be a site that you know:\n"
         f"  {to_read_out(pinned.digest)}\n"
@@ -82,44 +85,32 @@ def start(
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, and stop the site when this command is stopped.")
     ] = False,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Start the site: it connects to the server and takes part in its runs."""
-    from client.deployment import start_site, stop_site
-    from core_training.foundation import background
-
     supervisor, link = start_site(folder)
     said = {
         "connected": "The site is connected.",
         "connecting": "The server cannot be reached yet; the site keeps trying.",
         "refused": f"The server has not taken the site in yet ({link.detail}); the site keeps trying.",
     }[link.state]
-    print_answer({"link": link.state, "node_id": link.node_id}, json, said)
+    print_answer({"link": link.state, "node_id": link.node_id}, as_json, said)
     if foreground:
         background.attend(supervisor)
         stop_site(folder)
 
 
 @app.command()
-def stop(folder: Folder = Path("site"), json: Json = False) -> None:
+def stop(folder: Folder = Path("site"), as_json: Json = False) -> None:
     """Stop the site's processes. A run goes on without the site, and takes it in again when it is back."""
-    from client.deployment import stop_site
-    from client.site_config import load_site_config
-
     name = load_site_config(folder).name
     stopped = stop_site(folder)
-    print_answer({"stopped": stopped}, json, f"The site {name} {'is stopped' if stopped else 'was not running'}.")
+    print_answer({"stopped": stopped}, as_json, f"The site {name} {'is stopped' if stopped else 'was not running'}.")
 
 
 @app.command()
-def status(folder: Folder = Path("site"), json: Json = False) -> None:
+def status(folder: Folder = Path("site"), as_json: Json = False) -> None:
     """Show the site's processes, its link to the server, the roster it pinned, and the newest events of its runs."""
-    from client.deployment import running_processes
-    from client.link import read_link
-    from client.pinned_roster import pinned_roster
-    from client.site_config import load_site_config
-    from security.identities import to_read_out
-
     name = load_site_config(folder).name
     processes = running_processes(folder)
     link = read_link(folder)
@@ -133,7 +124,7 @@ def status(folder: Folder = Path("site"), json: Json = False) -> None:
     lines.append(f"  {'roster':10} {shown}")
     lines += [f"  run {run}: {_told(event)}" for run, event in events.items()]
     document = {"name": name, "link": state, "processes": processes, "roster": roster, "runs": events}
-    print_answer(document, json, "\n".join(lines))
+    print_answer(document, as_json, "\n".join(lines))
 
 
 def _told(event: dict[str, Any]) -> str:
@@ -144,8 +135,6 @@ def _told(event: dict[str, Any]) -> str:
 
 
 def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
-    from core_training.runs.run_folder import RunFolder
-
     runs = sorted((folder / "runs").glob("*/events.jsonl"))
     events = {path.parent.name: list(RunFolder(path.parent).lines()) for path in runs}
     return {run: of_run[-1] for run, of_run in events.items() if of_run}

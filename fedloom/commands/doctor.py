@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
 from dataclasses import asdict
 
 import typer
 
+from fedloom.console import results_only_on_stdout
+from fedloom.machine import State, examine
 from fedloom.options import Json
 
 app = typer.Typer()
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
+def doctor(as_json: Json = False) -> None:
     """Say what this machine has and lacks, and what to do about it. Exits 1 where the indispensable is missing."""
     from rich.console import Console
     from rich.table import Table
 
-    from fedloom.console import results_only_on_stdout
-    from fedloom.machine import State, examine
-
     with results_only_on_stdout():
         findings = examine()
     ready = all(finding.state is not State.MISSING for finding in findings)
-    if json:
-        typer.echo(json_module.dumps({"ready": ready, "findings": [asdict(finding) for finding in findings]}))
+    if as_json:
+        typer.echo(json.dumps({"ready": ready, "findings": [asdict(finding) for finding in findings]}))
     else:
         marks = {State.OK: "[green]ok[/]", State.OPTIONAL: "[yellow]optional[/]", State.MISSING: "[red]missing[/]"}
         table = Table(title="This machine", title_justify="left")

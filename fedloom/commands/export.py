@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fedloom.console import results_only_on_stdout, stderr
 from fedloom.options import Base, Json, Quiet, RunPath, Site
 
 app = typer.Typer()
@@ -22,12 +23,11 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into its base: one whole model.")] = False,
     base: Base = None,
     site: Site = None,
-    json: Json = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a run's result as PEFT, transformers and vLLM load it: its adapter, or (--merge) a whole model."""
     from core_training.models.results import export_adapter, export_model, find_result
-    from fedloom.console import results_only_on_stdout, stderr
 
     result = find_result(run, base, site)
     adapter = result.is_adapter and not merge
@@ -38,9 +38,9 @@ def export(
         else:
             export_model(result, to)
     kind = "adapter" if adapter else "model"
-    if json:
+    if as_json:
         named = str(result.base_folder or result.recipe.model.name_or_path)
-        typer.echo(json_module.dumps({"folder": str(to), "kind": kind, "base": named, "tokenizer": tokenizer}))
+        typer.echo(json.dumps({"folder": str(to), "kind": kind, "base": named, "tokenizer": tokenizer}))
     elif not quiet:
         stderr.print(f"wrote the {kind} to {to}", soft_wrap=True)
         if not tokenizer:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
 from pathlib import Path
 from typing import Annotated, get_args
 
 import click
 import typer
 
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.reading import load_recipe
-from core_training.recipe.schema import Topology
+from core_training.recipe.schema import Recipe, Topology
 from fedloom.options import Json, Overrides, RecipePath
+from fedloom.privacy_account import privacy_of
+from fedloom.recipe_account import account_of, warnings_of
+from fedloom.recipe_page import recipe_page
+from fedloom.starter_recipe import starter_recipe
 
 app = typer.Typer(no_args_is_help=True, help="Check, show or start a recipe.")
 
@@ -21,16 +27,13 @@ _TOPOLOGIES = get_args(Topology.model_fields["kind"].annotation)
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -> None:
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Say whether a recipe is valid, what it would do, and what it protects."""
-    from fedloom.privacy_account import privacy_of
-    from fedloom.recipe_account import account_of, warnings_of
-
     loaded = load_recipe(recipe, overrides)
     account, privacy, warnings = account_of(loaded), privacy_of(loaded), warnings_of(loaded)
-    if json:
+    if as_json:
         said = {"account": {**account, "privacy": privacy}, "warnings": warnings}
-        typer.echo(json_module.dumps({"valid": True, "recipe": loaded.model_dump(), **said}))
+        typer.echo(json.dumps({"valid": True, "recipe": loaded.model_dump(), **said}))
         return
     typer.echo(f"{recipe}: valid: {loaded.stage}, {loaded.tuning.mode}, {loaded.topology.kind}")
     for name, text in account.items():
@@ -43,19 +46,16 @@ def check(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -
 
 
 @app.command()
-def show(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -> None:
+def show(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print the recipe with every default written out."""
     loaded = load_recipe(recipe, overrides)
-    typer.echo(json_module.dumps(loaded.model_dump()) if json else loaded.to_yaml().rstrip())
+    typer.echo(json.dumps(loaded.model_dump()) if as_json else loaded.to_yaml().rstrip())
 
 
 @app.command()
 def schema(markdown: Annotated[bool, typer.Option(help="As a page of documentation.")] = False) -> None:
     """Print the recipe's JSON schema (editors can check against it), or its reference page."""
-    from core_training.recipe.schema import Recipe
-    from fedloom.recipe_page import recipe_page
-
-    typer.echo(recipe_page().rstrip() if markdown else json_module.dumps(Recipe.model_json_schema(), indent=2))
+    typer.echo(recipe_page().rstrip() if markdown else json.dumps(Recipe.model_json_schema(), indent=2))
 
 
 @app.command()
@@ -72,10 +72,6 @@ def new(
     ] = "federated",
 ) -> None:
     """Write a recipe to start from."""
-    from core_training.foundation.durable import commit_file
-    from core_training.foundation.errors import InputError
-    from fedloom.starter_recipe import starter_recipe
-
     text = starter_recipe(stage, tuning, topology)
     if path is None:
         typer.echo(text.rstrip())

@@ -8,7 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from core_training.foundation import background
+from core_training.foundation.errors import RunError
+from core_training.runs.events import Event, Round, RoundVoid
+from fedloom.console import plain, show_summary, stderr, ticking
 from fedloom.options import Json, Overrides, Quiet, RecipePath, print_answer
+from security.certificates import AUTHORITY_CERTIFICATE
+from security.identities import roster_digest, to_read_out
+from server.deployment import (
+    admit_site,
+    init_federation,
+    is_worked_on,
+    run_states,
+    site_states,
+    start_server,
+    stop_server,
+    submit_run,
+)
+from server.federation import Address, open_federation
+from server.run_progress import follow, read_progress
 
 if TYPE_CHECKING:
     from server.federation import Federation
@@ -31,19 +49,15 @@ def init(
     name: Annotated[
         list[str] | None, typer.Option(help="Another host name or address that sites dial; may be repeated.")
     ] = None,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Make a federation: certificate authority, server certificate, folder."""
-    from security.certificates import AUTHORITY_CERTIFICATE
-    from server.deployment import init_federation
-    from server.federation import Address
-
     federation = init_federation(folder, Address(host=host, port=port), name or [])
     authority = federation.keys / AUTHORITY_CERTIFICATE
     address = (name or [host])[0]
     print_answer(
         {"folder": str(federation.folder), "authority": str(authority), "server": f"{address}:{port}"},
-        json,
+        as_json,
         f"The federation is in {federation.folder}. Each site needs\n"
         f"  the certificate  {authority}\n"
         f"  the address      {address}:{port}\n"
@@ -58,7 +72,7 @@ def admit(
     name: Annotated[str, typer.Argument(help="The site's name.")],
     public_key: Annotated[Path, typer.Argument(help="The site's public keys, node.pub: two lines.")],
     folder: Folder = Path("federation"),
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Put a site on the list: its key, and none but admitted keys, may join.
 
@@ -66,21 +80,19 @@ def admit(
 
     A site that was admitted without it can be admitted once more.
     """
-    from server.deployment import admit_site
-    from server.federation import open_federation
 
     site = admit_site(open_federation(folder), name, public_key)
     when = "may join now" if site.node_id is not None else "may join when the server is started"
     lacks = "" if site.identity else " Its file holds no identity: it takes no part in runs with secure aggregation."
     document = {"name": site.name, "node_id": site.node_id, "identity": site.identity}
-    print_answer(document, json, f"{site.name} {when}.{lacks}")
+    print_answer(document, as_json, f"{site.name} {when}.{lacks}")
 
 
 @app.command()
 def roster(
     out: Annotated[Path, typer.Option(help="The roster to write.")] = Path("roster.json"),
     folder: Folder = Path("federation"),
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Write the roster of the sites' identities, which every site pins before runs with secure aggregation.
 
@@ -88,8 +100,6 @@ def roster(
 
     Hand the same file to all sites, and a new one to all when one more was admitted.
     """
-    from security.identities import roster_digest, to_read_out
-    from server.federation import open_federation
 
     federation = open_federation(folder)
     identities = federation.hand_out_roster(out)
@@ -98,7 +108,7 @@ def roster(
     missing = f"Not in it, for want of an identity: {', '.join(lacking)}.\n" if lacking else ""
     print_answer(
         {"roster": str(out), "sites": list(identities), "without_identity": lacking, "digest": digest},
-        json,
+        as_json,
         f"{out} names {', '.join(identities)}. Hand it to every site, which keeps it with\n"
         f"  fedloom client pin {out.name}\n"
         f"{missing}"
@@ -113,32 +123,27 @@ def start(
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, and stop the server when this command is stopped.")
     ] = False,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Start the server, and go on with all runs that are not finished."""
-    from core_training.foundation import background
-    from server.deployment import start_server, stop_server
-    from server.federation import open_federation
-
     federation = open_federation(folder)
     superlink, resumed = start_server(federation)
     said = f"The server listens on {federation.address}." if superlink else "The server was running already."
     if resumed:
         said += f" Going on with {', '.join(resumed)}."
-    print_answer({"address": str(federation.address), "started": superlink is not None, "resumed": resumed}, json, said)
+    print_answer(
+        {"address": str(federation.address), "started": superlink is not None, "resumed": resumed}, as_json, said
+    )
     if foreground and superlink is not None:
         background.attend(superlink)
         stop_server(federation)
 
 
 @app.command()
-def stop(folder: Folder = Path("federation"), json: Json = False) -> None:
+def stop(folder: Folder = Path("federation"), as_json: Json = False) -> None:
     """Stop the server. The next start goes on with the runs."""
-    from server.deployment import stop_server
-    from server.federation import open_federation
-
     stopped = stop_server(open_federation(folder))
-    print_answer({"stopped": stopped}, json, "The server is stopped." if stopped else "The server was not running.")
+    print_answer({"stopped": stopped}, as_json, "The server is stopped." if stopped else "The server was not running.")
 
 
 @app.command()
@@ -147,7 +152,7 @@ def submit(
     overrides: Overrides = None,
     folder: Folder = Path("federation"),
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
-    json: Json = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Start a run over the federation's sites; the recipe's topology is federated.
@@ -156,28 +161,23 @@ def submit(
 
     Before the first such run every site pins the roster that `fedloom server roster` writes.
     """
-    from server.deployment import submit_run
-    from server.federation import open_federation
 
     federation = open_federation(folder)
     run_id = submit_run(federation, recipe, overrides or [])
     if wait:
-        _follow(federation, run_id, json, quiet)
+        _follow(federation, run_id, as_json, quiet)
         return
     said = f"Run {run_id} is submitted; `fedloom server status --folder {folder}` follows it."
-    print_answer({"run_id": run_id, "folder": str(federation.run_folder(run_id))}, json, said)
+    print_answer({"run_id": run_id, "folder": str(federation.run_folder(run_id))}, as_json, said)
 
 
 @app.command()
-def status(folder: Folder = Path("federation"), json: Json = False) -> None:
+def status(folder: Folder = Path("federation"), as_json: Json = False) -> None:
     """Show the sites and the runs: round, losses, what stands in the way."""
-    from server.deployment import run_states, site_states
-    from server.federation import open_federation
-
     federation = open_federation(folder)
     states = site_states(federation)
     runs = run_states(federation)
-    if json:
+    if as_json:
         running = states is not None
         print_answer({"running": running, "sites": states or {}, "runs": [asdict(run) for run in runs]}, True, "")
         return
@@ -187,8 +187,6 @@ def status(folder: Folder = Path("federation"), json: Json = False) -> None:
 def _print_tables(address: str, states: dict[str, str] | None, names: list[str], runs: list[RunProgress]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
-
-    from fedloom.console import plain
 
     console = Console()
     console.print(f"The server listens on {address}." if states is not None else "The server is not running.")
@@ -216,12 +214,6 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
 
 
 def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> None:
-    from core_training.foundation.errors import RunError
-    from core_training.runs.events import Event, Round, RoundVoid
-    from fedloom.console import plain, show_summary, stderr, ticking
-    from server.deployment import is_worked_on
-    from server.run_progress import follow, read_progress
-
     folder = federation.run_folder(run_id)
     rounds = read_progress(folder).rounds
     with ticking(run_id, "round", quiet or as_json) as ticker:

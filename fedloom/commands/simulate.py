@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import typer
 
+from core_training.foundation.errors import InputError
+from core_training.recipe.reading import load_recipe
+from core_training.runs.run_folder import RunFolder
+from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
 from fedloom.options import Json, Out, Overrides, Quiet, RecipePath, Resume
+from fedloom.recipe_account import warnings_of
 
 app = typer.Typer()
 
@@ -17,18 +23,10 @@ def simulate(
     overrides: Overrides = None,
     out: Out = None,
     resume: Resume = False,
-    json: Json = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Many sites on this machine: federated or gossip, as the recipe's topology says."""
-    from pathlib import Path
-
-    from core_training.foundation.errors import InputError
-    from core_training.recipe.reading import load_recipe
-    from core_training.runs.run_folder import RunFolder
-    from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
-    from fedloom.recipe_account import warnings_of
-
     loaded = load_recipe(recipe, overrides)
     if loaded.topology.kind == "central":
         raise InputError("topology.kind: a simulation is 'federated' or 'gossip'; `fedloom train` runs 'central'")
@@ -38,7 +36,7 @@ def simulate(
         raise InputError("deepspeed: the sites of a simulation train in turn in one process without it; leave it out")
     folder = RunFolder(out or Path(loaded.output))
     if resume and (done := folder.completed(loaded)) is not None:
-        show_summary(done, str(folder.path), json, quiet)
+        show_summary(done, str(folder.path), as_json, quiet)
         return
     from simulations import simulate as run_simulation
 
@@ -46,7 +44,7 @@ def simulate(
         warn(warnings_of(loaded))
     rounds = loaded.topology.rounds or 0
     list(folder.new_events())  # those of the run so far, or of an earlier one
-    with results_only_on_stdout(), folder.claimed(), ticking(loaded.topology.kind, "round", quiet or json) as ticker:
+    with results_only_on_stdout(), folder.claimed(), ticking(loaded.topology.kind, "round", quiet or as_json) as ticker:
 
         def show_notes() -> None:
             for note in filter(None, (event.note for event in folder.new_events())):
@@ -61,4 +59,4 @@ def simulate(
             summary = run_simulation(loaded, folder, resume, on_round)
         finally:
             show_notes()
-    show_summary(asdict(summary), str(folder.path), json, quiet)
+    show_summary(asdict(summary), str(folder.path), as_json, quiet)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import typer
 
+from core_training.distributed.launch import must_launch, opened_engine, run_as_group, speaks
+from core_training.recipe.reading import load_recipe
+from core_training.runs.run_folder import RunFolder
+from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
 from fedloom.options import Json, Out, Overrides, Quiet, RecipePath, Resume
+from fedloom.recipe_account import warnings_of
 
 app = typer.Typer()
 
@@ -18,24 +24,16 @@ def train(
     overrides: Overrides = None,
     out: Out = None,
     resume: Resume = False,
-    json: Json = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train on this machine: one process, or a DeepSpeed group (deepspeed.processes)."""
-    from pathlib import Path
-
-    from core_training.distributed.launch import must_launch, opened_engine, run_as_group, speaks
-    from core_training.recipe.reading import load_recipe
-    from core_training.runs.run_folder import RunFolder
-    from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
-    from fedloom.recipe_account import warnings_of
-
     loaded = load_recipe(recipe, ["topology.kind=central", *(overrides or [])])
     folder = RunFolder(out or Path(loaded.output))
     launching = must_launch(loaded.deepspeed)
     if resume and (done := folder.completed(loaded)) is not None:
         if speaks():
-            show_summary(done, str(folder.path), json, quiet)
+            show_summary(done, str(folder.path), as_json, quiet)
         return
     if launching:
         raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
@@ -50,6 +48,6 @@ def train(
             show_left_out(engine.data_report.truncated, engine.data_report.dropped)
             if loaded.stage_part.refers and not loaded.stage_part.samples:
                 stderr.print("asking the reference policy about every record, once for the whole run")
-        with ticking(loaded.stage, "step", quiet or json) as ticker:
+        with ticking(loaded.stage, "step", quiet or as_json) as ticker:
             summary = train_centrally(loaded, engine, folder, resume, ticker.advance)
-    show_summary(asdict(summary), str(folder.path), json, quiet)
+    show_summary(asdict(summary), str(folder.path), as_json, quiet)

@@ -6,10 +6,10 @@ What is announced is a small JSON document, and where there is one, a trainable 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +33,8 @@ from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
+
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -140,7 +142,7 @@ class GroupEngine:
         return self._call("train", lambda: self._engine.train(steps, on_step), steps=steps)
 
     def salvage(self) -> list[TrainReport] | None:
-        """Nothing: what the other processes hold after a failure is not known here."""
+        """Return nothing: rank 0 does not know what the others hold after a failure."""
         return None
 
     def stop(self) -> None:
@@ -203,7 +205,7 @@ class GroupEngine:
             self._call("launch", self._engine.launch)
 
     def _reopen_if_used(self) -> None:
-        """DeepSpeed changes a model for good, so going back means loading it again."""
+        """Load the model again to go back, since DeepSpeed has changed it for good."""
         if self._used:
             self._launch()
             self._engine.close()
@@ -238,7 +240,7 @@ def follow() -> NoReturn:
             # Rank 0 hears why a group cannot be opened, and sees with the others that a loss is no number. Any other
             # failure may be this process's alone, and the others would wait for it: with it the group ends.
             if call != "open" and not isinstance(error, DivergedError):
-                print(f"process {dist.get_rank()} on {socket.gethostname()}: {error}", file=sys.stderr)  # noqa: T201
+                _log.error("process %d on %s: %s", dist.get_rank(), socket.gethostname(), error)
                 leave(1)
 
 

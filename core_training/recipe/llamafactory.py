@@ -6,9 +6,9 @@ that would change the training is an error, one that would not is named in a lin
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -33,6 +33,8 @@ def to_recipe(document: Mapping[str, Any], source: str) -> dict[str, Any]:
     reader.finish()
     return recipe
 
+
+_log = logging.getLogger(__name__)
 
 _STAGES = {"pt": "pretrain", "sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
 _PREFERENCE_LOSSES = {"sigmoid": "dpo", "orpo": "orpo", "simpo": "simpo"}
@@ -282,7 +284,7 @@ def _objective(read: _Reader, stage: str) -> dict[str, Any]:
 
 
 class _Reader:
-    """Takes the keys of a flat YAML one by one, and knows which were not taken."""
+    """A reader that takes a flat YAML's keys one by one, and knows which were not taken."""
 
     def __init__(self, document: Mapping[str, Any], source: str) -> None:
         self.source = source
@@ -345,7 +347,7 @@ class _Reader:
         if idle:
             self._notes.append(f"without effect here: {', '.join(idle)}")
         if self._notes:
-            print(f"{self.source}: LLaMA-Factory's keys. {'; '.join(self._notes)}", file=sys.stderr)  # noqa: T201
+            _log.warning("%s: LLaMA-Factory's keys. %s", self.source, "; ".join(self._notes))
 
     def _value(self, key: str, default: Any, wanted: str, parse: Callable[[Any], Any]) -> Any:
         self._taken.add(key)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import resource
@@ -25,8 +26,10 @@ from core_training.recipe.schema import Recipe
 from core_training.runs.events import Event, read_event
 from core_training.runs.run_status import RunStatus, fold
 
+_log = logging.getLogger(__name__)
+
 Listener = Callable[[Event], None]
-"""Is told an event."""
+"""A function that is told an event."""
 
 Kind = TypeVar("Kind", bound=Event)
 
@@ -128,7 +131,7 @@ class RunFolder:
             number = next(n for n in range(1, sys.maxsize) if not self._aside(n).exists())
             self.path.rename(self._aside(number))
             self._given_out = 0
-            print(f"{self.path} held an earlier run, which is now {self._aside(number)}", file=sys.stderr)  # noqa: T201
+            _log.warning("%s held an earlier run, which is now %s", self.path, self._aside(number))
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -178,7 +181,7 @@ class RunFolder:
         return (event for line in self.lines() if isinstance(event := read_event(line), kind))
 
     def status(self) -> RunStatus:
-        """How the run stands."""
+        """The run's status."""
         return fold(self.events(Event))
 
     def new_events(self) -> Iterator[Event]:
@@ -206,7 +209,7 @@ class RunFolder:
         commit_file(self.path / "summary.json", (json.dumps(asdict(summary), indent=2) + "\n").encode())
 
     def summary(self) -> dict[str, Any] | None:
-        """What `write_summary` wrote, or None while the run goes on."""
+        """The summary that was written, or None while the run goes on."""
         try:
             document = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):

@@ -106,18 +106,22 @@ def test_a_payload_over_the_sites_limit_is_refused_before_it_is_read(site):
         frame_of(b'{"kind": "train", "fields": "{}", "payload_bytes": -1}'),
         frame_of(b'{"kind": "train", "fields": [], "payload_bytes": 1}'),
         frame_of(b'{"kind": "train", "fields": "{}", "payload_bytes": 9}') + b"short",
+        frame_of(b'{"kind": "echo", "fields": "[]", "payload_bytes": 0}'),
+        frame_of(b'{"kind": "echo", "fields": "nonsense", "payload_bytes": 0}'),
+        frame_of(b'{"kind": "echo", "fields": "' + b"[" * 100_000 + b'", "payload_bytes": 0}'),
         b"GET / HTTP/1.1\r\n\r\n",
         b"",
     ],
 )
 def test_garbage_does_not_stop_the_worker(site, frame):
+    process = ask(site, Envelope.of("echo", {})).fields["process"]
     with worker_socket.connect(site) as connection:
         connection.sendall(frame)
         connection.shutdown(socket.SHUT_WR)
         connection.settimeout(10)
         connection.recv(1000)
 
-    assert ask(site, Envelope.of("echo", {})).kind == "echoed"
+    assert ask(site, Envelope.of("echo", {})).fields["process"] == process
 
 
 def test_an_expected_failure_is_an_answer_and_the_worker_stays(site):

@@ -249,6 +249,20 @@ def test_a_bad_group_message_is_refused_with_the_reason_and_the_true_name(tmp_pa
     assert [event["contributors"] for event in world.folder.lines("epoch")] == [["alpha"]]
 
 
+def test_where_the_run_has_groups_an_update_for_a_neighbour_is_refused(tmp_path):
+    recipe = recipe_of(epochs=1, deadline=5.0, privacy={"codec": "ring16", "clip": 16.0})
+    world = World(tmp_path, recipe)
+
+    async def scenario():
+        async with world.running() as beta:
+            await greet(beta, recipe)
+            with pytest.raises(grpc.aio.AioRpcError, match="this run's updates go to a group"):
+                await send(beta._channel("alpha"), Fault("none", "").wire_parts())
+
+    asyncio.run(scenario())
+    assert [peer for peer, _ in world.refusals()] == ["beta"]
+
+
 def test_where_the_run_has_no_groups_a_group_message_is_refused(tmp_path):
     world = World(tmp_path)
 

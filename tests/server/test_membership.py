@@ -82,6 +82,35 @@ def test_a_site_with_other_terms_is_asked_once(
     assert len(other.asked) == 1
 
 
+@pytest.mark.parametrize(("within", "rounds"), [(30.0, [3]), (0.0, [1, 2])])
+def test_a_server_that_was_started_again_waits_for_those_who_took_part_though_enough_are_there(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, within: float, rounds: list[int]
+) -> None:
+    monkeypatch.setattr(membership, "_RETURNS_WITHIN", within)
+    sites = {"a": ArithmeticSite(1.0, 10), "b": ArithmeticSite(1.0, 10)}
+
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    def dies(order: Envelope) -> Envelope:
+        if order.kind == "train" and order.fields["round"] == 2:
+            raise Killed
+        return ArithmeticSite(1.0, 10)(order)
+
+    with pytest.raises(Killed):
+        federate(tmp_path / "run", recipe(rounds=3), {**sites, "c": dies}, in_process=False)
+    nodes, looks = InProcessGrid.nodes, list[int]()
+
+    def without_c_at_first(grid: InProcessGrid) -> list[int]:
+        looks.append(1)
+        return [node for node in nodes(grid) if node != 3 or len(looks) > 4]
+
+    monkeypatch.setattr(InProcessGrid, "nodes", without_c_at_first)
+    everyone = {**sites, "c": ArithmeticSite(1.0, 10)}
+    summary = federate(tmp_path / "run", recipe(rounds=3), everyone, in_process=False)
+    assert summary.sites["c"].rounds in rounds
+
+
 def test_a_newcomer_that_is_slow_to_join_does_not_hold_up_the_rounds(
     tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,3 +126,12 @@ def test_threads_wait_briefly_in_every_process_unless_the_user_says_otherwise(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120, env=clean | variables
     )
     assert done.stdout.splitlines()[0] == f"torch {expected}", done.stderr
+
+
+def test_a_variable_that_opens_another_interface_is_not_heeded() -> None:
+    code = "import os; from core_training.foundation.environment import IGNORED as i; print(i, sorted(os.environ))"
+    doors = {"FLWR_INTERNAL_GRPC_CONTROL_API": "1", "FLWR_INTERNAL_GRPC_FLEET_API": "1"}
+    environment = {**os.environ, **doors, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    ignored, _, left = done.stdout.partition("] [")
+    assert all(door in ignored and door not in left for door in doors)

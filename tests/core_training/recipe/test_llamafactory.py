@@ -76,7 +76,7 @@ def error_of(**keys: Any) -> str:
     return str(caught.value).removeprefix("flat.yaml: ")
 
 
-def test_a_flat_yaml_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flat_yaml_is_a_recipe(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "llama3_lora_sft.yaml"
     path.write_text(FLAT)
     recipe = load_recipe(path, ["training.seed=7"])
@@ -92,7 +92,7 @@ def test_a_flat_yaml_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert recipe.data.eval_fraction == 0.0
     assert recipe.training.model_dump(include=set(_TRAINING)) == _TRAINING
     assert recipe.output == "saves/lora/sft"
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert line.startswith(f"{path}: LLaMA-Factory's keys. template: the model's own chat template is used")
     idle = line.partition("without effect here: ")[2].split(", ")
     assert set(idle) == {

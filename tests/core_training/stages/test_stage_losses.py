@@ -64,7 +64,7 @@ def dpo(model: Any, reference: Any, examples: Sequence[Example]) -> torch.Tensor
 
 def kto(model: Any, reference: Any, examples: Sequence[Example]) -> torch.Tensor:
     mismatched = [ratio(model, reference, example.sequences[1]) for example in examples]
-    kl = max(0.0, float(torch.stack(mismatched).mean()))
+    kl = max(0.0, torch.stack(mismatched).mean().item())
     losses = []
     for example in examples:
         above = 0.4 * (ratio(model, reference, example.sequences[0]) - kl)
@@ -162,7 +162,7 @@ def test_a_reward_model_without_an_opinion_loses_ln_2_and_more_with_a_margin(
     for margin in (0.0, 0.7, 3.0):
         rows = [(Example(example.sequences, {"margin": margin}),) for example in examples[:4]]
         loss = the_stage.loss(model, Collator(0)(rows))
-        assert float(loss.total / loss.weight) == pytest.approx(math.log(1 + math.exp(margin)), abs=1e-6)
+        assert (loss.total / loss.weight).item() == pytest.approx(math.log(1 + math.exp(margin)), abs=1e-6)
 
 
 def test_losses_stay_finite_where_a_policy_is_certain() -> None:

@@ -31,7 +31,7 @@ _LONGEST_COMMON_NAME = 64
 
 @dataclass(frozen=True)
 class CertificateFiles:
-    """Where a certificate (PEM) and its private key (PEM, PKCS 8) lie."""
+    """The files of a certificate (PEM) and its private key (PEM, PKCS 8)."""
 
     certificate: Path
     key: Path

@@ -1,4 +1,4 @@
-"""What an aggregation rule is: the server's arithmetic on the sites' states in one round."""
+"""The interface of an aggregation rule: the server's arithmetic on the sites' states in one round."""
 
 from __future__ import annotations
 

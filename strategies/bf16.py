@@ -1,4 +1,4 @@
-"""The bf16 codec: how far a state moved from one that both ends hold, each value rounded to bfloat16 at random.
+"""The bf16 codec: the change of a state from one that both ends hold, each value rounded to bfloat16 at random.
 
 Half the bytes of a whole state. Unbiased, so that the mean over sites and rounds loses nothing but a little noise.
 """
@@ -14,7 +14,7 @@ from strategies.draws import PIECE, draws
 from strategies.selection import Selection
 
 _LARGEST = float.fromhex("0x1.fep127")
-"""Of bfloat16's finite values."""
+"""The largest of bfloat16's finite values."""
 
 
 class Bf16(StateCodec):
@@ -40,8 +40,10 @@ def encode(trained: TrainableState, reference: TrainableState, key: bytes, selec
     for start in range(0, size, PIECE):
         stop = min(start + PIECE, size)
         change = trained.buffer[start:stop] - reference.buffer[start:stop]
+        # NaN compares false, so it is refused too. A carry above the largest value would make it infinite.
         if not max(float(change.max()), -float(change.min())) <= _LARGEST:
             raise ProtocolError("the change holds NaN, infinite or too large values")
+        # Only after the check: a state with NaN in it is broken, whether the value travels in this round or not.
         if selection is not None:
             change = change[selection.piece(start, stop)]
         # bfloat16 is the upper half of float32. A carry from the lower half goes to the next larger one, as it should.
@@ -70,6 +72,7 @@ def decode(data: bytes | memoryview, reference: TrainableState, selection: Selec
         change = rounded[place : place + before.size].astype(np.uint32) << 16
         values[chosen] = before + change.view(np.float32)
         place += before.size
+    # The sender is not trusted: its bits may be NaN, and a large change may overflow where it is added.
     if not state.is_finite():
         raise ProtocolError("the state holds NaN or infinite values")
     return state

@@ -1,4 +1,4 @@
-"""What a codec is that writes each state by itself, and the plainest one: the state as it is, in float32."""
+"""The interface of codecs that write each state by itself, and the plainest: the state as it is, in float32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from strategies.selection import Selection
 
 
 class StateCodec:
-    """Writes and reads states of one manifest; `selection` is what travels of a change, None where all does."""
+    """A writer and reader of one manifest's states; `selection` is the part of a change that travels, None for all."""
 
     def __init__(self, manifest: Manifest, selection: Selection | None) -> None:
         self.manifest = manifest

@@ -36,5 +36,5 @@ def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Sca
 
 
 def _selection(recipe: Recipe, manifest: Manifest, round_number: int) -> Selection | None:
-    """What travels of a change in this round; None where all does."""
+    """The part of a change that travels in this round; None for all."""
     return selection_of(manifest.size, recipe.privacy.keep, recipe.training.seed, round_number)

@@ -10,7 +10,7 @@ from core_training.foundation.errors import ProtocolError
 from core_training.foundation.trainable import EvalReport, TrainReport
 
 COUNT = 8
-"""How many whole numbers stand for the figures of a round."""
+"""Whole numbers that stand for the figures of a round."""
 
 _FRACTION = 2.0**-16
 _LARGEST = 2**48
@@ -35,7 +35,7 @@ class RoundFigures:
 
     @classmethod
     def of(cls, train: TrainReport, evaluation: EvalReport | None) -> RoundFigures:
-        """One site's."""
+        """One site's figures."""
         weight, tested = float(train.weight), evaluation or EvalReport(0.0, 0, 0)
         losses = (train.loss_first * weight, train.loss_last * weight, train.loss_mean * weight)
         return cls(weight, *losses, train.tokens, tested.loss_sum, tested.weight, tested.examples)
@@ -44,7 +44,7 @@ class RoundFigures:
         return RoundFigures(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def to_integers(self) -> list[int]:
-        """As whole numbers whose sums read back as sums: losses in steps of 2^-16.
+        """The figures as whole numbers whose sums read back as sums: losses in steps of 2^-16.
 
         Raises ProtocolError for a loss that is not finite.
         """

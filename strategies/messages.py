@@ -1,4 +1,4 @@
-"""What parties say to each other: a kind, a few checked fields, and at most one payload of tensors.
+"""The messages between parties: a kind, a few checked fields, and at most one payload of tensors.
 
 The same messages travel in Flower's records, over the worker's socket and inside the simulation. Fields are plain JSON
 values, validated on arrival; payloads are safetensors. Knows no transport.
@@ -102,11 +102,11 @@ class JoinReply(Message):
     manifest: list[list[Any]]
     """[name, shape] of each trainable tensor; see `parsed_manifest`."""
     initial_digest: Digest
-    """Of the base model's weights and the initial trainable state."""
+    """The digest of the base model's weights and the initial trainable state."""
     initial_state_digest: Digest
-    """Of the initial trainable state alone."""
+    """The digest of the initial trainable state alone."""
     roster_digest: Digest | None
-    """Of the roster that the site has pinned, where the run aggregates securely."""
+    """The digest of the roster that the site has pinned, where the run aggregates securely."""
     data: DataReport
     layout: dict[LayoutFile, Annotated[str, Field(max_length=65536)]]
     """The small files that stand beside the weights of a saved result."""
@@ -146,12 +146,12 @@ class SecureReply(Message):
 
 
 class RingTerms(BaseModel):
-    """How the update of a round is to be written where the codec is a ring."""
+    """The terms for writing a round's update where the codec is a ring."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     scale: Scale
     sites: Annotated[int, Field(ge=1, le=100_000)]
-    """How many updates may enter the sum: room is left for as many."""
+    """The most updates that the sum has room for."""
     masking: Annotated[str, Field(max_length=4 * 2**20)] | None = None
     """The protocol's own document on how to mask; None where the sum is not secret."""
 

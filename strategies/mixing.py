@@ -1,4 +1,4 @@
-"""How gossip nodes average: who mixes with whom, with which weights, and the weighted mean itself.
+"""The averaging of gossip nodes: who mixes with whom, with which weights, and the weighted mean itself.
 
 Pure arithmetic: every node that is given the same contributions computes the same state, bit for bit. Knows no clock,
 no network and no rounds. What can be said of a rule without loading it is in `core_training.parts.mixing_rules`.
@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one node brings to an epoch: its state, its weight, and how many partners it exchanges with."""
+    """One node's part in an epoch: its state, its weight, and the number of partners it exchanges with."""
 
     name: str
     state: TrainableState

@@ -28,12 +28,12 @@ _FEW = 64
 """The share of a tensor's and of all values, or their number where they are few, that a scale may cut."""
 
 _INTEGER_BITS = 64
-"""Of the weight and the figures: they are added modulo 2⁶⁴, as signed numbers."""
+"""Bits of the weight and the figures: they are added modulo 2⁶⁴, as signed numbers."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sum of vectors says."""
+    """The content of a sum of vectors."""
 
     state: TrainableState
     """The start, moved by the weighted mean of the changes."""
@@ -46,7 +46,7 @@ class Outcome:
     figures: list[int]
     """The sums of the sites' figures."""
     levels: Levels
-    """For `ring_scale.next_scale`."""
+    """The counts that `ring_scale.next_scale` reads."""
 
     @property
     def capped(self) -> int:
@@ -64,7 +64,7 @@ class _Piece:
 
 
 class RingCodec:
-    """Writes and reads the vectors of one round.
+    """A writer and reader of one round's vectors.
 
     Parameters
     ----------
@@ -86,6 +86,7 @@ class RingCodec:
         selection: Selection | None = None,
         figures: int = 0,
     ) -> None:
+        # Headroom instead of saturation: the sum of all sites' values stays within the ring, whatever their signs.
         self._value_bits = bits - (sites - 1).bit_length()
         if self._value_bits < 2:
             raise InputError(f"privacy.codec: ring{bits} adds up {2 ** (bits - 2)} sites at most, not {sites}")
@@ -102,6 +103,7 @@ class RingCodec:
         """A value at its limit, with the whole weight."""
         self._values = manifest.size if selection is None else selection.count
         self._level_shape = (len(manifest.tensors) + 1, LEVELS)
+        # A weight or figure may be larger than an element: it is cut into limbs, which have a value's headroom.
         self._limbs = -(-_INTEGER_BITS // self._value_bits)
         self.length = self._values + math.prod(self._level_shape) + self._limbs * (2 + figures)
         """Elements of a vector."""
@@ -126,6 +128,7 @@ class RingCodec:
         if len(figures) != self._figures or any(abs(figure) * self._sites >= 2**63 for figure in figures):
             raise ProtocolError(f"a vector takes {self._figures} figures below 2^63 / sites")  # which ones is no news
         counted = min(weight, self._cap)
+        # Values are weighted before they are rounded: their sum is then the numerator of the weighted mean.
         bound = self._most * counted / self._cap
         vector = np.empty(self.length, dtype=self.dtype)
         peaks = [0.0] * len(self._limits)
@@ -133,11 +136,13 @@ class RingCodec:
         place = 0
         for piece in self._pieces():
             change = trained.buffer[piece.start : piece.stop] - start.buffer[piece.start : piece.stop]
+            # float32 does not hold the integers of a ring of 32 bits.
             change = change.astype(np.float64)
             peak = max(float(change.max()), -float(change.min()))
             if not math.isfinite(peak):
                 name = self._manifest.tensors[piece.tensor].name
                 raise ProtocolError(f"the change of '{name}' holds NaN or infinite values")
+            # Over all values, not the chosen ones: in the next round, which this scales, others travel.
             peaks[piece.tensor] = max(peaks[piece.tensor], peak)
             if self._selection is not None:
                 change = change[self._selection.piece(piece.start, piece.stop)]
@@ -148,33 +153,39 @@ class RingCodec:
             change *= bound / limit
             # Up with the probability of what rounding down leaves out: the mean is the value (Gupta et al. 2015).
             noise = draws(key, piece.start, change.size).astype(np.float64)
+            # Amid its step the noise averages ½ exactly, and is never 0 or 1: a whole number stays as it is.
             noise += 0.5
             noise *= 2.0**-16
             change += noise
             np.floor(change, out=change)
+            # The cast to unsigned turns a negative number into its complement, which is how the ring writes it.
             vector[place : place + change.size] = change.astype(np.int32)
             sizes[piece.tensor] += change.size
             place += change.size
         saturated = sum(cut)
+        # Each tensor by itself too: a small one could be cut throughout and not show among all values.
         for many, size in zip([*cut, saturated], [*sizes, place], strict=True):
             if many > max(_MOST_CUT * size, _FEW):
                 raise NarrowScaleError(
                     "the scale would cut too many values of this site's update: more than an honest server's, unless "
                     "privacy.clip of the recipe is too small"
                 )
+        # One 1 in a row: the sum counts the sites on each level and names none.
         levels = np.zeros(self._level_shape, dtype=self.dtype)
         for row, (value, limit) in enumerate(zip([*peaks, weight], [*self._limits, self._cap], strict=True)):
             if (level := level_of(value, limit)) is not None:
                 levels[row, level] = 1
         vector[place : place + levels.size] = levels.ravel()
+        # `counted` rather than `weight`: the divisor must be the sum of what the values were multiplied by.
         vector[place + levels.size :] = [limb for n in (counted, saturated, *figures) for limb in self._split(n)]
         return vector
 
     def decode(self, total: RingVector, count: int, start: TrainableState) -> Outcome:
-        """What the sum of `count` sites' vectors says.
+        """Read the sum of `count` sites' vectors.
 
         Raises ProtocolError for a sum that no such vectors have, as one of anything else is, but by rare chance.
         """
+        # A ring of 24 bits is added in 32: the upper eight are none of its own.
         numbers = total[self._values :] if self._bits != 24 else total[self._values :] & 0xFFFFFF
         levels = numbers[: math.prod(self._level_shape)].reshape(self._level_shape).tolist()
         limbs = numbers[math.prod(self._level_shape) :].tolist()
@@ -183,8 +194,10 @@ class RingCodec:
         ]
         bound = self._most * weight // self._cap + count  # each site may have rounded up
         if (
+            # Vectors as `encode` writes them meet all of this; a sum with a mask left in it hardly ever does.
             not count <= weight <= count * self._cap
             or not 0 <= saturated <= count * self._values
+            # Each site has a weight, and so one level in the last row; a tensor that did not move has none.
             or sum(levels[-1]) != count
             or any(sum(row) > count for row in levels)
         ):
@@ -246,15 +259,18 @@ class RingCodec:
         """Ring elements as the numbers around 0 that they stand for."""
         if self._bits == 16:
             return values.view(np.int16)
+        # Up and down again, so that bit 23 is spread as the sign.
         return (values << 8).view(np.int32) >> 8 if self._bits == 24 else values.view(np.int32)
 
     def _split(self, number: int) -> list[int]:
         """A whole number modulo 2⁶⁴ in limbs small enough that all sites' add up without wrapping round."""
+        # Complements add up as the numbers do, so a negative figure needs no sign of its own.
         rest = number % 2**_INTEGER_BITS
         return [rest >> shift & (1 << self._value_bits) - 1 for shift in self._shifts]
 
     def _join(self, limbs: Sequence[int]) -> int:
         """The signed number whose limbs, or sums of limbs, these are."""
+        # A sum of limbs may be wider than a limb: where the shifts overlap, this addition carries.
         number = sum(limb << shift for limb, shift in zip(limbs, self._shifts, strict=True))
         half: int = 2 ** (_INTEGER_BITS - 1)
         return (number + half) % (2 * half) - half
@@ -280,5 +296,5 @@ class RingSum:
         self.count += 1
 
     def result(self, start: TrainableState) -> Outcome:
-        """What the sum says, once there is one. Raises ProtocolError: see `RingCodec.decode`."""
+        """Read the sum, once there is one. Raises ProtocolError: see `RingCodec.decode`."""
         return self._codec.decode(self._sum, self.count, start)

@@ -1,4 +1,4 @@
-"""Where a ring's values end: the limit of each tensor and of the weight, and how both follow the run.
+"""The limits of a ring's values: those of each tensor and of the weight, and how both follow the run.
 
 A limit is public, and so is all that it is made from: the recipe, and sums over the sites. A site need not believe it:
 it sends nothing that a limit would cut in many places (`strategies.ring`). See docs/decisions/018.
@@ -19,15 +19,15 @@ from strategies.fedavg import MOST_PROCESSES, most_weight
 
 MOST_HALVINGS = 40
 LEVELS = 6
-"""A site tells on which level its largest value lies: above its limit c, above c/2, c/4, c/8, c/16, or below."""
+"""A site reports the level of its largest value: above its limit c, above c/2, c/4, c/8, c/16, or below."""
 
 Levels = Sequence[Sequence[int]]
-"""How many sites were on each level: a row of `LEVELS` counts for each tensor, and a last one for the weight."""
+"""The number of sites on each level: a row of `LEVELS` counts for each tensor, and a last one for the weight."""
 
 _TENSOR_LEVEL = 3
-"""Where a tensor's largest change should lie: between c/8 and c/4, since the next round may bring a larger one."""
+"""The level for a tensor's largest change: between c/8 and c/4, since the next round may bring a larger one."""
 _WEIGHT_LEVEL = 2
-"""Where the largest weight should lie: it varies less."""
+"""The level for the largest weight: it varies less."""
 
 _ADAM_FIRST = 4.0
 _ADAM_MOST = 16.0
@@ -35,9 +35,9 @@ _ADAM_MOST = 16.0
 its gradients; the rest is for weight decay."""
 
 _SGD_FIRST = 16.0
-"""In root mean squares of a gradient that lies in one tensor alone."""
+"""A limit in root mean squares of a gradient that lies in one tensor alone."""
 _SGD_MOST = 2.0
-"""In gradient norms: one value can have all of the gradient, and weight decay comes on top."""
+"""A limit in gradient norms: one value can have all of the gradient, and weight decay comes on top."""
 
 
 def _power_of_two(value: int) -> int:
@@ -81,6 +81,7 @@ def level_of(value: float, limit: float) -> int | None:
     """The level on which a largest value lies; None for 0, which says nothing."""
     if value <= 0:
         return None
+    # Bounded first: for a tiny value the quotient is infinite, to which frexp gives the exponent 0.
     return min(max(math.frexp(min(limit / value, 2.0**LEVELS))[1], 0), LEVELS - 1)
 
 
@@ -110,6 +111,7 @@ def most_weight_cap(recipe: Recipe) -> int:
 def first_scale(recipe: Recipe, manifest: Manifest) -> Scale:
     """The scale of a run's first round, of which nothing is known but the recipe."""
     most = largest_change(recipe)
+    # A tighter guess than the cap: a group of the recipe's size, not the largest that a site may have.
     processes = most_weight(recipe, recipe.topology.local_steps or 1) // MOST_PROCESSES * recipe.deepspeed.processes
     return Scale(
         exponents=[_halvings(most / _first_limit(recipe, spec.size)) for spec in manifest.tensors],
@@ -120,45 +122,50 @@ def first_scale(recipe: Recipe, manifest: Manifest) -> Scale:
 def next_scale(scale: Scale, levels: Levels, recipe: Recipe) -> Scale:
     """The scale of the round after one whose sites were on these levels: the largest value among all sites decides.
 
-    A limit grows to eight times, or shrinks to a quarter, in a round at most; where nobody told anything it stays.
+    A limit grows to eight times, or shrinks to a quarter, in a round at most; where nobody reported anything it stays.
     """
+    # Level 0 comes first: one site with a large value decides, since a narrower limit would cut its update.
     tops = [next((level for level, count in enumerate(row) if count), None) for row in levels]
     exponents = [
+        # A level is a halving, so the distance from the wanted one is what the exponent lacks.
         exponent if top is None else min(max(exponent + top - _TENSOR_LEVEL, 0), MOST_HALVINGS)
         for exponent, top in zip(scale.exponents, tops[:-1], strict=True)
     ]
     shift = _WEIGHT_LEVEL - (_WEIGHT_LEVEL if tops[-1] is None else tops[-1])
     cap = max(scale.weight_cap << shift if shift > 0 else scale.weight_cap >> -shift, 1)
-    # A site that always tells of a weight above the cap must not raise it until all others' changes round to nothing.
+    # A site that always reports a weight above the cap must not raise it until all others' changes round to nothing.
     return Scale(exponents=exponents, weight_cap=min(cap, most_weight_cap(recipe)))
 
 
 def widened(scale: Scale, recipe: Recipe, manifest: Manifest) -> Scale:
     """The scale after one that would have cut too much of some site's update; the same one when there is no wider.
 
-    Such a site is in no sum, so sums do not tell of it: the first round's scale comes next, then the recipe's limits.
+    Such a site is in no sum, so sums do not report it: the first round's scale comes next, then the recipe's limits.
     """
     wider = Scale.widest([scale, first_scale(recipe, manifest)]).exponents
     if wider == scale.exponents:
+        # The first scale was no wider: only the recipe's own limits are left to try.
         wider = [0] * len(wider)
     return scale.model_copy(update={"exponents": wider})
 
 
 def _first_limit(recipe: Recipe, size: int) -> float:
-    """Where a first round cuts a tensor of `size` values."""
+    """The limit at which a first round cuts a tensor of `size` values."""
     if recipe.training.optim == "adamw_torch":
         return _path(recipe) * _ADAM_FIRST
+    # Clipped to this norm and spread evenly over the tensor, a gradient has norm/√size in each value.
     return _path(recipe) * _SGD_FIRST * (recipe.training.max_grad_norm or 1.0) / math.sqrt(max(size, 1))
 
 
 def _path(recipe: Recipe) -> float:
-    """Learning rate × updates of a round: how far unit steps in one direction lead."""
+    """Learning rate × updates of a round: the length of a path of unit steps one way."""
     updates = (recipe.topology.local_steps or 1) * recipe.stage_part.optimizer_steps(recipe.stage_settings)
     return (recipe.learning_rate or 1.0) * updates  # with a learning rate of 0 nothing moves, and any limit will do
 
 
 def _halvings(ratio: float) -> int:
-    """How often a limit can be halved and stay above 1/`ratio` of itself."""
+    """The most halvings that leave a limit no lower than 1/`ratio` of itself."""
+    # frexp's exponent is ⌊log₂ ratio⌋ + 1, exact where a logarithm may be rounded.
     return min(max(math.frexp(ratio)[1] - 1, 0), MOST_HALVINGS)
 
 

@@ -1,4 +1,4 @@
-"""Which values travel in a round when `privacy.keep` is below 1: a random mask, alike at all sites and known to all.
+"""The values that travel in a round with `privacy.keep` below 1: a random mask, alike at all sites and known to all.
 
 Only such a mask can meet secure aggregation: sites that each chose their largest values would send different ones, and
 the choice alone would say something of the data. Values that do not travel stay as they were when the round began.
@@ -23,7 +23,7 @@ class Selection:
         self._below = max(1, round(keep * 65536))
         starts = range(0, size, PIECE)
         self.count = sum(int(np.count_nonzero(self.piece(start, min(start + PIECE, size)))) for start in starts)
-        """How many values travel."""
+        """The number of values that travel."""
 
     def piece(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """The mask of the values from `start` to before `stop`."""

@@ -14,7 +14,7 @@ SEQUENCE_TENSORS = ("input_ids", "labels", "position_ids")
 
 
 def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
-    """Which examples share a row: best-fit decreasing, so that rows of `max_length` tokens are nearly full.
+    """The examples of each row: best-fit decreasing, so that rows of `max_length` tokens are nearly full.
 
     `lengths` are the examples' tokens, each at most `max_length`. Returns lists of indices into it; each example is in
     exactly one row.
@@ -41,7 +41,7 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
 
 
 def parts(sizes: Sequence[int], at_once: int) -> list[list[int]]:
-    """Which rows of a batch are computed together: rows of similar size, which with padding are at most `at_once` long.
+    """The rows of a batch that are computed together: of similar size, and with padding at most `at_once` long.
 
     A row that is longer than that alone is a part of its own. Returns lists of indices into `sizes`.
     """

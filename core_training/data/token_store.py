@@ -27,13 +27,13 @@ from core_training.foundation.errors import RunError
 _INDEX = "index.json"
 _INPUT_IDS, _LABELS = "input_ids.int32", "labels.int32"
 _SEQUENCES, _EXAMPLES = "sequences.int64", "examples.int64"
-"""Where each sequence's tokens end, and where each example's sequences end; both start with a 0."""
+"""The ends of each sequence's tokens, and of each example's sequences; both start with a 0."""
 _PARTS = "parts.int32"
 _NUMBERS = "number-"
 
 
 class TokenWriter:
-    """Appends examples to the files of a store, one at a time."""
+    """A writer that appends examples to a store's files, one at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -43,7 +43,7 @@ def speaks() -> bool:
 
 
 def _take_place_from_slurm(processes: int) -> None:
-    """Nothing where one process is asked for: then the tasks of an srun have nothing to do with each other."""
+    """Give torch Slurm's variables, unless the recipe asks for one process: then an srun's tasks are unrelated."""
     if processes == 1 or slurm.started_tasks(os.environ) == 1:
         return
     _check_size(processes, "SLURM_STEP_NUM_TASKS")

@@ -1,4 +1,4 @@
-"""How a process of a group ends: with its exit code, and at once."""
+"""The end of a group's process: with its exit code, and at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the processes of a group on one machine meet: a store that nothing outside the machine can reach.
+"""The meeting place of a group's processes on one machine: a store that nothing outside the machine can reach.
 
 torchrun's own rendezvous listens on every interface, asks nobody for a key, and unpickles what it is sent.
 """

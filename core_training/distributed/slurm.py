@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def started_tasks(environment: Mapping[str, str]) -> int:
-    """How many tasks the `srun` that started this process started; 1 outside srun.
+    """The number of tasks of the `srun` that started this process; 1 outside srun.
 
     Not SLURM_NTASKS: a batch script has it too, and counts with it tasks that nobody has started.
     """
@@ -15,7 +15,7 @@ def started_tasks(environment: Mapping[str, str]) -> int:
 
 
 def torch_variables(environment: Mapping[str, str], devices: int) -> dict[str, str]:
-    """What torch wants to know of a task that sees `devices` GPUs. MASTER_ADDR and MASTER_PORT may be given."""
+    """The variables that torch reads in a task that sees `devices` GPUs. MASTER_ADDR and MASTER_PORT may be given."""
     local = int(environment["SLURM_LOCALID"])
     run = int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])
     return {

@@ -1,4 +1,4 @@
-"""Which rows make each batch of an epoch: shuffled from the seed, and in a group shared out evenly.
+"""The rows of each batch of an epoch: shuffled from the seed, and in a group shared out evenly.
 
 Every process of a group gets as many batches as the others, and each row is taken once in an epoch.
 """

@@ -27,7 +27,7 @@ from core_training.runs.run_folder import RunFolder, SiteSummary, Summary, peak_
 
 @dataclass
 class Progress:
-    """What a central run remembers from one checkpoint to the next."""
+    """The figures that a central run keeps from checkpoint to checkpoint."""
 
     loss_first: float | None = None
     loss_last: float | None = None
@@ -100,12 +100,12 @@ def _start_or_resume(engine: Trainable, folder: RunFolder, resume: bool) -> Prog
 
 
 def _initial_evaluation(folder: RunFolder) -> dict[str, Any]:
-    """What the sources' losses were before the first step, whenever that was."""
+    """The sources' losses before the first step, whenever that was."""
     return next((dict(event.evaluation) for event in folder.events(events.Evaluated) if event.step == 0), {})
 
 
 def _leave_if(stopped: _Stopped, engine: Trainable, folder: RunFolder, progress: Progress) -> None:
-    """Once a signal has come: save, and say so."""
+    """Save and stop, once a signal has come."""
     if stopped:
         _checkpoint(engine, folder, progress)
         folder.event(events.InterruptedAtStep(step=engine.step))
@@ -197,7 +197,7 @@ def _next_multiple(step: int, of: int) -> int:
 
 
 class _Stopped:
-    """True once a signal asked the run to stop."""
+    """A flag, true once a signal asked the run to stop."""
 
     def __init__(self) -> None:
         self.asked = False

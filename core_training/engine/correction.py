@@ -26,7 +26,7 @@ _NUMBERS_FILE = "correction.json"
 
 
 class Start(Enum):
-    """What came between a slice and the one before it."""
+    """The event between a slice and the one before it."""
 
     SAME_ROUND = auto()
     """Nothing: no state was written."""
@@ -37,10 +37,10 @@ class Start(Enum):
 
 
 class Correction(Protocol):
-    """A site's own: it remembers something from slice to slice, which no other site is told."""
+    """A site's own correction: it remembers from slice to slice what no other site is told."""
 
     def during(self, parameters: Parameters, optimizer: Any, start: Start) -> AbstractContextManager[None]:
-        """Corrects every step that `optimizer` (PyTorch's own) takes within. `parameters` hold the slice's start."""
+        """Correct every step that `optimizer` (PyTorch's own) takes within. `parameters` hold the slice's start."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -77,6 +77,7 @@ class FedProx:
 
     @contextmanager
     def during(self, parameters: Parameters, optimizer: Any, start: Start) -> Iterator[None]:
+        # A round may be trained in several slices: all are pulled to where it began.
         if self._center is None or start is not Start.SAME_ROUND:
             self._center = read_parameters(parameters)
         centers = _beside(parameters, self._center)
@@ -117,12 +118,14 @@ class Scaffold:
 
         def bend() -> None:
             nonlocal learning_rates
+            # The groups differ in weight decay alone, so one speaks for all.
             learning_rates += optimizer.param_groups[0]["lr"]
             for parameter, direction in bends:
                 _add_gradient(parameter, direction)
 
         with _before_each_step(optimizer, bend):
             yield
+        # The bends moved the parameters by −η(c − cᵢ): without them the state is what the class docstring calls yᵢ.
         with torch.no_grad():
             for parameter, direction in bends:
                 parameter.add_(direction, alpha=learning_rates)

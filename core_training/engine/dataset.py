@@ -31,7 +31,7 @@ from core_training.stages.base import Stage
 
 @dataclass(frozen=True)
 class Dataset:
-    """What one engine trains and evaluates on. `training_sources` counts examples, by data source like `evaluation`.
+    """The training and evaluation data of one engine. `training_sources` counts examples by source, like `evaluation`.
 
     Rows are read from disk when they are asked for where the recipe has a `data.cache`.
     """
@@ -85,7 +85,7 @@ def _content_digest(values: Mapping[str, Any]) -> bytes:
 
 
 def _check_columns(recipe: Recipe) -> None:
-    """Raises InputError when `data.columns` names a column that the stage does not have."""
+    """Raise InputError when `data.columns` names a column that the stage does not have."""
     known = known_columns(recipe.stage)
     for name in recipe.data.columns:
         if name not in known:
@@ -109,7 +109,7 @@ def _packs(recipe: Recipe, stage: Stage[Any]) -> bool:
 
 @dataclass
 class _Outcome:
-    """What became of the records. `parts` are the data's parts in order of their numbers: (held out, source)."""
+    """The fate of the records. `parts` are the data's parts in order of their numbers: (held out, source)."""
 
     records: int = 0
     truncated: int = 0
@@ -251,7 +251,7 @@ def _evaluation_files(recipe: Recipe) -> list[Path]:
 
 
 _STORE_VERSION = 2
-"""To be raised with any change of what tokens a record becomes, or of what is held out."""
+"""Raise it with any change of the tokens that a record becomes, or of what is held out."""
 
 
 def _digest(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None) -> str:

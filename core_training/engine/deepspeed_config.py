@@ -12,7 +12,7 @@ from core_training.recipe.schema import Recipe
 
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
-    """None for one process without DeepSpeed. Raises InputError when `deepspeed.config` cannot be read."""
+    """The configuration; None without DeepSpeed. Raises InputError when `deepspeed.config` cannot be read."""
     settings = recipe.deepspeed
     if not settings.used:
         return None
@@ -66,7 +66,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def plugin(recipe: Recipe, model: Any, total_steps: int) -> Any:
-    """What accelerate needs to use DeepSpeed as the recipe says, every key "auto" filled in.
+    """The plugin by which accelerate uses DeepSpeed as the recipe says, every key "auto" filled in.
 
     It also makes accelerate forget the engine that this process had before: there is one at a time.
     """

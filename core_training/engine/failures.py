@@ -1,4 +1,4 @@
-"""What the libraries raise, as errors that a person can act on: what was being done, why it failed, what to do.
+"""The libraries' exceptions, as errors that a person can act on: what was being done, why it failed, what to do.
 
 PyTorch reports nearly everything as a RuntimeError, so its causes are told apart by its words.
 """
@@ -94,7 +94,7 @@ def _size(words: str) -> str:
 
 
 def _less_memory(recipe: Recipe) -> str:
-    """Which keys to lower, with what they are."""
+    """The keys to lower, with their values."""
     training = recipe.training
     keys = [
         f"training.per_device_train_batch_size ({training.per_device_train_batch_size})",

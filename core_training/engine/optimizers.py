@@ -14,7 +14,7 @@ from core_training.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class _OptimizerArguments:
-    """What transformers reads to choose an optimizer.
+    """The settings from which transformers chooses an optimizer.
 
     Its own `TrainingArguments` hold the same and a hundred fields more, and making one resets accelerate's state for
     the whole process: every other run in it would be dead.

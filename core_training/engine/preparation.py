@@ -20,13 +20,13 @@ from core_training.stages.base import Stage
 
 
 class Preparation(NamedTuple):
-    """What a loop of steps works with."""
+    """The tools of a loop of steps."""
 
     prepared: PreparedModel
     optimizer: Any
-    """accelerate's, around PyTorch's or DeepSpeed's."""
+    """accelerate's optimizer, around PyTorch's or DeepSpeed's."""
     schedule: Any
-    """PyTorch's; or DeepSpeed's in accelerate's wrapper, which steps by itself."""
+    """PyTorch's schedule; or DeepSpeed's in accelerate's wrapper, which steps by itself."""
 
 
 def prepare(stage: Stage[Any], total_steps: int) -> Preparation:

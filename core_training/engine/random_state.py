@@ -21,7 +21,7 @@ class RandomState:
     numpy: Any
     cpu: torch.Tensor
     cuda: torch.Tensor | None
-    """Of the device that this process computes on; a checkpoint may be read on a machine with others."""
+    """The state on the device that this process computes on; a checkpoint may be read on a machine with others."""
 
     @classmethod
     def present(cls) -> RandomState:

@@ -53,12 +53,13 @@ class StepLoop:
         with _random_numbers_kept():
             set_seed(training.seed)
             self.prepared, self._optimizer, self._schedule = prepare(stage, self.total_steps)
+            # The run's own numbers from here on: other loops of the process draw between two calls of `advance`.
             self._random = RandomState.present()
         self._trained = [p for p in stage.base.model.parameters() if p.requires_grad]
         self.step = 0
         """Optimizer steps of the run so far; one of a sampling stage makes several updates."""
         self.losses: list[BatchLoss] = []
-        """Those of the batches of the last slice's whole steps."""
+        """The losses of the batches of the last slice's whole steps."""
         self.taken = 0
         """Steps of the last slice."""
         self._memory: dict[str, float] = {}
@@ -74,12 +75,12 @@ class StepLoop:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """PyTorch's own."""
+        """PyTorch's own optimizer."""
         return torch_optimizer(self._optimizer)
 
     @property
     def _inner_schedule(self) -> Any:
-        """PyTorch's or DeepSpeed's own, without accelerate's wrapper, whose steps do nothing."""
+        """The schedule of PyTorch or DeepSpeed, without accelerate's wrapper, whose steps do nothing."""
         return getattr(self._schedule, "scheduler", self._schedule)
 
     def advance(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> None:
@@ -97,6 +98,7 @@ class StepLoop:
                 self.losses += self._take_step()
                 self.step += 1
                 self.taken += 1
+                # After each whole step: a step that fails leaves the numbers with which it began.
                 self._random = RandomState.present()
                 if on_step is not None:
                     on_step(self.step, self.total_steps)
@@ -129,6 +131,7 @@ class StepLoop:
         if prepared.deepspeed_engine is not None:
             prepared.deepspeed_engine.save_checkpoint(str(folder / _DEEPSPEED_FOLDER), exclude_frozen_parameters=True)
         if prepared.process == 0:
+            # DeepSpeed's own checkpoint has its optimizer, of which each process may hold a part.
             optimizer = None if prepared.deepspeed_engine is not None else self._optimizer.state_dict()
             schedule = self._inner_schedule.state_dict()
             progress = {"step": self.step, "memory": self._memory, "schedule": schedule, "optimizer": optimizer}
@@ -163,10 +166,12 @@ class StepLoop:
             for update in self._stage.updates(self.prepared, batches, self._memory):
                 losses += self._accumulate(update)
                 self._report_unreached()
+                # Before the optimizer's step: one that fails within may have changed some parameters.
                 self._phase, changed = "the optimizer", True
                 self._optimizer.step()
                 self._forget_gradients()
             self._schedule.step()
+        # Ctrl-C too must leave neither gradients nor a half-read epoch behind.
         except BaseException as error:
             self._undo(changed)
             if isinstance(error, FedloomError) or not isinstance(error, Exception):
@@ -181,6 +186,7 @@ class StepLoop:
     def _undo(self, changed: bool) -> None:
         """Make a failed step one that was never begun, so far as that is possible."""
         self._forget_gradients()
+        # The iterator is past the failed step's batches: the next step opens the epoch anew.
         self._epoch = None
         # A process of a group knows nothing of how far the others came.
         self._torn = changed or self.prepared.deepspeed_engine is not None
@@ -205,6 +211,7 @@ class StepLoop:
         prepared, stage = self.prepared, self._stage
         stage.set_mode(prepared.model)
         parts = [part for batch in update for part in batch]
+        # Counted ahead of all forwards: each part's loss is divided by the units of the whole step at all processes.
         units = prepared.total(torch.stack([stage.weight(part) for part in parts]).sum()).clamp(min=1)
         losses = []
         for number, part in enumerate(parts, start=1):
@@ -225,6 +232,7 @@ class StepLoop:
         if prepared.deepspeed_engine is None:
             self._check_loss(losses)
         self._clip_gradient()
+        # Parts are there to save memory; a report is of whole batches.
         ends = accumulate(map(len, update))
         return [reduce(add, losses[end - len(batch) : end]) for batch, end in zip(update, ends, strict=True)]
 
@@ -295,11 +303,11 @@ def _place_in_group(stage: Stage[Any]) -> tuple[int, int]:
 _UNREADABLE = (
     *(OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError),
 )
-"""What PyTorch raises over files that are damaged, cut short or something else."""
+"""The errors that PyTorch raises over files that are damaged, cut short or something else."""
 
 
 def read_progress(folder: Path) -> tuple[dict[str, Any], RandomState]:
-    """What `StepLoop.save` wrote, but for DeepSpeed's part. Raises RunError when it is damaged, or of another kind."""
+    """Read what `StepLoop.save` wrote, but for DeepSpeed's part. Raises RunError for damage or another kind."""
     process = dist.get_rank() if dist.is_initialized() else 0
     try:
         progress, random = (
@@ -307,14 +315,5 @@ def read_progress(folder: Path) -> tuple[dict[str, Any], RandomState]:
             for name in (_PROGRESS_FILE, f"random-{process}.pt")
         )
         return dict(progress), RandomState.of_plain(random)
-    except (
-        OSError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as error:
+    except _UNREADABLE as error:
         raise RunError(f"{folder}: not a checkpoint of this version and recipe: {error}") from error

@@ -1,1 +1,1 @@
-"""What every floor above stands on: errors, durable files, background processes, the state that travels."""
+"""The floor that all others stand on: errors, durable files, background processes, the state that travels."""

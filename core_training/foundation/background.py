@@ -1,4 +1,4 @@
-"""Processes that go on in the background, each under a lock file that tells whether it still lives.
+"""Processes that go on in the background, each under a lock file that shows whether it still lives.
 
 The kernel gives a lock back when its process ends, however it ends: no stale file and no reused process number can
 deceive the next start. Knows nothing of what the processes do.
@@ -69,7 +69,7 @@ def claim(lock: Path, patience: float = 0.0) -> Iterator[None]:
 def owner(lock: Path) -> int | None:
     """The number of the process that holds `lock`; None when nobody does.
 
-    Raises RunError when the holder does not tell its number: whoever was starting it was killed in between.
+    Raises RunError when the holder does not report its number: whoever was starting it was killed in between.
     """
     deadline = time.monotonic() + _NAMED_WITHIN
     while True:

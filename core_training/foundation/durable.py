@@ -12,7 +12,7 @@ from core_training.foundation.errors import FedloomError, RunError
 
 
 def scratch_of(target: Path) -> Path:
-    """Where `commit_folder(target)` has its files until they are committed."""
+    """The folder of `commit_folder(target)`'s files until they are committed."""
     return target.with_name(f".{target.name}.partial")
 
 
@@ -85,7 +85,7 @@ def _is_disk_error(error: BaseException | None) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on the disk."""
+    """Flush a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -66,7 +66,7 @@ def _drop(names: list[str]) -> list[str]:
 
 
 IGNORED = _drop(sorted(n for n in os.environ if n.startswith((*_OTHERS_RECIPES, *_DOORS)) or n in _OTHER_ARITHMETIC))
-"""What was set in the environment, and is not heeded."""
+"""The variables that were set and are not heeded."""
 
 os.environ.update(SETTINGS)
 

@@ -17,7 +17,7 @@ class FedloomError(Exception):
 
 
 class InputError(FedloomError):
-    """What was given is wrong: a recipe, a file, a record, an argument. Nothing has been started or changed."""
+    """An input is wrong: a recipe, a file, a record, an argument. Nothing has been started or changed."""
 
     exit_code = 2
 

@@ -41,7 +41,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a trainable state holds: its tensors, in buffer order (sorted by name)."""
+    """The tensors of a trainable state, in buffer order (sorted by name)."""
 
     tensors: tuple[TensorSpec, ...]
 

@@ -1,4 +1,4 @@
-"""What every topology asks of training: the interface that the Engine has in process and the Worker across one.
+"""The interface of training that every topology uses: the Engine has it in process, the Worker across one.
 
 A run is trained in slices. Between two slices its owner may read the trainable state, put another one in its place and
 evaluate; optimizer, schedule, data order and random numbers go on by themselves.
@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=0, le=10**15)]
 
 FigureName = Annotated[str, Field(max_length=40, pattern="^[a-z][a-z0-9_]*$")]
 Figures = Annotated[dict[FigureName, tuple[Number, Count]], Field(max_length=24)]
-"""What a stage measures besides its loss, by name: sum and count, so that figures of several sites add up."""
+"""A stage's figures besides its loss, by name: sum and count, so that figures of several sites add up."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def total(reports: Mapping[str, EvalReport]) -> EvalReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the records: how many train and evaluate, how many were cut or had nothing to learn from."""
+    """The counts of records: those that train and evaluate, those that were cut or had nothing to learn from."""
 
     train_examples: Count
     eval_examples: Count
@@ -153,7 +153,7 @@ class Trainable(Protocol):
         ...
 
     def begin_round(self, state: TrainableState, *, missed_rounds: bool = False) -> None:
-        """The same, and the next slice of training begins a round from it.
+        """Put `state` in place too, and begin a round from it with the next slice of training.
 
         `missed_rounds`: there were rounds since the last slice that this site took no part in.
         """
@@ -171,7 +171,7 @@ class Trainable(Protocol):
         ...
 
     def salvage(self) -> list[TrainReport] | None:
-        """After a `train` that failed: the report of the steps before, if there were any; the state is theirs.
+        """The reports of the steps before a failed `train`, if there were any; the state is theirs.
 
         None when the state is lost: then only `restore` and `reset` help.
         """

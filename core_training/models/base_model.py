@@ -66,7 +66,7 @@ class BaseModel:
 
     @property
     def result_parameters(self) -> dict[str, Any]:
-        """What a result holds: the trained parameters, and where some layers were trained, the frozen ones too."""
+        """The parameters of a result: the trained ones and, where some layers were trained, the frozen ones too."""
         return all_parameters(self.model) if self._is_partly_trained else self.trainable_parameters
 
     @cached_property

@@ -1,11 +1,11 @@
-"""How many tokens a model takes in one piece."""
+"""The number of tokens that a model takes in one piece."""
 
 from __future__ import annotations
 
 from typing import Any
 
 UNLIMITED = 2**31
-"""More than anyone has, for what does not say."""
+"""More tokens than anyone has, for a model that states no limit."""
 
 
 def context_length(model: Any) -> int:

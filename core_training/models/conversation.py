@@ -18,7 +18,7 @@ from core_training.models.context import context_length
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 takes the likeliest one each time."""
+    """The choice of the next token. `temperature` 0 takes the likeliest one each time."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -27,7 +27,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, and how many tokens that took; `ended` is False where `max_tokens` cut it off."""
+    """The model's words, and the number of their tokens; `ended` is False where `max_tokens` cut it off."""
 
     text: str
     tokens: int

@@ -1,4 +1,4 @@
-"""What a tuned model says of itself beside its weights: the small files of a result."""
+"""The small files of a result, in which a tuned model describes itself beside its weights."""
 
 from __future__ import annotations
 

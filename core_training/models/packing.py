@@ -1,4 +1,4 @@
-"""Whether a model keeps packed examples apart.
+"""A test of whether a model keeps packed examples apart.
 
 Models that build their mask from the positions do, where these start again at 0. Others (OPT, BLOOM, and all with
 state-space or convolution layers) would let an example see those before it in its row.

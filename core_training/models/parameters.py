@@ -38,7 +38,7 @@ def other_names(model: Any) -> dict[str, str]:
 
 
 def manifest_of(parameters: Parameters) -> Manifest:
-    """What a state of these parameters holds."""
+    """The manifest of these parameters' state."""
     # Under ZeRO-3 a parameter's own shape is empty while it is not gathered.
     return Manifest.of({name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()})
 
@@ -111,7 +111,7 @@ def _write_master(parameter: Any, value: torch.Tensor) -> bool:
 
 @contextmanager
 def _gathered(parameter: Any) -> Iterator[None]:
-    """Whole parameters under ZeRO-3, where each rank holds a part; elsewhere nothing."""
+    """Gather the parameter under ZeRO-3, where each rank holds a part; elsewhere do nothing."""
     if not hasattr(parameter, "ds_id"):
         yield
         return

@@ -35,7 +35,7 @@ class PreparedModel:
         self._rows_at_once = recipe.training.per_device_eval_batch_size
         self._adds_up = adds_up
         self.model = model
-        """What a forward goes through: the model, or the DeepSpeed engine around it."""
+        """The module of a forward pass: the model, or the DeepSpeed engine around it."""
         self.deepspeed_engine = model if recipe.deepspeed.used else None
         self.accelerator = accelerator
         self._collate = Collator(base.tokenizer.pad_token_id)
@@ -47,7 +47,7 @@ class PreparedModel:
 
     @property
     def process(self) -> int:
-        """Which of the group's processes this one is."""
+        """The number of this process in the group."""
         return int(self.accelerator.process_index)
 
     @property

@@ -100,7 +100,7 @@ def _load(result: Result, recipe: Recipe) -> BaseModel:
 
 
 def trained_state(result: Result, base: BaseModel) -> TrainableState:
-    """What the run trained, for its base model. Raises InputError when this is another one."""
+    """The state that the run trained, for its base model. Raises InputError when this is another one."""
     try:
         origin = read_origin(result.folder)
         if not result.is_whole_model and origin.base_digest != base.base_digest:

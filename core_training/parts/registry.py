@@ -20,14 +20,14 @@ from core_training.parts.section import Section
 S = TypeVar("S", bound=Section)
 
 _PARTED = ("settings", "sections_of")
-"""What every section that holds parts' sections has besides."""
+"""The methods of every section that holds parts' sections."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part(Generic[S]):
-    """What can be said of a part without loading it."""
+    """The facts of a part, known without loading it."""
 
     name: str
     target: str | Callable[..., Any]
@@ -35,17 +35,17 @@ class Part(Generic[S]):
     settings: type[S] | None = None
     """Its section of the recipe, under its own name; None where there is nothing to set."""
     usual_keys: tuple[str, ...] = ()
-    """Those that one usually sets, to be shown in a new recipe; empty: all of them."""
+    """The keys that one usually sets, to be shown in a new recipe; empty: all of them."""
 
     def load(self) -> Any:
-        """What does the work, imported."""
+        """Import what does the work."""
         if not isinstance(self.target, str):
             return self.target
         module, _, name = self.target.partition(":")
         return getattr(import_module(module), name)
 
     def make(self, section: Any, *given: Any) -> Any:
-        """What does the work, made of `given` and, where the part has settings, those in `section`."""
+        """Make what does the work, of `given` and, where the part has settings, those in `section`."""
         own = () if self.settings is None else (getattr(section, self.name),)
         return self.load()(*given, *own)
 
@@ -100,7 +100,7 @@ class Registry(Mapping[str, P]):
         return fault
 
     def _fault(self, part: Any, parts: Mapping[str, P]) -> str | None:
-        """What is wrong with a part; `parts` are those that are there."""
+        """The fault of a part; `parts` are those that are there."""
         if not isinstance(part, self._kind):
             return f"is a {type(part).__name__}, and has to be a {self._kind.__name__}"
         if part.name in parts:

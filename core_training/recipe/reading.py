@@ -115,7 +115,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
 
 
 _TYPE_ENDINGS = re.compile(r"^(literal\[|list\[|dict\[|function-|constrained-)|^(str|int|float|bool|none)$")
-"""What pydantic puts at the end of an error's place for each type that a key may have."""
+"""The end that pydantic puts to an error's place for each type that a key may have."""
 
 
 def _key_of(location: Sequence[str | int]) -> str:
@@ -129,7 +129,7 @@ def _key_of(location: Sequence[str | int]) -> str:
 
 
 def _explain(key: str, errors: list[Any]) -> str:
-    """What pydantic says of one key as a sentence: the key, what is wrong, what would be right.
+    """Pydantic's error on one key as a sentence: the key, what is wrong, what would be right.
 
     A key that may have several types has an error for each of them.
     """

@@ -1,4 +1,4 @@
-"""What happens in a run: one type for each kind of event, and how it stands as a line of `events.jsonl`.
+"""The events of a run: one type for each kind of event, and its form as a line of `events.jsonl`.
 
 A line has the time, the kind's name under `event`, and its fields. Kinds of different topologies share a name where
 people look for one; they are told apart by their fields. Lines may gain fields, and never lose any.
@@ -23,7 +23,7 @@ class Event:
 
     @property
     def note(self) -> str | None:
-        """What a person should know of it; None for one that is as it should be."""
+        """The news in it for a person; None for an event that is as it should be."""
         return None
 
     def document(self) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class StoppedEarly(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundsCompleted(Event):
-    """Of a server's run, and of a site's part in it."""
+    """A server's run, or a site's part in it, has completed its rounds."""
 
     NAME = "completed"
     round: int
@@ -316,7 +316,7 @@ class PeerRefused(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Refused(Event):
-    """What a peer sent (None: what a group came to) was not taken."""
+    """A node did not take what a peer sent (None: what a group came to)."""
 
     NAME = "refused"
     peer: str | None
@@ -401,7 +401,7 @@ class NodeRound(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRoundVoid(NodeRound):
-    """The same of a round that counted for nothing: too few members were there."""
+    """A node's round counted for nothing: too few members were there."""
 
     NAME = "epoch_void"
 

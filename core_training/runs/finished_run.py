@@ -17,7 +17,7 @@ from core_training.runs.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with: `folder` is its `adapter`, `model` or `layers`, `recipe` names the base model here."""
+    """The result of a run: `folder` is its `adapter`, `model` or `layers`, `recipe` names the base model here."""
 
     recipe: Recipe
     folder: Path

@@ -32,7 +32,7 @@ ORIGIN = "fedloom.json"
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Origin:
-    """What a result belongs to, in `fedloom.json` beside it: digests of `BaseModel`.
+    """The origin of a result, in `fedloom.json` beside it: digests of `BaseModel`.
 
     A server has the file from the first site that joined.
     """
@@ -88,7 +88,7 @@ def read_result(folder: Path, manifest: Manifest) -> TrainableState:
 
 
 def read_origin(folder: Path) -> Origin:
-    """What the result in this folder belongs to. Raises ProtocolError when the folder does not say so."""
+    """The origin of the result in this folder. Raises ProtocolError when the folder does not say so."""
     try:
         return TypeAdapter(Origin).validate_json((folder / ORIGIN).read_bytes())
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""How a run stands, whatever its topology: its events put together. Whoever shows a run begins here."""
+"""The status of a run of any topology, put together from its events. Whoever shows a run begins here."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class RunStatus:
 
 
 def fold(happened: Iterable[Event]) -> RunStatus:
-    """How a run stands after these events."""
+    """The status of a run after these events."""
     status = RunStatus()
     for event in happened:
         status.take(event)

@@ -1,1 +1,1 @@
-"""What a model can be trained for: a class each, which its light file in `core_training.parts.stages` names."""
+"""The stages of training: a class each, which its light file in `core_training.parts.stages` names."""

@@ -1,4 +1,4 @@
-"""What a stage is: how a record becomes tokens, how a batch becomes a loss, how held-out examples are judged.
+"""The interface of a stage: it makes tokens of a record and a loss of a batch, and judges held-out examples.
 
 A stage knows nothing of optimizers, rounds or sites; its loss is a sum over units (tokens, pairs, examples), so that
 batches, processes and sites add up.
@@ -44,7 +44,7 @@ class BatchLoss:
         return BatchLoss(self.total.detach(), self.weight.detach(), self.tokens.detach(), figures)
 
     def report(self, examples: int) -> EvalReport:
-        """As that of so many held-out examples; a batch with none counts as nothing, under the same names."""
+        """The report on so many held-out examples; a batch with none counts as nothing, under the same names."""
         counted = examples > 0
         return EvalReport(
             loss_sum=counted * float(self.total),
@@ -120,14 +120,14 @@ class Stage(Generic[V]):
         raise NotImplementedError
 
     def set_mode(self, model: nn.Module) -> None:
-        """Set the model to how it is while it is trained."""
+        """Set the model to the mode in which it is trained."""
         if not model.training:  # asking its head spares a walk through all its modules in every step
             model.train()
 
     def updates(
         self, prepared: PreparedModel, batches: Sequence[Sequence[Batch]], memory: dict[str, float]
     ) -> Iterator[Sequence[Sequence[Batch]]]:
-        """What one step of the run is made of: the batches of each optimizer step, one after the other.
+        """Yield the batches of each optimizer step that one step of the run is made of, one after the other.
 
         `batches` are the step's own, each in the parts that are computed together. After a batch is yielded it is
         trained on before the next one is asked for. `memory` is kept from step to step, and in checkpoints.

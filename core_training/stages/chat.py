@@ -88,7 +88,7 @@ class _Untraceable(Exception):
 
 
 def _spoken(messages: Messages, first: int, text: str, tokenizer: Any) -> list[Span]:
-    """Where in `text` the assistant speaks, in the messages from number `first` on."""
+    """The spans of `text` in which the assistant speaks, in the messages from number `first` on."""
     if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()):
         begin = _turn_start(messages, first, text, tokenizer) if first else 0
         return [(max(start, begin), end) for start, end in _marked(messages, tokenizer) if end > begin]
@@ -97,7 +97,7 @@ def _spoken(messages: Messages, first: int, text: str, tokenizer: Any) -> list[S
 
 
 def _turn(messages: Messages, index: int, text: str, tokenizer: Any) -> Span:
-    """What an assistant's turn adds to the text before it."""
+    """The span that an assistant's turn adds to the text before it."""
     start = _turn_start(messages, index, text, tokenizer)
     ending_here = _text(messages[: index + 1], tokenizer)
     if text.startswith(ending_here):
@@ -114,7 +114,7 @@ def _turn(messages: Messages, index: int, text: str, tokenizer: Any) -> Span:
 
 
 def _turn_start(messages: Messages, index: int, text: str, tokenizer: Any) -> int:
-    """Where the assistant begins to speak; a generation prompt may say more than the conversation then has."""
+    """The place where the assistant begins to speak; a generation prompt may say more than the conversation has."""
     start = _shared(_text(messages[:index], tokenizer, to_answer=True), text)
     if start < len(_text(messages[:index], tokenizer).rstrip()):
         raise _Untraceable(index + 1)
@@ -136,7 +136,7 @@ def _marked(messages: Messages, tokenizer: Any) -> list[Span]:
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
+    """The number of characters that two texts begin with in common."""
     if other.startswith(one):
         return len(one)
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))

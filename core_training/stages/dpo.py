@@ -22,6 +22,7 @@ class Dpo(PreferenceStage):
     needs_reference = True
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        # Shapes: logps, tokens (2 · pairs,), the chosen ones first; chosen, rejected, losses (pairs,).
         beta = self.recipe.settings(DPO).beta
         logps, tokens = sequence_logps(model, batch)
         chosen, rejected = logps.chunk(2)

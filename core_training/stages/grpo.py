@@ -37,9 +37,11 @@ class Grpo(PolicyGradientStage):
         Yu et al. 2025, section 3.3.)
         """
         settings = self.recipe.settings(GRPO)
+        # Shapes: scores, logps, kl (answers, positions); advantages (answers, 1); total, tokens ().
         scores = self.score(model, batch)
         mask = scores.mask
         policy, clipped = clipped_losses(scores.logps, batch["logps"], batch["advantages"], settings.cliprange)
+        # From the trained forward, not from the rollout's `logps`: this KL needs a gradient.
         kl = kl_estimates(scores.logps, batch["reference_logps"], self.kl_estimator)
         tokens = mask.sum()
         return BatchLoss(

@@ -1,4 +1,4 @@
-"""How far the policy is from the reference policy, and how strongly that is held against it."""
+"""The policy's distance from the reference policy, and the weight of the penalty on it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def kl_estimates(logps: torch.Tensor, reference_logps: torch.Tensor, estimator: 
     Both have the right mean: k1 = log π − log π_ref; k3 = e^(−k1) − 1 + k1, which is never negative and varies less
     (Schulman 2020, "Approximating KL divergence").
     """
+    # Shapes: logps, reference_logps and estimates (answers, positions).
     k1 = logps - reference_logps
     return k1 if estimator == "k1" else torch.expm1(-k1) + k1
 

@@ -51,10 +51,12 @@ class Kto(Stage[JudgedAnswer]):
         return torch.tensor(len(batch["desirable"]), device=batch["input_ids"].device)
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        # Shapes: own, mismatched, ratios, weights, losses (examples,); kl, tokens ().
         settings = self.recipe.settings(KTO)
         logps, tokens = self._logps(model, batch)
         own, mismatched = logps
         ratios = own - batch["reference_own"]
+        # A KL is not negative, though its estimate from a few examples may be.
         kl = _mean_over_processes(mismatched - batch["reference_mismatched"], model.training).clamp(min=0)
         desirable = batch["desirable"] > 0
         weights = torch.where(desirable, settings.desirable_weight, settings.undesirable_weight)
@@ -74,6 +76,7 @@ class Kto(Stage[JudgedAnswer]):
     def _logps(self, model: nn.Module, batch: Batch) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Log-probabilities of own and mismatched answers, and the tokens of the own ones. No gradient in the KL."""
         own, mismatched = ({name: batch[name].chunk(2)[i] for name in SEQUENCE_TENSORS} for i in (0, 1))
+        # A forward of its own rather than one batch with the others: it keeps no activations.
         with torch.no_grad():
             mismatched_logps, _ = sequence_logps(model, mismatched)
         logps, tokens = sequence_logps(model, own)
@@ -100,6 +103,7 @@ class _WithMismatched(Sequence[Row]):
         joined = Tokens(
             np.concatenate([prompt.input_ids, answer.input_ids]), np.concatenate([prompt.labels, answer.labels])
         )
+        # Cut once more: the answer alone may be as long as the whole row.
         return (Example((own, joined.part(0, self._max_length)), example.numbers),)
 
 

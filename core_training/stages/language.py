@@ -47,6 +47,7 @@ class LanguageStage(Stage[V]):
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        # Shapes: logits (sequences, positions, vocabulary); labels, correct (sequences, positions); exact (sequences,).
         logits, labels = labelled_logits(model, batch)
         total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
         counted = labels != IGNORED

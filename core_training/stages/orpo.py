@@ -27,6 +27,7 @@ def _log1mexp(x: torch.Tensor) -> torch.Tensor:
 
 class Orpo(PreferenceStage):
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        # Shapes: logps, tokens (2 · pairs,), the chosen ones first; chosen, rejected, losses (pairs,).
         beta = self.recipe.settings(ORPO).beta
         logps, tokens = sequence_logps(model, batch)
         chosen, rejected = (logps / tokens).chunk(2)

@@ -1,4 +1,4 @@
-"""What PPO, RLOO and GRPO share: sample answers, score them, judge them, and train on them for several passes.
+"""The base of PPO, RLOO and GRPO: sample answers, score them, judge them, and train on them for several passes.
 
 One optimizer step of the run (its schedule, its local steps) is one rollout with all the updates made from it. The
 rollout's minibatches are the same in every pass, so that the policy is scored in the very forward that is trained, and
@@ -45,7 +45,7 @@ Sum = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Scores(NamedTuple):
-    """What a model says of sampled answers, each of shape (answers, positions) and 0 outside the answers."""
+    """A model's figures on sampled answers, each of shape (answers, positions) and 0 outside the answers."""
 
     mask: torch.Tensor
     logps: torch.Tensor
@@ -59,6 +59,7 @@ def clipped_losses(
     logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """−min(r·A, clip(r, 1 ± ε)·A) with r = π/π_old, and where the clipped side was taken (Schulman 2017, eq. 7)."""
+    # Shapes: logps, losses (answers, positions), for whole answers (answers,); advantages broadcast to them.
     ratio = torch.exp(logps - old_logps)
     free = ratio * advantages
     clipped = ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
@@ -67,11 +68,12 @@ def clipped_losses(
 
 def masked_figure(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A figure that is the mean of `values` where the mask is true."""
+    # Shapes: values, mask (answers, positions); sum, count ().
     return (values.detach().float() * mask).sum(), mask.sum()
 
 
 class PolicyGradientStage(Stage[Prompt]):
-    """Subclasses say how rewards become advantages (`credit`) and what is minimised (`policy_loss`)."""
+    """A stage whose subclasses turn rewards into advantages (`credit`) and give the loss (`policy_loss`)."""
 
     adds_up = False  # a batch is one rollout
     kl_coef: float
@@ -83,7 +85,7 @@ class PolicyGradientStage(Stage[Prompt]):
         self.generations = part.answers(settings)
         """Answers to each prompt."""
         self.passes = part.passes(settings)
-        """How often a rollout is gone through."""
+        """Passes over a rollout."""
         self.mini_batches = part.mini_batches(settings)
         """Parts of a rollout, an update each."""
         self.judge = load_judge(recipe, base)
@@ -91,7 +93,7 @@ class PolicyGradientStage(Stage[Prompt]):
 
     @property
     def initial_digest(self) -> str:
-        """Besides the model, over the reward model that judges; a reward function is the site's own."""
+        """A digest over the model and the reward model that judges; a reward function is the site's own."""
         if self.judge.digest is None:
             return super().initial_digest
         return hashlib.sha256(f"{super().initial_digest}\n{self.judge.digest}".encode()).hexdigest()
@@ -100,7 +102,7 @@ class PolicyGradientStage(Stage[Prompt]):
         return KLController(self.kl_coef)
 
     def policy_loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
-        """What is minimised, on a part of a rollout."""
+        """The loss to minimise, on a part of a rollout."""
         raise NotImplementedError
 
     def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
@@ -134,6 +136,7 @@ class PolicyGradientStage(Stage[Prompt]):
 
     def score(self, model: nn.Module, answers: Batch) -> Scores:
         """One forward over sampled answers; the output layer runs only where some answer has a token."""
+        # Shapes: logits (answers, positions, vocabulary); hidden (answers, positions, width); scores as `mask`.
         hidden: list[torch.Tensor] = []
         inner = innermost(self.base.model)
         value_head = getattr(inner, VALUE_HEAD, None)
@@ -166,16 +169,22 @@ class PolicyGradientStage(Stage[Prompt]):
         rollouts = [self.roll_out(prepared, prompts) for (prompts,) in batches]
         parts = [part for rollout in rollouts for part in rollout]
         controller = self.kl_controller()
+        # The coefficient is steered over the whole run, so it is read from what checkpoints keep.
         controller.coef = memory.get(_KL_COEF, controller.coef)
+        # All rollouts of the step together, as PPO whitens over all of them.
         self.credit(parts, controller.coef, prepared.total)
         for part in parts:
             part["kl_coef"] = torch.tensor([controller.coef], device=prepared.device)
+        # One update takes the same minibatch of every rollout; a small rollout has none for the last updates.
         minibatches = [[r[i] for r in rollouts if i < len(r)] for i in range(max(map(len, rollouts)))]
         for number in range(self.passes):
             for minibatch in minibatches:
                 yield [[part | {"first_pass": torch.tensor(number == 0, device=prepared.device)}] for part in minibatch]
         kl = torch.stack([self.kl(part).sum() for part in parts]).sum()
-        answers = sum(len(part["rewards"]) for part in parts) * prepared.processes
+        # Counted, not multiplied: processes may have unequal numbers of answers, and must steer alike.
+        count = torch.tensor(sum(len(part["rewards"]) for part in parts), device=prepared.device)
+        answers = int(prepared.total(count))
+        # Only now: one coefficient holds from a step's rewards to its last pass.
         controller.update(float(prepared.total(kl)) / answers, answers)
         memory[_KL_COEF] = controller.coef
 
@@ -205,7 +214,7 @@ class PolicyGradientStage(Stage[Prompt]):
         return kl_estimates(part["logps"], part["reference_logps"], self.kl_estimator) * part["mask"]
 
     def rollout_figures(self, part: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """What there is to say of sampled answers: means over answers, KL in nats an answer, length in tokens."""
+        """The figures on sampled answers: means over answers, KL in nats an answer, length in tokens."""
         return {
             "reward": mean_figure(part["rewards"]),
             "kl": mean_figure(self.kl(part).sum(dim=1)),
@@ -229,6 +238,7 @@ class PolicyGradientStage(Stage[Prompt]):
         sampled: list[tuple[int, Part]] = []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             for index, (mine, prompts) in enumerate(prepared.shared_batches(rows)):
+                # A seed for each batch at each process, or processes would draw alike.
                 torch.manual_seed(self.recipe.training.seed + index * prepared.processes + prepared.process)
                 answers = self.sampler.sample(prepared.unwrapped, prompts)
                 scored = self._scored(prepared.model, answers | {"rewards": self.rewards(answers)})
@@ -248,6 +258,7 @@ class PolicyGradientStage(Stage[Prompt]):
         return answers | {"mask": scores.mask, "logps": scores.logps} | values
 
     def _add_reference(self, prepared: PreparedModel, parts: Sequence[Part]) -> None:
+        # Once for all parts: each change of policy copies all trained parameters.
         with prepared.reference_policy():
             for part in parts:
                 part["reference_logps"] = self.score(prepared.model, part).logps

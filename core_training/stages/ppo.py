@@ -22,6 +22,7 @@ def value_losses(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
 ) -> torch.Tensor:
     """½·max((V − R)², (V_clipped − R)²), where V_clipped stays within `cliprange` of the value before the update."""
+    # Shapes: values, old_values, returns and losses (answers, positions).
     clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
 
@@ -53,12 +54,14 @@ class Ppo(PolicyGradientStage):
             last = (part["mask"] * positions).argmax(dim=1, keepdim=True)
             rewards.append((-kl_coef * self.kl(part)).scatter_add(1, last, part["rewards"].unsqueeze(1)))
         if settings.whiten_rewards:
+            # A reward shifted at every token would pay for length, or fine it.
             rewards = _whitened(rewards, parts, total, keep_mean=True)
         advantages = [
             generalised_advantages(reward, part["values"], part["mask"], settings.gamma, settings.lam)
             for reward, part in zip(rewards, parts, strict=True)
         ]
         for part, advantage in zip(parts, advantages, strict=True):
+            # Before whitening: values are fitted to returns in the rewards' own units.
             part["returns"] = advantage + part["values"]
         if settings.whiten_advantages:
             advantages = _whitened(advantages, parts, total)
@@ -68,6 +71,7 @@ class Ppo(PolicyGradientStage):
     def policy_loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """Policy loss + vf_coef · value loss, summed over the answers' tokens."""
         settings = self.recipe.settings(PPO)
+        # Shapes: all tensors of scores and batch that are used (answers, positions); total, tokens ().
         scores = self.score(model, batch)
         assert scores.values is not None
         mask = scores.mask
@@ -91,6 +95,7 @@ def _whitened(
     values: Sequence[torch.Tensor], parts: Sequence[Part], total: Sum, keep_mean: bool = False
 ) -> list[torch.Tensor]:
     """Each part's values, brought to unit variance over all parts at all processes."""
+    # Sums rather than means, as parts and processes have unequal numbers of tokens.
     own = [moments(value, part["mask"]) for value, part in zip(values, parts, strict=True)]
     over = total(torch.stack(own).sum(dim=0))
     return [whitened(value, part["mask"], over, keep_mean) for value, part in zip(values, parts, strict=True)]

@@ -1,4 +1,4 @@
-"""What the stages on preference pairs share: a prompt with a chosen and a rejected answer, weighted by pairs."""
+"""The base of the stages on preference pairs: a prompt with a chosen and a rejected answer, weighted by pairs."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ class Reward(PreferenceStage):
         return Example(pair.sequences, {"margin": values.margin or 0.0})
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        # Shapes: logits (2 · pairs, 1), the chosen ones first; chosen, rejected, margin, losses (pairs,).
         # The model scores the last token that is no padding.
         output = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         chosen, rejected = output.logits.squeeze(-1).float().chunk(2)

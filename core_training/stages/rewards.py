@@ -1,4 +1,4 @@
-"""What judges sampled answers: a reward model that an earlier run trained, or a Python function of the person's own.
+"""The judges of sampled answers: a reward model that an earlier run trained, or a Python function of the person's own.
 
 A reward function is a path on the machine that trains: only its name stands in the recipe, and no code ever travels.
 """
@@ -31,7 +31,7 @@ _KEY = "rollout.reward_function"
 
 
 class Judge(Protocol):
-    """Gives each answer of a batch (see `Sampler.sample`) its reward, float32 of shape (answers,)."""
+    """A judge gives each answer of a batch (see `Sampler.sample`) its reward, float32 of shape (answers,)."""
 
     room: int
     """The most tokens, prompt and answer together, that it can read."""
@@ -96,7 +96,7 @@ class ModelJudge:
         return scores[0][rows, last].squeeze(-1).float()
 
     def try_out(self, prompts: Sequence[str]) -> None:
-        """Nothing: `load_reward_model` has looked."""
+        """Do nothing: `load_reward_model` has looked."""
 
 
 class FunctionJudge:
@@ -117,11 +117,11 @@ class FunctionJudge:
             raise RunError(str(error)) from None
 
     def try_out(self, prompts: Sequence[str]) -> None:
-        """One call with empty answers, which any model may give."""
+        """Call the function once with empty answers, which any model may give."""
         self._rewards(list(prompts), [""] * len(prompts))
 
     def _rewards(self, prompts: list[str], completions: list[str]) -> torch.Tensor:
-        """Raises InputError, which tells nothing of the texts: a site's errors are read elsewhere too."""
+        """The function's rewards. Raises InputError without a word of the texts: others read a site's errors too."""
         try:
             rewards = torch.tensor(list(map(float, self._function(prompts, completions))), dtype=torch.float32)
         except (Exception, SystemExit) as error:  # the function is the person's own: it may raise anything
@@ -143,7 +143,7 @@ class FunctionJudge:
         return rewards
 
     def _line(self, error: BaseException) -> str:
-        """Where in the person's file the error came from; nothing where it came from what the function returned."""
+        """The line of the person's file that the error came from; nothing where the returned value caused it."""
         file = Path(self._name.rpartition(":")[0]).absolute()
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
         return f" in line {lines[-1]}" if lines else ""

@@ -26,6 +26,7 @@ class Rloo(PolicyGradientStage):
     def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
         for part in parts:
             rewards = part["rewards"] - kl_coef * self.kl(part).sum(dim=1)
+            # The penalty comes first, so that the others' KL is in the baseline too.
             part["advantages"] = leave_one_out(rewards, self.generations)
 
     def weight(self, batch: Batch) -> torch.Tensor:
@@ -34,8 +35,10 @@ class Rloo(PolicyGradientStage):
 
     def policy_loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """The clipped loss with the probability ratio of whole answers, summed over them."""
+        # Shapes: scores, logps (answers, positions); advantages, losses, clipped (answers,); total, tokens ().
         scores = self.score(model, batch)
         losses, clipped = clipped_losses(
+            # Summed before the ratio is made: an answer is one action, clipped as a whole or not at all.
             scores.logps.sum(dim=1),
             batch["logps"].sum(dim=1),
             batch["advantages"],

@@ -17,7 +17,7 @@ from core_training.parts.stages.rollout import Rollout
 
 @dataclass(frozen=True)
 class Sampler:
-    """How answers are drawn; `stop_ids` are the tokens that end one."""
+    """The settings for drawing answers; `stop_ids` are the tokens that end one."""
 
     max_new_tokens: int
     temperature: float
@@ -27,7 +27,7 @@ class Sampler:
 
     @staticmethod
     def of(settings: Rollout, tokenizer: Any) -> Sampler:
-        """Raises InputError when `rollout.stop` names what is no token of this tokenizer."""
+        """The recipe's sampler. Raises InputError when `rollout.stop` names what is no token of this tokenizer."""
         stop = [tokenizer.eos_token_id, *(_token_id(text, tokenizer) for text in settings.stop)]
         return Sampler(settings.max_new_tokens, settings.temperature, settings.top_p, stop, tokenizer.pad_token_id)
 

@@ -20,6 +20,7 @@ def simpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, gamm
 
 class Simpo(PreferenceStage):
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        # Shapes: logps, tokens (2 · pairs,), the chosen ones first; chosen, rejected, losses (pairs,).
         settings = self.recipe.settings(SIMPO)
         logps, tokens = sequence_logps(model, batch)
         chosen, rejected = (logps / tokens).chunk(2)

@@ -1,1 +1,1 @@
-"""Which parameters are trained. A tuning mode is a file here and a light one in `core_training.parts.tuning_modes`."""
+"""The choice of trained parameters. A mode is a file here and a light one in `core_training.parts.tuning_modes`."""

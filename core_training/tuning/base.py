@@ -1,4 +1,4 @@
-"""What a tuning mode is: how a plain model becomes one of which a part is trained."""
+"""The interface of a tuning mode, which has a part of a plain model trained."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from core_training.tuning.base import TuningMode
 
 
 class Full(TuningMode):
-    """Nothing is left out."""
+    """The mode that leaves nothing out."""
 
     def apply(self, model: Any) -> Any:
         model.requires_grad_(True)

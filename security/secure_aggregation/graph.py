@@ -1,4 +1,4 @@
-"""Who masks with whom: everybody with everybody, or in a large cohort with the fifty nearest on a ring.
+"""The pairs of sites that mask together: all pairs, or in a large cohort each site and its fifty nearest on a ring.
 
 The ring (a Harary graph; Bell et al. 2020) orders the sites by a hash over the pinned roster: neither the server nor a
 round has a say in it, so nobody can draw until a site is surrounded by others of his choice.

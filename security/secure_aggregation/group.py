@@ -34,7 +34,7 @@ MOST_PROPOSAL_BYTES = 1 << 20
 _KEY_BYTES = 32
 _DIGEST_BYTES = 32
 _WAIVED = b""
-"""In place of the digest of a message that is not waited for."""
+"""The stand-in for the digest of a message that is not waited for."""
 
 
 class Phase(StrEnum):
@@ -61,7 +61,7 @@ class GroupFault(ProtocolError):
 
 @dataclass(frozen=True)
 class Group:
-    """Who averages in which attempt. All members name them in the same order."""
+    """The members that average in an attempt. All of them name them in the same order."""
 
     run_id: str
     epoch: int
@@ -71,7 +71,7 @@ class Group:
 
 @dataclass(frozen=True)
 class RingForm:
-    """How a vector of `length` values is written: `value_bytes` each, by `pack`; `unpack` is its inverse.
+    """The written form of a vector of `length` values: `value_bytes` each, by `pack`; `unpack` is its inverse.
 
     `pack` may cut values to fewer bits than numpy's, where sums stay right (24 of 32).
     """
@@ -114,6 +114,7 @@ class GroupAttempt:
             self._private = X25519PrivateKey.from_private_bytes(random(_KEY_BYTES))
             self._seed = random(_KEY_BYTES)
             public = self._private.public_key().public_bytes_raw()
+            # A commitment, so that no member can choose its seed by what the others open.
             self._own_keys = public + _sha256(self._seed) + proposal
         self._keys: dict[str, bytes] = {}
         self._commitments: dict[str, bytes] = {}
@@ -150,7 +151,7 @@ class GroupAttempt:
                 return 0
 
     def message_to(self, member: str) -> bytes:
-        """What to send to a member in this phase."""
+        """The message to a member in this phase."""
         match self.phase:
             case Phase.KEYS:
                 return self._own_keys
@@ -167,7 +168,7 @@ class GroupAttempt:
                 return b""
 
     def take(self, sender: str, phase: Phase, message: bytes) -> None:
-        """A message of this phase, or of the next one from a member that is ahead. The same one again changes nothing.
+        """Take a message of this phase, or of the next from a member that is ahead. The same one again changes nothing.
 
         Raises GroupFault: the attempt is over.
         """
@@ -177,6 +178,7 @@ class GroupAttempt:
                 raise GroupFault(sender, f"two different messages of phase '{phase}' in one attempt")
             return
         place = self._phases.index(phase) - self._phases.index(self.phase) if self.phase else -1
+        # Nobody gets two phases ahead without this member's message of the phase between.
         if sender not in self._others or place not in (0, 1):
             raise GroupFault(sender, f"a message of phase '{phase}' in phase '{self.phase}'")
         most = self.most_bytes(phase, sender)
@@ -184,16 +186,18 @@ class GroupAttempt:
             raise GroupFault(sender, f"{len(message)} bytes in phase '{phase}' where {most} are right")
         self._digests[phase, sender] = digest
         if place == 1:
+            # Not used before this member is in that phase too: what it is checked against may not be here yet.
             self._parked[sender] = message
         else:
             self._use(sender, message)
 
     def do_without(self, member: str, reason: str) -> None:
-        """A member is down or silent. The sum is whole when more than half have confirmed it; before, the attempt is
-        over: raises GroupFault."""
+        """Go on without a member that is down or silent. The sum is whole when more than half have confirmed it;
+        before, the attempt is over: raises GroupFault."""
         confirmed = len(self.group.members) - len(self.missing)
         if self.phase is not Phase.CONFIRM or 2 * confirmed <= len(self.group.members):
             raise GroupFault(member, reason)
+        # `take` then passes over a confirmation that comes late, and does not call it a second message.
         self._digests[Phase.CONFIRM, member] = _WAIVED
 
     def scatter(self, vector: RingVector) -> None:
@@ -213,6 +217,7 @@ class GroupAttempt:
             return
         phase = self._phases[place]
         if phase is Phase.GATHER:
+            # Before the phase begins, since the open sum is the message of it.
             self._unmask_own_chunk()
         self._enter(phase)
 
@@ -229,6 +234,7 @@ class GroupAttempt:
             case Phase.SCATTER:
                 self._use_scattered(sender, message)
             case Phase.OPEN:
+                # Another seed would leave its mask in the sum, and nobody could say whose it was.
                 if not hmac.compare_digest(_sha256(message), self._commitments[sender]):
                     raise GroupFault(sender, "the seed is not the one that it committed to")
                 self._seeds[sender] = message
@@ -248,6 +254,7 @@ class GroupAttempt:
 
     def _mask(self) -> None:
         """Add the own mask and one for each pair, which the other of the pair takes away again."""
+        # All keys and the attempt are in the salt: a mask fits one attempt among members that saw the same keys.
         self._salt = _sha256(canonical_json([*self._where(), self._views(Phase.KEYS).hex()]))
         order = self.group.members.index
         added, subtracted = [self._seed], list[bytes]()
@@ -258,6 +265,7 @@ class GroupAttempt:
         add_masks(self._vector, added, subtracted)
 
     def _proof(self, sender: str, other: str) -> bytes:
+        # Each direction has a proof of its own, or a member could send back the one that it was shown.
         receiver = other if sender == self._name else self._name
         return self._pair_key(other, "proof", sender, receiver)
 
@@ -269,9 +277,11 @@ class GroupAttempt:
 
     def _use_scattered(self, sender: str, message: bytes) -> None:
         views = _DIGEST_BYTES * len(self.group.members)
+        # Before the chunk is added: among members that saw other keys the masks do not cancel.
         self._compare(sender, message[:views], Phase.KEYS, "keys")
         if self._masked:
             proof, views = message[views : views + _KEY_BYTES], views + _KEY_BYTES
+            # Without this a member could pass off another's public key as its own.
             if not hmac.compare_digest(proof, self._proofs[sender]):
                 raise GroupFault(sender, "it does not hold the key that it showed")
         own = self._vector[self._chunk(self._name)]
@@ -282,6 +292,7 @@ class GroupAttempt:
         own = self._vector[chunk]
         if self._masked:
             add_masks(own, (), [self._seed, *self._seeds.values()], start=chunk.start)
+        # Written and read as the others read it, so that all end with the same bits (24 of 32).
         written = self._form.pack(own)
         self._vector[chunk] = self._form.unpack(written)
         self._digests[Phase.GATHER, self._name] = _sha256(written)
@@ -291,8 +302,8 @@ class GroupAttempt:
         return b"".join(self._digests[phase, member] for member in self.group.members)
 
     def _compare(self, sender: str, theirs: bytes, phase: Phase, what: str) -> None:
-        """Whether a member saw what this one saw. If not, whoever showed it differently is to blame: one member, or the
-        one that says so of several, or of this one."""
+        """Raise GroupFault unless a member saw what this one saw. Whoever showed it differently is to blame: one
+        member, or the one that says so of several, or of this one."""
         differ = [
             member
             for place, member in enumerate(self.group.members)

@@ -27,19 +27,19 @@ _ONLY_NONCE = bytes(12)  # every key below seals one message and no more
 
 
 class SlotSecrets:
-    """What comes out of a slot's seed."""
+    """The secrets that come out of a slot's seed."""
 
     def __init__(self, seed: bytes) -> None:
         self._seed = seed
 
     @cached_property
     def mask_key(self) -> X25519PrivateKey:
-        """Agrees on the pairwise masks. It becomes known when the site drops out."""
+        """The key that agrees on the pairwise masks. It becomes known when the site drops out."""
         return X25519PrivateKey.from_private_bytes(self._secrets[0])
 
     @cached_property
     def seal_key(self) -> X25519PrivateKey:
-        """Agrees on the keys that seal shares. It never becomes known, so it is not the mask key."""
+        """The key that agrees on the keys that seal shares. It never becomes known, so it is not the mask key."""
         return X25519PrivateKey.from_private_bytes(self._derive("seal"))
 
     @property

@@ -1,4 +1,4 @@
-"""What the server and the sites say to each other, and how it is signed and read.
+"""The messages between the server and the sites, and how they are signed and read.
 
 Canonical JSON with bytes in base64. What a site says to other sites is signed with its Ed25519 identity: the server
 carries it, and can neither make nor change it. Every message names the run, the batch and the slot that it is about.
@@ -77,7 +77,7 @@ class Batch(Message):
     terms: Bytes32
 
     def place(self, slot: int) -> list[str | int]:
-        """What every key of this slot is bound to."""
+        """The bytes that every key of this slot is bound to."""
         return [self.run, self.number, slot, self.roster.hex(), self.terms.hex()]
 
 
@@ -141,7 +141,7 @@ class Deal(Message):
 
 
 class MaskOrder(Message):
-    """Who takes part in an attempt (bits of the roster), and the `Dealt` of those who mask with the receiver."""
+    """The participants of an attempt (bits of the roster), and the `Dealt` of those who mask with the receiver."""
 
     attempt: Attempt
     participants: Bytes
@@ -161,7 +161,7 @@ class Masked(Message):
 
 
 class UnmaskOrder(Message):
-    """Whose vectors are in the sum and whose are not; for the receiver's holders, their statements and sealed shares.
+    """The sites with vectors in the sum, and those without; for the receiver's holders, statements and sealed shares.
 
     `masked` has the signed statement of each survivor, `sealed` what each participant dealt to the receiver.
     """
@@ -217,7 +217,7 @@ def open_signed(model: type[AnyMessage], signed: Signed, site: str, public_key: 
 
 
 def expect(message: Message, source: str, **wanted: object) -> None:
-    """Raises ProtocolError that names the first field of `message` that is not what the protocol wants there."""
+    """Raise a ProtocolError that names the first field of `message` that is not what the protocol wants there."""
     for field, value in wanted.items():
         if getattr(message, field) != value:
             raise ProtocolError(f"{source}: '{field}' is not what it must be here: stale, foreign or altered")
@@ -235,7 +235,7 @@ def shares_digest(slots: list[SlotShares]) -> bytes:
 
 
 def survivors_digest(attempt: Attempt, context: bytes, participants: bytes, survivors: bytes) -> bytes:
-    """What a list of survivors is known by: 32 bytes that no other list, participants, attempt or context has."""
+    """The digest of a list of survivors: 32 bytes that no other list, participants, attempt or context has."""
     parts = [part.hex() for part in (context, participants, survivors)]
     return hashlib.sha256(canonical_json([attempt.model_dump(), *parts])).digest()
 

@@ -42,7 +42,7 @@ from security.secure_aggregation.terms import Terms
 
 
 class _Record(BaseModel):
-    """What the sites sent in the set-up; all of it public, or sealed to other sites."""
+    """The sites' messages of the set-up; all of it public, or sealed to other sites."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -81,7 +81,7 @@ class ServerBatch:
 
     @property
     def deals(self) -> Mapping[str, Deal]:
-        """What each site dealt."""
+        """Each site's deal."""
         return self._record.deals
 
     @property
@@ -97,6 +97,7 @@ class ServerBatch:
         """Take a site's keys."""
         if site not in self.roster:
             raise ProtocolError(f"keys of {site}: the roster has no such site")
+        # Every site signs the cohort when it deals: a later member would be in no signature.
         if self._record.cohort or site in self.keys:
             raise ProtocolError(f"keys of {site}: they came twice, or after the cohort was fixed")
         signed = read(Signed, answer, f"keys of {site}", self.batch.slots, 1)
@@ -111,6 +112,7 @@ class ServerBatch:
         cohort = self._record.cohort or sorted(self.keys)
         graph = Graph(cohort, self.roster)
         fewest = min((len(graph.holders(site)) for site in cohort), default=0)
+        # Before the cohort is fixed: after the error more keys may still come.
         self.check_enough(fewest, fewest)
         self._record.cohort, self.graph = cohort, graph
         bits = to_bits(cohort, self.roster)
@@ -129,6 +131,7 @@ class ServerBatch:
         dealt = open_signed(Dealt, deal.dealt, site, self.roster[site])
         cohort = bits_digest(to_bits(self._record.cohort, self.roster))
         expect(dealt, f"shares of {site}", site=site, batch=self.batch, cohort=cohort, keys=self.keys[site].digest())
+        # The site signed a digest: the shares beside it must be those.
         expect(dealt, f"shares of {site}", shares=shares_digest(deal.slots))
         whole = all(len(slot.commitments) == len(slot.sealed) == len(holders) for slot in deal.slots)
         if len(deal.slots) != self.batch.slots or not whole:
@@ -143,7 +146,7 @@ class ServerBatch:
         return threshold
 
     def check_together(self, sites: Collection[str]) -> None:
-        """Raises ProtocolError unless every one of the sites has enough of them in its neighbourhood."""
+        """Raise ProtocolError unless every one of the sites has enough of them in its neighbourhood."""
         there = set(sites)
         for site in there:
             holders = self.graph.holders(site)
@@ -188,7 +191,7 @@ class ServerRound:
         return sorted(self._masked)
 
     def mask_order(self, site: str) -> str:
-        """What the site's `SiteProtocol.mask` takes."""
+        """The order that the site's `SiteProtocol.mask` takes."""
         if site not in self._asked:
             raise ProtocolError(f"{site}: it dealt no shares in this batch, or is not asked in this round")
         dealt = [self._batch.deals[holder].dealt for holder in self._near(site)]
@@ -197,6 +200,7 @@ class ServerRound:
     def add(self, site: str, statement: str, vector: RingVector) -> None:
         """Add a site's masked vector to the sum."""
         source = f"masked vector of {site}"
+        # Once the list is fixed, nobody would open the mask of one more vector.
         if site not in self._asked or site in self._masked or self._listed:
             raise ProtocolError(f"{source}: it came twice or too late, or the site is not asked in this round")
         if (vector.dtype, vector.shape) != (self._sum.dtype, self._sum.shape):
@@ -221,6 +225,7 @@ class ServerRound:
         self._batch.check_together(self.survivors)
         survivors = to_bits(self._masked, self._batch.roster)
         dropped = to_bits(self._asked - set(self._masked), self._batch.roster)
+        # Fixed before an order leaves: a site answers for one list only.
         self._listed = survivors_digest(self._attempt, self._context, bits_digest(self._bits), survivors)
         orders = {}
         for site in self.survivors:
@@ -251,11 +256,13 @@ class ServerRound:
 
     def finish(self) -> RingVector:
         """The sum of the survivors' vectors, without any mask. More replies may come after a ProtocolError."""
+        # The masks are taken out in place, and must not be taken out twice.
         if self._opened:
             return self._sum
         shares, faults = self._open_replies()
         secrets = {}
         for dealer in self.participants:
+            # A site that dropped out with all its neighbours left no mask in any vector.
             if dealer in self._masked or self._surviving(dealer):
                 secrets[dealer] = self._join(dealer, shares[dealer], faults)
         place = self._batch.batch.place(self._slot)
@@ -269,6 +276,7 @@ class ServerRound:
             for other in self._surviving(dealer):
                 public = self._batch.keys[other].mask[self._slot]
                 key = pair_mask(private, public, place, (dealer, other), self._attempt.round, self._context)
+                # The survivor added this mask if its name is the lower one: here it goes the other way.
                 (subtracted if other < dealer else added).append(key)
         add_masks(self._sum, added, subtracted)
         cut(self._sum, self._batch.terms.ring_bits)
@@ -286,6 +294,7 @@ class ServerRound:
                     place = self._surviving(other).index(holder)
                     pads[number] = int.from_bytes(self._replies[other].pads[place])
             threshold = self._threshold(holder)
+            # No fault: replies that are still to come may open it.
             if len(pads) < threshold:
                 continue
             given = _opened(reply.sealed, pads, threshold)
@@ -296,6 +305,7 @@ class ServerRound:
                 share = given[place * SHARE_BYTES : (place + 1) * SHARE_BYTES]
                 at = self._holders(dealer).index(holder)
                 commitments = self._batch.deals[dealer].slots[self._slot].commitments[at]
+                # One by one: a single wrong share would spoil the secret and not show whose it is.
                 if commitment(share) == (commitments[32:] if dealer in self._masked else commitments[:32]):
                     shares[dealer][at + 1] = int.from_bytes(share)
                 else:

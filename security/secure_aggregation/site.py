@@ -67,7 +67,7 @@ Given = TypeVar("Given")
 
 
 class _Dealing(Message):
-    """Among whom this site dealt shares: the cohort, and the keys of its holders in it, itself among them."""
+    """The sites among which this one dealt shares: the cohort, and the keys of its holders in it, itself among them."""
 
     cohort: Bytes
     keys: dict[str, Keys]
@@ -108,6 +108,7 @@ class SiteProtocol:
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         minimums.check(terms)
+        # The others would refuse this site's signatures, and take those of another key for its own.
         if roster.get(name) != public_key_text(identity):
             raise InputError(f"roster: it has no site '{name}' with this site's own key; pin the roster that has it")
         self.name = name
@@ -122,7 +123,7 @@ class SiteProtocol:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What has to be on disk before an answer leaves: a JSON document with secrets in it."""
+        """The record that has to be on disk before an answer leaves: a JSON document with secrets in it."""
         return self._record.model_dump(mode="json")
 
     def erase(self) -> None:
@@ -143,10 +144,12 @@ class SiteProtocol:
         asked = read(MaskOrder, order, "order to mask", 0, MOST_NEIGHBOURS)
         slot = asked.attempt.slot
         attempt = Attempt(run=own.batch.run, batch=own.batch.number, slot=slot, round=round)
+        # The round is the caller's: no order can have this vector masked as another round's.
         expect(asked, "order to mask", attempt=attempt)
         masking = self._check_participants(asked)
         before = self._record.masked
         again = before is not None and before.attempt == attempt
+        # Two sums of one round, with a site and without it, would differ by its vector.
         if not again and round <= self._record.last_round:
             raise ProtocolError(f"round {round}: this site masked round {self._record.last_round}, and none twice")
         if not again and before is not None and slot <= before.attempt.slot:
@@ -187,6 +190,7 @@ class SiteProtocol:
             mask=[slot.mask_key.public_key().public_bytes_raw() for slot in secrets],
             seal=[slot.seal_key.public_key().public_bytes_raw() for slot in secrets],
         )
+        # The last round outlives new keys, or the next batch could have an old round masked again.
         self._record = _Record(run=batch.run, last_round=self._record.last_round, keys=keys, seeds=list(seeds))
         return sign(keys, self._identity)
 
@@ -204,9 +208,11 @@ class SiteProtocol:
             holder: self._open(Keys, signed, holder, batch=own.batch)
             for holder, signed in _pairs(holders, asked.keys, "order for shares")
         }
+        # With older keys the others would seal and mask for seeds that this site has erased.
         if keys[self.name] != own:
             raise ProtocolError("order for shares: the keys of this site in it are not its latest")
         dealing = _Dealing(cohort=asked.cohort, keys=keys)
+        # Dealt twice, the same secrets would have more holders than the threshold reckons with.
         if self._record.dealing not in (None, dealing):
             raise ProtocolError(
                 f"batch {own.batch.number}: this site dealt its shares among others, and deals none twice"
@@ -244,6 +250,7 @@ class SiteProtocol:
         expect(asked, "order to unmask", attempt=masked.attempt)
         survivors, dropped = from_bits(asked.survivors, self._roster), from_bits(asked.dropped, self._roster)
         participants = {*survivors, *dropped}
+        # Of a site in both lists both secrets would be opened, and so its vector.
         if set(survivors) & set(dropped) or bits_digest(to_bits(participants, self._roster)) != masked.participants:
             raise ProtocolError("order to unmask: survivors and dropped are not, each once, those who were to mask")
         if self.name not in survivors:
@@ -253,9 +260,11 @@ class SiteProtocol:
         self._check_enough(surviving, dealing.keys)
         for site, signed in _pairs(surviving, asked.masked, "order to unmask"):
             alike = {"attempt": masked.attempt, "participants": masked.participants, "context": masked.context}
+            # Each survivor signed that it masked in this very attempt, so the server cannot make any up.
             self._open(Masked, signed, site, keys=dealing.keys[site].digest(), **alike)
         listed = survivors_digest(masked.attempt, masked.context, masked.participants, asked.survivors)
         if (before := self._record.unmasked) is not None:
+            # A site may be a survivor in one list and dropped in the other: both its secrets would be opened.
             if before.survivors != listed:
                 raise ProtocolError("order to unmask: this site unmasked for other survivors, and does so only once")
             return sign(before, self._identity)
@@ -264,6 +273,7 @@ class SiteProtocol:
         pads, given = [], b""
         for dealer, sealed in _pairs(masking, asked.sealed, "order to unmask"):
             shares = unseal(secrets.seal_key, dealing.keys[dealer].seal[slot], place, dealer, self.name, sealed)
+            # One of the two and never both: with both the dealer's vector is open.
             given += shares[OWN_MASK] if dealer in surviving else shares[MASK_KEY]
             if dealer in surviving:
                 pads.append(pad_share(shares, listed))
@@ -279,7 +289,7 @@ class SiteProtocol:
         return sign(reply, self._identity)
 
     def _check_participants(self, asked: MaskOrder) -> list[str]:
-        """Who masks with this site, itself among them, each having dealt shares in the same cohort with known keys."""
+        """The sites that mask with this one, itself among them; each dealt shares in its cohort with known keys."""
         own, dealing = self._standing()
         participants = from_bits(asked.participants, self._roster)
         if self.name not in participants or not set(participants) <= set(from_bits(dealing.cohort, self._roster)):
@@ -288,11 +298,12 @@ class SiteProtocol:
         self._check_enough(masking, dealing.keys)
         cohort = bits_digest(dealing.cohort)
         for site, signed in _pairs(masking, asked.dealt, "order to mask"):
+            # Who dealt in another cohort has other holders, whose number this site has not checked.
             self._open(Dealt, signed, site, batch=own.batch, cohort=cohort, keys=dealing.keys[site].digest())
         return masking
 
     def _check_enough(self, there: Collection[str], holders: Collection[str]) -> None:
-        """Threshold and minimum count in the neighbourhood, where this site can see for itself who is there."""
+        """Check threshold and minimum in the neighbourhood, where this site can see for itself who is there."""
         needed = max(self._terms.threshold_of(len(holders)), self._terms.minimum_sites)
         if len(there) < needed:
             raise ProtocolError(f"{len(there)} sites in the neighbourhood of {self.name}: it takes {needed} or more")

@@ -13,7 +13,7 @@ from security.signing import canonical_json
 
 @dataclass(frozen=True)
 class Terms:
-    """What the recipe fixes, alike for all sites of a run.
+    """The terms that the recipe fixes, alike for all sites of a run.
 
     `threshold`: the holders of shares that it takes to open a sum: a number, or more than this share of them, or more
     than two thirds (None). `minimum_sites`: the fewest updates whose sum is opened. `ring_bits`: 16, 24 or 32.
@@ -26,7 +26,7 @@ class Terms:
     clip: float
 
     def threshold_of(self, holders: int) -> int:
-        """How many of a site's `holders` of shares open what it dealt.
+        """The number of a site's `holders` of shares that open what it dealt.
 
         Always more than half, or two halves could open two different sums. Raises ProtocolError when they are too few.
         """
@@ -49,7 +49,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Minimums:
-    """What a site demands in its own `site.yaml`; a run that offers less is refused there.
+    """A site's demands in its own `site.yaml`; it refuses a run that offers less.
 
     `threshold` is a share of the holders, to be exceeded.
     """
@@ -61,7 +61,7 @@ class Minimums:
     most_clip: float | None = None
 
     def check(self, terms: Terms) -> None:
-        """Raises InputError when the terms fall below; a threshold in sites is checked when the cohort is known."""
+        """Raise InputError when the terms fall below; a threshold in sites is checked when the cohort is known."""
         share = 2 / 3 if terms.threshold is None else terms.threshold
         if isinstance(share, float) and share < self.threshold:
             raise InputError(f"threshold {share:.3g}: this site takes part from {self.threshold:.3g} up")

@@ -1,4 +1,4 @@
-"""How a server makes one state of the sites' states."""
+"""The rules by which a server makes one state of the sites'."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How trained states are written on their way: whole, or as changes, each by itself or so that they add up."""
+"""The written forms in which trained states travel: whole, or as changes, each by itself or so that they add up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be said of a codec without loading it."""
+"""The facts of a codec, known without loading it."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ class CodecPart(Part[S]):
     sends_change: bool = True
     """Whether it writes how far a state moved: then both ends must hold the one that it moved from."""
     ring_bits: int | None = None
-    """Of the ring in which the numbers of several updates are added up; None where each update is read by itself."""
+    """Bits of the ring in which the numbers of several updates are added up; None where each is read by itself."""

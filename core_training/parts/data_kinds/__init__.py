@@ -1,4 +1,4 @@
-"""What a record can say: a text, a conversation, a preference pair, a judged answer, a prompt."""
+"""The kinds of data in records: a text, a conversation, a preference pair, a judged answer, a prompt."""
 
 from __future__ import annotations
 

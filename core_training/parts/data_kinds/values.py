@@ -1,4 +1,4 @@
-"""What a record says, whatever layout it stands in: the five kinds of values that stages read."""
+"""The five kinds of values that stages read of a record, whatever layout it stands in."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Messages = list[Message]
 
 
 class Values(Protocol):
-    """What a stage is given of a record."""
+    """The values that a stage gets of a record."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two records one, in whatever layouts they stand: what is held out is decided on it.
+        """The identity that makes two records one in any layouts; it decides whether they are held out.
 
         It is what the record says, written as shortly as files have it: a question and its answer are `prompt` and
         `completion`; a prompt that is one turn of the user's, and an answer that is one turn, are their texts; all

@@ -1,4 +1,4 @@
-"""How gossip nodes average: who mixes with whom, and with which weights."""
+"""The rules by which gossip nodes average: who mixes with whom, and with which weights."""
 
 from __future__ import annotations
 

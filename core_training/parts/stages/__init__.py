@@ -1,4 +1,4 @@
-"""What a model can be trained for: a light file here and a class in `core_training.stages` for each, in one table."""
+"""The stages of training: a light file here and a class in `core_training.stages` for each, in one table."""
 
 from __future__ import annotations
 

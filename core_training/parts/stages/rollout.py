@@ -1,4 +1,4 @@
-"""How the stages that train on answers of the model's own have them sampled and judged."""
+"""The sampling and judging of answers, for the stages that train on the model's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be said of a stage without loading it."""
+"""The facts of a stage, known without loading it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StagePart(Part[S]):
     reads: DataKind[Any]
     """The kind of data: what a record says, in whatever layout."""
     unit: Literal["tokens", "pairs", "examples", "answers"]
-    """What the loss is a mean over, and so what an update is weighted by."""
+    """The unit that the loss is a mean over, and so the weight of an update."""
     learning_rate: float
     """Usual peak learning rate where whole weights are trained; see docs/stages.md for the sources."""
     adapter_learning_rate: float
@@ -35,11 +35,11 @@ class StagePart(Part[S]):
     refers: bool = False
     """Whether its loss looks at the reference policy, the model that the run starts from."""
     rows_compared: str | None = None
-    """What it does with the rows of a batch together, if anything: then a batch needs two or more."""
+    """The work that it does on a batch's rows together, if any: then a batch needs two or more."""
     answers: Callable[[S], int] = _one
     """Rows that a row of a batch becomes: the answers to a prompt."""
     passes: Callable[[S], int] = _one
-    """How often a row enters the loss in one step of the run."""
+    """The times that a row enters the loss in one step of the run."""
     mini_batches: Callable[[S], int] = _one
     """Optimizer steps in each of these passes."""
 

@@ -1,4 +1,4 @@
-"""Which parameters can be trained: a light file here and a class in `core_training.tuning` for each, in one table."""
+"""The choices of trained parameters: a light file here and a class in `core_training.tuning` for each, in one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be said of a tuning mode without loading it."""
+"""The facts of a tuning mode, known without loading it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class TuningPart(Part[S]):
     """The facts of a tuning mode; `target` is its `core_training.tuning.base.TuningMode`."""
 
     trains: Callable[[Any], str]
-    """What is trained, in words; takes the whole section `tuning`."""
+    """The trained part, in words; takes the whole section `tuning`."""
     result: Literal["adapter", "layers", "model"]
-    """What a run's result is: factors beside the base, some of the model's weights, or all of them."""
+    """The form of a run's result: factors beside the base, some of the model's weights, or all of them."""
     uses: tuple[str, ...] = ()
     """Other modes whose settings it follows, too."""
     unquantised: str | None = None
-    """Where it holds the base in fewer bits: the mode that trains the same tensors beside whole weights."""
+    """The mode that trains the same tensors beside whole weights, where this one holds the base in fewer bits."""
 
     @property
     def sections(self) -> tuple[str, ...]:

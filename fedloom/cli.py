@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from importlib import import_module
@@ -80,6 +81,8 @@ def _run() -> int:
     show_traceback = "--traceback" in arguments
     sys.argv[1:] = [argument for argument in arguments if argument != "--traceback"]
     own_the_process()
+    if logging.lastResort is not None:  # notes go to standard error, also where a library has set logging up
+        logging.getLogger("core_training").addHandler(logging.lastResort)
     if IGNORED:
         print(f"not heeded in the environment: {', '.join(IGNORED)}; the recipe says how to train", file=sys.stderr)  # noqa: T201
     try:

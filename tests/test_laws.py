@@ -13,6 +13,7 @@ from core_training.engine.central import train
 from core_training.engine.engine import open_engine
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
+from core_training.runs.events import Evaluated, Round
 from core_training.runs.run_folder import RunFolder
 from server.run_store import RunStore
 from simulations import simulate
@@ -48,6 +49,23 @@ def test_law_1_one_site_in_any_topology_is_central_training_bit_for_bit(
     shared = make_recipe(**settings, topology={"kind": kind, "rounds": 3, "local_steps": 2})
     summary = simulated(shared, tmp_path / kind)
     assert summary.state_digest == central_digest(central, tmp_path / "central")
+
+
+@pytest.mark.parametrize("kind", ["federated", "gossip"])
+def test_a_rounds_held_out_loss_is_that_of_the_state_it_began_with(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, kind: str
+) -> None:
+    settings = {
+        "training": {"max_steps": 6, "save_steps": 2, "learning_rate": 1e-2},
+        "data": {"train": str(site_files[1]), "eval_fraction": 0.3},
+        "simulation": {"sites": [str(site_files[1])]},
+    }
+    simulated(make_recipe(**settings, topology={"kind": kind, "rounds": 3, "local_steps": 2}), tmp_path / kind)
+    central_digest(make_recipe(**settings), tmp_path / "central")
+    told = [event.eval_loss for event in RunFolder(tmp_path / kind).events(Round)]
+    before = [event.loss for event in RunFolder(tmp_path / "central").events(Evaluated)]
+    assert told == before[:3]
+    assert len(set(before)) == 4
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])

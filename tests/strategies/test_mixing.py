@@ -128,3 +128,7 @@ def test_ring_neighbours_and_the_small_rings():
     assert Metropolis().partners("site0", names(4), "ring") == ("site1", "site3")
     assert Metropolis().partners("site0", names(2), "ring") == ("site1",)
     assert Metropolis().partners("site0", names(1), "ring") == ()
+
+
+def test_the_weight_of_an_edge_is_that_of_its_end_with_more_neighbours() -> None:
+    assert metropolis_weight(1, 3) == metropolis_weight(3, 1) == 1 / 4

@@ -69,12 +69,13 @@ def test_lines_of_another_version_are_read_as_far_as_they_are_known(tmp_path: Pa
         {"event": "invented", "by": "another version"},
         {"event": "round", "round": 2, "loss": 2.0, "eval_loss": None, "sites": {"a": None}},
         {"event": "waiting", "missing": 3},
+        {"event": "late", "site": "b", "round": "2", "order": "train"},
         {"event": ["started"], "rounds": 1},
         ["no event at all"],
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder = RunFolder(tmp_path)
-    assert [type(event).__name__ for event in folder.events(Event)] == ["Round", *["Unknown"] * 5]
+    assert [type(event).__name__ for event in folder.events(Event)] == ["Round", *["Unknown"] * 6]
     status = folder.status()
     assert (status.round, status.state, list(status.sites)) == (1, "training", ["a"])
 

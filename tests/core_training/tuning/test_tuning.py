@@ -23,6 +23,7 @@ from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.heads import innermost
 from core_training.recipe.schema import Recipe
+from core_training.tuning.base import load_tuning
 from core_training.tuning.freeze import FreezeTuning
 from core_training.tuning.lora import LoraTuning
 from tests.core_training.tuned import IDS, JUDGED, loss, outputs, step
@@ -349,3 +350,20 @@ def test_hooks_do_not_pile_up_on_a_shared_model(make_recipe: MakeRecipe, mode: s
         engine.launch()
         engine.close()
     assert len(first._base.model.get_input_embeddings()._forward_hooks) == 1
+
+
+@pytest.mark.parametrize(
+    ("tuning", "changed"),
+    [
+        ({"mode": "full"}, False),
+        ({"mode": "freeze"}, False),
+        ({"mode": "lora"}, False),
+        ({"mode": "lora", "lora": {"init_lora_weights": "pissa"}}, True),
+        ({"mode": "qlora", "lora": {"init_lora_weights": "gaussian"}}, False),
+        ({"mode": "qlora", "lora": {"init_lora_weights": "olora"}}, True),
+    ],
+)
+def test_frozen_weights_enter_the_digest_where_the_trained_ones_start_with_a_part_of_them(
+    make_recipe: MakeRecipe, tuning: Any, changed: bool
+) -> None:
+    assert load_tuning(make_recipe(tuning=tuning)).changes_frozen == changed

@@ -1,4 +1,4 @@
-"""What a site brings to secure aggregation, whatever the run: its identity, the roster it pinned, what it demands."""
+"""A site's part in secure aggregation, whatever the run: its identity, the roster it pinned, its demands."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Enrolment:
 
 
 def load_enrolment(folder: Path, config: SiteConfig) -> Enrolment:
-    """What lies in a site's folder. Raises InputError when its key or its roster is unusable."""
+    """The enrolment in a site's folder. Raises InputError when key or roster is unusable."""
     identity = load_identity(folder) if (folder / IDENTITY_KEY).exists() else None
     pinned = pinned_roster(folder)
     demands = config.secure_aggregation
@@ -66,7 +66,7 @@ def load_enrolment(folder: Path, config: SiteConfig) -> Enrolment:
 
 
 def rounding_secret(folder: Path) -> str:
-    """What a site or a node rounds its updates by: made of a key that never leaves its folder, and always the same.
+    """The secret that a site or node rounds its updates by, always the same: made of a key that stays in its folder.
 
     Raises InputError when the key cannot be read.
     """

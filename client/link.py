@@ -1,4 +1,4 @@
-"""How a site stands with the server, in `run/link.json`: its SuperNode notes it, whoever asks reads it."""
+"""A site's standing with the server, in `run/link.json`: its SuperNode notes it, whoever asks reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LINK_FILE = Path("run") / "link.json"
 
 @dataclass(frozen=True)
 class Link:
-    """How the site stands with the server.
+    """The site's standing with the server.
 
     `node_id` is Flower's number of the site, once it has ever been connected; `detail` says why it was refused.
     """
@@ -25,7 +25,7 @@ class Link:
 
 
 def read_link(folder: Path) -> Link:
-    """What was noted last."""
+    """The newest note."""
     try:
         return Link(**json.loads((folder / _LINK_FILE).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -38,6 +38,6 @@ def note_link(
     node_id: int | None = None,
     detail: str = "",
 ) -> None:
-    """Note how the site stands; a number that it once had is kept."""
+    """Note the site's standing; keep a number that it once had."""
     link = Link(state, node_id if node_id is not None else read_link(folder).node_id, detail)
     commit_file(folder / _LINK_FILE, json.dumps(asdict(link)).encode())

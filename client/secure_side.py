@@ -29,7 +29,7 @@ class SecureSide:
     """The protocol of one run at one site, kept in `file`."""
 
     def __init__(self, name: str, enrolment: Enrolment, recipe: Recipe, run_id: str, file: Path) -> None:
-        """Raises InputError when the site lacks what it takes, or demands more than the recipe offers."""
+        """Raise InputError when the site lacks what it takes, or demands more than the recipe offers."""
         self._name = name
         self._identity = enrolment.identity
         self._minimums = enrolment.minimums
@@ -46,10 +46,11 @@ class SecureSide:
                 "roster.json`, and stop and start it"
             )
         self.roster_digest = roster_digest(self._roster)
+        # Made for its checks alone: what it refuses is refused when the site joins, not in a round.
         self._protocol(kept)
 
     def answer(self, order: SecureOrder) -> SecureReply:
-        """A step besides training. Raises ProtocolError for what an honest server would not ask."""
+        """Answer a step besides training. Raises ProtocolError for a step that no honest server asks."""
         with self._recorded() as protocol:
             answer = protocol.answer(order.step, bytes(order.payload))
         return SecureReply(run_id=self._run_id, payload=answer)
@@ -68,6 +69,7 @@ class SecureSide:
             raise ProtocolError("this run aggregates securely: a site's own loss is told of the result alone")
         if self._result.exists() and self._result.read_text(encoding="ascii") != state_digest:
             raise ProtocolError("this run aggregates securely, and another state was evaluated as its result before")
+        # Noted before the secrets go: a kill in between must not leave the run open to more masking.
         commit_file(self._result, state_digest.encode())
         protocol = self._protocol(self._load())
         protocol.erase()
@@ -82,6 +84,7 @@ class SecureSide:
         if self._result.exists():
             raise ProtocolError("the result of this run was evaluated here: nothing more is masked in it")
         protocol = self._protocol(self._load())
+        # An exception skips the save: an order that was refused leaves the record as it was.
         yield protocol
         self._save(protocol)
 

@@ -46,7 +46,7 @@ _ASTRAY = -1
 
 
 class SiteService:
-    """Answers orders, one at a time, for the latest run it was asked to join."""
+    """A site's answers to orders, one by one, for the latest run it was to join."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class _SiteRun:
 
     @property
     def secure_side(self) -> SecureSide:
-        """Raises ProtocolError for a run whose updates are not masked."""
+        """Raise ProtocolError for a run whose updates are not masked."""
         if self._writer.secure_side is None:
             raise ProtocolError(f"run {self.run_id} does not aggregate securely")
         return self._writer.secure_side

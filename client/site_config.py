@@ -1,4 +1,4 @@
-"""What a site says about itself in `site.yaml`: its name, data and models, hardware, terms. The file never leaves it.
+"""A site's account of itself in `site.yaml`: its name, data and models, hardware, terms. The file never leaves it.
 
 A recipe comes from outside. It may name data sets, models, runs and reward functions that this file lists, and no
 path of the site.
@@ -110,7 +110,7 @@ class SiteConfig(Section):
         )
 
     def _own(self, key: str, kind: str, name: str, own: dict[str, str]) -> str:
-        """What the site calls `name`, in one of its lists."""
+        """The entry `name` of one of the site's lists."""
         if name not in own:
             raise InputError(f"{key}: site '{self.name}' has no {kind} '{name}', it has {_listed(own)}")
         return own[name]

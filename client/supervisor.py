@@ -1,6 +1,6 @@
 """Keeps a site's three processes going: the worker, the SuperNode, the messenger between them. Restarts what dies.
 
-`python -m client.supervisor SITE_FOLDER`. How the site stands with the server is in its `client.link`.
+`python -m client.supervisor SITE_FOLDER`. The site's standing with the server is in its `client.link`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def lock_of(folder: Path, process: str) -> Path:
 
 
 def log_of(folder: Path, process: str) -> Path:
-    """Where the output of one of a site's processes goes."""
+    """The log file of one of a site's processes."""
     return folder / "logs" / f"{process}.log"
 
 
@@ -73,6 +73,7 @@ class KeptProcess:
             return False
         if self._process is not None:
             _log.warning("%s ended with code %s", self._name, self._process.returncode)
+            # After a long life this is a new fault, not the old one once more.
             if now > self._started + _SETTLED_AFTER:
                 self._failures = 0
             self._process = None
@@ -117,6 +118,7 @@ class Supervisor:
         self._folder = folder
         self._config = load_site_config(folder)
         self._secret = folder / "run" / "runtime.secret"
+        # A new secret at each start shuts out a messenger that an earlier supervisor left behind.
         self._secret.unlink(missing_ok=True)
         write_private_file(self._secret, secrets.token_bytes(32))
         self._port = 0
@@ -171,11 +173,12 @@ class Supervisor:
         return end_session(str(self._config.server), self._folder / "ca.crt", keys / "node.key", node_id)
 
     def _note_link(self) -> None:
-        """A SuperNode that has died says nothing any more."""
+        """Note a dead SuperNode's link as not connected."""
         if not self._supernode.alive and read_link(self._folder).state == "connected":
             note_link(self._folder, "connecting")
 
     def _supernode_command(self) -> list[str]:
+        # Chosen anew each time: another process may have taken the earlier port meanwhile.
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]

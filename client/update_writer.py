@@ -1,4 +1,4 @@
-"""What leaves a site after a slice of training: the trained state, written in the recipe's codec, masked or not.
+"""A site's update after a slice of training: the trained state, written in the recipe's codec, masked or not.
 
 Knows nothing of how the slice was trained. The same slice is written in the same bytes, whenever it is asked for.
 """

@@ -100,7 +100,7 @@ class Worker:
             raise InputError(self._keep_to_itself(error)) from error
 
     def _keep_to_itself(self, error: FedloomError) -> str:
-        """What is wrong with this site's files and records is told here, not to whoever gave the order."""
+        """Log an error of this site's files and records; return what the giver of the order may read."""
         _log.error("order refused: %s", error, exc_info=error.__cause__)
         if error.public is not None:
             return error.public

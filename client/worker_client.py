@@ -82,7 +82,7 @@ def worker_lock(folder: Path) -> Path:
 
 
 def worker_log(folder: Path) -> Path:
-    """Where the worker's output goes."""
+    """The worker's log file."""
     return folder / "logs" / "worker.log"
 
 

@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar on a terminal, one line a round elsewhere, and a table at the end."""
+"""The output for people: a progress bar on a terminal, one line a round elsewhere, a table at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Ticker:
-    """Reports how far a run has come: `advance(done, total, note)`."""
+    """A report of a run's progress: `advance(done, total, note)`."""
 
     def __init__(self, label: str, unit: str, bar: Progress | None, quiet: bool) -> None:
         self._label = label
@@ -61,7 +61,7 @@ def ticking(label: str, unit: str, quiet: bool = False) -> Iterator[Ticker]:
 
 @contextmanager
 def results_only_on_stdout() -> Iterator[None]:
-    """While the block runs, whatever libraries print goes to standard error."""
+    """Send what libraries print in the block to standard error."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -74,18 +74,18 @@ def results_only_on_stdout() -> Iterator[None]:
 
 
 def plain(text: str) -> str:
-    """What a site wrote, without control characters, for rich to print as it stands."""
+    """A site's text without control characters, for rich to print as it is."""
     return escape("".join(letter if letter.isprintable() else " " for letter in text))
 
 
 def warn(warnings: Sequence[str]) -> None:
-    """What is allowed, and yet likely not what one wants: a line each."""
+    """Print what is allowed and yet likely not wanted: a line each."""
     for warning in warnings:
         stderr.print(f"warning: {warning}", soft_wrap=True)
 
 
 def show_left_out(truncated: int | None, dropped: int | None) -> None:
-    """How many records were cut or left out, where any were."""
+    """Report the records cut or left out, where any were."""
     if truncated or dropped:
         stderr.print(
             f"of the records, {truncated} were cut at training.max_length and {dropped} left out "
@@ -95,7 +95,7 @@ def show_left_out(truncated: int | None, dropped: int | None) -> None:
 
 
 def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: bool) -> None:
-    """The end of a run: a table for people, or the summary as one JSON object."""
+    """Show a run's end: a table for people, or the summary as one JSON object."""
     if as_json:
         typer.echo(json.dumps(summary))
         return
@@ -122,7 +122,7 @@ def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: 
 
 
 def show_protection(summary: Mapping[str, Any]) -> None:
-    """What masking took, which rounds it cost, and how many values were cut at the clip; nothing where nothing was."""
+    """Report the time for masking, the rounds it cost, the values cut at the clip; nothing where nothing was."""
     seconds = summary["seconds"].get("secure_aggregation")
     if seconds is not None:
         stderr.print(f"secure aggregation: {seconds:.1f} s of it, {summary.get('void_rounds') or 0} rounds void")

@@ -1,4 +1,4 @@
-"""What this machine has and lacks for fedloom, each with the remedy. Looks and changes nothing; knows no recipe."""
+"""This machine's parts for fedloom, there or missing, with remedies. Looks and changes nothing; knows no recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe protects and what not, in five plain lines: it promises nothing that docs/security.md does not hold.
+"""A recipe's protection and its limits, in five plain lines: they promise nothing beyond docs/security.md.
 
 Loads no model and no data, and does not know how many sites there will be.
 """
@@ -17,7 +17,7 @@ _REMEMBERS = "what the final model remembers of the records (there is no differe
 
 
 def privacy_of(recipe: Recipe) -> dict[str, str]:
-    """Who sees what, what one dishonest party can do, what happens when sites drop out, what is not protected."""
+    """A line each on who sees what, one dishonest party's power, drop-outs, and what is not protected."""
     if recipe.topology.kind == "central":
         return _central()
     secure = recipe.privacy.secure
@@ -110,7 +110,7 @@ def _gossip(recipe: Recipe) -> dict[str, str]:
 
 
 def _league(terms: Terms) -> int:
-    """How many sites a dishonest server needs to open the update of another, in the cohort that suits it best.
+    """The sites that a dishonest server needs to open another's update, in the cohort that suits it best.
 
     All of a sum but one; or as many as answer twice, for two lists of survivors, until each has `threshold` shares.
     """
@@ -142,7 +142,7 @@ def _sites(count: int) -> str:
 
 
 def _push(recipe: Recipe) -> str:
-    """What a site that writes what it likes does to the state of all."""
+    """The harm to the state of all by a site that writes at will."""
     if recipe.privacy.ring_bits is None:
         return "send any values for its own, and so make the mean what it likes"
     clip = "the clip" if recipe.privacy.clip is None else f"the clip, {recipe.privacy.clip:g},"
@@ -150,7 +150,7 @@ def _push(recipe: Recipe) -> str:
 
 
 def _is_believed(recipe: Recipe, least: int) -> str:
-    """What one gossip node can do where a state that it alone holds is taken. Of a sum of three, two others hold it."""
+    """A gossip node's power where a state that it alone holds is taken. Of a sum of three, two others hold it."""
     if recipe.privacy.ring_bits is not None and least >= 3:
         return ""
     return "; or say that it is ahead, and put a state of its own making in the place of theirs"

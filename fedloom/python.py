@@ -1,4 +1,4 @@
-"""What `fedloom train` and `fedloom simulate` do, for Python: no output, no signal handlers, nothing left behind."""
+"""`fedloom train` and `fedloom simulate` for Python: no output, no signal handlers, nothing left behind."""
 
 from __future__ import annotations
 

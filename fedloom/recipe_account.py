@@ -1,4 +1,4 @@
-"""What a recipe would do, in a few plain lines, and what in it should make one pause. Loads no model and no data."""
+"""A recipe's run in a few plain lines, and the settings that should make one pause. Loads no model and no data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HEADS = {"score": "the reward head", "value_head": "the value head"}
 
 
 def account_of(recipe: Recipe) -> dict[str, str]:
-    """What the run starts from, trains, reads, minimises and how; in this order, by a word for each."""
+    """The run's start, training, data, loss and steps; in this order, by a word for each."""
     account = {
         "starts from": _start(recipe),
         "trains": _trained(recipe),
@@ -31,7 +31,7 @@ def account_of(recipe: Recipe) -> dict[str, str]:
 
 
 def warnings_of(recipe: Recipe) -> list[str]:
-    """What is allowed, and yet likely not what one wants."""
+    """Settings that are allowed, and yet likely not wanted."""
     warnings = []
     zero = (deepspeed_config(recipe) or {}).get("zero_optimization", {})
     if recipe.tuning_part.unquantised is not None and zero.get("stage") == 3:

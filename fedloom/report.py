@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """What goes into the page. `bars` are the series of the accuracy picture; empty: those of `entries`."""
+    """The page's content. `bars` are the series of the accuracy picture; empty: those of `entries`."""
 
     title: str
     paragraphs: Sequence[str]
@@ -204,7 +204,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _close(one: Curve, other: Curve) -> bool:
-    """Whether two curves could not be told apart in a picture."""
+    """Whether two curves look the same in a picture."""
     return len(one.losses) == len(other.losses) and all(
         abs(a - b) < 0.005 for a, b in zip(one.losses, other.losses, strict=True)
     )

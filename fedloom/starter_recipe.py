@@ -17,7 +17,7 @@ from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe, Tuning
 
 _ROLLOUT_KEYS = ("reward_model", "max_new_tokens", "temperature")
-"""Those of the section `rollout` that one usually sets."""
+"""The keys of section `rollout` one usually sets."""
 
 
 def starter_recipe(stage: str, tuning: str, topology: str) -> str:
@@ -73,7 +73,7 @@ def _section(owner: type[Section], name: str, keys: tuple[str, ...], indent: str
 
 
 def _columns(stage: str) -> list[str]:
-    """Which columns the stage reads, and how others are named."""
+    """The stage's columns, and the way to name others."""
     sets = column_sets(stage)
     reads = "columns read: " + ", or ".join("+".join(columns) for columns in sets)
     renaming = f"columns: {{{sets[0][0]}: name_in_the_files}}  # where a column is called otherwise"

@@ -16,7 +16,7 @@ from flower_transport.records import from_message, to_reply
 from strategies.messages import Envelope, Refusal
 
 Handle = Callable[[Envelope, int], Envelope]
-"""Answers an order to a node: its number or, in a simulation of Flower's, which of its sites it is, from 0."""
+"""A handler of orders to a node: its number or, in a simulation of Flower's, which of its sites it is, from 0."""
 
 PARTITION = "partition-id"
 """The key under which a simulation of Flower's says which of its sites a node is."""

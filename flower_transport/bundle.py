@@ -1,11 +1,11 @@
-"""What travels to the sites when a run begins. It holds no code: it names modules that every site has installed."""
+"""The bundle for the sites when a run begins. It holds no code: it names modules that every site has installed."""
 
 from __future__ import annotations
 
 from core_training import __version__
 
 RUN_ID = "run-id"
-"""Key of the run configuration, its only one, that tells the ServerApp which run it is."""
+"""The run configuration's only key: it names the run to the ServerApp."""
 
 BUNDLE = {
     "README.md": b"This bundle holds no code: server and sites run the fedloom that they have installed.\n",

@@ -1,4 +1,4 @@
-"""What the operator asks of a running SuperLink: register a site, start and stop a run, list both."""
+"""The operator's calls to a running SuperLink: register a site, start and stop a run, list both."""
 
 from __future__ import annotations
 

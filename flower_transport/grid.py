@@ -1,4 +1,4 @@
-"""How a server reaches its sites: which are connected, orders out, replies in."""
+"""A server's way to its sites: the connected ones, orders out, replies in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Reply:
         self._message = message
 
     def envelope(self) -> Envelope:
-        """What it holds. Raises ProtocolError when it is malformed, or Flower reports a failure."""
+        """Its content. Raises ProtocolError when it is malformed, or Flower reports a failure."""
         from flower_transport.records import from_message
 
         return from_message(self._message)
@@ -31,7 +31,7 @@ class Grid(Protocol):
     """The nodes of one run, known by their numbers."""
 
     def nodes(self) -> list[int]:
-        """Those that are connected now."""
+        """The nodes connected now."""
         ...
 
     def send(self, envelopes: Mapping[int, Envelope], ttl: float) -> dict[str, int]:

@@ -46,7 +46,7 @@ class InProcessGrid:
                 yield Reply(_carry(self._answer(_carry(message))))
 
     def _answer(self, message: Message) -> Message:
-        """What the app answers; as on a real node, an exception becomes an error reply."""
+        """The app's answer; as on a real node, an exception becomes an error reply."""
         try:
             return self._app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:

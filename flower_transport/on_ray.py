@@ -26,7 +26,7 @@ def check_ray() -> None:
 
 
 def run_on_ray(handle: Handle, sites: int, carry_out: Callable[[Grid, Mapping[int, int]], Result]) -> Result:
-    """What comes of a run: `carry_out(grid, which site, from 0, each node is)`; its exceptions are raised here.
+    """The result of a run: `carry_out(grid, which site, from 0, each node is)`; its exceptions are raised here.
 
     `handle(order, site)` answers in a process of Ray's, to which it is pickled.
     """
@@ -57,7 +57,7 @@ def run_on_ray(handle: Handle, sites: int, carry_out: Callable[[Grid, Mapping[in
 
 
 class _TellsItsSite:
-    """Answers which site a node is, which Flower does not tell the server, and leaves the rest to `handle`."""
+    """A handler that says which site a node is, unknown to Flower's server, and leaves the rest to `handle`."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle

@@ -1,4 +1,4 @@
-"""Flower's SuperNode, which tells how it stands with the server, and asks for orders more often while a run goes on.
+"""Flower's SuperNode, which reports its standing with the server, and asks for orders more often while a run goes on.
 
 Flower pauses for three seconds whenever there is no order, and every exchange of a round waits for that; a secure round
 has one exchange more than a plain one. Here the pause is a tenth of the time since the last order, so that a round
@@ -29,11 +29,11 @@ FLOWERS_PAUSE = 3
 
 Standing = Literal["connecting", "connected", "refused"]
 Note = Callable[[Standing, int | None, str], object]
-"""Told how the node stands with the server, its number where that is known, and why it was refused."""
+"""A listener to the node's standing with the server, its number if known, the reason of a refusal."""
 
 
 class _Pauses:
-    """Stands in for `time.sleep` in Flower's loop, which sleeps shorter than `FLOWERS_PAUSE` while it has an order."""
+    """A stand-in for `time.sleep` in Flower's loop, which sleeps shorter than `FLOWERS_PAUSE` while it has an order."""
 
     def __init__(self) -> None:
         self._last_order = time.monotonic()
@@ -46,7 +46,7 @@ class _Pauses:
 
 
 class _Link:
-    """Follows the connection through the places where Flower makes, loses and gives it up."""
+    """A follower of the connection where Flower makes, loses and gives it up."""
 
     def __init__(self, note: Note) -> None:
         self._note = note
@@ -89,7 +89,7 @@ class _Link:
         raise SystemExit(1)
 
     def _tell(self, stands: Standing, detail: str = "") -> None:
-        """Calls come from several threads, whose transfers must not fail because this cannot be written."""
+        """Report from several threads, whose transfers must not fail because this cannot be written."""
         with self._lock:
             if stands != self._stands:
                 self._stands = stands

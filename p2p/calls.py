@@ -27,7 +27,7 @@ _ANSWERED_WITHIN = 1.0
 
 @dataclass
 class Parcel:
-    """An update on its way: to whom it is being sent, and what those who have it answered (None: they refused it)."""
+    """An update on its way: the peers it is being sent to, and the answers of those who have it (None: refused)."""
 
     header: UpdateHeader
     payload: bytes
@@ -35,7 +35,7 @@ class Parcel:
     receipts: dict[str, Receipt | None] = field(default_factory=dict)
 
     def is_left_for(self, peer: str) -> bool:
-        """Whether it has to be sent to this peer still, or again."""
+        """Whether this peer is still to be sent it, or again."""
         return peer not in self.under_way and peer not in self.receipts
 
     @property
@@ -71,7 +71,7 @@ class PeerCalls:
             progress.news.set()
 
     async def greet_all(self, peers: Sequence[str]) -> None:
-        """Exchange hellos with several peers at once. Who does not answer in a moment does not hold up the others."""
+        """Exchange hellos with several peers at once. One that does not answer at once holds up no other."""
         for peer in peers:
             if peer not in self._greetings:
                 self._greetings[peer] = asyncio.create_task(self.greet(peer))

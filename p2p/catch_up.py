@@ -1,4 +1,4 @@
-"""How a node that is behind gets in step with the others again, and how all come to one state at the end."""
+"""The way of a node that is behind back in step with the others, and of all nodes to one state at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _JOINABLE_SECONDS = 1.0
 
 
 class CatchUp:
-    """Compares a node with its neighbours, and lets it adopt the state of one that is ahead."""
+    """A node's comparison with its neighbours: it adopts the state of one that is ahead."""
 
     def __init__(self, progress: Progress, calls: PeerCalls) -> None:
         self._progress = progress
@@ -41,6 +41,7 @@ class CatchUp:
         progress, loop = self._progress, asyncio.get_running_loop()
         progress.catching_up = True
         until = loop.time() + self._plan.recipe.topology.round_deadline  # whatever they say about themselves
+        # The others go on during a fetch, and may not keep the state that they offered.
         for _ in range(_FETCH_ATTEMPTS):
             await self._calls.greet_all(progress.members.live or self._plan.neighbours)
             while self._must_sit_out() and loop.time() < until:
@@ -97,6 +98,7 @@ class CatchUp:
         longest = self._plan.recipe.topology.round_deadline
         if self._plan.in_groups and sum(hello.working > newest for hello in hellos) < self._plan.needed:
             return False  # they cannot end it without this node
+        # A peer that claims to be at it for longer than an epoch can last holds nobody up.
         return any(
             hello.working > newest > 0
             and max(_JOINABLE_SECONDS, _JOINABLE_SHARE * hello.pace) < hello.working_seconds < longest
@@ -110,6 +112,7 @@ class CatchUp:
         state = await self._calls.fetch(donors)
         if state is None:
             return False
+        # The state is the donors'; the account stays this node's own.
         progress.put(Commit(offer[0], state, tuple(donors[0].contributors), progress.ledger.copy()))
         progress.event(
             events.Adopted(
@@ -122,5 +125,5 @@ class CatchUp:
         return True
 
     def _hellos(self) -> list[Hello]:
-        """What live neighbours last said."""
+        """The live neighbours' last hellos."""
         return [hello for hello in self._progress.members.hellos() if hello.sender in self._plan.neighbours]

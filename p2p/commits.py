@@ -23,7 +23,7 @@ _COMMIT_FILE = "commit.json"
 
 @dataclass(frozen=True)
 class Commit:
-    """The state after an epoch, and whose updates went into it. Epoch 0 is the site's own initial state: none here."""
+    """The state after an epoch, and the senders of its updates. Epoch 0 is the site's own initial state: none here."""
 
     epoch: int = 0
     state: TrainableState | None = None
@@ -31,7 +31,7 @@ class Commit:
     ledger: Ledger = field(default_factory=Ledger)
     scale: Scale | None = None
     """The limits that the updates of the next epoch are to be written with, where the codec is a ring and they are
-    known: whoever adopted a state knows none."""
+    known: a node that adopted a state knows none."""
 
     @cached_property
     def state_digest(self) -> str:
@@ -39,7 +39,7 @@ class Commit:
 
     @property
     def offer(self) -> Offer:
-        """See `Hello.offer`."""
+        """The key of `Hello.offer`."""
         return (self.epoch, len(self.contributors), self.state_digest)
 
 
@@ -51,7 +51,7 @@ class CommitStore:
 
     @property
     def opened_file(self) -> Path:
-        """Where `OpenedSum` is kept, beside the commits."""
+        """The file of `OpenedSum`, beside the commits."""
         return self._folder / "opened.json"
 
     def write(self, commit: Commit) -> None:

@@ -1,4 +1,4 @@
-"""How long to wait for the others: learned from how long epochs took before. Pure; the caller holds the clock."""
+"""Deadlines for the others' updates, learned from the epochs before. Pure; the caller holds the clock."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Deadlines:
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
 
     def observe(self, seconds: float) -> None:
-        """The last update of an epoch came so many seconds after the epoch began."""
+        """Note the seconds from an epoch's begin to its last update."""
         self._seconds.append(seconds)
 
     def observe_late(self, seconds: float) -> None:
-        """An update of the epoch observed last came only now, so many seconds after that epoch began."""
+        """Note an update of the epoch observed last that came only now, so many seconds after its begin."""
         if self._seconds:
             self._seconds[-1] = max(self._seconds[-1], seconds)
 
@@ -40,13 +40,15 @@ class Deadlines:
         return median(self._seconds) if self._seconds else 0.0
 
     def deadline(self, own_seconds: float) -> float:
-        """Seconds after the epoch's begin at which to stop waiting.
+        """The seconds after an epoch's begin at which waiting ends.
 
-        `own_seconds` is what this node took to train: before anything was observed the others may take ten times as
+        `own_seconds` is this node's time to train: before anything was observed the others may take ten times as
         long, and later a node that was slow itself still leaves the others a moment.
         """
         if not self._seconds:
             return min(self._upper_bound, _FIRST_SECONDS + _FIRST_FACTOR * own_seconds)
+        # Medians, so that one disturbed epoch does not stretch all later deadlines.
         deviation = median(abs(one - self.typical) for one in self._seconds)
+        # Epochs of equal length have no deviation: the least margins leave room for the first slow one.
         margin = max(_SPREADS * deviation, _LEAST_MARGIN * self.typical, _LEAST_SECONDS)
         return min(self._upper_bound, max(self.typical + margin, own_seconds + _LEAST_SECONDS))

@@ -36,12 +36,12 @@ FOUNDER_KEY = "founder.key"
 _STARTS_WITHIN = 30.0
 
 Worker = Callable[[Path], AbstractContextManager[Ask]]
-"""Starts the trainer of the site in a folder, and stops it at the end."""
+"""The trainer of the site in a folder, for as long as a block runs."""
 
 
 @dataclass(frozen=True)
 class NodeRun:
-    """What a node is to run, and with whom. `name` tells runs of one recipe and roster apart."""
+    """A node's run and its roster. `name` distinguishes runs of one recipe and roster."""
 
     folder: Path
     roster: Path
@@ -53,7 +53,7 @@ class NodeRun:
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """How a node is, from the files in its folder. Losses are by epoch: mean in training, and held out before it."""
+    """A node's status, from its folder's files. Losses are by epoch: mean in training, and held out before it."""
 
     name: str
     process: int | None
@@ -153,7 +153,7 @@ def stop_node(folder: Path) -> bool:
 
 
 def node_status(folder: Path) -> NodeStatus:
-    """How the node is, and how its newest run went so far."""
+    """The node's status, with its newest run so far."""
     name, process = load_site_config(folder).name, background.owner(node_lock(folder))
     try:
         current = json.loads(_current_run(folder).read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """Averages with the other nodes in a group, so that they learn the sum of the updates and none by itself.
 
 Waits for the others, calls a group together or follows a call, and takes one attempt after another through its phases
-until there is a sum. Waits for nobody for ever: who is down, silent or at fault ends the attempt, and the next one is
-made without it. Knows no model; what an attempt is stands in `security.secure_aggregation.group`.
+until there is a sum. Waits for nobody for ever: a member that is down, silent or at fault ends the attempt, and is
+left out of the next. Knows no model; what an attempt is stands in `security.secure_aggregation.group`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from strategies.ring_scale import Scale
 
 PROBE_SECONDS = 1.0
 _CALLED_WITHIN = 10.0
-"""How long to wait for the member whose turn it is to call a group together."""
+"""Seconds to wait for the member whose turn it is to call a group together."""
 
 
 @dataclass(frozen=True)
 class Averaged:
-    """The state after an epoch, whose updates went into it, and the limits to write the next ones with."""
+    """The state after an epoch, the members in the mean, and the limits to write the next updates with."""
 
     state: TrainableState
     members: tuple[str, ...]
@@ -52,6 +52,7 @@ class GroupAveraging:
         self._matchmaking = progress.matchmaking
         self._calls = calls
         self._catch_up = catch_up
+        # One for each phase: a phase that moves vectors takes longer than one that moves keys.
         self._deadlines = {phase: Deadlines(self._plan.recipe.topology.round_deadline) for phase in Phase}
         self._told: set[str] = set()
         self._sending: list[asyncio.Task[None]] = []
@@ -67,6 +68,7 @@ class GroupAveraging:
         self._cancel_calls()
         self._told = set()
         matchmaking.begin(Round(update.round, own.proposal, own.form))
+        # The deadline counts from the epoch's begin, as it was learned; the limit from now, however long training took.
         trained_after = progress.seconds_into(update.round, self._now())
         self._deadline = self._now() + progress.deadlines.deadline(trained_after) - trained_after
         self._limit = self._now() + self._plan.recipe.topology.round_deadline
@@ -110,6 +112,7 @@ class GroupAveraging:
             if self._catch_up.is_overtaken() or self._now() >= self._limit or not matchmaking.may_try_again:
                 return None
             late = self._now() >= self._deadline
+            # A call while somebody still trains would leave it out.
             if late or not self._awaited():
                 members = self._next_members()
                 if members is None and (late or not self._are_enough_left()):
@@ -117,10 +120,12 @@ class GroupAveraging:
                     self._progress.event(events.TooFewMembers(epoch=epoch, present=present, needed=needed))
                     return None
                 if members is not None:
+                    # The first in the roster calls, so that calls seldom cross; a silent caller is passed over.
                     caller = next(name for name in members if name not in matchmaking.passed_over)
                     if caller == self._plan.name:
                         matchmaking.call_together(members)
                         continue
+                    # Each caller has its own time: a new one has not had its chance yet.
                     if caller != waited_for:
                         waited_for, since = caller, self._now()
                     elif self._now() - since >= _CALLED_WITHIN:
@@ -129,7 +134,7 @@ class GroupAveraging:
             await self._look_again(math.inf if late else self._deadline, self._awaited() or [waited_for])
 
     def _present(self) -> tuple[str, ...]:
-        """Who can be in a group now, in roster order."""
+        """The nodes a group can have now, in roster order."""
         matchmaking, members = self._matchmaking, self._progress.members
         return tuple(
             name
@@ -139,14 +144,14 @@ class GroupAveraging:
         )
 
     def _next_members(self) -> tuple[str, ...] | None:
-        """Whom to call together; None when they are too few."""
+        """The members to call; None when they are too few."""
         present = self._present()
         if (must_be := self._matchmaking.must_be) is not None:
             return must_be if must_be and set(must_be) <= set(present) else None
         return present if len(present) >= self._plan.needed else None
 
     def _are_enough_left(self) -> bool:
-        """Whether a group can still come about, were all there who can be."""
+        """Whether a group is still possible if every node comes that can."""
         if self._matchmaking.must_be is not None:
             return False
         gone = {peer for peer in self._progress.members.others if self._has_gone_on(peer)}
@@ -158,6 +163,7 @@ class GroupAveraging:
         awaited = []
         for peer in members.live:
             hello = members.hello_of(peer)
+            # It comes in where the others are too few without it (`CatchUp._must_sit_out`): only then is it awaited.
             sits_out = hello is not None and hello.catching_up and len(self._present()) >= self._plan.needed
             if not (sits_out or self._has_gone_on(peer) or matchmaking.is_here(peer) or peer in matchmaking.left_out):
                 awaited.append(peer)
@@ -189,12 +195,14 @@ class GroupAveraging:
                 attempt.scatter(vector)
             else:
                 if attempt.phase is Phase.READY:
+                    # First on disk: a node killed after it opened the sum must not average with others in this epoch.
                     self._matchmaking.bind()
                 attempt.advance()
         except GroupFault as fault:
             self._matchmaking.fail(fault.member, str(fault))
             return False
         except ProtocolError as error:
+            # The update did not fit the agreed scale: the next attempt gets a wider one, and nobody is to blame.
             if not own.widen():
                 raise
             self._matchmaking.propose(own.proposal)
@@ -209,6 +217,7 @@ class GroupAveraging:
         matchmaking, members, began = self._matchmaking, self._progress.members, self._now()
         phase = attempt.phase
         assert phase is not None
+        # Silence counts from here: before, this node may have been busy itself.
         matchmaking.heard_at = began
         while True:
             if matchmaking.attempt is not attempt or matchmaking.failure is not None:
@@ -217,10 +226,12 @@ class GroupAveraging:
             if not missing:
                 self._deadlines[phase].observe(self._now() - began)
                 return True
+            # Bytes that come move the deadline, for a slow line is not silence; the limit never moves.
             until = min(matchmaking.heard_at + self._deadlines[phase].deadline(0.0), limit)
             lost = [peer for peer in missing if self._now() >= until or not members.is_live(peer)]
             for peer in lost:
                 if not members.is_live(peer):
+                    # Until it says anew that it waits, the next attempt must not count on it.
                     matchmaking.gone(peer)
                 try:
                     attempt.do_without(peer, f"'{peer}' is down or silent in phase '{phase}'")
@@ -250,13 +261,14 @@ class GroupAveraging:
         else:
             if receipt is None or receipt.accepted:
                 return
+            # A peer that has the epoch behind it will not come back; any other may be in the next attempt.
             blamed = peer if receipt.committed >= header.epoch else None
             reason = f"'{peer}' is in this attempt no more"
         if matchmaking.attempt is attempt and matchmaking.is_on():
             matchmaking.fail(blamed, reason)
 
     def _give_up(self, attempt: GroupAttempt) -> None:
-        """Stop all calls of an attempt, and tell its members, who would wait in vain."""
+        """Stop an attempt's calls, and tell its members, who would wait in vain."""
         self._cancel_calls()
         failure = self._matchmaking.failure
         if self._matchmaking.attempt is not attempt or failure is None or not self._matchmaking.failed_here:
@@ -268,7 +280,7 @@ class GroupAveraging:
                 self._begin(self._tell(peer, header, payload))
 
     async def _hear_others(self) -> None:
-        """After a failure: who is alive, and whose fault was it? Unless there is another attempt already."""
+        """Ask the others after a failure who is alive and at fault, unless another attempt has begun."""
         if not self._matchmaking.is_on():
             await asyncio.sleep(RETRY_SECONDS)
             await self._calls.greet_all(self._progress.members.live)
@@ -276,6 +288,7 @@ class GroupAveraging:
     def _tell_of_presence(self) -> None:
         """Let each live peer know, once, that this node waits for a group."""
         matchmaking, members = self._matchmaking, self._progress.members
+        # A peer that was down may have been started again and know nothing: it is told once more.
         self._told &= set(members.live)
         header = GroupHeader(
             run_id=self._plan.run_id,
@@ -302,7 +315,7 @@ class GroupAveraging:
                 self._matchmaking.known_here(peer, header.epoch)
 
     async def _look_again(self, until: float, doubtful: list[str]) -> None:
-        """Wait for news, and see now and then whether those are alive who give none."""
+        """Wait for news, and probe the doubtful peers for life now and then."""
         progress = self._progress
         if self._now() >= self._next_probe:
             self._next_probe = self._now() + PROBE_SECONDS

@@ -1,4 +1,4 @@
-"""What a node brings to a group and takes from it: its update as a vector of the ring, and the mean in the sum.
+"""A node's share in a group: it brings its update as a vector of the ring, and takes the mean in the sum.
 
 The members first tell each other what they start from and on what scale they would write: the widest one is taken.
 """
@@ -24,13 +24,13 @@ from strategies.ring_scale import Scale, first_scale, next_scale, widened
 
 
 class Proposal(PeerMessage):
-    """What a member tells of itself before an attempt."""
+    """A member's account of itself before an attempt."""
 
     manifest_digest: Digest
     start_digest: Digest
-    """Of the state that it trained from."""
+    """The digest of its start state."""
     scale: Scale | None
-    """The limits that it would write with; None when it knows none, as whoever adopted a state."""
+    """The limits that it would write with; None when it knows none, as after adopting a state."""
 
 
 class GroupUpdate:
@@ -52,7 +52,7 @@ class GroupUpdate:
 
     @property
     def proposal(self) -> bytes:
-        """What this member tells the others."""
+        """This member's proposal, as bytes."""
         return self._own.model_dump_json().encode()
 
     def widen(self) -> bool:

@@ -61,7 +61,7 @@ _Part = TypeVar("_Part", wire.UpdatePart, wire.GroupPart)
 
 @dataclass(frozen=True)
 class Identity:
-    """What a node proves its name with: its certificate and private key (PEM)."""
+    """A node's proof of its name: its certificate and private key (PEM)."""
 
     name: str
     certificate: bytes
@@ -201,7 +201,7 @@ class GrpcServer:
 
     @asynccontextmanager
     async def _call(self, context: Any) -> AsyncIterator[str]:
-        """Yields the authenticated name of the caller; a refusal inside becomes the call's status."""
+        """Yield the authenticated name of the caller; a refusal inside becomes the call's status."""
         sender = self._names.get(_fingerprint(context.auth_context()["x509_pem_cert"][0]))
         if sender is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this certificate is not in the roster")
@@ -235,7 +235,7 @@ async def _chunks(parts: AsyncIterator[wire.UpdatePart | wire.GroupPart | None])
 
 
 def _tolerant(kind: type[ProtobufMessage]) -> Callable[[bytes], ProtobufMessage | None]:
-    """Reads a message; None for bytes that are none, so that the refusal is ours and names the sender."""
+    """Read a message; None for bytes that are none, so that the refusal is ours and names the sender."""
 
     def read(data: bytes) -> ProtobufMessage | None:
         try:
@@ -255,7 +255,7 @@ def _fields(message: ProtobufMessage | None) -> dict[str, Any]:
 
 @contextmanager
 def _failures_of(peer: str) -> Iterator[None]:
-    """Turns a failed call into PeerUnreachable, or into ProtocolError where the peer refused it."""
+    """Turn a failed call into PeerUnreachable, or into ProtocolError where the peer refused it."""
     try:
         yield
     except grpc.aio.AioRpcError as error:

@@ -49,7 +49,7 @@ class Inbox:
         self._updates.setdefault(header.epoch, {}).setdefault(header.sender, contribution)
 
     def refuse(self, epoch: int, sender: str) -> None:
-        """Nothing more is to be expected of this sender in this epoch."""
+        """Expect nothing more of this sender in this epoch."""
         self._refused.add((epoch, sender))
 
     def has(self, epoch: int, sender: str) -> bool:

@@ -70,7 +70,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class NodeResult:
-    """What a node ends with."""
+    """A node's final result."""
 
     name: str
     ledger: Ledger
@@ -134,7 +134,7 @@ def summarize(recipe: Recipe, results: Sequence[NodeResult]) -> Summary:
 
 
 def masking_seconds(recipe: Recipe, results: Sequence[NodeResult]) -> dict[str, float]:
-    """For a summary's `seconds`: what masking took at all of these nodes; nothing where nothing is masked."""
+    """The time for masking at all nodes, for a summary's `seconds`; nothing where nothing is masked."""
     if recipe.privacy.secure is None:
         return {}
     return {"secure_aggregation": sum(result.ledger.seconds_masking for result in results)}

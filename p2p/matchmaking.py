@@ -1,8 +1,8 @@
-"""Which group averages in this epoch, as one node sees it: who is there, who is left out, which attempt is on.
+"""The group that averages in this epoch, as one node sees it: those there, those left out, the attempt that is on.
 
 Any member may call a group together, by convention the first one that is there; of two calls the higher attempt counts,
 and of two with one number that of the member who comes first in the roster. Bookkeeping shared by the node's loop and
-its answering side; knows no network. What it refuses is a ProtocolError in words, what comes too early PeerUnreachable.
+its answering side; knows no network. A refusal is a ProtocolError in words, a message too early PeerUnreachable.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _UNKNOWN = ""
 
 
 class GaveUp(PeerMessage):
-    """Why an attempt failed at a member, and whose fault it was."""
+    """The reason of an attempt's failure, and the member at fault."""
 
     member: str | None
     reason: str
@@ -36,7 +36,7 @@ class GaveUp(PeerMessage):
 
 @dataclass(frozen=True)
 class Round:
-    """What a node brings to the groups of one epoch."""
+    """A node's input to the groups of one epoch."""
 
     epoch: int
     proposal: bytes
@@ -55,7 +55,7 @@ class Matchmaking:
         self._here: dict[int, dict[str, str]] = {}
         self._rank = (0, 0)
         self.session = os.urandom(16)
-        """Tells this start of the node from an earlier one."""
+        """The mark of this start, unlike an earlier one's."""
         self.attempt: GroupAttempt | None = None
         """The newest attempt; it is over when `failure` is set."""
         self.failure: GaveUp | None = None
@@ -63,11 +63,11 @@ class Matchmaking:
         """Whether the others have yet to be told of the failure."""
         self.attempts = 0
         self.left_out: dict[str, str] = {}
-        """Who is not asked into a group in this epoch any more, and why."""
+        """Peers not asked into this epoch's groups any more, and why."""
         self.passed_over: set[str] = set()
-        """Who was to call a group together, and did not."""
+        """Members that were to call a group, and did not."""
         self.heard_at = 0.0
-        """When something of an attempt came last, on the event loop's clock."""
+        """The last arrival in an attempt, on the event loop's clock."""
 
     @property
     def epoch(self) -> int:
@@ -90,7 +90,7 @@ class Matchmaking:
         return _ATTEMPTS_A_MEMBER * len(self._plan.roster)
 
     def begin(self, brought: Round) -> None:
-        """This node has trained, and is there for a group."""
+        """Wait in this epoch's groups, now trained."""
         self._round = brought
         self._rank = (0, 0)
         self.attempt, self.failure, self.attempts = None, None, 0
@@ -103,7 +103,7 @@ class Matchmaking:
         self._round = replace(self._round, proposal=proposal)
 
     def end(self) -> None:
-        """The epoch is over for this node."""
+        """End the epoch at this node."""
         self._round, self.attempt = None, None
 
     def is_here(self, peer: str) -> bool:
@@ -111,11 +111,12 @@ class Matchmaking:
         return peer in self._here.get(self.epoch, {})
 
     def heard_here(self, sender: str, epoch: int, session: str) -> bool:
-        """A peer waits for a group; returns whether this node does, too. A peer that was started again has lost its
-        attempt."""
+        """Note that a peer waits for a group; returns whether this node does, too. A peer that was started again has
+        lost its attempt."""
         before = self._here.setdefault(epoch, {}).get(sender, _UNKNOWN)
         self._here[epoch][sender] = session
         if epoch == self.epoch and before not in (_UNKNOWN, session):
+            # The fault was that of its earlier start.
             self.left_out.pop(sender, None)
             if self.is_on() and sender in self._members:
                 self.fail(None, f"'{sender}' was started again")
@@ -123,17 +124,17 @@ class Matchmaking:
         return epoch == self.epoch
 
     def known_here(self, peer: str, epoch: int) -> None:
-        """A peer has answered that it waits for a group in this epoch."""
+        """Note a peer's answer that it waits for a group there."""
         self._here.setdefault(epoch, {}).setdefault(peer, _UNKNOWN)
         self._news()
 
     def gone(self, peer: str) -> None:
-        """A peer is down: it is there again once it says so."""
+        """Forget a peer that is down, until it says it is back."""
         for peers in self._here.values():
             peers.pop(peer, None)
 
     def is_on(self) -> bool:
-        """Whether there is an attempt that has neither failed nor ended."""
+        """Whether an attempt has neither failed nor ended."""
         return self.attempt is not None and self.attempt.phase is not None and self.failure is None
 
     def call_together(self, members: tuple[str, ...]) -> None:
@@ -151,12 +152,14 @@ class Matchmaking:
         if sender not in group.members:
             raise ProtocolError("the sender is not of that group")
         if self.attempt is None or self.attempt.group != group:
+            # Ranks only grow, so that all nodes keep the same one of two calls that cross.
             if self._rank_of(group) <= self._rank:
                 self._notice_split(sender, group)
                 return False
             self._check_call(sender, header, group)
             self._start(group)
         assert self.attempt is not None
+        # Checked before a byte is read: a false size must not cost memory.
         most = 4096 if header.phase == "gave up" else self.attempt.most_bytes(Phase(header.phase), sender)
         if header.size > most:
             reason = f"{header.size} bytes in phase '{header.phase}'; the most is {most}"
@@ -165,12 +168,12 @@ class Matchmaking:
         return self.is_on() or header.phase == "gave up"
 
     def refuse(self, sender: str, header: GroupHeader, reason: str) -> None:
-        """A message was not what it should be: without it, its attempt fails."""
+        """Fail the attempt of a message that was not what it should be."""
         if self.is_on() and self._is_of_attempt(header):
             self.fail(sender, reason)
 
     def take(self, sender: str, header: GroupHeader, payload: bytes) -> None:
-        """A whole message. Raises ProtocolError when the sender is to blame for what is wrong with it."""
+        """Take a whole message. Raises ProtocolError when the sender is to blame for its fault."""
         attempt = self.attempt
         if attempt is None or not self._is_of_attempt(header):
             return  # it was on when the message began to come
@@ -183,14 +186,16 @@ class Matchmaking:
             attempt.take(sender, Phase(header.phase), payload)
         except GroupFault as fault:
             self.fail(fault.member, str(fault))
+            # A sender whose message shows another's fault did nothing wrong, and is not refused.
             if fault.member == sender:
                 raise
         self._news()
 
     def fail(self, member: str | None, reason: str) -> None:
-        """The attempt is over; `member` is to blame and left out of the next ones."""
+        """End the attempt; `member` is to blame and left out of the next."""
         assert self.attempt is not None
         if member is not None and member != self._plan.name:
+            # The first reason stands: later ones often follow from it.
             self.left_out.setdefault(member, reason)
         self.failure, self.failed_here = GaveUp(member=member, reason=reason[:1000]), True
         group = self.attempt.group
@@ -198,7 +203,7 @@ class Matchmaking:
         self._news()
 
     def bind(self) -> None:
-        """This node is about to open the sum of the attempt: from now on it averages with just these in this epoch.
+        """Bind this node, before it opens the attempt's sum, to average with just these members in this epoch.
 
         The same members' sum again says nothing new. That of fewer would, less this one, show who is missing.
         """
@@ -212,7 +217,7 @@ class Matchmaking:
         return self.attempt is not None and self.attempt.group == _group_of(header)
 
     def _heed(self, sender: str, payload: bytes) -> None:
-        """A member gave up. Whoever is left out already leaves out nobody."""
+        """Heed a member that gave up. One left out blames nobody."""
         try:
             told = GaveUp.model_validate_json(payload)
         except ValueError:
@@ -225,12 +230,12 @@ class Matchmaking:
             self.left_out.setdefault(blamed, told.reason)
 
     def _notice_split(self, sender: str, group: Group) -> None:
-        """A member was called to the attempt that is on with other members: whoever called them together lied."""
+        """Fail the attempt when a member was called to it with other members: the caller of both lied."""
         if self._rank_of(group) == self._rank and self.is_on() and sender in self._members:
             self.fail(group.members[0], f"it called '{sender}' together with others than this node")
 
     def _check_call(self, sender: str, header: GroupHeader, group: Group) -> None:
-        """Whether this node takes part in an attempt that it hears of for the first time."""
+        """Raise for an attempt, new to this node, that it takes no part in."""
         roster, members = self._plan.roster, group.members
         if header.phase != Phase.KEYS.value:
             raise PeerUnreachable(f"this node has not begun attempt {group.attempt} of epoch {group.epoch} yet")
@@ -250,11 +255,13 @@ class Matchmaking:
             raise ProtocolError(f"'{members[0]}' called together: {self.left_out[members[0]]}")
         if not self.may_try_again:
             raise ProtocolError(f"{self.attempts} attempts at epoch {group.epoch} have failed here")
+        # A call with a huge number would outrank all that honest members can make.
         if group.attempt > self._rank[0] + self._most_attempts:
             raise ProtocolError(f"attempt {group.attempt}; the last one here was {self._rank[0]}")
 
     def _rank_of(self, group: Group) -> tuple[int, int]:
         roster, first = self._plan.roster, group.members[0]
+        # A caller who is not of the roster ranks below all members.
         return group.attempt, -roster.index(first) if first in roster else -len(roster)
 
     def _start(self, group: Group) -> None:

@@ -1,4 +1,4 @@
-"""Who of the roster is there: who answers, who does not, and who trains something else. Pure; the caller has the clock.
+"""The roster's peers: those that answer, those silent, those that train something else. Pure; the caller has the clock.
 
 A peer is down when several calls in a row have failed and it has not been heard for some seconds: a connection that is
 just being made can fail any number of times in a moment.
@@ -19,7 +19,7 @@ DOWN_AFTER_SECONDS = 3.0
 
 @dataclass
 class Peer:
-    """What is known of one peer. `misses` counts failed calls since it was `heard_at`, in the caller's seconds."""
+    """A peer as it is known. `misses` counts failed calls since it was `heard_at`, in the caller's seconds."""
 
     hello: Hello | None = None
     heard_at: float = 0.0
@@ -58,19 +58,19 @@ class Membership:
         return self._peers[name].hello
 
     def difference_of(self, name: str) -> str | None:
-        """Why a peer cannot take part; None when it can, or has not been heard."""
+        """The reason a peer cannot take part; None when it can, or has not been heard."""
         return self._peers[name].differs
 
     def hellos(self) -> list[Hello]:
-        """What the live peers last said about themselves."""
+        """The live peers' last hellos."""
         return [peer.hello for peer in self._peers.values() if peer.live and peer.hello is not None]
 
     def differences(self) -> list[str]:
-        """Why peers that answered cannot take part."""
+        """Reasons why answering peers cannot take part."""
         return [peer.differs for peer in self._peers.values() if peer.differs is not None]
 
     def heard(self, hello: Hello, own: Hello, now: float) -> None:
-        """A peer said hello. Whoever differs is not averaged with, until it says otherwise."""
+        """Note a peer's hello. One that differs is not averaged with until it agrees."""
         peer = self._peers[hello.sender]
         differs = own.difference_from(hello)
         if differs is not None and differs != peer.differs:
@@ -81,7 +81,7 @@ class Membership:
             self._event(events.PeerUp(peer=hello.sender, committed=hello.committed))
 
     def missed(self, name: str, reason: str, now: float) -> None:
-        """A call to a peer failed."""
+        """Note a failed call."""
         peer = self._peers[name]
         was_live = peer.live
         peer.misses += 1

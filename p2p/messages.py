@@ -1,4 +1,4 @@
-"""What gossip nodes say to each other, with every field checked on arrival. Knows no transport."""
+"""The messages of gossip nodes, with every field checked on arrival. Knows no transport."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PeerMessage(BaseModel):
 
 
 class Hello(PeerMessage):
-    """Who a node is, what it trains, and how far it is. Both sides of a greeting send one."""
+    """A node's name, its run and its progress. Both sides of a greeting send one."""
 
     run_id: RunId
     sender: Name
@@ -48,21 +48,21 @@ class Hello(PeerMessage):
     committed: Epoch
     """Last epoch it has committed; 0 before the first."""
     contributors: Annotated[list[Name], Field(max_length=_MOST_MEMBERS)]
-    """Whose updates went into that state."""
+    """Senders of that state's updates."""
     state_digest: NoDigestYet
     working: Epoch
     """The epoch it is training or averaging; 0 when it is at none."""
     working_seconds: Seconds
-    """For how long it has been at it."""
+    """The seconds since it began it."""
     pace: Seconds
-    """How long its epochs take; 0 before it knows."""
+    """Its epochs' median seconds; 0 before any."""
     catching_up: bool
     """Whether it sits out until it can begin an epoch together with the others: they do not wait for it."""
     finished: bool
     """Whether its state will not change any more."""
 
     def difference_from(self, other: Hello) -> str | None:
-        """Why these two nodes cannot train together, in words; None when they can."""
+        """The reason these two nodes cannot train together, in words; None when they can."""
         for field, what in _MUST_AGREE.items():
             mine, theirs = getattr(self, field), getattr(other, field)
             if mine != theirs:
@@ -71,7 +71,7 @@ class Hello(PeerMessage):
 
     @property
     def offer(self) -> Offer:
-        """Sorts states from the least to the most worth having: newest, most updates, then any fixed order."""
+        """A key that sorts states by worth: the newest, then the most updates, then any fixed order."""
         return (self.committed, len(self.contributors), self.state_digest)
 
 
@@ -86,20 +86,20 @@ _MUST_AGREE = {
 
 
 class UpdateHeader(PeerMessage):
-    """Goes before the chunks of an update: whose it is, for which epoch, and what the chunks must add up to."""
+    """The head of an update, before its chunks: sender, epoch, and what the chunks must add up to."""
 
     run_id: RunId
     epoch: Annotated[int, Field(ge=1)]
     sender: Name
     manifest_digest: Digest
     weight: float
-    """What the update weighs in a mean: the units (tokens, pairs, examples) that its loss is a mean over."""
+    """The update's weight in a mean: the units (tokens, pairs, examples) that its loss is a mean over."""
     degree: Epoch
-    """With how many live partners the sender exchanges in this epoch."""
+    """The number of the sender's live partners in this epoch."""
     size: Annotated[int, Field(ge=0)]
     """Bytes of all chunks together."""
     sha256: Digest
-    """Over those bytes."""
+    """Their digest."""
 
 
 class Receipt(PeerMessage):
@@ -111,11 +111,11 @@ class Receipt(PeerMessage):
 
 
 GroupPhase = Literal["here", "keys", "scatter", "ready", "open", "gather", "confirm", "gave up"]
-"""What a group message is: a phase of `security.secure_aggregation.group`, or what comes before or in place of it."""
+"""A group message's kind: a phase of `security.secure_aggregation.group`, or what comes before or in place of it."""
 
 
 class GroupHeader(PeerMessage):
-    """Goes before the chunks of a message to another member of a group: which attempt and phase it belongs to.
+    """The head of a message to another member of a group, before its chunks: the attempt and phase.
 
     `here` says that the sender has trained and waits for a group (attempt 0, no members); `gave up` that the attempt
     has failed at the sender.
@@ -126,16 +126,16 @@ class GroupHeader(PeerMessage):
     epoch: Annotated[int, Field(ge=1)]
     attempt: Epoch
     members: Annotated[list[Name], Field(max_length=_MOST_MEMBERS)]
-    """Who averages, in roster order. The first of them called the group together."""
+    """The group, in roster order. The first of them called the group together."""
     phase: GroupPhase
     size: Annotated[int, Field(ge=0)]
     """Bytes of all chunks together."""
     sha256: Digest
-    """Over those bytes."""
+    """Their digest."""
 
 
 class StateRequest(PeerMessage):
-    """Asks for the serialised state of one commit, from `offset` on."""
+    """A request for one commit's serialised state from `offset` on."""
 
     run_id: RunId
     sender: Name

@@ -1,4 +1,4 @@
-"""How a node's trained state is written where each neighbour gets it by itself.
+"""The codec of a node's trained state where each neighbour gets it by itself.
 
 A change is the one from the run's initial state, which all nodes hold whatever else they have missed.
 """
@@ -16,7 +16,7 @@ from strategies.messages import Update
 
 
 class NeighbourCodec:
-    """Writes and reads the states of one run; `initial` is needed where the recipe's codec sends changes."""
+    """The codec of one run's states; `initial` is needed where the recipe's codec sends changes."""
 
     def __init__(self, plan: RunPlan, manifest: Manifest, initial: TrainableState | None) -> None:
         self._plan = plan
@@ -28,7 +28,7 @@ class NeighbourCodec:
         return state_codec(self._plan.recipe, self._manifest, 0)
 
     def write(self, update: Update, trained: TrainableState) -> tuple[bytes, TrainableState]:
-        """What the neighbours get of what the site has trained, and the state that they will read in it."""
+        """The neighbours' payload of what the site trained, and the state that they will read in it."""
         if isinstance(self._codec, Fp32):  # the site handed it over just so
             return bytes(update.payload), trained
         key = rounding_key(self._plan.recipe.training.seed, self._plan.rounding_secret, update.round)

@@ -30,7 +30,7 @@ from strategies.mixing import Contribution
 from strategies.ring_scale import Scale
 
 LINGER_SECONDS = 30.0
-"""How long a node stays for those who are late."""
+"""Seconds that a node stays for late ones."""
 
 _PROBED_AT_ONCE = 8
 
@@ -193,7 +193,7 @@ class GossipNode:
             await progress.news_until(min(deadline, next_probe))
 
     def _is_awaited(self, peer: str, parcel: Parcel) -> bool:
-        """Whether there is still something to expect from a peer in this epoch: its update, or its receipt for ours."""
+        """Whether this node still expects something from a peer in this epoch: its update, or its receipt for ours."""
         members, epoch = self._progress.members, parcel.header.epoch
         hello = members.hello_of(peer)
         if not members.is_live(peer) or hello is None or hello.catching_up or hello.committed > epoch:
@@ -201,7 +201,7 @@ class GossipNode:
         return not (self._progress.inbox.settled(epoch, peer) and peer in parcel.receipts)
 
     def _present(self, epoch: int) -> int:
-        """How many members an epoch counts: those in the mean or, where each has a mean of its own, those alive."""
+        """The number of members of an epoch: those in the mean or, where each has a mean of its own, those alive."""
         if self._plan.in_one_state:
             return 1 + len(self._progress.inbox.take(epoch))
         return 1 + len(self._progress.members.live)

@@ -1,4 +1,4 @@
-"""On disk: with whom a node has opened a sum in an epoch, before it opens it. A restart must not make it forget."""
+"""A node's note on disk of the members of an epoch's sum, before it opens it. A restart must not make it forget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core_training.foundation.durable import commit_file
 
 
 class OpenedSum:
-    """The newest one, in `file`."""
+    """The newest note, in `file`."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -20,15 +20,15 @@ class OpenedSum:
             self._epoch, self._members = document["epoch"], tuple(document["members"])
 
     def members(self, epoch: int) -> tuple[str, ...] | None:
-        """Those with whom a sum was opened in this epoch; None where none was.
+        """The members of the sum opened in this epoch; None where none was.
 
-        Nobody for an epoch before the noted one: a node comes back to it when its last commit is damaged.
+        Empty for an epoch before the noted one: a node comes back to it when its last commit is damaged.
         """
         if self._epoch is None or epoch > self._epoch:
             return None
         return self._members if epoch == self._epoch else ()
 
     def note(self, epoch: int, members: tuple[str, ...]) -> None:
-        """A sum of these members is about to be opened. Raises RunError when the disk refuses."""
+        """Note the members of a sum before it is opened. Raises RunError when the disk refuses."""
         commit_file(self._file, json.dumps({"epoch": epoch, "members": list(members)}).encode())
         self._epoch, self._members = epoch, members

@@ -1,4 +1,4 @@
-"""What all nodes of a run agree on before it starts."""
+"""The plan that a run's nodes share before it starts."""
 
 from __future__ import annotations
 

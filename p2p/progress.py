@@ -1,4 +1,4 @@
-"""Where a node stands: what it trains, what it has committed, who is there, what has come in. No network, no loop.
+"""A node's progress: its training, its commits, its peers, the updates that came in. No network, no loop.
 
 The node's loop and its answering side share one `Progress`; both run on one event loop, so nothing here is locked.
 """
@@ -51,13 +51,13 @@ class Progress:
         self.catching_up = False
         self.finished = False
         self.news = asyncio.Event()
-        """Set whenever something came in that the waiting loop may have waited for."""
+        """A flag, set when something came in that the loop may wait for."""
         self.matchmaking = Matchmaking(plan, OpenedSum(store.opened_file), event, self.news.set)
         self._began: dict[int, float] = {}
         self._last_arrival = 0.0
 
     def begin(self, epoch: int, now: float) -> None:
-        """This node starts to train an epoch."""
+        """Begin to train an epoch."""
         self.working, self.catching_up = epoch, False
         self._began = {epoch - 1: self._began.get(epoch - 1, now), epoch: now}
         self._last_arrival = now
@@ -67,7 +67,7 @@ class Progress:
         return now - self._began.get(epoch, now)
 
     def arrived(self, now: float) -> None:
-        """An update was received or trained."""
+        """Note an update, own or received."""
         self._last_arrival = now
         self.news.set()
 
@@ -81,7 +81,7 @@ class Progress:
         self.news.clear()
 
     def commit(self, state: TrainableState, contributors: Sequence[str], scale: Scale | None = None) -> None:
-        """The epoch after the last committed one is done."""
+        """Commit the epoch after the last committed one."""
         epoch = self.last.epoch + 1
         self.deadlines.observe(self._last_arrival - self._began[epoch])
         self.put(Commit(epoch, state, tuple(contributors), self.ledger.copy(), scale))
@@ -93,7 +93,7 @@ class Progress:
         self.inbox.forget_through(commit.epoch)
 
     def hello(self) -> Hello:
-        """What this node says about itself now."""
+        """This node's account of itself now."""
         now = asyncio.get_running_loop().time()
         return Hello(
             run_id=self.plan.run_id,

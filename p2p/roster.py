@@ -37,7 +37,7 @@ class Member(BaseModel):
     """PEM."""
 
     def check_certificate(self, source: str) -> None:
-        """Raises InputError when the certificate is malformed, expired, or made out to somebody else."""
+        """Raise InputError when the certificate is malformed, expired, or made out to somebody else."""
         certificate = parse_certificate(self.certificate.encode(), f"{source}, certificate of '{self.name}'")
         if common_name(certificate) != self.name:
             raise InputError(f"{source}: the certificate of '{self.name}' is made out to '{common_name(certificate)}'")

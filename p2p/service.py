@@ -32,7 +32,7 @@ class PeerService:
         self._uploads: Counter[str] = Counter()
 
     def open(self, progress: Progress) -> None:
-        """From now on answer for this node."""
+        """Answer for this node from now on."""
         self._progress = progress
 
     async def on_greeting(self, sender: str, hello: Hello) -> Hello:
@@ -93,7 +93,7 @@ class PeerService:
     async def _take_group_message(
         self, progress: Progress, sender: str, header: GroupHeader, chunks: AsyncIterator[bytes]
     ) -> bool:
-        """Returns whether it is of the attempt that is on; `here`: whether this node waits for a group, too."""
+        """Take a message; returns whether its attempt is on; `here`: whether this node waits for a group, too."""
         matchmaking = progress.matchmaking
         if header.phase == "here":
             if header.size != len(matchmaking.session):

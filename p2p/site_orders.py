@@ -1,4 +1,4 @@
-"""What a node asks of its own site's trainer, with every answer checked. A site that cannot do it is a RunError."""
+"""A node's orders to its own site's trainer, with every answer checked. A site that cannot do it is a RunError."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from strategies.messages import (
 )
 
 Ask = Callable[[Envelope], Awaitable[Envelope]]
-"""Puts an order to the site's trainer and returns its reply."""
+"""The site's trainer: takes an order, returns its reply."""
 
 _Reply = TypeVar("_Reply", bound=Message)
 

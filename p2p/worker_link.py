@@ -18,7 +18,7 @@ from p2p.site_orders import Ask
 from strategies.messages import Envelope
 
 _RESTARTS = 3
-"""How often the worker is started again over one order."""
+"""The restarts of the worker over one order, at most."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ class _KeptWorker:
         worker_client.start_worker(self._folder)
 
     def ask(self, order: Envelope) -> Envelope:
-        """Raises RunError when the worker cannot be kept going."""
+        """Raise RunError when the worker cannot be kept going."""
         self._restarts = 0
         return worker_client.ask(
             self._folder, order, patience=worker_client.STARTS_WITHIN, restart=self._start_again_if_lost

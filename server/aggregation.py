@@ -31,7 +31,7 @@ Nodes = Mapping[int, str]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round came to: the next state, its figures, and the scale of the round after it (rings)."""
+    """A round's result: the next state, its figures, and the scale of the round after it (rings)."""
 
     state: TrainableState
     report: RoundReport
@@ -53,7 +53,7 @@ class RoundAggregation(ABC):
         self._order = order
 
     def orders(self) -> Message | Mapping[str, Message]:
-        """What the sites are told: all the same, or each its own."""
+        """The sites' orders: the same for all, or one for each."""
         return self._order
 
     @abstractmethod
@@ -61,7 +61,7 @@ class RoundAggregation(ABC):
         """Add one update. Raises ProtocolError, changing nothing, for what must not enter a mean."""
 
     def outcome(self, least: int) -> Outcome:
-        """What came of it. Raises ProtocolError for fewer updates than `least`, and where a sum cannot be right."""
+        """The result. Raises ProtocolError for fewer updates than `least`, and where a sum cannot be right."""
         if len(self.sites) < least:
             raise ProtocolError(f"{len(self.sites)} updates came, and it takes {least}")
         return self._outcome()
@@ -76,7 +76,7 @@ class RoundAggregation(ABC):
 
 
 class _ClearAggregation(RoundAggregation):
-    """Updates whose figures the sites tell in the clear."""
+    """Updates whose figures the sites report in the clear."""
 
     def __init__(self, recipe: Recipe, order: TrainOrder, asked: Nodes) -> None:
         super().__init__(recipe, order, asked)
@@ -140,17 +140,17 @@ class RingAggregation(_ClearAggregation):
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who takes part in a round: all its sites, and the nodes of those that are there to be asked."""
+    """A round's participants: all its sites, and the nodes of those that are there to be asked."""
 
     sites: Sequence[str]
     asked: Nodes
 
 
 class Rounds(Protocol):
-    """How all rounds of a run are aggregated."""
+    """The aggregation of all rounds of a run."""
 
     def cohort(self, number: int, present: Nodes) -> Cohort:
-        """Who takes part in round `number`, of those present. Raises ProtocolError when it cannot be held."""
+        """The participants of round `number`, of those present. Raises ProtocolError when it cannot be held."""
         ...
 
     def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState | None) -> RoundAggregation:
@@ -158,7 +158,7 @@ class Rounds(Protocol):
         ...
 
     def renew(self) -> None:
-        """A round came to nothing, and was not repeated."""
+        """Take note of a void round, not repeated."""
         ...
 
 
@@ -178,11 +178,11 @@ class ClearRounds:
         return RingAggregation(self._recipe, order, cohort.asked, terms, start)
 
     def renew(self) -> None:
-        """Nothing is kept from round to round."""
+        """Do nothing: no round keeps anything."""
 
 
 def check_belongs(reply: Update | MaskedUpdate | EvaluateReply, order: TrainOrder | EvaluateOrder) -> None:
-    """Raises ProtocolError for the answer to another order."""
+    """Raise ProtocolError for the answer to another order."""
     if reply.run_id != order.run_id:
         raise ProtocolError(f"the reply belongs to run {reply.run_id}")
     if reply.round != order.round:

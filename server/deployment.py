@@ -158,12 +158,12 @@ def site_states(federation: Federation) -> dict[str, str] | None:
 
 
 def is_worked_on(federation: Federation, run_id: str) -> bool:
-    """Whether there is a process that carries out the run."""
+    """Whether a process carries out the run."""
     return background.owner(federation.run_lock(run_id)) is not None
 
 
 def run_states(federation: Federation) -> list[RunProgress]:
-    """How each run stands; the note of one that stands still for want of a process says so."""
+    """Each run's progress; the note of one that stands still for want of a process says so."""
     runs = [read_progress(federation.runs / run_id) for run_id in federation.run_ids()]
     return [run if run.finished or is_worked_on(federation, run.run_id) else _left_alone(run) for run in runs]
 

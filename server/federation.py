@@ -23,7 +23,7 @@ from security.identities import IDENTITY, roster_digest
 from strategies.messages import SITE_NAME
 
 FEDERATION_FOLDER = "FEDLOOM_FEDERATION_FOLDER"
-"""Environment variable that tells the ServerApp where the federation folder is."""
+"""Environment variable that names the federation folder to the ServerApp."""
 
 FEDERATION_FILE = "federation.yaml"
 

@@ -1,4 +1,4 @@
-"""Who takes part: which connected nodes are admitted sites, what they agreed to when they joined, who is there now.
+"""The sites of a run: the connected nodes that are admitted, the terms they joined on, those that are there now.
 
 Knows nothing of rounds or of arithmetic on states.
 """
@@ -26,7 +26,7 @@ _ASKED_AGAIN_AT_MOST = 60.0
 """Seconds before a site that could not join is asked again; they double each time, up to this."""
 
 _NEWCOMER_WAIT = 5.0
-"""Seconds that sites which are ready wait for newcomers. Who needs longer has joined when it is asked the next time."""
+"""Seconds that sites which are ready wait for newcomers. A slower one has joined when it is asked the next time."""
 
 
 _RETURNS_WITHIN = 15.0
@@ -39,7 +39,7 @@ _PIN_ANOTHER = (
 
 @dataclass(frozen=True)
 class Terms:
-    """What every site of the run agreed on when it joined."""
+    """The terms that every site of the run joined on."""
 
     manifest: Manifest
     initial_digest: str
@@ -50,7 +50,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class _Pause:
-    """When a site that could not join is asked again."""
+    """The pause before a site is asked again to join."""
 
     seconds: float
     until: float
@@ -99,7 +99,7 @@ class Membership:
 
     @property
     def roster_digest(self) -> str:
-        """Of the roster that the sites of a run with secure aggregation have pinned."""
+        """The digest of the roster that all sites have pinned (secure aggregation)."""
         assert self.terms.roster_digest is not None, "whoever joins has pinned one"
         return self.terms.roster_digest
 
@@ -124,6 +124,7 @@ class Membership:
                 node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected
             }
             before = {site for site, part in progress.sites.items() if part.rounds}
+            # After a restart sites reconnect one by one: to begin with the first few would leave out the rest.
             returning = self._goes_on and not before <= set(present.values()) and time.monotonic() < self._waits_until
             if len(present) >= minimum and not returning:
                 self._goes_on = False  # from now on, who is away is waited for no longer
@@ -179,6 +180,7 @@ class Membership:
                 self._check_roster(reply)
                 offers[site] = (reply, _terms_of(reply))
         if self._terms is None:
+            # Terms that do not fit what is committed have no vote; sorted, so that speed does not decide a tie.
             votes = [
                 terms
                 for _, (_, terms) in sorted(offers.items())

@@ -25,7 +25,7 @@ Answer = TypeVar("Answer", bound=Message)
 
 
 class OrderExchange:
-    """Asks sites and collects what they answer, for one run; `progress` counts the bytes, also of what is set aside."""
+    """The orders and answers of one run; `progress` counts the bytes, also of answers that are set aside."""
 
     def __init__(self, grid: Grid, folder: RunFolder, deadline_seconds: float, progress: Progress) -> None:
         self._grid = grid
@@ -78,7 +78,7 @@ class OrderExchange:
             self._folder.event(events.Late(site=site, round=round_number, order=kind))
 
     def recent_reasons(self) -> str:
-        """Why sites were set aside lately, in words."""
+        """The latest reasons for setting sites aside."""
         return "; ".join([f"{event.site}: {event.reason}" for event in self._folder.events(events.Quarantined)][-3:])
 
     def _pull(self, orders: list[str]) -> Iterator[Reply]:

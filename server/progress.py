@@ -45,7 +45,7 @@ class SiteRound:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What a round came to: sums over the sites, each site's part, and how many values were cut at the clip."""
+    """A round's figures: sums over the sites, each site's part, and the number of values cut at the clip."""
 
     figures: RoundFigures
     sites: Mapping[str, SiteRound]
@@ -132,7 +132,7 @@ class Progress:
         )
 
     def record_void(self, number: int) -> None:
-        """The round changed nothing, and is not tried again."""
+        """Record a round that changed nothing, tried no more."""
         self.round = number
         self.void_in_a_row += 1
         self.void_rounds += 1

@@ -164,7 +164,7 @@ class _RoundLoop:
             raise RoundVoid(str(error)) from None
 
     def _begin(self, number: int, present: dict[int, str]) -> RoundAggregation:
-        """What takes the round's updates in. Raises TooFewSites."""
+        """The round's aggregation, begun. Raises TooFewSites."""
         recipe, terms = self._recipe, self._membership.terms
         if recipe.privacy.codec_part.sends_change and self._state is None:
             self._state = self._fetch_initial_state(number, present)
@@ -201,7 +201,7 @@ class _RoundLoop:
         raise TooFewSites((), "no site sent the initial state")
 
     def _until_enough(self, what: str, number: int, attempt: Callable[[int, dict[int, str]], _Result]) -> _Result:
-        """What `attempt` makes of the present sites' answers; tried again while too few answer.
+        """The result of `attempt` with the present sites; tried again while too few answer.
 
         Raises RunError when they are too few each time.
         """

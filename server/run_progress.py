@@ -1,4 +1,4 @@
-"""What a run folder tells about its run: how far it is, and how well it does. Reads files; knows no processes."""
+"""A run's progress and losses, as its run folder reports them. Reads files; knows no processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REPLACED_WITHIN = 15.0
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How a run stands. `round` is the newest one, void or not; `loss` is that of the newest one that counted.
+    """A run's progress. `round` is the newest one, void or not; `loss` is that of the newest one that counted.
 
     `note` is the newest event that a person should know of, if the run stands still.
     """
@@ -41,7 +41,7 @@ class RunProgress:
 
 
 def read_progress(folder: Path) -> RunProgress:
-    """How the run in `folder` stands, from its events and its summary."""
+    """The progress of the run in `folder`, from its events and summary."""
     run = RunFolder(folder)
     status = run.status()
     newest, summary = status.newest, run.summary() or {}

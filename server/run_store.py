@@ -1,4 +1,4 @@
-"""What a federated run must not lose: after each round, its state and figures are on disk before the next one starts.
+"""A federated run's commits: after each round, its state and figures are on disk before the next one starts.
 
 Knows nothing of Flower or of how a state came about.
 """

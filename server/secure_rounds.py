@@ -33,7 +33,7 @@ from strategies.messages import MaskedUpdate, Message, SecureOrder, SecureReply,
 from strategies.ring_scale import largest_change
 
 ROUNDS_AHEAD = 16
-"""For how many rounds masks are set up at a time: two exchanges for so many."""
+"""The rounds that masks are set up for at a time: two exchanges for all."""
 
 _ANSWERED_WITHIN = 120.0
 """Seconds for a step in which nothing is trained: whoever hangs in it must not hold up the others for a round."""
@@ -94,10 +94,10 @@ class SecureRounds:
     def cohort(self, number: int, present: Nodes) -> Cohort:
         """The sites whose masks meet in round `number`; sets masks up where there are none for it.
 
-        Who took part in an attempt at this very round that was cut short is asked again, and nobody else. Raises
+        The sites of an attempt at this very round that was cut short are asked again, and no others. Raises
         ProtocolError when the set-up leaves too few.
         """
-        if not self._recalled and self._slot_file.exists():
+        if not self._recalled and self._slot_file.exists() and self._batch_file.exists():
             self._recall()
         self._recalled = True
         sites = self._sites_of(number, present)
@@ -106,8 +106,10 @@ class SecureRounds:
     def _sites_of(self, number: int, present: Nodes) -> list[str]:
         batch, spent = self._batch, self._spent
         if batch is not None:
+            # Masks cancel among these participants only, and a site sends no other vector for the round.
             if spent.round == number:
                 return spent.participants
+            # A newcomer shares no masks with the others, and would wait for the end of the batch.
             newcomers = set(present.values()) - set(batch.sites) - self._due.keys()
             due = any(self._due.get(site, number + 1) <= number for site in present.values())
             if spent.slot + 1 < batch.batch.slots and not newcomers and not due and not self._renew:
@@ -120,7 +122,7 @@ class SecureRounds:
         self._renew = True
 
     def note(self, number: int, delivered: Collection[str], missing: Collection[str]) -> None:
-        """Who sent a masked update in this round, and who was asked in vain.
+        """Note the sites that sent a masked update, and those asked in vain.
 
         A site that lost what it kept of its masks can send none until new ones are set up. They are, for its sake, one
         round after it was missing first, then two rounds, four, and so on.
@@ -146,6 +148,7 @@ class SecureRounds:
             spent = self._spent = _Spent(
                 batch=batch.batch.number, slot=spent.slot + 1, round=order.round, participants=list(participants)
             )
+            # On disk before a site is asked: a slot used for two rounds would show the difference of two updates.
             commit_file(self._slot_file, spent.model_dump_json().encode())
         context = order.context(start.digest, self._recipe_text, terms.initial_digest)
         return ServerRound(batch, spent.slot, order.round, context, length, list(participants))
@@ -185,7 +188,7 @@ class SecureRounds:
 
     @staticmethod
     def _together(batch: ServerBatch, present: Nodes) -> list[str]:
-        """Those present whose masks meet. Raises ProtocolError when they are too few to open a sum."""
+        """The present sites whose masks meet. Raises ProtocolError when they are too few to open a sum."""
         together = sorted(set(present.values()) & set(batch.sites))
         batch.check_together(together)
         return together
@@ -194,6 +197,7 @@ class SecureRounds:
         """Take up the batch whose slot was being spent; without it, masks are set up anew."""
         spent = _Spent.model_validate_json(self._slot_file.read_bytes())
         kept = _Kept.model_validate_json(self._batch_file.read_bytes())
+        # The server was killed between a set-up and its first slot: the noted slot is of an older batch.
         if spent.batch != kept.number:
             return
         with suppress(ProtocolError):  # the sites have another roster than when the masks were set up
@@ -212,7 +216,7 @@ class SecureRounds:
 
 
 class MaskedAggregation(RoundAggregation):
-    """Masked updates: what each site sent says nothing, and their sum opens once the survivors agree to it."""
+    """Masked updates: one by itself says nothing, and their sum opens once the survivors agree to it."""
 
     reply = MaskedUpdate
     repeatable = False  # the masks are spent

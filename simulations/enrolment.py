@@ -25,7 +25,7 @@ def identities_of(sites: Sequence[str]) -> Mapping[str, str]:
 
 
 def enrolments_of(sites: Sequence[str], topology: Literal["federated", "gossip"]) -> dict[str, Enrolment]:
-    """What each of these sites brings to runs of this kind: it knows the others, and demands nothing."""
+    """Each site's enrolment in runs of this kind: it knows the others, and demands nothing."""
     roster = identities_of(sites)
     return {site: Enrolment(topology, site, _identity(site), roster, _NO_DEMANDS) for site in sites}
 

@@ -25,7 +25,7 @@ from strategies.messages import Envelope, TrainOrder
 
 RUN_ID = "simulation"
 EPOCH_SECONDS = 30.0
-"""How long an epoch's training takes at a site, on the network's clock, unless the caller says otherwise."""
+"""The seconds of an epoch's training at a site, on the network's clock, unless the caller says otherwise."""
 
 
 def simulate_gossip(
@@ -49,7 +49,7 @@ def simulate_gossip(
 
 
 class _Turns:
-    """Lets one site work at a time, on a clock that stands still meanwhile, and adds up how long they worked."""
+    """The sites' turns: one works at a time, on a clock that stands still meanwhile; the seconds are added up."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
@@ -72,7 +72,7 @@ class _Turns:
 
 
 class _Rounds:
-    """Puts the nodes' epochs together: one event of the simulation for each that all nodes have behind them."""
+    """The nodes' epochs put together: one event of the simulation for each that all nodes have finished."""
 
     def __init__(self, folder: RunFolder, sites: list[str], on_round: Callable[[int, float | None], None]) -> None:
         self._folder = folder
@@ -136,7 +136,7 @@ async def _simulate(
     began, turns, nodes, failed = time.perf_counter(), _Turns(), [], set[str]()
 
     async def until_it_fails(name: str, node: Awaitable[NodeResult]) -> NodeResult | None:
-        """As on a real network, the others go on without a node whose site fails."""
+        """Run a node; as on a real network, the others go on when its site fails."""
         try:
             return await node
         except (RunError, ProtocolError) as error:

@@ -20,7 +20,7 @@ _GIVES_UP_AFTER = 5.0
 
 @dataclass(frozen=True)
 class Partition:
-    """From `start` to `end` (seconds), those in `island` and those outside do not hear each other."""
+    """A cut between those in `island` and those outside, from `start` to `end` (seconds)."""
 
     start: float
     end: float
@@ -31,7 +31,7 @@ class Partition:
 
 
 class SimulatedNetwork:
-    """Carries calls between handlers.
+    """The wire between handlers.
 
     `latency` is the mean one-way delay in seconds (exponentially distributed), `loss` the chance that a message, or
     the answer to it, gets lost.
@@ -47,11 +47,11 @@ class SimulatedNetwork:
         self._handlers: dict[str, Handler] = {}
 
     def attach(self, name: str, handler: Handler) -> None:
-        """A node comes up."""
+        """Bring a node up."""
         self._handlers[name] = handler
 
     def detach(self, name: str) -> None:
-        """A node goes down: calls to it are refused at once."""
+        """Take a node down: calls to it are refused at once."""
         self._handlers.pop(name, None)
 
     def transport(self, name: str) -> SimulatedTransport:
@@ -66,12 +66,12 @@ class SimulatedNetwork:
         return handler
 
     def crash(self, name: str) -> None:
-        """A node goes down for good: nothing reaches it, and nothing comes from it any more."""
+        """Take a node down for good: nothing reaches it or comes from it any more."""
         self.detach(name)
         self._partitions += (Partition(0.0, math.inf, frozenset({name})),)
 
     async def pass_wire(self, sender: str, receiver: str) -> None:
-        """One message on its way. Raises PeerUnreachable, after the time it takes to notice, when it is lost."""
+        """Carry one message. Raises PeerUnreachable, after the time it takes to notice, when it is lost."""
         now = asyncio.get_running_loop().time()
         cut = any(partition.cuts(sender, receiver, now) for partition in self._partitions)
         if cut or self._random.random() < self._loss:

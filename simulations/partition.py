@@ -49,7 +49,7 @@ def _size_skew(total: int, count: int, alpha: float, random: np.random.Generator
 
 
 def _dirichlet(labels: Sequence[str], count: int, alpha: float, random: np.random.Generator) -> list[list[int]]:
-    """For each label, its records are spread over the sites in proportions from Dirichlet(alpha) (Hsu et al. 2019).
+    """Spread each label's records over the sites in proportions from Dirichlet(alpha) (Hsu et al. 2019).
 
     A site that drew nothing gets one record from the largest site.
     """

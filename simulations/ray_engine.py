@@ -38,7 +38,7 @@ def simulate_on_ray(
 
 
 class _Actor:
-    """Answers orders in a Ray actor, which builds its pool of sites at the first one."""
+    """The handler of orders in a Ray actor, which builds its sites at the first."""
 
     _pools: dict[str, SitePool] = {}
 

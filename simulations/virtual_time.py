@@ -35,7 +35,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             self._holds -= 1
 
     def pass_time(self, seconds: float | None) -> float | None:
-        """How long to wait in real time for `seconds` of virtual time: not at all, but for ever while held."""
+        """The real time to wait for `seconds` of virtual time: none, but for ever while held."""
         if self._holds:
             return 0 if seconds == 0 else None
         if seconds is not None and seconds > 0:
@@ -45,7 +45,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Polls real events; the time that the loop would have waited passes on its virtual clock instead."""
+    """A selector of real events; the loop's waiting passes on its virtual clock instead."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
         super().__init__()
@@ -56,6 +56,6 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 def run_virtually(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Like `asyncio.run`, on a `VirtualTimeLoop`."""
+    """Do `asyncio.run` on a `VirtualTimeLoop`."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(work)

@@ -155,7 +155,7 @@ _SHOWN = (
     events.Refused,
     events.TooFewMembers,
 )
-"""What a person at a terminal is told of, besides rounds."""
+"""The events that a terminal shows besides rounds."""
 
 
 def _told(event: events.Event) -> str:

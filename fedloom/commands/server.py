@@ -198,7 +198,7 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
         Column("run", overflow="fold", min_width=24), "round", "loss", "held-out loss", "sites in the newest round"
     )
     for run in runs:
-        present = {name: site for name, site in run.sites.items() if site.round == run.round}
+        present = {name: site for name, site in sorted(run.sites.items()) if site.round == run.round}
         # A site's own loss is not known where it is masked.
         newest = ", ".join(
             f"{name} {site.loss:.4f}" if site.loss is not None else name for name, site in present.items()

@@ -184,7 +184,7 @@ def fix_answers(monkeypatch: pytest.MonkeyPatch) -> None:
             for number in range(generations):
                 answer = [10 + (int(ids[:length].sum()) * (i + 1) + 7 * number) % 200 for i in range(3 + number)]
                 answer[-1] = self.stop_ids[0]
-                prompt = np.array(ids[:length])
+                prompt = ids[:length].numpy().copy()
                 labels = np.concatenate([np.full(length, IGNORED), answer])
                 rows.append((Example((Tokens(np.concatenate([prompt, answer]), labels),)),))
         return Collator(self.pad_token_id)(rows) | {"ended": torch.ones(len(rows), dtype=torch.bool)}

@@ -7,14 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client.deployment import init_site, running_processes, start_site, stop_site
-from client.link import read_link
-from client.pinned_roster import ROSTER_FILE, pin_roster, pinned_roster
-from client.site_config import load_site_config
-from core_training.foundation import background
-from core_training.runs.run_folder import RunFolder
 from fedloom.options import Json, paths_by_name, print_answer
-from security.identities import to_read_out
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +33,8 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a site's folder, its keys and its identity. What is private never leaves the folder."""
+    from client.deployment import init_site
+
     models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
     public_key = init_site(folder, name, server, paths_by_name(data, "--data"), models, ca)
     print_answer(
@@ -66,6 +61,8 @@ def pin(
 
     So compare the digest with the other sites by phone: it is the same at all, and every name is a site that you know.
     """
+    from client.pinned_roster import ROSTER_FILE, pin_roster
+    from security.identities import to_read_out
 
     pinned = pin_roster(folder, roster, replace)
     names = list(pinned.identities)
@@ -88,6 +85,9 @@ def start(
     as_json: Json = False,
 ) -> None:
     """Start the site: it connects to the server and takes part in its runs."""
+    from client.deployment import start_site, stop_site
+    from core_training.foundation import background
+
     supervisor, link = start_site(folder)
     said = {
         "connected": "The site is connected.",
@@ -103,6 +103,9 @@ def start(
 @app.command()
 def stop(folder: Folder = Path("site"), as_json: Json = False) -> None:
     """Stop the site's processes. A run goes on without the site, and takes it in again when it is back."""
+    from client.deployment import stop_site
+    from client.site_config import load_site_config
+
     name = load_site_config(folder).name
     stopped = stop_site(folder)
     print_answer({"stopped": stopped}, as_json, f"The site {name} {'is stopped' if stopped else 'was not running'}.")
@@ -111,6 +114,12 @@ def stop(folder: Folder = Path("site"), as_json: Json = False) -> None:
 @app.command()
 def status(folder: Folder = Path("site"), as_json: Json = False) -> None:
     """Show the site's processes, its link to the server, the roster it pinned, and the newest events of its runs."""
+    from client.deployment import running_processes
+    from client.link import read_link
+    from client.pinned_roster import pinned_roster
+    from client.site_config import load_site_config
+    from security.identities import to_read_out
+
     name = load_site_config(folder).name
     processes = running_processes(folder)
     link = read_link(folder)
@@ -135,6 +144,8 @@ def _told(event: dict[str, Any]) -> str:
 
 
 def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
+    from core_training.runs.run_folder import RunFolder
+
     runs = sorted((folder / "runs").glob("*/events.jsonl"))
     events = {path.parent.name: list(RunFolder(path.parent).lines()) for path in runs}
     return {run: of_run[-1] for run, of_run in events.items() if of_run}

@@ -8,25 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from core_training.foundation import background
-from core_training.foundation.errors import RunError
-from core_training.runs.events import Event, Round, RoundVoid
-from fedloom.console import plain, show_summary, stderr, ticking
 from fedloom.options import Json, Overrides, Quiet, RecipePath, print_answer
-from security.certificates import AUTHORITY_CERTIFICATE
-from security.identities import roster_digest, to_read_out
-from server.deployment import (
-    admit_site,
-    init_federation,
-    is_worked_on,
-    run_states,
-    site_states,
-    start_server,
-    stop_server,
-    submit_run,
-)
-from server.federation import Address, open_federation
-from server.run_progress import follow, read_progress
 
 if TYPE_CHECKING:
     from server.federation import Federation
@@ -52,6 +34,10 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a federation: certificate authority, server certificate, folder."""
+    from security.certificates import AUTHORITY_CERTIFICATE
+    from server.deployment import init_federation
+    from server.federation import Address
+
     federation = init_federation(folder, Address(host=host, port=port), name or [])
     authority = federation.keys / AUTHORITY_CERTIFICATE
     address = (name or [host])[0]
@@ -80,6 +66,8 @@ def admit(
 
     A site that was admitted without it can be admitted once more.
     """
+    from server.deployment import admit_site
+    from server.federation import open_federation
 
     site = admit_site(open_federation(folder), name, public_key)
     when = "may join now" if site.node_id is not None else "may join when the server is started"
@@ -100,6 +88,8 @@ def roster(
 
     Hand the same file to all sites, and a new one to all when one more was admitted.
     """
+    from security.identities import roster_digest, to_read_out
+    from server.federation import open_federation
 
     federation = open_federation(folder)
     identities = federation.hand_out_roster(out)
@@ -126,6 +116,10 @@ def start(
     as_json: Json = False,
 ) -> None:
     """Start the server, and go on with all runs that are not finished."""
+    from core_training.foundation import background
+    from server.deployment import start_server, stop_server
+    from server.federation import open_federation
+
     federation = open_federation(folder)
     superlink, resumed = start_server(federation)
     said = f"The server listens on {federation.address}." if superlink else "The server was running already."
@@ -142,6 +136,9 @@ def start(
 @app.command()
 def stop(folder: Folder = Path("federation"), as_json: Json = False) -> None:
     """Stop the server. The next start goes on with the runs."""
+    from server.deployment import stop_server
+    from server.federation import open_federation
+
     stopped = stop_server(open_federation(folder))
     print_answer({"stopped": stopped}, as_json, "The server is stopped." if stopped else "The server was not running.")
 
@@ -161,6 +158,8 @@ def submit(
 
     Before the first such run every site pins the roster that `fedloom server roster` writes.
     """
+    from server.deployment import submit_run
+    from server.federation import open_federation
 
     federation = open_federation(folder)
     run_id = submit_run(federation, recipe, overrides or [])
@@ -174,6 +173,9 @@ def submit(
 @app.command()
 def status(folder: Folder = Path("federation"), as_json: Json = False) -> None:
     """Show the sites and the runs: round, losses, what stands in the way."""
+    from server.deployment import run_states, site_states
+    from server.federation import open_federation
+
     federation = open_federation(folder)
     states = site_states(federation)
     runs = run_states(federation)
@@ -187,6 +189,8 @@ def status(folder: Folder = Path("federation"), as_json: Json = False) -> None:
 def _print_tables(address: str, states: dict[str, str] | None, names: list[str], runs: list[RunProgress]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
+
+    from fedloom.console import plain
 
     console = Console()
     console.print(f"The server listens on {address}." if states is not None else "The server is not running.")
@@ -214,6 +218,12 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
 
 
 def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> None:
+    from core_training.foundation.errors import RunError
+    from core_training.runs.events import Event, Round, RoundVoid
+    from fedloom.console import plain, show_summary, stderr, ticking
+    from server.deployment import is_worked_on
+    from server.run_progress import follow, read_progress
+
     folder = federation.run_folder(run_id)
     rounds = read_progress(folder).rounds
     with ticking(run_id, "round", quiet or as_json) as ticker:

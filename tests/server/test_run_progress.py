@@ -99,9 +99,7 @@ def test_who_follows_a_run_sees_it_go_past_a_void_round(
     run.event(Round(round=2, loss=1.0, eval_loss=None, sites={"a": {"loss": None, "eval_loss": None}}))
     run.event(Failed(reason="no disk"))
     said = io.StringIO()
-    terminal = Console(file=said, width=200)
-    for module in (console, command):
-        monkeypatch.setattr(module, "stderr", terminal)
+    monkeypatch.setattr(console, "stderr", Console(file=said, width=200))
     with pytest.raises(RunError, match="nobody works on it"):
         command._follow(federation, "r", as_json=False, quiet=False)
     assert [line.strip() for line in said.getvalue().splitlines()] == [

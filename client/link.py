@@ -11,6 +11,8 @@ from core_training.foundation.durable import commit_file
 
 _LINK_FILE = Path("run") / "link.json"
 
+State = Literal["connecting", "connected", "refused"]
+
 
 @dataclass(frozen=True)
 class Link:
@@ -19,7 +21,7 @@ class Link:
     `node_id` is Flower's number of the site, once it has ever been connected; `detail` says why it was refused.
     """
 
-    state: Literal["connecting", "connected", "refused"]
+    state: State
     node_id: int | None = None
     detail: str = ""
 
@@ -32,12 +34,7 @@ def read_link(folder: Path) -> Link:
         return Link("connecting")
 
 
-def note_link(
-    folder: Path,
-    state: Literal["connecting", "connected", "refused"],
-    node_id: int | None = None,
-    detail: str = "",
-) -> None:
+def note_link(folder: Path, state: State, node_id: int | None = None, detail: str = "") -> None:
     """Note the site's standing; keep a number that it once had."""
     link = Link(state, node_id if node_id is not None else read_link(folder).node_id, detail)
     commit_file(folder / _LINK_FILE, json.dumps(asdict(link)).encode())

@@ -17,7 +17,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
-from core_training.runs.events import NodeRound, NodeRoundVoid
+from core_training.runs.events import NodeRound
 from core_training.runs.run_folder import RunFolder
 
 COLOURS = ("#b5651d", "#2a6f97", "#3a8f5c", "#555555", "#8d5a97", "#c44e52", "#937860", "#4c72b0")
@@ -170,7 +170,7 @@ def _evaluations(run: Path, recipe: Recipe) -> Iterator[tuple[float, float]]:
         by_round: dict[int, list[float]] = {}
         for node in [folder, *(RunFolder(site) for site in sorted((run / "sites").glob("*")))]:
             for event in node.events(NodeRound):
-                if event.eval_loss is not None and not isinstance(event, NodeRoundVoid):
+                if event.eval_loss is not None:
                     by_round.setdefault(event.epoch, []).append(event.eval_loss)
         rounds = [(number, _mean(losses), len(losses)) for number, losses in sorted(by_round.items())]
     sites = 1

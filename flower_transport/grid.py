@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from flower_transport.records import from_message, to_messages
 from strategies.messages import Envelope
 
 if TYPE_CHECKING:
@@ -17,13 +18,10 @@ class Reply:
 
     def __init__(self, message: flwr.app.Message) -> None:
         self.order: str = message.metadata.reply_to_message_id
-        self.node: int = message.metadata.src_node_id
         self._message = message
 
     def envelope(self) -> Envelope:
         """Its content. Raises ProtocolError when it is malformed, or Flower reports a failure."""
-        from flower_transport.records import from_message
-
         return from_message(self._message)
 
 
@@ -53,8 +51,6 @@ class FlowerGrid:
         return list(self._grid.get_node_ids())
 
     def send(self, envelopes: Mapping[int, Envelope], ttl: float) -> dict[str, int]:
-        from flower_transport.records import to_messages
-
         return dict(zip(self._grid.push_messages(to_messages(envelopes, ttl)), envelopes, strict=True))
 
     def replies(self, orders: Sequence[str]) -> Iterator[Reply]:

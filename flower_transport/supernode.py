@@ -52,11 +52,11 @@ class _Link:
         self._note = note
         self._lock = threading.Lock()
         self._node: int | None = None
-        self._stands: Standing = "connecting"
+        self._stands: Standing | None = None
         self._connect = start_client_internal._init_connection
         self._make_invoker = fleet_http_connection.make_simple_http_retry_invoker
         self._exit = fleet_http_connection.flwr_exit
-        note(self._stands, None, "")
+        self._tell("connecting")
 
     @contextmanager
     def connection(self, *given: Any, **named: Any) -> Iterator[Any]:

@@ -7,7 +7,7 @@ in `server.secure_rounds`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -142,7 +142,7 @@ class RingAggregation(_ClearAggregation):
 class Cohort:
     """A round's participants: all its sites, and the nodes of those that are there to be asked."""
 
-    sites: Sequence[str]
+    sites: list[str]
     asked: Nodes
 
 

@@ -9,7 +9,7 @@ and after a round that was void, masks are set up anew, so that a site which los
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -139,19 +139,19 @@ class SecureRounds:
         return MaskedAggregation(self, self._recipe, order, cohort, terms, start)
 
     def spend(
-        self, order: TrainOrder, participants: Sequence[str], terms: Terms, start: TrainableState, length: int
+        self, order: TrainOrder, participants: list[str], terms: Terms, start: TrainableState, length: int
     ) -> ServerRound:
         """The protocol's side of the order's round, in which `participants` send vectors of `length`."""
         batch, spent = self._batch, self._spent
         assert batch is not None, "masks were set up"
         if spent.round != order.round:
             spent = self._spent = _Spent(
-                batch=batch.batch.number, slot=spent.slot + 1, round=order.round, participants=list(participants)
+                batch=batch.batch.number, slot=spent.slot + 1, round=order.round, participants=participants
             )
             # On disk before a site is asked: a slot used for two rounds would show the difference of two updates.
             commit_file(self._slot_file, spent.model_dump_json().encode())
         context = order.context(start.digest, self._recipe_text, terms.initial_digest)
-        return ServerRound(batch, spent.slot, order.round, context, length, list(participants))
+        return ServerRound(batch, spent.slot, order.round, context, length, participants)
 
     def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None:
         """Have the survivors of a round open its sum. Raises ProtocolError when they cannot."""

@@ -337,9 +337,13 @@ def _figures(names: Sequence[str], values: Sequence[float]) -> dict[str, tuple[f
 
 def open_engine(recipe: Recipe) -> Engine:
     """Load the base model and the data of `recipe`, and build its engine."""
+    return Engine(*_loaded(recipe))
+
+
+def _loaded(recipe: Recipe) -> tuple[Stage[Any], Dataset]:
     with explained("loading the model and its data", recipe):
         stage = load_stage(recipe, BaseModel(recipe))
-        return Engine(stage, load_dataset(recipe, stage))
+        return stage, load_dataset(recipe, stage)
 
 
 def evaluation_of(result: Result, data: str | list[str] | None) -> dict[str, EvalReport]:
@@ -355,9 +359,7 @@ def evaluation_of(result: Result, data: str | list[str] | None) -> dict[str, Eva
                 "training": recipe.training.model_copy(update={"packing": False}),
             }
         )
-    with explained("loading the model and its data", recipe):
-        stage = load_stage(recipe, BaseModel(recipe))
-        records = load_dataset(recipe, stage)
+    stage, records = _loaded(recipe)
     if data is not None:
         records = replace(records, evaluation={"data": records.rows})
     engine = Engine(stage, records)

@@ -178,7 +178,7 @@ class RunFolder:
 
     def events(self, kind: type[Kind]) -> Iterator[Kind]:
         """The events of one kind so far; `Event` stands for all."""
-        return (event for line in self.lines() if isinstance(event := read_event(line), kind))
+        return (event for line in self.lines(kind.NAME or None) if isinstance(event := read_event(line), kind))
 
     def status(self) -> RunStatus:
         """The run's status."""

@@ -10,11 +10,8 @@ from typing import Annotated
 
 import typer
 
-from core_training.recipe.reading import load_recipe
 from core_training.runs import events
-from fedloom.console import show_summary, ticking
 from fedloom.options import Json, Overrides, Quiet, RecipePath, paths_by_name, print_answer
-from p2p.ledger import summarize
 
 app = typer.Typer(no_args_is_help=True, help="A gossip node: training together without a server.")
 
@@ -38,9 +35,9 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a node's folder and its keys. The private key never leaves the folder."""
-    models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
     from p2p.node_folder import init_node
 
+    models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
     entry = init_node(folder, name, listen, paths_by_name(data, "--data"), models, address)
     print_answer(
         {"folder": str(folder), "entry": str(entry), **json.loads(entry.read_text(encoding="utf-8"))},
@@ -90,11 +87,12 @@ def start(
     quiet: Quiet = False,
 ) -> None:
     """Take part in a run until it ends. Started again after a kill, the node goes on with the others."""
+    from core_training.recipe.reading import load_recipe
+    from p2p.deployment import NodeRun, run_node, start_in_background
+
     loaded = load_recipe(recipe, ["topology.kind=gossip", *(overrides or [])])
     if detach:
         command = [sys.executable, "-m", "fedloom.cli", *(word for word in sys.argv[1:] if word != "--detach")]
-        from p2p.deployment import start_in_background
-
         process = start_in_background(folder, command)
         print_answer(
             {"process": process},
@@ -102,8 +100,8 @@ def start(
             f"The node runs as process {process}; see: fedloom p2p status --folder {folder}",
         )
         return
-
-    from p2p.deployment import NodeRun, run_node
+    from fedloom.console import show_summary, ticking
+    from p2p.ledger import summarize
     from p2p.worker_link import worker_of
 
     with ticking("gossip", "epoch", quiet or as_json) as ticker:

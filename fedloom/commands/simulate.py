@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import typer
 
-from core_training.foundation.errors import InputError
-from core_training.recipe.reading import load_recipe
-from core_training.runs.run_folder import RunFolder
-from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
 from fedloom.options import Json, Out, Overrides, Quiet, RecipePath, Resume
-from fedloom.recipe_account import warnings_of
 
 app = typer.Typer()
 
@@ -27,6 +21,14 @@ def simulate(
     quiet: Quiet = False,
 ) -> None:
     """Many sites on this machine: federated or gossip, as the recipe's topology says."""
+    from pathlib import Path
+
+    from core_training.foundation.errors import InputError
+    from core_training.recipe.reading import load_recipe
+    from core_training.runs.run_folder import RunFolder
+    from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
+    from fedloom.recipe_account import warnings_of
+
     loaded = load_recipe(recipe, overrides)
     if loaded.topology.kind == "central":
         raise InputError("topology.kind: a simulation is 'federated' or 'gossip'; `fedloom train` runs 'central'")

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import typer
 
-from core_training.distributed.launch import must_launch, opened_engine, run_as_group, speaks
-from core_training.recipe.reading import load_recipe
-from core_training.runs.run_folder import RunFolder
-from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
 from fedloom.options import Json, Out, Overrides, Quiet, RecipePath, Resume
-from fedloom.recipe_account import warnings_of
 
 app = typer.Typer()
 
@@ -28,6 +22,14 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train on this machine: one process, or a DeepSpeed group (deepspeed.processes)."""
+    from pathlib import Path
+
+    from core_training.distributed.launch import must_launch, opened_engine, run_as_group, speaks
+    from core_training.recipe.reading import load_recipe
+    from core_training.runs.run_folder import RunFolder
+    from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
+    from fedloom.recipe_account import warnings_of
+
     loaded = load_recipe(recipe, ["topology.kind=central", *(overrides or [])])
     folder = RunFolder(out or Path(loaded.output))
     launching = must_launch(loaded.deepspeed)

@@ -68,6 +68,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from flower_transport.bundle import BUNDLE
 from security.certificates import create_authority, issue_server_certificate
 from tests.contracts.leaning import calls_out, leans, look_up, names
 
@@ -141,25 +142,6 @@ FLEET = [
     *("pull-messages", "push-messages", "pull-object", "push-object", "confirm-message-received"),
 ]
 """What sites may ask of a SuperLink, each with a signature."""
-
-BUNDLE = {
-    "README.md": b"Nothing.\n",
-    "pyproject.toml": b"""\
-[project]
-name = "fedloom-run"
-version = "0.1"
-description = "Starts two apps"
-license = {text = "Apache-2.0"}
-dependencies = []
-[tool.flwr.app]
-publisher = "fedloom"
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-[tool.flwr.app.config]
-run-id = ""
-""",
-}
 
 SUPERNODE = """
 import sys, time

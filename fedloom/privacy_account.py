@@ -81,8 +81,8 @@ def _gossip_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, str]:
         site=f"it sees the sum, so of {least} members that of the other {least - 1}; in league with all but one, that "
         f"one's own; unseen, it can {_push(recipe)}; by accusing others it can make groups as small as that"
         f"{_is_believed(recipe, least)}",
-        drop_outs="the group breaks up and forms again in the same epoch, with new keys and at least "
-        f"{least} members; with fewer the epoch is void, and the state stays",
+        drop_outs="the group breaks up and forms again in the same round, with new keys and at least "
+        f"{least} members; with fewer the round is void, and the state stays",
         unprotected=f"the difference between the sums of groups that are not the same; {_signs(recipe)}{_REMEMBERS}",
     )
 
@@ -100,10 +100,10 @@ def _gossip(recipe: Recipe) -> dict[str, str]:
         server="there is none; whoever signs the roster says who belongs",
         site=f"it can read training text out of what the others send; it can {_push(recipe)}"
         f"{_is_believed(recipe, least)}",
-        drop_outs="the group breaks up and forms again in the same epoch, with at least "
-        f"{_sites(least)}; with fewer the epoch is void, and the state stays"
+        drop_outs="the group breaks up and forms again in the same round, with at least "
+        f"{_sites(least)}; with fewer the round is void, and the state stays"
         if in_rings
-        else f"the others go on without who does not answer; an epoch counts with at least {_sites(least)}, and else "
+        else f"the others go on without who does not answer; a round counts with at least {_sites(least)}, and else "
         "each keeps what it trained",
         unprotected=f"single updates, from the other nodes{_codec_hides_nothing(recipe)}; {remedy}; {_REMEMBERS}",
     )

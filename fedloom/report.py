@@ -171,7 +171,7 @@ def _evaluations(run: Path, recipe: Recipe) -> Iterator[tuple[float, float]]:
         for node in [folder, *(RunFolder(site) for site in sorted((run / "sites").glob("*")))]:
             for event in node.events(NodeRound):
                 if event.eval_loss is not None:
-                    by_round.setdefault(event.epoch, []).append(event.eval_loss)
+                    by_round.setdefault(event.round, []).append(event.eval_loss)
         rounds = [(number, _mean(losses), len(losses)) for number, losses in sorted(by_round.items())]
     sites = 1
     for number, loss, sites in rounds:

@@ -40,9 +40,9 @@ class Parcel:
 
     @property
     def came_late(self) -> bool:
-        """Whether a peer had the epoch behind it already, without this update."""
-        epoch = self.header.epoch
-        return any(answer and not answer.accepted and answer.committed >= epoch for answer in self.receipts.values())
+        """Whether a peer had the round behind it already, without this update."""
+        number = self.header.round
+        return any(answer and not answer.accepted and answer.committed >= number for answer in self.receipts.values())
 
 
 class PeerCalls:
@@ -97,14 +97,14 @@ class PeerCalls:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def send(self, peer: str, parcel: Parcel) -> None:
-        """Begin to send an update: again and again, while the peer lives and the epoch is not long over."""
+        """Begin to send an update: again and again, while the peer lives and the round is not long over."""
         parcel.under_way.add(peer)
         self.begin(self._publish(peer, parcel))
 
     async def _publish(self, peer: str, parcel: Parcel) -> None:
-        progress, epoch = self._progress, parcel.header.epoch
+        progress, number = self._progress, parcel.header.round
         try:
-            while progress.last.epoch <= epoch and progress.members.is_live(peer):
+            while progress.last.round <= number and progress.members.is_live(peer):
                 try:
                     receipt = await self._transport.publish(peer, parcel.header, split(parcel.payload))
                 except PeerUnreachable as error:
@@ -112,7 +112,7 @@ class PeerCalls:
                     await asyncio.sleep(RETRY_SECONDS)
                     await self.greet(peer)
                 except ProtocolError as error:
-                    progress.event(events.UpdateNotTaken(peer=peer, epoch=epoch, reason=str(error)))
+                    progress.event(events.UpdateNotTaken(peer=peer, round=number, reason=str(error)))
                     parcel.receipts[peer] = None
                     break
                 else:
@@ -150,7 +150,7 @@ class PeerCalls:
             request = StateRequest(
                 run_id=progress.plan.run_id,
                 sender=progress.plan.name,
-                epoch=offer.committed,
+                round=offer.committed,
                 manifest_digest=progress.manifest.digest,
                 state_digest=offer.state_digest,
                 offset=len(received),
@@ -163,7 +163,7 @@ class PeerCalls:
             except PeerUnreachable as error:
                 self._missed(offer.sender, error)
             except ProtocolError as error:
-                progress.event(events.Refused(peer=offer.sender, epoch=offer.committed, reason=f"state: {error}"))
+                progress.event(events.Refused(peer=offer.sender, round=offer.committed, reason=f"state: {error}"))
                 received.clear()
             else:
                 progress.ledger.bytes_down += len(received)

@@ -29,14 +29,14 @@ class CatchUp:
         return self._wanted() is not None
 
     def is_overtaken(self) -> bool:
-        """Whether this node is behind, and not only behind nodes that found no group in this epoch."""
+        """Whether this node is behind, and not only behind nodes that found no group in this round."""
         wanted = self._wanted()
-        return wanted is not None and wanted[:2] != (self._progress.last.epoch + 1, 0)
+        return wanted is not None and wanted[:2] != (self._progress.last.round + 1, 0)
 
     async def adopt_newest(self) -> bool:
         """Take the newest state that a neighbour has, at a moment from which this node can go on with the others.
 
-        Returns whether there was a newer one. In the middle of an epoch of the others this node sits out till its end.
+        Returns whether there was a newer one. In the middle of a round of the others this node sits out till its end.
         """
         progress, loop = self._progress, asyncio.get_running_loop()
         progress.catching_up = True
@@ -55,17 +55,17 @@ class CatchUp:
         return False
 
     async def settle(self) -> None:
-        """Wait for those who are still averaging the last epoch; should states differ, agree on one of them.
+        """Wait for those who are still averaging the last round; should states differ, agree on one of them.
 
-        A kill or a cut in the middle of the last epoch can leave nodes with means over different members; in every
-        earlier epoch the next mean mends that.
+        A kill or a cut in the middle of the last round can leave nodes with means over different members; in every
+        earlier round the next mean mends that.
         """
         progress, loop = self._progress, asyncio.get_running_loop()
         progress.working, progress.catching_up = 0, False
         deadline = loop.time() + progress.deadlines.deadline(0.0)
         while loop.time() < deadline:
             await self._calls.greet_all(progress.members.live)
-            if all(hello.committed >= self._plan.epochs for hello in progress.members.hellos()):
+            if all(hello.committed >= self._plan.rounds for hello in progress.members.hellos()):
                 break
             await asyncio.sleep(RETRY_SECONDS)
         if self._plan.in_one_state and (wanted := self._wanted(at_the_end=True)) is not None:
@@ -75,9 +75,9 @@ class CatchUp:
     def _wanted(self, at_the_end: bool = False) -> Offer | None:
         """The state to adopt, as it was offered; None where this node has it. At the end all are to have the same one.
 
-        Otherwise it is one of a later epoch: the next mean brings together what differs. The members of a group must
+        Otherwise it is one of a later round: the next mean brings together what differs. The members of a group must
         start from the very same state, which all who were in the last sum hold. So there it is the one that most hold,
-        this node counted, of its own epoch or a later one, and which more than half of the fewest members hold, as they
+        this node counted, of its own round or a later one, and which more than half of the fewest members hold, as they
         have confirmed it: a single node cannot put a state of its making in its place. (But where two are enough for a
         group, it can: there is but one to believe.)
         """
@@ -92,16 +92,16 @@ class CatchUp:
         return best if best[0] > own[0] or (at_the_end and best > own) else None
 
     def _must_sit_out(self) -> bool:
-        """Whether the others are so far into an epoch that one who starts it now would come late."""
+        """Whether the others are so far into a round that one who starts it now would come late."""
         hellos = self._hellos()
         newest = max((hello.committed for hello in hellos), default=0)
         longest = self._plan.recipe.topology.round_deadline
         if self._plan.in_groups and sum(hello.working > newest for hello in hellos) < self._plan.needed:
             return False  # they cannot end it without this node
-        # A peer that claims to be at it for longer than an epoch can last holds nobody up.
+        # A peer that claims to be at it for longer than a round can last holds nobody up.
         return any(
             hello.working > newest > 0
-            and max(_JOINABLE_SECONDS, _JOINABLE_SHARE * hello.pace) < hello.working_seconds < longest
+            and max(_JOINABLE_SECONDS, _JOINABLE_SHARE * hello.round_seconds) < hello.working_seconds < longest
             for hello in hellos
         )
 
@@ -116,8 +116,8 @@ class CatchUp:
         progress.put(Commit(offer[0], state, tuple(donors[0].contributors), progress.ledger.copy()))
         progress.event(
             events.Adopted(
-                epoch=offer[0],
-                of=self._plan.epochs,
+                round=offer[0],
+                of=self._plan.rounds,
                 donors=[donor.sender for donor in donors],
                 state_digest=progress.last.state_digest,
             )

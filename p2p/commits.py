@@ -1,4 +1,4 @@
-"""A node's commits on disk: after each epoch its state and account, whole or not at all. The last two are kept."""
+"""A node's commits on disk: after each round its state and account, whole or not at all. The last two are kept."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _COMMIT_FILE = "commit.json"
 
 @dataclass(frozen=True)
 class Commit:
-    """The state after an epoch, and the senders of its updates. Epoch 0 is the site's own initial state: none here."""
+    """The state after a round, and the senders of its updates. Round 0 is the site's own initial state: none here."""
 
-    epoch: int = 0
+    round: int = 0
     state: TrainableState | None = None
     contributors: tuple[str, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
     scale: Scale | None = None
-    """The limits that the updates of the next epoch are to be written with, where the codec is a ring and they are
+    """The limits that the updates of the next round are to be written with, where the codec is a ring and they are
     known: a node that adopted a state knows none."""
 
     @cached_property
@@ -40,11 +40,11 @@ class Commit:
     @property
     def offer(self) -> Offer:
         """The key of `Hello.offer`."""
-        return (self.epoch, len(self.contributors), self.state_digest)
+        return (self.round, len(self.contributors), self.state_digest)
 
 
 class CommitStore:
-    """The commits of one run, in folders `epoch-000001`, … of `folder`."""
+    """The commits of one run, in folders `epoch-000001`, … of `folder`: on disk a round keeps the name it had first."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,14 +58,14 @@ class CommitStore:
         """Commit, then drop all but the last two. Raises RunError when the disk refuses; the earlier ones survive."""
         assert commit.state is not None
         document = {
-            "epoch": commit.epoch,
+            "epoch": commit.round,
             "state_digest": commit.state_digest,
             "manifest_digest": commit.state.manifest.digest,
             "contributors": list(commit.contributors),
             "ledger": commit.ledger.to_json(),
             "scale": commit.scale.model_dump() if commit.scale else None,
         }
-        with commit_folder(self._path(commit.epoch)) as scratch:
+        with commit_folder(self._path(commit.round)) as scratch:
             (scratch / STATE_FILE).write_bytes(commit.state.to_bytes())
             (scratch / _COMMIT_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         prune_checkpoints(self._folder, "epoch-*")
@@ -82,19 +82,19 @@ class CommitStore:
                 continue
         return Commit()
 
-    def read(self, epoch: int, offset: int) -> Iterator[bytes]:
-        """The serialised state of an epoch from `offset` on, in chunks. Raises ProtocolError when it is not kept."""
+    def read(self, number: int, offset: int) -> Iterator[bytes]:
+        """The serialised state of a round from `offset` on, in chunks. Raises ProtocolError when it is not kept."""
         try:
-            file = (self._path(epoch) / STATE_FILE).open("rb")
+            file = (self._path(number) / STATE_FILE).open("rb")
         except OSError:
-            raise ProtocolError(f"the state of epoch {epoch} is not kept here") from None
+            raise ProtocolError(f"the state of round {number} is not kept here") from None
         with file:
             file.seek(offset)
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
-    def _path(self, epoch: int) -> Path:
-        return self._folder / f"epoch-{epoch:06d}"
+    def _path(self, number: int) -> Path:
+        return self._folder / f"epoch-{number:06d}"
 
     def _folders(self) -> list[Path]:
         return sorted(self._folder.glob("epoch-*"))
@@ -102,7 +102,7 @@ class CommitStore:
 
 def _commit(document: dict[str, Any], state: TrainableState) -> Commit:
     return Commit(
-        epoch=int(document["epoch"]),
+        round=int(document["epoch"]),
         state=state,
         contributors=tuple(document["contributors"]),
         ledger=Ledger.from_json(document["ledger"]),

@@ -1,4 +1,4 @@
-"""Deadlines for the others' updates, learned from the epochs before. Pure; the caller holds the clock."""
+"""Deadlines for the others' updates, learned from the rounds before. Pure; the caller holds the clock."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _FIRST_FACTOR = 10.0
 
 
 class Deadlines:
-    """Deadlines as median + k·MAD of the times at which the last update of an epoch came in.
+    """Deadlines as median + k·MAD of the times at which the last update of a round came in.
 
-    An update that came too late counts as its epoch's last, so that a deadline that is too short for a slow site grows.
+    An update that came too late counts as its round's last, so that a deadline that is too short for a slow site grows.
     The margin over the median is never less than half of it, nor than ten seconds. `upper_bound` is the recipe's
     `topology.round_deadline`, in seconds.
     """
@@ -26,29 +26,29 @@ class Deadlines:
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
 
     def observe(self, seconds: float) -> None:
-        """Note the seconds from an epoch's begin to its last update."""
+        """Note the seconds from a round's begin to its last update."""
         self._seconds.append(seconds)
 
     def observe_late(self, seconds: float) -> None:
-        """Note an update of the epoch observed last that came only now, so many seconds after its begin."""
+        """Note an update of the round observed last that came only now, so many seconds after its begin."""
         if self._seconds:
             self._seconds[-1] = max(self._seconds[-1], seconds)
 
     @property
     def typical(self) -> float:
-        """Median seconds of an epoch; 0 before the first one."""
+        """Median seconds of a round; 0 before the first one."""
         return median(self._seconds) if self._seconds else 0.0
 
     def deadline(self, own_seconds: float) -> float:
-        """The seconds after an epoch's begin at which waiting ends.
+        """The seconds after a round's begin at which waiting ends.
 
         `own_seconds` is this node's time to train: before anything was observed the others may take ten times as
         long, and later a node that was slow itself still leaves the others a moment.
         """
         if not self._seconds:
             return min(self._upper_bound, _FIRST_SECONDS + _FIRST_FACTOR * own_seconds)
-        # Medians, so that one disturbed epoch does not stretch all later deadlines.
+        # Medians, so that one disturbed round does not stretch all later deadlines.
         deviation = median(abs(one - self.typical) for one in self._seconds)
-        # Epochs of equal length have no deviation: the least margins leave room for the first slow one.
+        # Rounds of equal length have no deviation: the least margins leave room for the first slow one.
         margin = max(_SPREADS * deviation, _LEAST_MARGIN * self.typical, _LEAST_SECONDS)
         return min(self._upper_bound, max(self.typical + margin, own_seconds + _LEAST_SECONDS))

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from p2p.ledger import NodeResult
 from p2p.node import LINGER_SECONDS, take_part
 from p2p.node_folder import load_identity, pin_founder, read_node_config, trusted_founder
 from p2p.plan import RunPlan
-from p2p.roster import Roster, read_member, read_roster, write_roster
+from p2p.roster import SignedRoster, read_member, read_roster, write_roster
 from p2p.service import PeerService
 from p2p.site_orders import Ask
 from security.signing import canonical_json, create_signing_key, load_signing_key, public_key_text
@@ -53,20 +53,24 @@ class NodeRun:
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """A node's status, from its folder's files. Losses are by epoch: mean in training, and held out before it."""
+    """A node's status, from its folder's files. Losses are by round: mean in training, and held out before it."""
 
     name: str
     process: int | None
     run_id: str | None = None
     state: str = "has not run yet"
-    epoch: int = 0
-    epochs: int = 0
+    round: int = 0
+    rounds: int = 0
     live: list[str] = field(default_factory=list)
     losses: list[float | None] = field(default_factory=list)
     eval_losses: list[float | None] = field(default_factory=list)
 
+    def to_json(self) -> dict[str, Any]:
+        """The status as people's programs read it; `epoch` and `epochs` are earlier versions' words."""
+        return {**asdict(self), "epoch": self.round, "epochs": self.rounds}
 
-def make_roster(node_files: Sequence[Path], founder_folder: Path, out: Path) -> tuple[Roster, str]:
+
+def make_roster(node_files: Sequence[Path], founder_folder: Path, out: Path) -> tuple[SignedRoster, str]:
     """Sign a roster of these nodes; returns it and the founder's public key, which people hand over by themselves.
 
     The founder's key is made in `founder_folder` at the first use. Raises InputError when a `node.json` is unusable.
@@ -102,7 +106,7 @@ def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda _: N
         transport = GrpcTransport(identity, roster, plan.recipe.topology.round_deadline)
         try:
             run_folder.prepare(plan.recipe, resume=(run_folder.path / "recipe.yaml").exists())
-            commit_file(_current_run(folder), json.dumps({"run_id": plan.run_id, "epochs": plan.epochs}).encode())
+            commit_file(_current_run(folder), json.dumps({"run_id": plan.run_id, "epochs": plan.rounds}).encode())
             run_folder.event(events.NodeStarted(site=name, run=plan.run_id, roster=list(roster.names)))
             with ExitStack() as stack:
                 ask = await _started(stack, worker(folder))
@@ -115,7 +119,7 @@ def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda _: N
         return asyncio.run(_until_signal(serve()))
 
 
-def run_id_of(node_run: NodeRun, roster: Roster) -> str:
+def run_id_of(node_run: NodeRun, roster: SignedRoster) -> str:
     """The run's id: the same at every node that has the same recipe, roster and name of the run."""
     recipe = node_run.recipe.model_dump(exclude={"output", "simulation", "deepspeed"})
     digest = hashlib.sha256(canonical_json([recipe, roster.digest, node_run.name])).hexdigest()
@@ -148,7 +152,7 @@ def start_in_background(folder: Path, command: Sequence[str]) -> int:
 
 
 def stop_node(folder: Path) -> bool:
-    """End the node's process; it has committed its last epoch. Returns whether there was one."""
+    """End the node's process; it has committed its last round. Returns whether there was one."""
     return background.stop(node_lock(folder), patience=30.0)
 
 
@@ -167,8 +171,8 @@ def node_status(folder: Path) -> NodeStatus:
         process=process,
         run_id=current["run_id"],
         state=state,
-        epoch=status.round,
-        epochs=current["epochs"],
+        round=status.round,
+        rounds=current["epochs"],
         live=sorted(status.live),
         losses=[point.loss for point in points],
         eval_losses=[point.eval_loss for point in points],
@@ -202,4 +206,4 @@ async def _until_signal(work: Coroutine[Any, Any, NodeResult]) -> NodeResult:
     try:
         return await task
     except asyncio.CancelledError:
-        raise Interrupted("stopped; the last epoch is committed, and the same command goes on from it") from None
+        raise Interrupted("stopped; the last round is committed, and the same command goes on from it") from None

@@ -4,44 +4,49 @@
 # source: p2p/gossip.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
-_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 6, 33, 5, "", "p2p/gossip.proto")
+_runtime_version.ValidateProtobufRuntimeVersion(
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'p2p/gossip.proto'
+)
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x10p2p/gossip.proto\x12\x0b\x66\x65\x64loom.p2p"\x9e\x02\n\x05Hello\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x15\n\rrecipe_digest\x18\x04 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x05 \x01(\t\x12\x16\n\x0einitial_digest\x18\x06 \x01(\t\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x14\n\x0c\x63ontributors\x18\x08 \x03(\t\x12\x14\n\x0cstate_digest\x18\t \x01(\t\x12\x0f\n\x07working\x18\n \x01(\x04\x12\x17\n\x0fworking_seconds\x18\x0b \x01(\x01\x12\x0c\n\x04pace\x18\x0c \x01(\x01\x12\x13\n\x0b\x63\x61tching_up\x18\r \x01(\x08\x12\x10\n\x08\x66inished\x18\x0e \x01(\x08"R\n\nUpdatePart\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.fedloom.p2p.UpdateHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part"\x94\x01\n\x0cUpdateHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\x0e\n\x06\x64\x65gree\x18\x06 \x01(\x04\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0e\n\x06sha256\x18\x08 \x01(\t".\n\x07Receipt\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x11\n\tcommitted\x18\x02 \x01(\x04"|\n\x0cStateRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x14\n\x0cstate_digest\x18\x05 \x01(\t\x12\x0e\n\x06offset\x18\x06 \x01(\x04"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c"P\n\tGroupPart\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.fedloom.p2p.GroupHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part"\x8b\x01\n\x0bGroupHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x04\x12\x0f\n\x07members\x18\x05 \x03(\t\x12\r\n\x05phase\x18\x06 \x01(\t\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0e\n\x06sha256\x18\x08 \x01(\t2\xeb\x01\n\x06Gossip\x12/\n\x05Greet\x12\x12.fedloom.p2p.Hello\x1a\x12.fedloom.p2p.Hello\x12:\n\x07Publish\x12\x17.fedloom.p2p.UpdatePart\x1a\x14.fedloom.p2p.Receipt(\x01\x12\x38\n\x05\x46\x65tch\x12\x19.fedloom.p2p.StateRequest\x1a\x12.fedloom.p2p.Chunk0\x01\x12:\n\x08\x45xchange\x12\x16.fedloom.p2p.GroupPart\x1a\x14.fedloom.p2p.Receipt(\x01\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10p2p/gossip.proto\x12\x0b\x66\x65\x64loom.p2p\"\xa7\x02\n\x05Hello\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x15\n\rrecipe_digest\x18\x04 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x05 \x01(\t\x12\x16\n\x0einitial_digest\x18\x06 \x01(\t\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x14\n\x0c\x63ontributors\x18\x08 \x03(\t\x12\x14\n\x0cstate_digest\x18\t \x01(\t\x12\x0f\n\x07working\x18\n \x01(\x04\x12\x17\n\x0fworking_seconds\x18\x0b \x01(\x01\x12\x15\n\rround_seconds\x18\x0c \x01(\x01\x12\x13\n\x0b\x63\x61tching_up\x18\r \x01(\x08\x12\x10\n\x08\x66inished\x18\x0e \x01(\x08\"R\n\nUpdatePart\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.fedloom.p2p.UpdateHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x94\x01\n\x0cUpdateHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\x0e\n\x06\x64\x65gree\x18\x06 \x01(\x04\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0e\n\x06sha256\x18\x08 \x01(\t\".\n\x07Receipt\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x11\n\tcommitted\x18\x02 \x01(\x04\"|\n\x0cStateRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x14\n\x0cstate_digest\x18\x05 \x01(\t\x12\x0e\n\x06offset\x18\x06 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"P\n\tGroupPart\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.fedloom.p2p.GroupHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x8b\x01\n\x0bGroupHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x04\x12\x0f\n\x07members\x18\x05 \x03(\t\x12\r\n\x05phase\x18\x06 \x01(\t\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0e\n\x06sha256\x18\x08 \x01(\t2\xeb\x01\n\x06Gossip\x12/\n\x05Greet\x12\x12.fedloom.p2p.Hello\x1a\x12.fedloom.p2p.Hello\x12:\n\x07Publish\x12\x17.fedloom.p2p.UpdatePart\x1a\x14.fedloom.p2p.Receipt(\x01\x12\x38\n\x05\x46\x65tch\x12\x19.fedloom.p2p.StateRequest\x1a\x12.fedloom.p2p.Chunk0\x01\x12:\n\x08\x45xchange\x12\x16.fedloom.p2p.GroupPart\x1a\x14.fedloom.p2p.Receipt(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "p2p.gossip_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'p2p.gossip_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_HELLO"]._serialized_start = 34
-    _globals["_HELLO"]._serialized_end = 320
-    _globals["_UPDATEPART"]._serialized_start = 322
-    _globals["_UPDATEPART"]._serialized_end = 404
-    _globals["_UPDATEHEADER"]._serialized_start = 407
-    _globals["_UPDATEHEADER"]._serialized_end = 555
-    _globals["_RECEIPT"]._serialized_start = 557
-    _globals["_RECEIPT"]._serialized_end = 603
-    _globals["_STATEREQUEST"]._serialized_start = 605
-    _globals["_STATEREQUEST"]._serialized_end = 729
-    _globals["_CHUNK"]._serialized_start = 731
-    _globals["_CHUNK"]._serialized_end = 752
-    _globals["_GROUPPART"]._serialized_start = 754
-    _globals["_GROUPPART"]._serialized_end = 834
-    _globals["_GROUPHEADER"]._serialized_start = 837
-    _globals["_GROUPHEADER"]._serialized_end = 976
-    _globals["_GOSSIP"]._serialized_start = 979
-    _globals["_GOSSIP"]._serialized_end = 1214
+  DESCRIPTOR._loaded_options = None
+  _globals['_HELLO']._serialized_start=34
+  _globals['_HELLO']._serialized_end=329
+  _globals['_UPDATEPART']._serialized_start=331
+  _globals['_UPDATEPART']._serialized_end=413
+  _globals['_UPDATEHEADER']._serialized_start=416
+  _globals['_UPDATEHEADER']._serialized_end=564
+  _globals['_RECEIPT']._serialized_start=566
+  _globals['_RECEIPT']._serialized_end=612
+  _globals['_STATEREQUEST']._serialized_start=614
+  _globals['_STATEREQUEST']._serialized_end=738
+  _globals['_CHUNK']._serialized_start=740
+  _globals['_CHUNK']._serialized_end=761
+  _globals['_GROUPPART']._serialized_start=763
+  _globals['_GROUPPART']._serialized_end=843
+  _globals['_GROUPHEADER']._serialized_start=846
+  _globals['_GROUPHEADER']._serialized_end=985
+  _globals['_GOSSIP']._serialized_start=988
+  _globals['_GOSSIP']._serialized_end=1223
 # @@protoc_insertion_point(module_scope)

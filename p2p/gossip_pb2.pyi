@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Hello(_message.Message):
-    __slots__ = ("run_id", "sender", "version", "recipe_digest", "manifest_digest", "initial_digest", "committed", "contributors", "state_digest", "working", "working_seconds", "pace", "catching_up", "finished")
+    __slots__ = ("run_id", "sender", "version", "recipe_digest", "manifest_digest", "initial_digest", "committed", "contributors", "state_digest", "working", "working_seconds", "round_seconds", "catching_up", "finished")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -19,7 +19,7 @@ class Hello(_message.Message):
     STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WORKING_FIELD_NUMBER: _ClassVar[int]
     WORKING_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    PACE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_SECONDS_FIELD_NUMBER: _ClassVar[int]
     CATCHING_UP_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     run_id: str
@@ -33,10 +33,10 @@ class Hello(_message.Message):
     state_digest: str
     working: int
     working_seconds: float
-    pace: float
+    round_seconds: float
     catching_up: bool
     finished: bool
-    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., version: _Optional[str] = ..., recipe_digest: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., initial_digest: _Optional[str] = ..., committed: _Optional[int] = ..., contributors: _Optional[_Iterable[str]] = ..., state_digest: _Optional[str] = ..., working: _Optional[int] = ..., working_seconds: _Optional[float] = ..., pace: _Optional[float] = ..., catching_up: _Optional[bool] = ..., finished: _Optional[bool] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., version: _Optional[str] = ..., recipe_digest: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., initial_digest: _Optional[str] = ..., committed: _Optional[int] = ..., contributors: _Optional[_Iterable[str]] = ..., state_digest: _Optional[str] = ..., working: _Optional[int] = ..., working_seconds: _Optional[float] = ..., round_seconds: _Optional[float] = ..., catching_up: _Optional[bool] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class UpdatePart(_message.Message):
     __slots__ = ("header", "chunk")
@@ -47,9 +47,9 @@ class UpdatePart(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("run_id", "epoch", "sender", "manifest_digest", "weight", "degree", "size", "sha256")
+    __slots__ = ("run_id", "round", "sender", "manifest_digest", "weight", "degree", "size", "sha256")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -57,14 +57,14 @@ class UpdateHeader(_message.Message):
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     run_id: str
-    epoch: int
+    round: int
     sender: str
     manifest_digest: str
     weight: float
     degree: int
     size: int
     sha256: str
-    def __init__(self, run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sender: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., weight: _Optional[float] = ..., degree: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., sender: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., weight: _Optional[float] = ..., degree: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Receipt(_message.Message):
     __slots__ = ("accepted", "committed")
@@ -75,20 +75,20 @@ class Receipt(_message.Message):
     def __init__(self, accepted: _Optional[bool] = ..., committed: _Optional[int] = ...) -> None: ...
 
 class StateRequest(_message.Message):
-    __slots__ = ("run_id", "sender", "epoch", "manifest_digest", "state_digest", "offset")
+    __slots__ = ("run_id", "sender", "round", "manifest_digest", "state_digest", "offset")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     sender: str
-    epoch: int
+    round: int
     manifest_digest: str
     state_digest: str
     offset: int
-    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., epoch: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., state_digest: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., round: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., state_digest: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("data",)
@@ -105,10 +105,10 @@ class GroupPart(_message.Message):
     def __init__(self, header: _Optional[_Union[GroupHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class GroupHeader(_message.Message):
-    __slots__ = ("run_id", "sender", "epoch", "attempt", "members", "phase", "size", "sha256")
+    __slots__ = ("run_id", "sender", "round", "attempt", "members", "phase", "size", "sha256")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -116,10 +116,10 @@ class GroupHeader(_message.Message):
     SHA256_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     sender: str
-    epoch: int
+    round: int
     attempt: int
     members: _containers.RepeatedScalarFieldContainer[str]
     phase: str
     size: int
     sha256: str
-    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ..., phase: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ..., phase: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...

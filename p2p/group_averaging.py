@@ -22,7 +22,7 @@ from p2p.calls import RETRY_SECONDS, PeerCalls
 from p2p.catch_up import CatchUp
 from p2p.deadlines import Deadlines
 from p2p.group_update import GroupUpdate
-from p2p.matchmaking import Round
+from p2p.matchmaking import RoundInput
 from p2p.messages import GroupHeader, GroupPhase
 from p2p.progress import Progress
 from security.secure_aggregation.group import GroupAttempt, GroupFault, Phase
@@ -36,7 +36,7 @@ _CALLED_WITHIN = 10.0
 
 @dataclass(frozen=True)
 class Averaged:
-    """The state after an epoch, the members in the mean, and the limits to write the next updates with."""
+    """The state after a round, the members in the mean, and the limits to write the next updates with."""
 
     state: TrainableState
     members: tuple[str, ...]
@@ -44,7 +44,7 @@ class Averaged:
 
 
 class GroupAveraging:
-    """One node's exchanges in groups, epoch after epoch."""
+    """One node's exchanges in groups, round after round."""
 
     def __init__(self, progress: Progress, calls: PeerCalls, catch_up: CatchUp) -> None:
         self._plan = progress.plan
@@ -59,7 +59,7 @@ class GroupAveraging:
         self._next_probe = 0.0
 
     async def average(self, update: Update, trained: TrainableState, start: TrainableState) -> Averaged | None:
-        """The mean over a group of this epoch's updates. None when there is no group, or it went on without this node.
+        """The mean over a group of this round's updates. None when there is no group, or it went on without this node.
 
         Raises RunError when an update cannot be written, as one with NaN.
         """
@@ -67,8 +67,8 @@ class GroupAveraging:
         own = GroupUpdate(progress, update, trained, start)
         self._cancel_calls()
         self._told = set()
-        matchmaking.begin(Round(update.round, own.proposal, own.form))
-        # The deadline counts from the epoch's begin, as it was learned; the limit from now, however long training took.
+        matchmaking.begin(RoundInput(update.round, own.proposal, own.form))
+        # The deadline counts from the round's begin, as it was learned; the limit from now, however long training took.
         trained_after = progress.seconds_into(update.round, self._now())
         self._deadline = self._now() + progress.deadlines.deadline(trained_after) - trained_after
         self._limit = self._now() + self._plan.recipe.topology.round_deadline
@@ -85,13 +85,12 @@ class GroupAveraging:
         try:
             outcome, scale = own.read(attempt.total, len(group.members))
         except ProtocolError as error:  # the same at all members: they hold the same sum
-            self._progress.event(events.Refused(peer=None, epoch=group.epoch, reason=f"sum: {error}"))
+            self._progress.event(events.Refused(peer=None, round=group.round, reason=f"sum: {error}"))
             return None
-        ledger = self._progress.ledger
-        ledger.saturated = (ledger.saturated or 0) + outcome.saturated
+        self._progress.ledger.note_saturated(outcome.saturated)
         self._progress.event(
             events.GroupSum(
-                epoch=group.epoch,
+                round=group.round,
                 attempt=group.attempt,
                 members=list(group.members),
                 masked=self._plan.recipe.privacy.secure is not None,
@@ -103,7 +102,7 @@ class GroupAveraging:
 
     async def _next_attempt(self) -> GroupAttempt | None:
         """The attempt to carry out next, by this node's call or another's. None when there will be none."""
-        matchmaking, epoch = self._matchmaking, self._matchmaking.epoch
+        matchmaking, number = self._matchmaking, self._matchmaking.round
         waited_for, since = self._plan.name, self._now()
         while True:
             self._tell_of_presence()
@@ -117,7 +116,7 @@ class GroupAveraging:
                 members = self._next_members()
                 if members is None and (late or not self._are_enough_left()):
                     present, needed = len(self._present()), self._plan.needed
-                    self._progress.event(events.TooFewMembers(epoch=epoch, present=present, needed=needed))
+                    self._progress.event(events.TooFewMembers(round=number, present=present, needed=needed))
                     return None
                 if members is not None:
                     # The first in the roster calls, so that calls seldom cross; a silent caller is passed over.
@@ -158,7 +157,7 @@ class GroupAveraging:
         return len(self._plan.roster) - len(gone | self._matchmaking.left_out.keys()) >= self._plan.needed
 
     def _awaited(self) -> list[str]:
-        """Peers that still train this epoch, as far as is known."""
+        """Peers that still train this round, as far as is known."""
         matchmaking, members = self._matchmaking, self._progress.members
         awaited = []
         for peer in members.live:
@@ -170,9 +169,9 @@ class GroupAveraging:
         return awaited
 
     def _has_gone_on(self, peer: str) -> bool:
-        """Whether a peer has this epoch behind it."""
+        """Whether a peer has this round behind it."""
         hello = self._progress.members.hello_of(peer)
-        return hello is not None and hello.committed >= self._matchmaking.epoch
+        return hello is not None and hello.committed >= self._matchmaking.round
 
     async def _carry_out(self, attempt: GroupAttempt, own: GroupUpdate) -> bool:
         """Take an attempt through its phases; returns whether there is a sum in the end."""
@@ -195,7 +194,7 @@ class GroupAveraging:
                 attempt.scatter(vector)
             else:
                 if attempt.phase is Phase.READY:
-                    # First on disk: a node killed after it opened the sum must not average with others in this epoch.
+                    # First on disk: a node killed after it opened the sum must not average with others in this round.
                     self._matchmaking.bind()
                 attempt.advance()
         except GroupFault as fault:
@@ -209,7 +208,7 @@ class GroupAveraging:
             self._matchmaking.fail(None, str(error))
             return False
         finally:
-            self._progress.ledger.seconds_masking += time.perf_counter() - began
+            self._progress.ledger.seconds_protection += time.perf_counter() - began
         return True
 
     async def _all_have_sent(self, attempt: GroupAttempt, limit: float) -> bool:
@@ -261,8 +260,8 @@ class GroupAveraging:
         else:
             if receipt is None or receipt.accepted:
                 return
-            # A peer that has the epoch behind it will not come back; any other may be in the next attempt.
-            blamed = peer if receipt.committed >= header.epoch else None
+            # A peer that has the round behind it will not come back; any other may be in the next attempt.
+            blamed = peer if receipt.committed >= header.round else None
             reason = f"'{peer}' is in this attempt no more"
         if matchmaking.attempt is attempt and matchmaking.is_on():
             matchmaking.fail(blamed, reason)
@@ -293,7 +292,7 @@ class GroupAveraging:
         header = GroupHeader(
             run_id=self._plan.run_id,
             sender=self._plan.name,
-            epoch=matchmaking.epoch,
+            round=matchmaking.round,
             attempt=0,
             members=[],
             phase="here",
@@ -309,10 +308,10 @@ class GroupAveraging:
         try:
             receipt = await self._calls.deliver(peer, header, payload)
         except ProtocolError as error:
-            self._progress.event(events.RefusedBy(peer=peer, epoch=header.epoch, reason=str(error)))
+            self._progress.event(events.RefusedBy(peer=peer, round=header.round, reason=str(error)))
         else:
             if header.phase == "here" and receipt is not None and receipt.accepted:
-                self._matchmaking.known_here(peer, header.epoch)
+                self._matchmaking.known_here(peer, header.round)
 
     async def _look_again(self, until: float, doubtful: list[str]) -> None:
         """Wait for news, and probe the doubtful peers for life now and then."""
@@ -338,7 +337,7 @@ class GroupAveraging:
         return GroupHeader(
             run_id=group.run_id,
             sender=self._plan.name,
-            epoch=group.epoch,
+            round=group.round,
             attempt=group.attempt,
             members=list(group.members),
             phase=phase,

@@ -34,7 +34,7 @@ class Proposal(PeerMessage):
 
 
 class GroupUpdate:
-    """One node's update of one epoch."""
+    """One node's update of one round."""
 
     def __init__(self, progress: Progress, update: Update, trained: TrainableState, start: TrainableState) -> None:
         self._plan = progress.plan
@@ -74,7 +74,7 @@ class GroupUpdate:
         return self._codec.encode(self._trained, self._start, self._update.train.weight, figures, key)
 
     def read(self, total: RingVector, members: int) -> tuple[Outcome, Scale]:
-        """The mean in a sum, and the next epoch's scale. Raises ProtocolError for a sum that is not one of updates."""
+        """The mean in a sum, and the next round's scale. Raises ProtocolError for a sum that is not one of updates."""
         outcome = self._codec.decode(total, members, self._start)
         return outcome, next_scale(self._scale, outcome.levels, self._recipe)
 
@@ -92,7 +92,7 @@ class GroupUpdate:
                 raise GroupFault(member, "its scale is one of another state")
             # A larger cap would round everybody's change to nothing.
             if proposal.scale.weight_cap >= 2 * most_weight(self._recipe, self._recipe.topology.local_steps or 1):
-                raise GroupFault(member, f"weight_cap {proposal.scale.weight_cap}: no site has so much in an epoch")
+                raise GroupFault(member, f"weight_cap {proposal.scale.weight_cap}: no site has so much in a round")
         return proposal
 
     def _use(self, scale: Scale) -> None:

@@ -1,7 +1,7 @@
 """Gossip over gRPC with mutual TLS. Trust is exactly the roster: who holds none of its certificates gets no connection.
 
 A peer's name is that of the roster member whose certificate it proved to hold; what it writes into a message does not
-count. Knows nothing of epochs.
+count. Knows nothing of rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from google.protobuf.message import Message as ProtobufMessage
 from core_training.foundation.errors import InputError, ProtocolError
 from p2p import gossip_pb2 as wire
 from p2p.messages import GroupHeader, Hello, PeerMessage, Receipt, StateRequest, UpdateHeader
-from p2p.roster import Roster
+from p2p.roster import SignedRoster
 from p2p.transport import CHUNK_BYTES, Handler, PeerUnreachable
 
 _SERVICE = "fedloom.p2p.Gossip"
@@ -71,7 +71,7 @@ class Identity:
 class GrpcTransport:
     """The calling side: a `Transport` over one channel to each peer."""
 
-    def __init__(self, identity: Identity, roster: Roster, transfer_seconds: float) -> None:
+    def __init__(self, identity: Identity, roster: SignedRoster, transfer_seconds: float) -> None:
         self._identity = identity
         self._roster = roster
         self._transfer_seconds = transfer_seconds
@@ -127,7 +127,7 @@ class GrpcTransport:
 class GrpcServer:
     """The answering side: takes calls from roster members and gives them to a `Handler`."""
 
-    def __init__(self, identity: Identity, roster: Roster, handler: Handler) -> None:
+    def __init__(self, identity: Identity, roster: SignedRoster, handler: Handler) -> None:
         self._handler = handler
         self._names = {
             _fingerprint(member.certificate.encode()): member.name

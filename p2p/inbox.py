@@ -1,4 +1,4 @@
-"""The updates that have come in: checked before they take memory, checked again when they are whole, kept by epoch.
+"""The updates that have come in: checked before they take memory, checked again when they are whole, kept by round.
 
 Pure bookkeeping for one node; knows no network. Whatever is wrong with an update is a ProtocolError in words.
 """
@@ -17,7 +17,7 @@ from strategies.mixing import Contribution
 
 
 class Inbox:
-    """Updates of the epoch after the last committed one, and of the one after that (from nodes that are ahead)."""
+    """Updates of the round after the last committed one, and of the one after that (from nodes that are ahead)."""
 
     def __init__(self, run_id: str, manifest: Manifest, recipe: Recipe, codec: NeighbourCodec) -> None:
         self._run_id = run_id
@@ -38,32 +38,32 @@ class Inbox:
         if header.size > self._manifest.max_message_bytes:
             raise ProtocolError(f"{header.size} bytes; a state takes at most {self._manifest.max_message_bytes}")
         if not (math.isfinite(header.weight) and 0 < header.weight <= self._most_weight):
-            raise ProtocolError(f"weight {header.weight}; that of an epoch lies in 1 … {self._most_weight}")
+            raise ProtocolError(f"weight {header.weight}; that of a round lies in 1 … {self._most_weight}")
 
     def put(self, header: UpdateHeader, payload: bytes) -> None:
-        """Keep a whole update. A second one of the same sender and epoch changes nothing."""
+        """Keep a whole update. A second one of the same sender and round changes nothing."""
         state = self._codec.read(payload)
         if not state.is_finite():
             raise ProtocolError("its tensors hold NaN or infinite values")
         contribution = Contribution(header.sender, state, header.weight, header.degree)
-        self._updates.setdefault(header.epoch, {}).setdefault(header.sender, contribution)
+        self._updates.setdefault(header.round, {}).setdefault(header.sender, contribution)
 
-    def refuse(self, epoch: int, sender: str) -> None:
-        """Expect nothing more of this sender in this epoch."""
-        self._refused.add((epoch, sender))
+    def refuse(self, number: int, sender: str) -> None:
+        """Expect nothing more of this sender in this round."""
+        self._refused.add((number, sender))
 
-    def has(self, epoch: int, sender: str) -> bool:
-        return sender in self._updates.get(epoch, {})
+    def has(self, number: int, sender: str) -> bool:
+        return sender in self._updates.get(number, {})
 
-    def settled(self, epoch: int, sender: str) -> bool:
+    def settled(self, number: int, sender: str) -> bool:
         """Whether the sender's update is here, or was refused."""
-        return self.has(epoch, sender) or (epoch, sender) in self._refused
+        return self.has(number, sender) or (number, sender) in self._refused
 
-    def take(self, epoch: int) -> list[Contribution]:
-        """The updates of an epoch."""
-        return list(self._updates.get(epoch, {}).values())
+    def take(self, number: int) -> list[Contribution]:
+        """The updates of a round."""
+        return list(self._updates.get(number, {}).values())
 
-    def forget_through(self, epoch: int) -> None:
-        """Drop all that belongs to this and earlier epochs."""
-        self._updates = {one: updates for one, updates in self._updates.items() if one > epoch}
-        self._refused = {(one, sender) for one, sender in self._refused if one > epoch}
+    def forget_through(self, number: int) -> None:
+        """Drop all that belongs to this and earlier rounds."""
+        self._updates = {one: updates for one, updates in self._updates.items() if one > number}
+        self._refused = {(one, sender) for one, sender in self._refused if one > number}

@@ -1,4 +1,4 @@
-"""The group that averages in this epoch, as one node sees it: those there, those left out, the attempt that is on.
+"""The group that averages in this round, as one node sees it: those there, those left out, the attempt that is on.
 
 Any member may call a group together, by convention the first one that is there; of two calls the higher attempt counts,
 and of two with one number that of the member who comes first in the roster. Bookkeeping shared by the node's loop and
@@ -21,7 +21,7 @@ from p2p.transport import PeerUnreachable
 from security.secure_aggregation.group import Group, GroupAttempt, GroupFault, Phase, RingForm
 
 _ATTEMPTS_A_MEMBER = 3
-"""Attempts in one epoch, for each member of the roster: each fault of a member ends at most one or two."""
+"""Attempts in one round, for each member of the roster: each fault of a member ends at most one or two."""
 
 _UNKNOWN = ""
 """The session of a peer that has not told it."""
@@ -35,23 +35,23 @@ class GaveUp(PeerMessage):
 
 
 @dataclass(frozen=True)
-class Round:
-    """A node's input to the groups of one epoch."""
+class RoundInput:
+    """A node's input to the groups of one round."""
 
-    epoch: int
+    round: int
     proposal: bytes
     form: RingForm
 
 
 class Matchmaking:
-    """One node's view, for all epochs of a run. `news` is called whenever the node's loop should look again."""
+    """One node's view, for all rounds of a run. `news` is called whenever the node's loop should look again."""
 
     def __init__(self, plan: RunPlan, opened: OpenedSum, event: Listener, news: Callable[[], None]) -> None:
         self._plan = plan
         self._opened = opened
         self._event = event
         self._news = news
-        self._round: Round | None = None
+        self._input: RoundInput | None = None
         self._here: dict[int, dict[str, str]] = {}
         self._rank = (0, 0)
         self.session = os.urandom(16)
@@ -63,69 +63,69 @@ class Matchmaking:
         """Whether the others have yet to be told of the failure."""
         self.attempts = 0
         self.left_out: dict[str, str] = {}
-        """Peers not asked into this epoch's groups any more, and why."""
+        """Peers not asked into this round's groups any more, and why."""
         self.passed_over: set[str] = set()
         """Members that were to call a group, and did not."""
         self.heard_at = 0.0
         """The last arrival in an attempt, on the event loop's clock."""
 
     @property
-    def epoch(self) -> int:
-        """The epoch for which this node waits in groups; 0 while it does something else."""
-        return self._round.epoch if self._round else 0
+    def round(self) -> int:
+        """The round for which this node waits in groups; 0 while it does something else."""
+        return self._input.round if self._input else 0
 
     @property
     def must_be(self) -> tuple[str, ...] | None:
-        """The only members with which this node averages in this epoch, once it has opened a sum of theirs; nobody in
-        an epoch before that."""
-        return self._opened.members(self.epoch)
+        """The only members with which this node averages in this round, once it has opened a sum of theirs; nobody in
+        a round before that."""
+        return self._opened.members(self.round)
 
     @property
     def may_try_again(self) -> bool:
-        """Whether another attempt at this epoch may be made."""
+        """Whether another attempt at this round may be made."""
         return self.attempts < self._most_attempts
 
     @property
     def _most_attempts(self) -> int:
         return _ATTEMPTS_A_MEMBER * len(self._plan.roster)
 
-    def begin(self, brought: Round) -> None:
-        """Wait in this epoch's groups, now trained."""
-        self._round = brought
+    def begin(self, brought: RoundInput) -> None:
+        """Wait in this round's groups, now trained."""
+        self._input = brought
         self._rank = (0, 0)
         self.attempt, self.failure, self.attempts = None, None, 0
         self.left_out, self.passed_over = {}, set()
-        self._here = {epoch: peers for epoch, peers in self._here.items() if epoch >= brought.epoch}
+        self._here = {number: peers for number, peers in self._here.items() if number >= brought.round}
 
     def propose(self, proposal: bytes) -> None:
         """Bring another proposal to the next attempts."""
-        assert self._round is not None
-        self._round = replace(self._round, proposal=proposal)
+        assert self._input is not None
+        self._input = replace(self._input, proposal=proposal)
 
     def end(self) -> None:
-        """End the epoch at this node."""
-        self._round, self.attempt = None, None
+        """End the round at this node."""
+        self._input, self.attempt = None, None
 
     def is_here(self, peer: str) -> bool:
-        """Whether a peer waits for a group in this epoch."""
-        return peer in self._here.get(self.epoch, {})
+        """Whether a peer waits for a group in this round."""
+        return peer in self._here.get(self.round, {})
 
-    def heard_here(self, sender: str, epoch: int, session: str) -> bool:
+    def heard_here(self, sender: str, number: int, session: str) -> bool:
         """Note that a peer waits for a group; returns whether this node does, too. A peer that was started again has
         lost its attempt."""
-        before = self._here.setdefault(epoch, {}).get(sender, _UNKNOWN)
-        self._here[epoch][sender] = session
-        if epoch == self.epoch and before not in (_UNKNOWN, session):
+        before = self._here.setdefault(number, {}).get(sender, _UNKNOWN)
+        self._here[number][sender] = session
+        if number == self.round and before not in (_UNKNOWN, session):
             # The fault was that of its earlier start.
             self.left_out.pop(sender, None)
             if self.is_on() and sender in self._members:
                 self.fail(None, f"'{sender}' was started again")
         self._news()
-        return epoch == self.epoch
+        return number == self.round
 
-    def known_here(self, peer: str, epoch: int) -> None:
+    def known_here(self, peer: str, number: int) -> None:
         """Note a peer's answer that it waits for a group there."""
-        self._here.setdefault(epoch, {}).setdefault(peer, _UNKNOWN)
+        self._here.setdefault(number, {}).setdefault(peer, _UNKNOWN)
         self._news()
 
     def gone(self, peer: str) -> None:
@@ -139,15 +139,15 @@ class Matchmaking:
 
     def call_together(self, members: tuple[str, ...]) -> None:
         """Begin an attempt with these members."""
-        self._start(Group(self._plan.run_id, self.epoch, self._rank[0] + 1, members))
+        self._start(Group(self._plan.run_id, self.round, self._rank[0] + 1, members))
 
     def is_current(self, sender: str, header: GroupHeader) -> bool:
         """Whether a message, of which no byte has been read, belongs to the attempt that is on; False when it is stale.
 
         Begins the attempt that it calls for.
         """
-        if header.epoch != self.epoch:
-            raise PeerUnreachable(f"this node does not wait for a group in epoch {header.epoch} yet")
+        if header.round != self.round:
+            raise PeerUnreachable(f"this node does not wait for a group in round {header.round} yet")
         group = _group_of(header)
         if sender not in group.members:
             raise ProtocolError("the sender is not of that group")
@@ -199,15 +199,15 @@ class Matchmaking:
             self.left_out.setdefault(member, reason)
         self.failure, self.failed_here = GaveUp(member=member, reason=reason[:1000]), True
         group = self.attempt.group
-        self._event(events.GroupFailed(epoch=group.epoch, attempt=group.attempt, member=member, reason=reason))
+        self._event(events.GroupFailed(round=group.round, attempt=group.attempt, member=member, reason=reason))
         self._news()
 
     def bind(self) -> None:
-        """Bind this node, before it opens the attempt's sum, to average with just these members in this epoch.
+        """Bind this node, before it opens the attempt's sum, to average with just these members in this round.
 
         The same members' sum again says nothing new. That of fewer would, less this one, show who is missing.
         """
-        self._opened.note(self.epoch, self._members)
+        self._opened.note(self.round, self._members)
 
     @property
     def _members(self) -> tuple[str, ...]:
@@ -238,7 +238,7 @@ class Matchmaking:
         """Raise for an attempt, new to this node, that it takes no part in."""
         roster, members = self._plan.roster, group.members
         if header.phase != Phase.KEYS.value:
-            raise PeerUnreachable(f"this node has not begun attempt {group.attempt} of epoch {group.epoch} yet")
+            raise PeerUnreachable(f"this node has not begun attempt {group.attempt} of round {group.round} yet")
         if self.is_on() and sender not in self._members:
             raise PeerUnreachable("this node is in another group at the moment")
         if members != tuple(name for name in roster if name in members):
@@ -248,13 +248,13 @@ class Matchmaking:
         if len(members) < self._plan.needed:
             raise ProtocolError(f"a group of {len(members)}; this node takes part from {self._plan.needed} members on")
         if self.must_be not in (None, members):
-            raise ProtocolError("this node has opened a sum of other members in this epoch")
+            raise ProtocolError("this node has opened a sum of other members in this round")
         if sender in self.left_out:
             raise PeerUnreachable(f"'{sender}' is left out, and begins nothing here: {self.left_out[sender]}")
         if members[0] in self.left_out:
             raise ProtocolError(f"'{members[0]}' called together: {self.left_out[members[0]]}")
         if not self.may_try_again:
-            raise ProtocolError(f"{self.attempts} attempts at epoch {group.epoch} have failed here")
+            raise ProtocolError(f"{self.attempts} attempts at round {group.round} have failed here")
         # A call with a huge number would outrank all that honest members can make.
         if group.attempt > self._rank[0] + self._most_attempts:
             raise ProtocolError(f"attempt {group.attempt}; the last one here was {self._rank[0]}")
@@ -265,17 +265,17 @@ class Matchmaking:
         return group.attempt, -roster.index(first) if first in roster else -len(roster)
 
     def _start(self, group: Group) -> None:
-        assert self._round is not None
+        assert self._input is not None
         if self.is_on():
             self.fail(None, f"attempt {group.attempt} has begun")
         self.attempts += 1
         self._rank = self._rank_of(group)
         masked = self._plan.recipe.privacy.secure is not None
         self.failure = None
-        self.attempt = GroupAttempt(self._plan.name, group, self._round.proposal, self._round.form, masked)
-        self._event(events.GroupFormed(epoch=group.epoch, attempt=group.attempt, members=list(group.members)))
+        self.attempt = GroupAttempt(self._plan.name, group, self._input.proposal, self._input.form, masked)
+        self._event(events.GroupFormed(round=group.round, attempt=group.attempt, members=list(group.members)))
         self._news()
 
 
 def _group_of(header: GroupHeader) -> Group:
-    return Group(header.run_id, header.epoch, header.attempt, tuple(header.members))
+    return Group(header.run_id, header.round, header.attempt, tuple(header.members))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from core_training.foundation.errors import ProtocolError
 from strategies.messages import SITE_NAME, Digest, RunId
 
-Epoch = Annotated[int, Field(ge=0, le=2**31)]
+Count = Annotated[int, Field(ge=0, le=2**31)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=SITE_NAME)]
 Offer = tuple[int, int, str]
@@ -45,19 +45,19 @@ class Hello(PeerMessage):
     manifest_digest: Digest
     initial_digest: Digest
 
-    committed: Epoch
-    """Last epoch it has committed; 0 before the first."""
+    committed: Count
+    """Last round it has committed; 0 before the first."""
     contributors: Annotated[list[Name], Field(max_length=_MOST_MEMBERS)]
     """Senders of that state's updates."""
     state_digest: NoDigestYet
-    working: Epoch
-    """The epoch it is training or averaging; 0 when it is at none."""
+    working: Count
+    """The round it is training or averaging; 0 when it is at none."""
     working_seconds: Seconds
     """The seconds since it began it."""
-    pace: Seconds
-    """Its epochs' median seconds; 0 before any."""
+    round_seconds: Seconds
+    """Its rounds' median seconds; 0 before any."""
     catching_up: bool
-    """Whether it sits out until it can begin an epoch together with the others: they do not wait for it."""
+    """Whether it sits out until it can begin a round together with the others: they do not wait for it."""
     finished: bool
     """Whether its state will not change any more."""
 
@@ -86,16 +86,16 @@ _MUST_AGREE = {
 
 
 class UpdateHeader(PeerMessage):
-    """The head of an update, before its chunks: sender, epoch, and what the chunks must add up to."""
+    """The head of an update, before its chunks: sender, round, and what the chunks must add up to."""
 
     run_id: RunId
-    epoch: Annotated[int, Field(ge=1)]
+    round: Annotated[int, Field(ge=1)]
     sender: Name
     manifest_digest: Digest
     weight: float
     """The update's weight in a mean: the units (tokens, pairs, examples) that its loss is a mean over."""
-    degree: Epoch
-    """The number of the sender's live partners in this epoch."""
+    degree: Count
+    """The number of the sender's live partners in this round."""
     size: Annotated[int, Field(ge=0)]
     """Bytes of all chunks together."""
     sha256: Digest
@@ -106,8 +106,8 @@ class Receipt(PeerMessage):
     """Answer to an update that was in order: whether it will be averaged, or came too late (or too early)."""
 
     accepted: bool
-    committed: Epoch
-    """Last epoch that the receiver has committed."""
+    committed: Count
+    """Last round that the receiver has committed."""
 
 
 GroupPhase = Literal["here", "keys", "scatter", "ready", "open", "gather", "confirm", "gave up"]
@@ -123,8 +123,8 @@ class GroupHeader(PeerMessage):
 
     run_id: RunId
     sender: Name
-    epoch: Annotated[int, Field(ge=1)]
-    attempt: Epoch
+    round: Annotated[int, Field(ge=1)]
+    attempt: Count
     members: Annotated[list[Name], Field(max_length=_MOST_MEMBERS)]
     """The group, in roster order. The first of them called the group together."""
     phase: GroupPhase
@@ -139,7 +139,7 @@ class StateRequest(PeerMessage):
 
     run_id: RunId
     sender: Name
-    epoch: Annotated[int, Field(ge=1)]
+    round: Annotated[int, Field(ge=1)]
     manifest_digest: Digest
     state_digest: Digest
     offset: Annotated[int, Field(ge=0)]

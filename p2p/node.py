@@ -1,4 +1,4 @@
-"""A gossip node: trains, exchanges updates with its peers, averages, commits, and goes on to the next epoch.
+"""A gossip node: trains, exchanges updates with its peers, averages, commits, and goes on to the next round.
 
 It never waits for ever: not for a peer that is down, not for a slow one, not for itself (a node that came late takes
 the others' state and goes on in step with them). Knows neither gRPC nor the trainer: the network is a `Transport`, the
@@ -56,7 +56,7 @@ async def take_part(
         events.NodeJoined(
             site=plan.name,
             run=plan.run_id,
-            committed=progress.last.epoch,
+            committed=progress.last.round,
             manifest=progress.manifest.digest,
             initial=joined.initial_digest,
         )
@@ -83,12 +83,12 @@ class GossipNode:
         self._lap_began = began
 
     async def run(self, linger: float) -> NodeResult:
-        """Take part until the last epoch, then stay for up to `linger` seconds."""
-        if self._progress.last.epoch < self._plan.epochs:
+        """Take part until the last round, then stay for up to `linger` seconds."""
+        if self._progress.last.round < self._plan.rounds:
             await self._gather()
-        while self._progress.last.epoch < self._plan.epochs:
+        while self._progress.last.round < self._plan.rounds:
             if not self._catch_up.is_behind() or not await self._catch_up.adopt_newest():
-                await self._epoch(self._progress.last.epoch + 1)
+                await self._round(self._progress.last.round + 1)
         await self._catch_up.settle()
         result = await self._conclude()
         await self._linger(linger)
@@ -112,14 +112,14 @@ class GossipNode:
             raise InputError("no peer trains the same thing: " + "; ".join(members.differences()))
         self._folder.event(events.Gathered(live=list(members.live), missing=list(missing)))
 
-    async def _epoch(self, epoch: int) -> None:
+    async def _round(self, number: int) -> None:
         """Train, exchange, average, commit."""
         progress, needed = self._progress, self._plan.needed
-        progress.begin(epoch, self._now())
-        self._calls.begin(self._calls.greet_all(self._some_peers(epoch)))
-        update = await self._site.train(epoch, progress.last.state, progress.manifest.digest)
+        progress.begin(number, self._now())
+        self._calls.begin(self._calls.greet_all(self._some_peers(number)))
+        update = await self._site.train(number, progress.last.state, progress.manifest.digest)
         state = self._trained_state(update)
-        progress.ledger.trained(update)
+        progress.ledger.take(update)
         progress.arrived(self._now())
         if self._plan.in_groups:
             await self._average_in_group(update, state)
@@ -127,18 +127,18 @@ class GossipNode:
         payload, state = progress.codec.write(update, state)
         partners = [peer for peer in self._plan.neighbours if progress.members.is_live(peer)]
         own = Contribution(self._plan.name, state, update.weight, len(partners))
-        if await self._exchange(epoch, own, payload, partners) and await self._catch_up.adopt_newest():
+        if await self._exchange(number, own, payload, partners) and await self._catch_up.adopt_newest():
             return
-        others = progress.inbox.take(epoch)
-        if (present := self._present(epoch)) < needed:
-            self._folder.event(events.TooFewMembers(epoch=epoch, present=present, needed=needed))
+        others = progress.inbox.take(number)
+        if (present := self._present(number)) < needed:
+            self._folder.event(events.TooFewMembers(round=number, present=present, needed=needed))
             self._commit(events.NodeRoundVoid, update, state, [own.name])
         else:
             mixed = self._plan.mixing.mix(own, others, self._plan.roster)
             self._commit(events.NodeRound, update, mixed, sorted([own.name, *(other.name for other in others)]))
 
     async def _average_in_group(self, update: Update, trained: TrainableState) -> None:
-        """Exchange in a group and commit. An epoch without a group leaves the state as it was."""
+        """Exchange in a group and commit. A round without a group leaves the state as it was."""
         start = self._progress.last.state or self._progress.initial
         assert start is not None
         if (
@@ -158,12 +158,12 @@ class GossipNode:
             raise RunError(f"site '{self._plan.name}' trained to NaN or infinite values: learning rate too high?")
         return state
 
-    async def _exchange(self, epoch: int, own: Contribution, payload: bytes, partners: list[str]) -> bool:
+    async def _exchange(self, number: int, own: Contribution, payload: bytes, partners: list[str]) -> bool:
         """Send the update to all partners and wait for theirs. Returns whether the others went on without this node."""
         progress = self._progress
         header = UpdateHeader(
             run_id=self._plan.run_id,
-            epoch=epoch,
+            round=number,
             sender=self._plan.name,
             manifest_digest=progress.manifest.digest,
             weight=own.weight,
@@ -172,44 +172,44 @@ class GossipNode:
             sha256=hashlib.sha256(payload).hexdigest(),
         )
         parcel = Parcel(header, payload)
-        trained_after = progress.seconds_into(epoch, self._now())
+        trained_after = progress.seconds_into(number, self._now())
         deadline = self._now() + progress.deadlines.deadline(trained_after) - trained_after
         next_probe = self._now() + PROBE_SECONDS
         while True:
-            # Whoever came back in mid-epoch and sent its update gets ours, too.
-            returned = [peer for peer in self._plan.neighbours if progress.inbox.has(epoch, peer)]
+            # Whoever came back in mid-round and sent its update gets ours, too.
+            returned = [peer for peer in self._plan.neighbours if progress.inbox.has(number, peer)]
             for peer in dict.fromkeys([*partners, *returned]):
                 if parcel.is_left_for(peer) and progress.members.is_live(peer):
                     self._calls.send(peer, parcel)
             if parcel.came_late:
                 return True
             missing = [peer for peer in partners if self._is_awaited(peer, parcel)]
-            enough = self._present(epoch) >= self._plan.needed
+            enough = self._present(number) >= self._plan.needed
             if self._now() >= deadline or (enough and not missing):
                 return False
             if self._now() >= next_probe:
                 next_probe = self._now() + PROBE_SECONDS
-                self._calls.begin(self._calls.greet_all(missing or self._some_peers(epoch)))
+                self._calls.begin(self._calls.greet_all(missing or self._some_peers(number)))
             await progress.news_until(min(deadline, next_probe))
 
     def _is_awaited(self, peer: str, parcel: Parcel) -> bool:
-        """Whether this node still expects something from a peer in this epoch: its update, or its receipt for ours."""
-        members, epoch = self._progress.members, parcel.header.epoch
+        """Whether this node still expects something from a peer in this round: its update, or its receipt for ours."""
+        members, number = self._progress.members, parcel.header.round
         hello = members.hello_of(peer)
-        if not members.is_live(peer) or hello is None or hello.catching_up or hello.committed > epoch:
+        if not members.is_live(peer) or hello is None or hello.catching_up or hello.committed > number:
             return False
-        return not (self._progress.inbox.settled(epoch, peer) and peer in parcel.receipts)
+        return not (self._progress.inbox.settled(number, peer) and peer in parcel.receipts)
 
-    def _present(self, epoch: int) -> int:
-        """The number of members of an epoch: those in the mean or, where each has a mean of its own, those alive."""
+    def _present(self, number: int) -> int:
+        """The number of members of a round: those in the mean or, where each has a mean of its own, those alive."""
         if self._plan.in_one_state:
-            return 1 + len(self._progress.inbox.take(epoch))
+            return 1 + len(self._progress.inbox.take(number))
         return 1 + len(self._progress.members.live)
 
-    def _some_peers(self, epoch: int) -> tuple[str, ...]:
-        """A few peers to greet in this epoch, so that all are heard from now and then, whatever their number."""
+    def _some_peers(self, number: int) -> tuple[str, ...]:
+        """A few peers to greet in this round, so that all are heard from now and then, whatever their number."""
         others = self._progress.members.others
-        start = epoch * _PROBED_AT_ONCE % len(others) if len(others) > _PROBED_AT_ONCE else 0
+        start = number * _PROBED_AT_ONCE % len(others) if len(others) > _PROBED_AT_ONCE else 0
         return (others[start:] + others[:start])[:_PROBED_AT_ONCE]
 
     def _commit(
@@ -222,14 +222,14 @@ class GossipNode:
     ) -> None:
         progress, evaluation = self._progress, update.evaluation
         self._end_lap()
-        progress.ledger.void_epochs += kind is events.NodeRoundVoid
+        progress.ledger.void_rounds += kind is events.NodeRoundVoid
         progress.commit(state, contributors, scale)
         self._folder.event(
             kind(
-                epoch=update.round,
-                of=self._plan.epochs,
+                round=update.round,
+                of=self._plan.rounds,
                 loss=update.train.loss_mean,
-                eval_loss=evaluation.loss if evaluation else None,  # of the state the epoch began with
+                eval_loss=evaluation.loss if evaluation else None,  # of the state the round began with
                 eval_weight=evaluation.weight if evaluation else 0,
                 weight=update.weight,
                 seconds=round(progress.seconds_into(update.round, self._now()), 3),

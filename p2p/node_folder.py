@@ -19,7 +19,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.parts.section import Section
 from p2p.grpc_transport import Identity
-from p2p.roster import Member, Roster
+from p2p.roster import Member, SignedRoster
 from security.certificates import create_node_certificate, load_certificate, load_private_key, to_pem
 from security.private_files import make_private_folder
 
@@ -96,7 +96,7 @@ def pin_founder(folder: Path, founder: str) -> None:
     _write_yaml(folder / P2P_FILE, read_node_config(folder).model_copy(update={"founder": founder}))
 
 
-def load_identity(folder: Path, name: str, roster: Roster) -> Identity:
+def load_identity(folder: Path, name: str, roster: SignedRoster) -> Identity:
     """The node's certificate and key, checked against each other and against the roster.
 
     Raises InputError when one is missing, malformed or expired, or the roster has another certificate for this name.

@@ -1,4 +1,4 @@
-"""A node's note on disk of the members of an epoch's sum, before it opens it. A restart must not make it forget."""
+"""A node's note on disk of the members of a round's sum, before it opens it. A restart must not make it forget."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ class OpenedSum:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._epoch: int | None = None
+        self._round: int | None = None
         self._members: tuple[str, ...] = ()
         if file.exists():
             document = json.loads(file.read_text(encoding="utf-8"))
-            self._epoch, self._members = document["epoch"], tuple(document["members"])
+            self._round, self._members = document["epoch"], tuple(document["members"])
 
-    def members(self, epoch: int) -> tuple[str, ...] | None:
-        """The members of the sum opened in this epoch; None where none was.
+    def members(self, number: int) -> tuple[str, ...] | None:
+        """The members of the sum opened in this round; None where none was.
 
-        Empty for an epoch before the noted one: a node comes back to it when its last commit is damaged.
+        Empty for a round before the noted one: a node comes back to it when its last commit is damaged.
         """
-        if self._epoch is None or epoch > self._epoch:
+        if self._round is None or number > self._round:
             return None
-        return self._members if epoch == self._epoch else ()
+        return self._members if number == self._round else ()
 
-    def note(self, epoch: int, members: tuple[str, ...]) -> None:
+    def note(self, number: int, members: tuple[str, ...]) -> None:
         """Note the members of a sum before it is opened. Raises RunError when the disk refuses."""
-        commit_file(self._file, json.dumps({"epoch": epoch, "members": list(members)}).encode())
-        self._epoch, self._members = epoch, members
+        commit_file(self._file, json.dumps({"epoch": number, "members": list(members)}).encode())
+        self._round, self._members = number, members

@@ -31,7 +31,7 @@ class RunPlan:
                 raise InputError(f"{key}: {needed}, but the roster has {len(self.roster)} members")
 
     @property
-    def epochs(self) -> int:
+    def rounds(self) -> int:
         return self.recipe.topology.rounds or 0
 
     @property
@@ -46,7 +46,7 @@ class RunPlan:
 
     @property
     def in_one_state(self) -> bool:
-        """Whether all nodes hold one and the same state after an undisturbed epoch."""
+        """Whether all nodes hold one and the same state after an undisturbed round."""
         return self.recipe.aggregation.mixing_part.one_state
 
     @cached_property

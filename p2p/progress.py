@@ -56,15 +56,15 @@ class Progress:
         self._began: dict[int, float] = {}
         self._last_arrival = 0.0
 
-    def begin(self, epoch: int, now: float) -> None:
-        """Begin to train an epoch."""
-        self.working, self.catching_up = epoch, False
-        self._began = {epoch - 1: self._began.get(epoch - 1, now), epoch: now}
+    def begin(self, number: int, now: float) -> None:
+        """Begin to train a round."""
+        self.working, self.catching_up = number, False
+        self._began = {number - 1: self._began.get(number - 1, now), number: now}
         self._last_arrival = now
 
-    def seconds_into(self, epoch: int, now: float) -> float:
-        """Seconds since this node began an epoch; 0 for one that it did not begin."""
-        return now - self._began.get(epoch, now)
+    def seconds_into(self, number: int, now: float) -> float:
+        """Seconds since this node began a round; 0 for one that it did not begin."""
+        return now - self._began.get(number, now)
 
     def arrived(self, now: float) -> None:
         """Note an update, own or received."""
@@ -81,16 +81,16 @@ class Progress:
         self.news.clear()
 
     def commit(self, state: TrainableState, contributors: Sequence[str], scale: Scale | None = None) -> None:
-        """Commit the epoch after the last committed one."""
-        epoch = self.last.epoch + 1
-        self.deadlines.observe(self._last_arrival - self._began[epoch])
-        self.put(Commit(epoch, state, tuple(contributors), self.ledger.copy(), scale))
+        """Commit the round after the last committed one."""
+        number = self.last.round + 1
+        self.deadlines.observe(self._last_arrival - self._began[number])
+        self.put(Commit(number, state, tuple(contributors), self.ledger.copy(), scale))
 
     def put(self, commit: Commit) -> None:
         """Make a state the last committed one, on disk first."""
         self.store.write(commit)
         self.last = commit
-        self.inbox.forget_through(commit.epoch)
+        self.inbox.forget_through(commit.round)
 
     def hello(self) -> Hello:
         """This node's account of itself now."""
@@ -102,12 +102,12 @@ class Progress:
             recipe_digest=self.plan.recipe.engine_digest,
             manifest_digest=self.manifest.digest,
             initial_digest=self.joined.initial_digest,
-            committed=self.last.epoch,
+            committed=self.last.round,
             contributors=list(self.last.contributors),
             state_digest=self.last.state_digest,
             working=0 if self.catching_up else self.working,
             working_seconds=self.seconds_into(self.working, now),
-            pace=self.deadlines.typical,
+            round_seconds=self.deadlines.typical,
             catching_up=self.catching_up,
             finished=self.finished,
         )

@@ -43,7 +43,7 @@ class Member(BaseModel):
             raise InputError(f"{source}: the certificate of '{self.name}' is made out to '{common_name(certificate)}'")
 
 
-class Roster(BaseModel):
+class SignedRoster(BaseModel):
     """All members, in the order in which sums are added up."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -85,10 +85,10 @@ def read_member(path: Path) -> Member:
     return member
 
 
-def write_roster(path: Path, members: Sequence[Member], founder: Ed25519PrivateKey) -> Roster:
+def write_roster(path: Path, members: Sequence[Member], founder: Ed25519PrivateKey) -> SignedRoster:
     """Sign a roster of these members, sorted by name. Raises InputError when two have something in common."""
     try:
-        roster = Roster(members=sorted(members, key=lambda member: member.name))
+        roster = SignedRoster(members=sorted(members, key=lambda member: member.name))
     except ValidationError as error:
         raise InputError(f"the roster cannot be made: {_first(error)}") from None
     signed = sign_document(roster.model_dump(), founder)
@@ -96,14 +96,14 @@ def write_roster(path: Path, members: Sequence[Member], founder: Ed25519PrivateK
     return roster
 
 
-def read_roster(path: Path, founder_public_key: str) -> Roster:
+def read_roster(path: Path, founder_public_key: str) -> SignedRoster:
     """Read a roster that this founder signed. Raises InputError when a byte was changed, or another one signed it.
 
     A member whose certificate has expired does not hinder the others: TLS will refuse that member alone.
     """
     document = open_signed_document(_read_json(path), founder_public_key, str(path))
     try:
-        return Roster.model_validate(document)
+        return SignedRoster.model_validate(document)
     except ValidationError as error:
         raise InputError(f"{path}: {_first(error)}") from None
 

@@ -1,6 +1,6 @@
 """The answering side of a node: greets, takes in updates, hands out states; refuses what is wrong and says why.
 
-Every sender named here is the one that the transport authenticated. A refusal is an event, never the end of an epoch.
+Every sender named here is the one that the transport authenticated. A refusal is an event, never the end of a round.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from p2p.progress import Progress
 from p2p.transfer import collect
 from p2p.transport import PeerUnreachable
 
-_EPOCHS_AHEAD = 2
-"""Updates are taken of the epoch after the last commit, and of the one after that from nodes that are ahead."""
+_ROUNDS_AHEAD = 2
+"""Updates are taken of the round after the last commit, and of the one after that from nodes that are ahead."""
 
 _UPLOADS_AT_ONCE = 2
 """Updates that one sender may be sending at a time: bounds the memory that it can take."""
@@ -62,14 +62,14 @@ class PeerService:
                 return receipt
             progress.inbox.put(header, payload)
         except ProtocolError as error:
-            progress.event(events.Refused(peer=sender, epoch=header.epoch, reason=f"update: {error}"))
-            if progress.last.epoch < header.epoch <= progress.last.epoch + _EPOCHS_AHEAD:
-                progress.inbox.refuse(header.epoch, sender)
+            progress.event(events.Refused(peer=sender, round=header.round, reason=f"update: {error}"))
+            if progress.last.round < header.round <= progress.last.round + _ROUNDS_AHEAD:
+                progress.inbox.refuse(header.round, sender)
                 progress.news.set()
             raise
         progress.ledger.bytes_down += len(payload)
         progress.arrived(asyncio.get_running_loop().time())
-        return Receipt(accepted=True, committed=progress.last.epoch)
+        return Receipt(accepted=True, committed=progress.last.round)
 
     async def on_group_message(self, sender: str, header: GroupHeader, chunks: AsyncIterator[bytes]) -> Receipt:
         progress = self._opened()
@@ -83,12 +83,12 @@ class PeerService:
                 return receipt
             accepted = await self._take_group_message(progress, sender, header, chunks)
         except ProtocolError as error:
-            progress.event(events.Refused(peer=sender, epoch=header.epoch, reason=f"{header.phase}: {error}"))
+            progress.event(events.Refused(peer=sender, round=header.round, reason=f"{header.phase}: {error}"))
             raise
         if not accepted and header.phase != "here":
             reason = f"{header.phase}: stale, of attempt {header.attempt}"
-            progress.event(events.Refused(peer=sender, epoch=header.epoch, reason=reason))
-        return Receipt(accepted=accepted, committed=progress.last.epoch)
+            progress.event(events.Refused(peer=sender, round=header.round, reason=reason))
+        return Receipt(accepted=accepted, committed=progress.last.round)
 
     async def _take_group_message(
         self, progress: Progress, sender: str, header: GroupHeader, chunks: AsyncIterator[bytes]
@@ -100,7 +100,7 @@ class PeerService:
                 raise ProtocolError(f"{header.size} bytes where {len(matchmaking.session)} are right")
             await self._upload(progress, sender, header, chunks)
             progress.arrived(asyncio.get_running_loop().time())
-            return matchmaking.heard_here(sender, header.epoch, header.sha256)
+            return matchmaking.heard_here(sender, header.round, header.sha256)
         if not matchmaking.is_current(sender, header):
             return False
         try:
@@ -120,11 +120,11 @@ class PeerService:
                 raise ProtocolError(f"it says it comes from '{request.sender}'")
             if request.run_id != progress.plan.run_id or request.manifest_digest != progress.manifest.digest:
                 raise ProtocolError("it asks for the state of another run")
-            for chunk in progress.store.read(request.epoch, request.offset):
+            for chunk in progress.store.read(request.round, request.offset):
                 progress.ledger.bytes_up += len(chunk)
                 yield chunk
         except ProtocolError as error:
-            progress.event(events.Refused(peer=sender, epoch=request.epoch, reason=f"request: {error}"))
+            progress.event(events.Refused(peer=sender, round=request.round, reason=f"request: {error}"))
             raise
 
     def on_malformed(self, sender: str, reason: str) -> None:
@@ -138,17 +138,17 @@ class PeerService:
 
     def _out_of_turn(self, progress: Progress, sender: str, header: UpdateHeader | GroupHeader) -> Receipt | None:
         """The answer to an update that is too late or too early; None when it is expected."""
-        committed = progress.last.epoch
-        if committed < header.epoch <= committed + _EPOCHS_AHEAD:
+        committed = progress.last.round
+        if committed < header.round <= committed + _ROUNDS_AHEAD:
             return None
-        if header.epoch == committed and sender in progress.last.contributors:
+        if header.round == committed and sender in progress.last.contributors:
             waits = isinstance(header, GroupHeader) and header.phase == "here"  # for a group, in which this node is not
             return Receipt(accepted=not waits, committed=committed)
-        if header.epoch == committed:
+        if header.round == committed:
             now = asyncio.get_running_loop().time()
             progress.deadlines.observe_late(progress.seconds_into(committed, now))
-        reason = f"update: stale or early, of epoch {header.epoch}; this node has committed {committed}"
-        progress.event(events.Refused(peer=sender, epoch=header.epoch, reason=reason))
+        reason = f"update: stale or early, of round {header.round}; this node has committed {committed}"
+        progress.event(events.Refused(peer=sender, round=header.round, reason=reason))
         return Receipt(accepted=False, committed=committed)
 
     async def _upload(

@@ -59,29 +59,29 @@ class SiteOrders:
             raise RunError(f"site '{self._plan.name}' {failure}: it sent another than it joined with")
         return state
 
-    async def train(self, epoch: int, state: TrainableState | None, manifest_digest: str) -> Update:
+    async def train(self, number: int, state: TrainableState | None, manifest_digest: str) -> Update:
         """One slice of training from `state`; without one, from the site's initial state."""
         topology = self._plan.recipe.topology
         order = TrainOrder(
             run_id=self._plan.run_id,
-            round=epoch,
+            round=number,
             steps=topology.local_steps or 1,
-            evaluate=(epoch - 1) % topology.eval_every == 0,
+            evaluate=(number - 1) % topology.eval_every == 0,
             manifest_digest=manifest_digest,
             payload=state.to_bytes() if state else b"",
         )
-        update = await self._put(order, Update, f"could not train epoch {epoch}")
-        if (update.run_id, update.round) != (self._plan.run_id, epoch):
-            raise RunError(f"site '{self._plan.name}' answered for epoch {update.round} of run '{update.run_id}'")
+        update = await self._put(order, Update, f"could not train round {number}")
+        if (update.run_id, update.round) != (self._plan.run_id, number):
+            raise RunError(f"site '{self._plan.name}' answered for round {update.round} of run '{update.run_id}'")
         if not update.weight > 0:
-            raise RunError(f"site '{self._plan.name}' learned from no tokens in epoch {epoch}: has it any data?")
+            raise RunError(f"site '{self._plan.name}' learned from no tokens in round {number}: has it any data?")
         return update
 
     async def evaluate_final(self, state: TrainableState) -> EvalReport:
         """Evaluate the result of the run, and let the site keep it."""
         order = EvaluateOrder(
             run_id=self._plan.run_id,
-            round=self._plan.epochs,
+            round=self._plan.rounds,
             final=True,
             manifest_digest=state.manifest.digest,
             payload=state.to_bytes(),

@@ -66,7 +66,7 @@ def init_federation(folder: Path, address: Address, also_known_as: list[str]) ->
 
 
 def admit_site(federation: Federation, name: str, public_key_file: Path) -> Site:
-    """Put a site on the roster; a running SuperLink learns of it at once, another one when it starts."""
+    """Admit a site; a running SuperLink learns of it at once, another one when it starts."""
     public_key, identity = _read_public_keys(public_key_file)
     federation.admit(Site(name=name, public_key=public_key, identity=identity))
     if background.owner(federation.superlink_lock) is not None:
@@ -188,7 +188,7 @@ def _resume_runs(federation: Federation) -> list[str]:
 
 
 def _register_sites(federation: Federation) -> None:
-    """Make Flower's list of nodes and the roster agree: register who is missing, note everybody's number."""
+    """Make Flower's list of nodes agree with the admitted sites: register who is missing, note everybody's number."""
     with _control(federation) as superlink:
         known = {node.public_key: node.node_id for node in superlink.nodes()}
         for site in federation.sites():

@@ -1,4 +1,4 @@
-"""The federation folder: where the server's keys, roster, runs and logs lie. Knows no processes and no sockets.
+"""The federation folder: where the server's keys, list of sites, runs and logs lie. Knows no processes and no sockets.
 
 In the folder: `federation.yaml` (the address), `roster.json` (admitted sites: name, keys, node id), `rosters/` (what
 sites were given to pin, by digest), `keys/` (ca.crt to hand out; ca.key, server.crt and server.key, which stay),
@@ -56,12 +56,12 @@ class Site(Section):
     node_id: int | None = None
 
 
-_ROSTER = TypeAdapter(list[Site])
+_SITES = TypeAdapter(list[Site])
 
 
 @dataclass(frozen=True)
 class Federation:
-    """The paths of a federation folder, and its roster."""
+    """The paths of a federation folder, and its admitted sites."""
 
     folder: Path
     address: Address
@@ -101,13 +101,13 @@ class Federation:
         return self.folder / "run" / f"{run_id}.lock"
 
     def sites(self) -> list[Site]:
-        """The roster."""
+        """The admitted sites."""
         try:
-            return _ROSTER.validate_json(self._roster.read_bytes())
+            return _SITES.validate_json(self._admitted.read_bytes())
         except FileNotFoundError:
             return []
         except ValidationError as error:
-            raise InputError(f"{self._roster}: this is not a roster: {error.errors()[0]['msg']}") from None
+            raise InputError(f"{self._admitted}: this is no list of sites: {error.errors()[0]['msg']}") from None
 
     def site_names(self) -> dict[int, str]:
         """Flower's node number: the site's name, of all sites that are registered."""
@@ -119,7 +119,7 @@ class Federation:
 
     def hand_out_roster(self, path: Path) -> dict[str, str]:
         """Write the roster that every site pins; returns it. Raises InputError when no site has an identity."""
-        if path.absolute() == self._roster:
+        if path.absolute() == self._admitted:
             raise InputError(f"{path}: this is the server's own list of sites; name another file with --out")
         identities = self.identities()
         if not identities:
@@ -149,7 +149,7 @@ class Federation:
     def admit(self, site: Site) -> None:
         """Add a site, or the identity that a site had not handed over so far.
 
-        Raises InputError when its name or one of its keys is on the roster already.
+        Raises InputError when its name or one of its keys is admitted already.
         """
         sites = {known.name: known for known in self.sites()}
         held = sites.pop(site.name, None)
@@ -161,11 +161,11 @@ class Federation:
             if known.identity is not None and known.identity == site.identity:
                 raise InputError(f"this identity is admitted already, as site '{known.name}'")
         admitted = site.model_copy(update={"node_id": held.node_id if held else None})
-        self._write_roster([*sites.values(), admitted])
+        self._write_sites([*sites.values(), admitted])
 
     def set_node_id(self, name: str, node_id: int) -> None:
         """Note the number that Flower gave to a site."""
-        self._write_roster(
+        self._write_sites(
             [site.model_copy(update={"node_id": node_id}) if site.name == name else site for site in self.sites()]
         )
 
@@ -174,11 +174,11 @@ class Federation:
         return self.folder / "rosters"
 
     @property
-    def _roster(self) -> Path:
+    def _admitted(self) -> Path:
         return self.folder / "roster.json"
 
-    def _write_roster(self, sites: list[Site]) -> None:
-        commit_file(self._roster, json.dumps([site.model_dump() for site in sites], indent=1).encode())
+    def _write_sites(self, sites: list[Site]) -> None:
+        commit_file(self._admitted, json.dumps([site.model_dump() for site in sites], indent=1).encode())
 
 
 def _without_identity(site: Site, node_id: int | None) -> Site:

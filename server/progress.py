@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import NOTHING_EVALUATED, EvalReport
 from core_training.recipe.schema import Recipe
 from core_training.runs.events import Round
-from core_training.runs.run_folder import SiteSummary, Summary, peak_rss_bytes
+from core_training.runs.figures import ExchangeFigures
+from core_training.runs.run_folder import SiteSummary, Summary
 from strategies.figures import RoundFigures
 from strategies.ring_scale import Scale
 
@@ -58,7 +59,7 @@ class RoundReport:
 
 
 @dataclass
-class Progress:
+class Progress(ExchangeFigures):
     """Everything of a run but its state. `round` is the last committed one, `seconds_*` are wall time.
 
     `scale` is how the next round's numbers are to be read where the codec is a ring.
@@ -66,30 +67,19 @@ class Progress:
 
     round: int = 0
     initial_digest: str | None = None
-    train_loss_first: float | None = None
-    train_loss_last: float | None = None
     eval_loss_initial: float | None = None
     best_eval_loss: float | None = None
     evaluations_without_gain: int = 0
-    void_rounds: int = 0
     void_in_a_row: int = 0
-    saturated: int | None = None
     scale: Scale | None = None
-    bytes_up: int = 0
-    bytes_down: int = 0
-    tokens: int = 0
-    seconds_total: float = 0.0
-    seconds_training: float = 0.0
     seconds_exchange: float = 0.0
-    seconds_protection: float = 0.0
     sites: dict[str, SiteSummary] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Progress:
-        """Read what `dataclasses.asdict` made. Raises TypeError on anything else."""
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
         sites = {name: SiteSummary(**site) for name, site in document["sites"].items()}
         scale = Scale.from_json(document["scale"]) if document["scale"] is not None else None
-        return cls(**{**document, "sites": sites, "scale": scale})
+        return super().from_json({**document, "sites": sites, "scale": scale})
 
     def record_round(
         self, number: int, report: RoundReport, seconds: float, of_all: Callable[[Iterable[float]], float]
@@ -117,8 +107,7 @@ class Progress:
         self.round = number
         self.void_in_a_row = 0
         self.tokens += figures.tokens
-        if report.saturated is not None:
-            self.saturated = (self.saturated or 0) + report.saturated
+        self.note_saturated(report.saturated)
         self.seconds_training += of_all(part.seconds for part in sites.values())
         self.seconds_exchange += seconds - of_all(part.seconds_in_all for part in sites.values())
         self.seconds_protection += of_all(part.masking_seconds for part in sites.values())
@@ -149,38 +138,18 @@ class Progress:
         else:
             self.evaluations_without_gain += 1
 
-    def summary(self, recipe: Recipe, state: TrainableState, final: Mapping[str, EvalReport]) -> Summary:
+    def conclude(self, recipe: Recipe, state: TrainableState, final: Mapping[str, EvalReport]) -> Summary:
         """The completed run's summary; `final` holds the sites' evaluations of its result."""
-        pooled = sum(final.values(), start=NOTHING_EVALUATED)
-        return Summary(
-            topology=recipe.topology.kind,
-            stage=recipe.stage,
-            tuning=recipe.tuning.mode,
-            status="completed",
-            rounds=self.round,
-            trainable_parameters=state.manifest.size,
+        return self.summary_of_rounds(
+            recipe,
+            self.round,
+            self.seconds_exchange,
+            parameters=state.manifest.size,
             initial_digest=self.initial_digest,
             state_digest=state.digest,
-            train_loss_first=self.train_loss_first,
-            train_loss_last=self.train_loss_last,
             eval_loss_initial=self.eval_loss_initial,
-            eval_loss=pooled.loss,
-            metrics=pooled.metrics,
-            bytes_up=self.bytes_up,
-            bytes_down=self.bytes_down,
-            seconds={
-                "total": self.seconds_total,
-                "training": self.seconds_training,
-                "exchange": self.seconds_exchange,
-                **({"secure_aggregation": self.seconds_protection} if recipe.privacy.secure else {}),
-            },
-            void_rounds=self.void_rounds,
-            saturated=self.saturated,
-            tokens_trained=self.tokens,
-            truncated=sum(site.truncated or 0 for site in self.sites.values()),
-            dropped=sum(site.dropped or 0 for site in self.sites.values()),
-            peak_rss_bytes=peak_rss_bytes(),
-            sites=dict(sorted(self.sites.items())),
+            final=sum(final.values(), start=NOTHING_EVALUATED),
+            sites=self.sites,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -229,7 +229,7 @@ class _RoundLoop:
         state = self._state
         assert state is not None, "a round has been taken in"
         write_result(state, self._membership.layout, self._folder.path / result_name(self._recipe, without_base=True))
-        summary = self._progress.summary(self._recipe, state, final)
+        summary = self._progress.conclude(self._recipe, state, final)
         self._folder.write_summary(summary)
         self._folder.event(events.RoundsCompleted(round=number, eval_loss=summary.eval_loss))
         return summary

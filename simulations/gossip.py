@@ -24,8 +24,8 @@ from simulations.virtual_time import VirtualTimeLoop, run_virtually
 from strategies.messages import Envelope, TrainOrder
 
 RUN_ID = "simulation"
-EPOCH_SECONDS = 30.0
-"""The seconds of an epoch's training at a site, on the network's clock, unless the caller says otherwise."""
+ROUND_SECONDS = 30.0
+"""The seconds of a round's training at a site, on the network's clock, unless the caller says otherwise."""
 
 
 def simulate_gossip(
@@ -33,19 +33,19 @@ def simulate_gossip(
     sites: Mapping[str, Ask],
     folder: RunFolder,
     network: SimulatedNetwork | None = None,
-    epoch_seconds: Mapping[str, float] | None = None,
+    round_seconds: Mapping[str, float] | None = None,
     on_round: Callable[[int, float | None], None] = lambda *_: None,
 ) -> Summary:
     """Run one node for each site until all have finished, and sum up over all of them.
 
-    `epoch_seconds` says how long the sites take to train an epoch on the network's clock, whatever they take in truth.
-    `on_round(epoch, mean training loss)` follows each epoch that all nodes have behind them.
+    `round_seconds` says how long the sites take to train a round on the network's clock, whatever they take in truth.
+    `on_round(number, mean training loss)` follows each round that all nodes have behind them.
 
     The nodes' own files are in `sites/<name>/` of the run folder. Going on after an interruption is calling this again.
     """
     network = network or SimulatedNetwork(recipe.training.seed)
     rounds = _Rounds(folder, list(sites), on_round)
-    return run_virtually(_simulate(recipe, sites, folder, network, epoch_seconds or {}, rounds))
+    return run_virtually(_simulate(recipe, sites, folder, network, round_seconds or {}, rounds))
 
 
 class _Turns:
@@ -55,7 +55,7 @@ class _Turns:
         self._turn = asyncio.Lock()
         self.seconds = 0.0
 
-    def of(self, ask: Ask, epoch_seconds: float) -> Ask:
+    def of(self, ask: Ask, round_seconds: float) -> Ask:
         async def in_turn(order: Envelope) -> Envelope:
             loop = asyncio.get_running_loop()
             assert isinstance(loop, VirtualTimeLoop)
@@ -65,21 +65,21 @@ class _Turns:
                     reply = await ask(order)
                     self.seconds += time.perf_counter() - began
             if order.kind == TrainOrder.kind:
-                await asyncio.sleep(epoch_seconds)
+                await asyncio.sleep(round_seconds)
             return reply
 
         return in_turn
 
 
 class _Rounds:
-    """The nodes' epochs put together: one event of the simulation for each that all nodes have finished."""
+    """The nodes' rounds put together: one event of the simulation for each that all nodes have finished."""
 
     def __init__(self, folder: RunFolder, sites: list[str], on_round: Callable[[int, float | None], None]) -> None:
         self._folder = folder
         self._on_round = on_round
         self._reached = dict.fromkeys(sites, 0)
         self._joined: set[str] = set()
-        self._epochs: dict[int, dict[str, events.NodeRound]] = {}
+        self._rounds: dict[int, dict[str, events.NodeRound]] = {}
 
     def has_begun(self, site: str) -> bool:
         """Whether a site has joined the run."""
@@ -97,26 +97,26 @@ class _Rounds:
                 self._joined.add(site)
                 self._reached[site] = event.committed
             case events.Adopted():
-                self._reached[site] = event.epoch
+                self._reached[site] = event.round
             case events.NodeRound():
-                self._reached[site] = event.epoch
-                self._epochs.setdefault(event.epoch, {})[site] = event
+                self._reached[site] = event.round
+                self._rounds.setdefault(event.round, {})[site] = event
         self._report()
 
     def _report(self) -> None:
         behind_all = min(self._reached.values(), default=0)
-        for epoch in [epoch for epoch in sorted(self._epochs) if epoch <= behind_all]:
-            self._tell(epoch, self._epochs.pop(epoch))
+        for number in [number for number in sorted(self._rounds) if number <= behind_all]:
+            self._tell(number, self._rounds.pop(number))
 
-    def _tell(self, epoch: int, sites: dict[str, events.NodeRound]) -> None:
+    def _tell(self, number: int, sites: dict[str, events.NodeRound]) -> None:
         loss = _mean((one.loss, one.weight) for one in sites.values())
         held_out = [(one.eval_loss, one.eval_weight) for one in sites.values() if one.eval_loss is not None]
         shares = {
             name: {"loss": o.loss, "eval_loss": o.eval_loss, "weight": o.weight, "contributors": o.contributors}
             for name, o in sorted(sites.items())
         }
-        self._folder.event(events.Round(round=epoch, loss=loss, eval_loss=_mean(held_out), sites=shares))
-        self._on_round(epoch, loss)
+        self._folder.event(events.Round(round=number, loss=loss, eval_loss=_mean(held_out), sites=shares))
+        self._on_round(number, loss)
 
 
 def _mean(values: Iterable[tuple[float, float]]) -> float | None:
@@ -130,7 +130,7 @@ async def _simulate(
     sites: Mapping[str, Ask],
     folder: RunFolder,
     network: SimulatedNetwork,
-    epoch_seconds: Mapping[str, float],
+    round_seconds: Mapping[str, float],
     rounds: _Rounds,
 ) -> Summary:
     began, turns, nodes, failed = time.perf_counter(), _Turns(), [], set[str]()
@@ -152,7 +152,7 @@ async def _simulate(
     for name, ask in sites.items():
         # Rounded by its name, a site writes what a simulated server would get of it.
         plan = RunPlan(name, tuple(sites), RUN_ID, recipe, rounding_secret=name)
-        in_turn = turns.of(ask, epoch_seconds.get(name, EPOCH_SECONDS))
+        in_turn = turns.of(ask, round_seconds.get(name, ROUND_SECONDS))
         node_folder = RunFolder(folder.path / "sites" / name, partial(rounds.note, name))
         service = PeerService()
         network.attach(name, service)

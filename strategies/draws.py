@@ -27,7 +27,7 @@ def key_of(purpose: str, *parts: int | str) -> bytes:
 
 
 def rounding_key(seed: int, secret: str, round: int) -> bytes:
-    """The key of one site's rounding in one round (gossip: epoch); `seed` is the recipe's, `secret` the site's own.
+    """The key of one site's rounding in one round; `seed` is the recipe's, `secret` the site's own.
 
     Whoever knew how each site rounds could tell, where one value of a sum is 1, which site it is of.
     """

@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Contribution:
-    """One node's part in an epoch: its state, its weight, and the number of partners it exchanges with."""
+    """One node's part in a round: its state, its weight, and the number of partners it exchanges with."""
 
     name: str
     state: TrainableState
@@ -66,7 +66,7 @@ class Metropolis:
         return tuple(member for member in roster if member in neighbours)
 
     def mix(self, own: Contribution, others: Sequence[Contribution], roster: Sequence[str]) -> TrainableState:
-        # A partner that came back in mid-epoch may bring one more state than was announced.
+        # A partner that came back in mid-round may bring one more state than was announced.
         degree = max(own.degree, len(others))
         weights = {one.name: metropolis_weight(degree, one.degree) for one in others}
         weights[own.name] = 1.0 - math.fsum(weights.values())

@@ -33,5 +33,5 @@ class Selection:
 
 
 def selection_of(size: int, keep: float, seed: int, round: int) -> Selection | None:
-    """The selection of a round (gossip: epoch); None where everything travels."""
+    """The selection of a round; None where everything travels."""
     return Selection(size, keep, key_of("selection", seed, round)) if keep < 1 else None

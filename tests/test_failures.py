@@ -184,7 +184,7 @@ def test_simulated_nodes_go_on_without_the_one_whose_site_fails(recipe: MakeReci
     rounds: list[int] = []
     summary = simulate(recipe(tmp_path, topology=topology), run, False, lambda number, _: rounds.append(number))
     (event,) = run.lines("site_failed")
-    assert re.search(rf"site '{event['site']}' could not train epoch 2: " + SAID[kind].format(step=2), event["reason"])
+    assert re.search(rf"site '{event['site']}' could not train round 2: " + SAID[kind].format(step=2), event["reason"])
     assert set(summary.sites) == {"site0", "site1", "site2"} - {event["site"]}
     assert rounds == [1, 2, 3]
 
@@ -192,7 +192,7 @@ def test_simulated_nodes_go_on_without_the_one_whose_site_fails(recipe: MakeReci
 def test_a_simulation_with_too_few_nodes_left_fails_with_the_reason(recipe: MakeRecipe, tmp_path: Path) -> None:
     write_judge(tmp_path, "shape", at=5)
     topology = {"kind": "gossip", "rounds": 3, "local_steps": 1, "minimum_sites": 3}
-    with pytest.raises(RunError, match="could not train epoch 2: the forward pass of step 2 failed"):
+    with pytest.raises(RunError, match="could not train round 2: the forward pass of step 2 failed"):
         simulated(recipe(tmp_path, topology=topology), tmp_path / "run")
 
 

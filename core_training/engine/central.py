@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,9 @@ from core_training.foundation.trainable import (
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.checkpoints import prune_checkpoints
+from core_training.runs.figures import RunFigures
 from core_training.runs.result_format import result_name
-from core_training.runs.run_folder import RunFolder, SiteSummary, Summary, peak_rss_bytes
-
-
-@dataclass
-class Progress:
-    """The figures that a central run keeps from checkpoint to checkpoint."""
-
-    loss_first: float | None = None
-    loss_last: float | None = None
-    tokens: int = 0
-    training_seconds: float = 0.0
-    total_seconds: float = 0.0
-
-    def add(self, report: TrainReport) -> None:
-        self.loss_first = report.loss_first if self.loss_first is None else self.loss_first
-        self.loss_last = report.loss_last
-        self.tokens += report.tokens
-        self.training_seconds += report.seconds
+from core_training.runs.run_folder import RunFolder, SiteSummary, Summary
 
 
 def train(
@@ -57,14 +41,14 @@ def train(
     """
     with _stop_on_signal(engine) if heeds_signals else nullcontext(_Stopped()) as stopped:
         progress = _start_or_resume(engine, folder, resume)
-        began = time.perf_counter() - progress.total_seconds
+        began = time.perf_counter() - progress.seconds_total
         interval = recipe.topology.local_steps or recipe.training.save_steps
         try:
             while engine.step < engine.total_steps:
                 _leave_if(stopped, engine, folder, progress)
                 until = min(_next_multiple(engine.step, n) for n in (interval, recipe.training.save_steps))
                 _note(engine.train(min(until, engine.total_steps) - engine.step, on_step), engine, folder, progress)
-                progress.total_seconds = time.perf_counter() - began
+                progress.seconds_total = time.perf_counter() - began
                 _leave_if(stopped, engine, folder, progress)
                 ended = engine.step == engine.total_steps
                 if ended or engine.step % recipe.training.save_steps == 0:
@@ -73,7 +57,7 @@ def train(
                     _evaluate(engine, folder)
             final = _evaluate(engine, folder)
         except RunError as error:
-            progress.total_seconds = time.perf_counter() - began
+            progress.seconds_total = time.perf_counter() - began
             raise _failed(error, engine, folder, progress) from error
         _leave_if(stopped, engine, folder, progress)
         engine.save_model(folder.path / result_name(recipe))
@@ -88,15 +72,15 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def _start_or_resume(engine: Trainable, folder: RunFolder, resume: bool) -> Progress:
+def _start_or_resume(engine: Trainable, folder: RunFolder, resume: bool) -> RunFigures:
     last = latest_checkpoint(folder.checkpoints) if resume else None
     if last is not None:
-        progress = Progress(**engine.restore(last))
+        progress = RunFigures.from_json(engine.restore(last))
         folder.event(events.ResumedAtStep(step=engine.step))
         return progress
     folder.event(events.CentralStarted(total_steps=engine.total_steps, **asdict(engine.data_report)))
     _evaluate(engine, folder)
-    return Progress()
+    return RunFigures()
 
 
 def _initial_evaluation(folder: RunFolder) -> dict[str, Any]:
@@ -104,7 +88,7 @@ def _initial_evaluation(folder: RunFolder) -> dict[str, Any]:
     return next((dict(event.evaluation) for event in folder.events(events.Evaluated) if event.step == 0), {})
 
 
-def _leave_if(stopped: _Stopped, engine: Trainable, folder: RunFolder, progress: Progress) -> None:
+def _leave_if(stopped: _Stopped, engine: Trainable, folder: RunFolder, progress: RunFigures) -> None:
     """Save and stop, once a signal has come."""
     if stopped:
         _checkpoint(engine, folder, progress)
@@ -114,13 +98,13 @@ def _leave_if(stopped: _Stopped, engine: Trainable, folder: RunFolder, progress:
         )
 
 
-def _note(report: TrainReport, engine: Trainable, folder: RunFolder, progress: Progress) -> None:
-    progress.add(report)
+def _note(report: TrainReport, engine: Trainable, folder: RunFolder, progress: RunFigures) -> None:
+    progress.trained(report)
     figures = means(report.figures)
     folder.event(events.StepsTrained(step=engine.step, loss=report.loss_mean, weight=report.weight, figures=figures))
 
 
-def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Progress) -> RunError:
+def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: RunFigures) -> RunError:
     """Save the steps before the one that failed, if they are there to be saved; return what to say."""
     reports = engine.salvage()
     # What made a step fail may make what follows fail too, a full disk for one; it is the step that is told.
@@ -141,8 +125,8 @@ def _failed(error: RunError, engine: Trainable, folder: RunFolder, progress: Pro
     return type(error)(f"{error} ({what})")
 
 
-def _checkpoint(engine: Trainable, folder: RunFolder, progress: Progress) -> None:
-    engine.checkpoint(folder.checkpoints / f"step-{engine.step:08d}", asdict(progress))
+def _checkpoint(engine: Trainable, folder: RunFolder, progress: RunFigures) -> None:
+    engine.checkpoint(folder.checkpoints / f"step-{engine.step:08d}", progress.to_json())
     prune_checkpoints(folder.checkpoints, "step-*")
 
 
@@ -156,30 +140,19 @@ def _evaluate(engine: Trainable, folder: RunFolder) -> dict[str, dict[str, Any]]
 def _summarise(
     recipe: Recipe,
     engine: Trainable,
-    progress: Progress,
+    progress: RunFigures,
     initial: dict[str, dict[str, Any]],
     final: dict[str, dict[str, Any]],
 ) -> Summary:
     before = {source: EVAL_REPORT.validate_python(report) for source, report in initial.items()}
     after = {source: EVAL_REPORT.validate_python(report) for source, report in final.items()}
-    return Summary(
-        topology=recipe.topology.kind,
-        stage=recipe.stage,
-        tuning=recipe.tuning.mode,
-        status="completed",
-        trainable_parameters=engine.manifest.size,
+    summary = progress.summary(
+        recipe,
+        parameters=engine.manifest.size,
         initial_digest=engine.initial_digest,
         state_digest=engine.read_state().digest,
-        train_loss_first=progress.loss_first,
-        train_loss_last=progress.loss_last,
         eval_loss_initial=total(before).loss,
-        eval_loss=total(after).loss,
-        metrics=total(after).metrics,
-        seconds={"total": progress.total_seconds, "training": progress.training_seconds, "exchange": None},
-        tokens_trained=progress.tokens,
-        truncated=engine.data_report.truncated,
-        dropped=engine.data_report.dropped,
-        peak_rss_bytes=peak_rss_bytes(),
+        final=total(after),
         sites={
             source: SiteSummary(
                 train_examples=engine.training_sources.get(source, 0),
@@ -190,6 +163,8 @@ def _summarise(
             for source in sorted(engine.training_sources.keys() | after.keys())
         },
     )
+    summary.truncated, summary.dropped = engine.data_report.truncated, engine.data_report.dropped
+    return summary
 
 
 def _next_multiple(step: int, of: int) -> int:

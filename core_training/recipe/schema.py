@@ -181,7 +181,7 @@ class Topology(Section):
     """Who trains, and how the results meet."""
 
     kind: Literal["central", "federated", "gossip"] = Field("central", description="central | federated | gossip.")
-    rounds: PositiveInt | None = Field(None, description="Exchanges (gossip: epochs).")
+    rounds: PositiveInt | None = Field(None, description="Exchanges.")
     local_steps: PositiveInt | None = Field(None, description="Optimizer steps at each site between two exchanges.")
     minimum_sites: PositiveInt = Field(1, description="Sites that must answer for a round to count.")
     round_deadline: Annotated[float, Field(gt=0)] = Field(

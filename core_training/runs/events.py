@@ -315,66 +315,75 @@ class PeerRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refused(Event):
+class InNodeRound(Event):
+    """An event in a node's round. Its line has the number twice: earlier versions called it `epoch`."""
+
+    round: int | None = None
+
+    def document(self) -> dict[str, Any]:
+        return {**super().document(), "epoch": self.round}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused(InNodeRound):
     """A node did not take what a peer sent (None: what a group came to)."""
 
     NAME = "refused"
     peer: str | None
     reason: str
-    epoch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefusedBy(Event):
+class RefusedBy(InNodeRound):
     """A peer did not take this node's share."""
 
     NAME = "refused_by"
     peer: str
-    epoch: int
+    round: int
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateNotTaken(Event):
+class UpdateNotTaken(InNodeRound):
     """A peer did not take this node's update."""
 
     NAME = "update_not_taken"
     peer: str
-    epoch: int
+    round: int
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class TooFewMembers(Event):
+class TooFewMembers(InNodeRound):
     NAME = "too_few_members"
-    epoch: int
+    round: int
     present: int
     needed: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupFormed(Event):
+class GroupFormed(InNodeRound):
     NAME = "group_formed"
-    epoch: int
+    round: int
     attempt: int
     members: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupFailed(Event):
+class GroupFailed(InNodeRound):
     NAME = "group_failed"
-    epoch: int
+    round: int
     attempt: int
     member: str | None
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupSum(Event):
+class GroupSum(InNodeRound):
     """A group opened its sum: values that were cut at their limit, and weights that were."""
 
     NAME = "group_sum"
-    epoch: int
+    round: int
     attempt: int
     members: Sequence[str]
     masked: bool
@@ -383,11 +392,11 @@ class GroupSum(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeRound(Event):
+class NodeRound(InNodeRound):
     """A node has a round behind it, and the mean over `contributors`; the losses are its own."""
 
     NAME = "epoch"
-    epoch: int
+    round: int
     of: int
     loss: float
     eval_loss: float | None
@@ -407,11 +416,11 @@ class NodeRoundVoid(NodeRound):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adopted(Event):
+class Adopted(InNodeRound):
     """A node that had fallen behind took the others' state."""
 
     NAME = "adopted"
-    epoch: int
+    round: int
     of: int
     donors: Sequence[str]
     state_digest: str | None
@@ -457,7 +466,9 @@ class SimulationCompleted(Event):
 def read_event(line: Mapping[str, Any]) -> Event:
     """The event in a line of `events.jsonl`; `Unknown` where no kind of its name has such fields."""
     name = line.get("event")
-    fields_of_line = {key: value for key, value in line.items() if key not in ("time", "event")}
+    fields_of_line = {key: value for key, value in line.items() if key not in ("time", "event", "epoch")}
+    if "epoch" in line:
+        fields_of_line.setdefault("round", line["epoch"])
     for kind in _KINDS.get(name, ()) if isinstance(name, str) else ():
         own = {one.name for one in fields(kind)}
         values = {key: value for key, value in fields_of_line.items() if key in own}

@@ -74,10 +74,10 @@ class RunStatus:
                 for name, share in event.sites.items():
                     self.sites[name] = SiteFigures(event.round, share.get("loss"), share.get("eval_loss"))
             case events.NodeRound():
-                self._note_round(event.epoch, event.loss, event.eval_loss)
+                self._note_round(event.round, event.loss, event.eval_loss)
                 self.void_rounds += isinstance(event, events.NodeRoundVoid)
-            case events.Adopted(epoch=epoch):
-                self.round = epoch
+            case events.Adopted():
+                self.round = event.round
             case events.RoundVoid():
                 self.round, self.state = event.round, "training"
                 self.void_rounds += 1

@@ -104,15 +104,15 @@ def start(
     from p2p.ledger import summarize
     from p2p.worker_link import worker_of
 
-    with ticking("gossip", "epoch", quiet or as_json) as ticker:
+    with ticking("gossip", "round", quiet or as_json) as ticker:
 
         def listener(event: events.Event) -> None:
             match event:
                 case events.NodeRound():
                     words = f"loss {event.loss:.4f}, mean over {', '.join(event.contributors)}"
-                    ticker.advance(event.epoch, event.of, words)
+                    ticker.advance(event.round, event.of, words)
                 case events.Adopted():
-                    ticker.advance(event.epoch, event.of, f"caught up, state from {', '.join(event.donors)}")
+                    ticker.advance(event.round, event.of, f"caught up, state from {', '.join(event.donors)}")
                 case _ if isinstance(event, _SHOWN) and not quiet:
                     typer.echo(_told(event), err=True)
 
@@ -128,12 +128,12 @@ def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
     now = node_status(folder)
     lines = [f"{now.name}: {now.state}" + (f" (process {now.process})" if now.process else "")]
     if now.run_id:
-        lines.append(f"  run {now.run_id}: epoch {now.epoch}/{now.epochs}, live peers: {', '.join(now.live) or 'none'}")
+        lines.append(f"  run {now.run_id}: round {now.round}/{now.rounds}, live peers: {', '.join(now.live) or 'none'}")
     lines += [
         f"  loss {loss:.4f}" + (f", held out {held_out:.4f}" if held_out is not None else "")
         for loss, held_out in list(zip(now.losses, now.eval_losses, strict=True))[-1:]
     ]
-    print_answer(asdict(now), as_json, "\n".join(lines))
+    print_answer(now.to_json(), as_json, "\n".join(lines))
 
 
 @app.command()
@@ -158,6 +158,5 @@ _SHOWN = (
 
 def _told(event: events.Event) -> str:
     """An event in one line: what happened, then its fields."""
-    fields = event.document()
-    name = fields.pop("event")
-    return f"{name}: {', '.join(f'{key} {value}' for key, value in fields.items() if value is not None)}"
+    fields = asdict(event)
+    return f"{event.NAME}: {', '.join(f'{key} {value}' for key, value in fields.items() if value is not None)}"

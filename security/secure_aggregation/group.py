@@ -64,7 +64,7 @@ class Group:
     """The members that average in an attempt. All of them name them in the same order."""
 
     run_id: str
-    epoch: int
+    round: int
     attempt: int
     members: tuple[str, ...]
 
@@ -314,7 +314,7 @@ class GroupAttempt:
             raise GroupFault(blamed, f"'{sender}' saw other {what} of {', '.join(differ)} than '{self._name}'")
 
     def _where(self) -> list[object]:
-        return [self.group.run_id, self.group.epoch, self.group.attempt, list(self.group.members)]
+        return [self.group.run_id, self.group.round, self.group.attempt, list(self.group.members)]
 
     def _chunk(self, member: str) -> slice:
         """The part of the vector that a member adds up."""

@@ -111,7 +111,7 @@ def test_a_gossip_group_has_no_server_and_a_minimum() -> None:
     lines = privacy_of(recipe("gossip", minimum=5, **SECURE))
     assert lines["a dishonest server"].startswith("there is none")
     assert "over at least 5 members" in lines["who sees what"]
-    assert "forms again in the same epoch, with new keys and at least 5 members" in lines["drop-outs"]
+    assert "forms again in the same round, with new keys and at least 5 members" in lines["drop-outs"]
     assert "of 5 members that of the other 4; in league" in lines["a dishonest site"]
     assert "by accusing others it can make groups as small as that" in lines["a dishonest site"]
 

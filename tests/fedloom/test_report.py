@@ -56,9 +56,9 @@ def test_a_federated_curve_counts_all_sites_and_ends_with_the_result(tmp_path: P
     assert read_curve(run.path) == Curve((0.0, 320.0, 480.0), (2.0, 1.0, 0.5))
 
 
-def node_round(epoch: int, eval_loss: float) -> NodeRound:
+def node_round(number: int, eval_loss: float) -> NodeRound:
     return NodeRound(
-        epoch=epoch, of=2, loss=1.0, eval_loss=eval_loss, eval_weight=1, weight=1, seconds=1.0, contributors=[],
+        round=number, of=2, loss=1.0, eval_loss=eval_loss, eval_weight=1, weight=1, seconds=1.0, contributors=[],
         live=[], state_digest=None,
     )  # fmt: skip
 
@@ -66,8 +66,8 @@ def node_round(epoch: int, eval_loss: float) -> NodeRound:
 def test_a_gossip_curve_is_the_nodes_mean(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "gossip")
     for site, losses in (("a", (2.0, 1.0)), ("b", (4.0, 2.0))):
-        for epoch, loss in enumerate(losses, start=1):
-            RunFolder(run.path / "sites" / site).event(node_round(epoch, loss))
+        for number, loss in enumerate(losses, start=1):
+            RunFolder(run.path / "sites" / site).event(node_round(number, loss))
     assert read_curve(run.path) == Curve((0.0, 160.0, 480.0), (3.0, 1.5, 0.5))
 
 

@@ -28,7 +28,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("roster", type=Path)
     parser.add_argument("founder")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--width", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--linger", type=float, default=20.0)
@@ -46,7 +46,7 @@ def main():
 
         yield ask
 
-    recipe = recipe_of(arguments.epochs, learning_rate=arguments.learning_rate, privacy=arguments.privacy)
+    recipe = recipe_of(arguments.rounds, learning_rate=arguments.learning_rate, privacy=arguments.privacy)
     node_run = NodeRun(arguments.folder, arguments.roster, recipe, arguments.founder, linger=arguments.linger)
     try:
         run_node(node_run, worker)

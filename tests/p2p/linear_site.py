@@ -1,6 +1,6 @@
 """A site whose model is a straight line: real orders and replies, real training by gradient descent, in NumPy.
 
-Also tells a whole federation of such sites what the states must be (`expected_epoch`), by arithmetic of its own.
+Also tells a whole federation of such sites what the states must be (`expected_round`), by arithmetic of its own.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ from strategies.ring import RingSum
 from strategies.ring_scale import first_scale, next_scale
 
 
-def recipe_of(epochs=4, mixing="group", graph="complete", minimum_sites=1, deadline=600.0, privacy=None, **training):
+def recipe_of(rounds=4, mixing="group", graph="complete", minimum_sites=1, deadline=600.0, privacy=None, **training):
     recipe = parse_recipe("{model: {name_or_path: line}, stage: sft, data: {train: notes}}")
     topology = recipe.topology.model_copy(
         update={
             "kind": "gossip",
-            "rounds": epochs,
+            "rounds": rounds,
             "local_steps": 3,
             "graph": graph,
             "minimum_sites": minimum_sites,
@@ -146,31 +146,31 @@ def three_sites(**options):
     }
 
 
-def federated_average(sites, epochs, steps=3):
-    """What a server would get: the mean weighted by tokens, epoch after epoch, in plain float64 NumPy."""
+def federated_average(sites, rounds, steps=3):
+    """What a server would get: the mean weighted by tokens, round after round, in plain float64 NumPy."""
     state = next(iter(sites.values())).initial()
-    for _ in range(epochs):
+    for _ in range(rounds):
         trained = [site.train_from(state, steps).buffer.astype(np.float64) for site in sites.values()]
         mean = np.average(trained, axis=0, weights=[site.tokens for site in sites.values()])
         state = TrainableState(state.manifest, mean.astype(np.float32))
     return state
 
 
-def ring_average(sites, epochs, recipe, members=None, secrets=None):
+def ring_average(sites, rounds, recipe, members=None, secrets=None):
     """What a server that adds up ring vectors would get.
 
-    `members` are those whose updates come, in each epoch; all of them, where it is None. `secrets` are what the sites
+    `members` are those whose updates come, in each round; all of them, where it is None. `secrets` are what the sites
     round by; their names, where it is None.
     """
     manifest = next(iter(sites.values())).manifest
     state = next(iter(sites.values())).initial()
     scale = first_scale(recipe, manifest)
-    for epoch in range(1, epochs + 1):
-        ring = RingSum(ring_codec(recipe, manifest, epoch, scale, len(sites)))
-        codec = ring_codec(recipe, manifest, epoch, scale, len(sites))
-        for name in members[epoch - 1] if members else sites:
+    for number in range(1, rounds + 1):
+        ring = RingSum(ring_codec(recipe, manifest, number, scale, len(sites)))
+        codec = ring_codec(recipe, manifest, number, scale, len(sites))
+        for name in members[number - 1] if members else sites:
             trained = sites[name].train_from(state, recipe.topology.local_steps)
-            key = rounding_key(recipe.training.seed, secrets[name] if secrets else name, epoch)
+            key = rounding_key(recipe.training.seed, secrets[name] if secrets else name, number)
             ring.add(codec.encode(trained, state, sites[name].tokens, [0] * figures.COUNT, key))
         if ring.count:
             outcome = ring.result(state)

@@ -1,4 +1,4 @@
-"""What a peer or a stranger may do to a node over the real wire: it is refused by true name, and the epoch goes on."""
+"""What a peer or a stranger may do to a node over the real wire: it is refused by true name, and the round goes on."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ from p2p.grpc_transport import GrpcServer, GrpcTransport, Identity
 from p2p.messages import Hello, UpdateHeader
 from p2p.node import take_part
 from p2p.plan import RunPlan
-from p2p.roster import Member, Roster
+from p2p.roster import Member, SignedRoster
 from p2p.service import PeerService
 from p2p.transfer import split
 from p2p.transport import PeerUnreachable
@@ -30,7 +30,7 @@ from tests.p2p.linear_site import LinearSite, recipe_of
 
 pytestmark = pytest.mark.slow  # they wait for deadlines
 SITE = LinearSite(7)
-RECIPE = recipe_of(epochs=2)
+RECIPE = recipe_of(rounds=2)
 SOUND = SITE.train_from(SITE.initial(), 3)
 
 
@@ -44,14 +44,14 @@ def roster_of(*identities):
         Member(name=one.name, address=f"127.0.0.1:{free_port()}", certificate=one.certificate.decode())
         for one in identities
     ]
-    return Roster(members=members)
+    return SignedRoster(members=members)
 
 
 def hello_from(sender, **changes):
     return Hello(
         run_id="run", sender=sender, version=__version__, recipe_digest=RECIPE.engine_digest,
         manifest_digest=SITE.manifest.digest, initial_digest=SITE.initial().digest, committed=0, contributors=[],
-        state_digest="", working=0, working_seconds=0.0, pace=0.0, catching_up=False, finished=False,
+        state_digest="", working=0, working_seconds=0.0, round_seconds=0.0, catching_up=False, finished=False,
     ).model_copy(update=changes)  # fmt: skip
 
 
@@ -74,7 +74,7 @@ class Fault:
 
 def header_and(chunks, payload, **changes):
     fields = {
-        "run_id": "run", "epoch": 1, "sender": "beta", "manifest_digest": SITE.manifest.digest, "weight": 20.0,
+        "run_id": "run", "round": 1, "sender": "beta", "manifest_digest": SITE.manifest.digest, "weight": 20.0,
         "degree": 1, "size": len(payload), "sha256": hashlib.sha256(payload).hexdigest(), **changes,
     }  # fmt: skip
     header = wire.UpdatePart(header=wire.UpdateHeader(**fields)).SerializeToString()
@@ -98,7 +98,7 @@ FAULTS = [
     Fault("weight 0", "weight 0.0", {"weight": 0.0}),
     Fault("negative weight", "weight -5.0", {"weight": -5.0}),
     Fault("weight NaN", "weight nan", {"weight": float("nan")}),
-    Fault("absurd weight", "that of an epoch lies in", {"weight": 1e15}),
+    Fault("absurd weight", "that of a round lies in", {"weight": 1e15}),
     Fault("NaN", "NaN or infinite", payload=with_value(np.nan)),
     Fault("Inf", "NaN or infinite", payload=with_value(np.inf)),
     Fault("another shape", "tensor 'weight' is float32", payload=OTHER_SHAPE),
@@ -127,7 +127,7 @@ class World:
 
     @asynccontextmanager
     async def running(self):
-        """Alpha trains its first epoch until `trained` is set."""
+        """Alpha trains its first round until `trained` is set."""
 
         async def ask(order):
             if order.kind == "train":
@@ -156,7 +156,7 @@ class World:
 
 
 async def greet(beta, recipe=RECIPE):
-    """Greet alpha until it works on its first epoch."""
+    """Greet alpha until it works on its first round."""
     for _ in range(200):
         try:
             if (await beta.greet("alpha", hello_from("beta", recipe_digest=recipe.engine_digest))).working == 1:
@@ -191,8 +191,8 @@ def test_a_bad_update_is_refused_with_the_reason_and_the_true_name(tmp_path, fau
     (peer, reason), *_ = world.refusals()
     assert peer == "beta"
     assert fault.reason in reason
-    epochs = list(world.folder.lines("epoch"))
-    assert [event["contributors"] for event in epochs] == [["alpha"], ["alpha"]]
+    rounds = list(world.folder.lines("epoch"))
+    assert [event["contributors"] for event in rounds] == [["alpha"], ["alpha"]]
 
 
 def test_a_sound_update_by_the_same_means_is_averaged(tmp_path):
@@ -211,7 +211,7 @@ def test_a_sound_update_by_the_same_means_is_averaged(tmp_path):
 def group_parts(payload=bytes(16), **changes):
     """The serialised parts of a message that says: beta waits for a group."""
     fields = {
-        "run_id": "run", "sender": "beta", "epoch": 1, "attempt": 0, "members": [], "phase": "here",
+        "run_id": "run", "sender": "beta", "round": 1, "attempt": 0, "members": [], "phase": "here",
         "size": len(payload), "sha256": hashlib.sha256(payload).hexdigest(), **changes,
     }  # fmt: skip
     header = wire.GroupPart(header=wire.GroupHeader(**fields)).SerializeToString()
@@ -233,7 +233,7 @@ GROUP_FAULTS = {
 
 @pytest.mark.parametrize("fault", GROUP_FAULTS)
 def test_a_bad_group_message_is_refused_with_the_reason_and_the_true_name(tmp_path, fault):
-    recipe = recipe_of(epochs=1, deadline=5.0, privacy={"codec": "ring16", "clip": 16.0})
+    recipe = recipe_of(rounds=1, deadline=5.0, privacy={"codec": "ring16", "clip": 16.0})
     world, (parts, reason) = World(tmp_path, recipe), GROUP_FAULTS[fault]
 
     async def scenario():
@@ -250,7 +250,7 @@ def test_a_bad_group_message_is_refused_with_the_reason_and_the_true_name(tmp_pa
 
 
 def test_where_the_run_has_groups_an_update_for_a_neighbour_is_refused(tmp_path):
-    recipe = recipe_of(epochs=1, deadline=5.0, privacy={"codec": "ring16", "clip": 16.0})
+    recipe = recipe_of(rounds=1, deadline=5.0, privacy={"codec": "ring16", "clip": 16.0})
     world = World(tmp_path, recipe)
 
     async def scenario():
@@ -275,15 +275,15 @@ def test_where_the_run_has_no_groups_a_group_message_is_refused(tmp_path):
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("epoch", [3, 1000])
-def test_an_update_of_an_epoch_out_of_turn_is_not_taken(tmp_path, epoch):
+@pytest.mark.parametrize("number", [3, 1000])
+def test_an_update_of_a_round_out_of_turn_is_not_taken(tmp_path, number):
     world = World(tmp_path)
 
     async def scenario():
         async with world.running() as beta:
             await greet(beta)
             receipt = wire.Receipt.FromString(
-                await send(beta._channel("alpha"), Fault("", "", {"epoch": epoch}).wire_parts())
+                await send(beta._channel("alpha"), Fault("", "", {"round": number}).wire_parts())
             )
             assert (receipt.accepted, receipt.committed) == (False, 0)
 
@@ -343,7 +343,7 @@ def test_whoever_answers_at_a_members_address_without_its_key_is_not_believed(tm
 
     async def scenario():
         false_member = roster.member("beta").model_copy(update={"certificate": false_beta.certificate.decode()})
-        false_roster = Roster(members=[roster.member("alpha"), false_member])
+        false_roster = SignedRoster(members=[roster.member("alpha"), false_member])
         server = GrpcServer(false_beta, false_roster, PeerService())
         await server.start(roster.member("beta").address)
         transport = GrpcTransport(alpha, roster, 5.0)
@@ -421,7 +421,7 @@ def test_an_update_from_one_who_trains_something_else_is_refused(tmp_path):
             await greet(beta)
             await beta.greet("alpha", hello_from("beta", initial_digest="0" * 64))
             header = UpdateHeader.read(
-                {"run_id": "run", "epoch": 1, "sender": "beta", "manifest_digest": SITE.manifest.digest, "weight": 1.0,
+                {"run_id": "run", "round": 1, "sender": "beta", "manifest_digest": SITE.manifest.digest, "weight": 1.0,
                  "degree": 1, "size": 0, "sha256": "0" * 64}
             )  # fmt: skip
             with pytest.raises(ProtocolError, match="another start"):

@@ -85,7 +85,7 @@ def test_two_nodes_from_init_to_one_adapter(nodes):
     digests = set()
     for number in (0, 1):
         status = answer("status", "--folder", folder / f"n{number}")
-        assert (status["state"], status["epoch"], len(status["losses"])) == ("completed", 2, 2)
+        assert (status["state"], status["round"], len(status["losses"])) == ("completed", 2, 2)
         run = folder / f"n{number}" / "runs" / status["run_id"]
         digests.add(json.loads((run / "summary.json").read_text())["state_digest"])
         assert (run / "adapter" / "adapter_model.safetensors").exists()
@@ -155,10 +155,10 @@ def test_a_node_whose_site_fails_says_why_and_the_others_round_is_not_lost(nodes
     failed = fedloom(*starts[1])
     assert failed.returncode == 1, failed.stderr
     (line,) = failed.stderr.strip().splitlines()
-    assert re.fullmatch("error: site 'site1' could not train epoch 2: " + TOLD[kind].format(step=2), line), line
+    assert re.fullmatch("error: site 'site1' could not train round 2: " + TOLD[kind].format(step=2), line), line
     assert re.search(SAID[kind].format(step=2), (folder / "n1" / "logs" / "worker.log").read_text())
     (own,) = (RunFolder(run) for run in (folder / "n1" / "runs").iterdir())
-    assert [event["epoch"] for event in own.lines("epoch")] == [1]
+    assert [event["round"] for event in own.lines("epoch")] == [1]
     again = fedloom(*starts[1])
     assert again.returncode == 0, again.stderr
     runs = [RunFolder(next((folder / f"n{number}" / "runs").iterdir())) for number in (0, 1)]

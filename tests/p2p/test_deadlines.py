@@ -37,9 +37,9 @@ def test_late_arrivals_make_the_deadline_grow_until_the_slow_site_is_in_time():
     deadlines, slow = Deadlines(3600), 40.0
     for _ in range(20):
         deadlines.observe(10.0)
-    epochs = 0
+    rounds = 0
     while deadlines.deadline(10.0) < slow:
         deadlines.observe(10.0)
         deadlines.observe_late(slow)
-        epochs += 1
-        assert epochs < 20
+        rounds += 1
+        assert rounds < 20

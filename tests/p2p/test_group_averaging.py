@@ -12,7 +12,7 @@ from p2p.calls import PeerCalls
 from p2p.catch_up import CatchUp
 from p2p.commits import CommitStore
 from p2p.group_update import GroupUpdate, Proposal
-from p2p.matchmaking import Matchmaking, Round
+from p2p.matchmaking import Matchmaking, RoundInput
 from p2p.messages import GroupHeader
 from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
@@ -31,8 +31,8 @@ from tests.p2p.test_simulated_gossip import PowerCut, events, final_states, run
 MASKED = {"secure_aggregation": True, "clip": 16.0}
 
 
-def ring_recipe(epochs=5, privacy=MASKED, **options):
-    return recipe_of(epochs=epochs, privacy=privacy, learning_rate=1.0, **options)
+def ring_recipe(rounds=5, privacy=MASKED, **options):
+    return recipe_of(rounds=rounds, privacy=privacy, learning_rate=1.0, **options)
 
 
 def final_digests(sites, folder):
@@ -57,7 +57,7 @@ def test_law_3_a_group_in_a_ring_is_federated_averaging_but_for_rounding(tmp_pat
 
 
 def test_values_that_do_not_travel_stay_as_they_were(tmp_path):
-    sites, recipe = three_sites(width=400), ring_recipe(epochs=1, privacy={**MASKED, "keep": 0.25})
+    sites, recipe = three_sites(width=400), ring_recipe(rounds=1, privacy={**MASKED, "keep": 0.25})
     run(sites, recipe, tmp_path)
     state = final_states(sites, tmp_path)["beta"]
     assert state.digest == ring_average(sites, 1, recipe).digest
@@ -67,12 +67,12 @@ def test_values_that_do_not_travel_stay_as_they_were(tmp_path):
 @pytest.mark.parametrize("mixing", ["group", "metropolis"])
 def test_bf16_sends_half_the_bytes_and_means_the_same(tmp_path, mixing):
     sites = three_sites(width=20_000)
-    summary = run(sites, recipe_of(epochs=4, mixing=mixing, privacy={"codec": "bf16"}), tmp_path / "bf16")
-    whole = run(sites, recipe_of(epochs=4, mixing=mixing), tmp_path / "fp32")
+    summary = run(sites, recipe_of(rounds=4, mixing=mixing, privacy={"codec": "bf16"}), tmp_path / "bf16")
+    whole = run(sites, recipe_of(rounds=4, mixing=mixing), tmp_path / "fp32")
     assert summary.bytes_up < 0.51 * whole.bytes_up
     halves, wholes = final_states(sites, tmp_path / "bf16"), final_states(sites, tmp_path / "fp32")
     moved = max(np.abs(wholes[name].buffer - sites[name].initial().buffer).max() for name in sites)
-    most = 4 * 2**-7 * moved  # in each epoch a value is rounded to one of its two neighbours with 8 significant bits
+    most = 4 * 2**-7 * moved  # in each round a value is rounded to one of its two neighbours with 8 significant bits
     assert max(np.abs(halves[name].buffer - wholes[name].buffer).max() for name in sites) < most
     if mixing == "group":
         assert final_digests(sites, tmp_path / "bf16") == {summary.state_digest}
@@ -80,13 +80,13 @@ def test_bf16_sends_half_the_bytes_and_means_the_same(tmp_path, mixing):
 
 def test_a_group_sends_two_thirds_of_two_vectors_and_little_else(tmp_path):
     sites = three_sites(width=100_000)
-    summary = run(sites, ring_recipe(epochs=1), tmp_path)
+    summary = run(sites, ring_recipe(rounds=1), tmp_path)
     assert summary.bytes_up / 3 <= 2 * (2 / 3) * 2.05 * 100_000
 
 
 def test_a_slow_and_lossy_network_finishes_with_one_state(tmp_path):
     sites = three_sites()
-    summary = run(sites, ring_recipe(epochs=6), tmp_path, SimulatedNetwork(seed=5, latency=0.3, loss=0.1))
+    summary = run(sites, ring_recipe(rounds=6), tmp_path, SimulatedNetwork(seed=5, latency=0.3, loss=0.1))
     assert final_digests(sites, tmp_path) == {summary.state_digest}
     assert summary.eval_loss < summary.eval_loss_initial
 
@@ -94,7 +94,7 @@ def test_a_slow_and_lossy_network_finishes_with_one_state(tmp_path):
 def test_the_states_of_two_sides_of_a_cut_come_together_again(tmp_path):
     sites = three_sites()
     network = SimulatedNetwork(seed=1, latency=0.5, partitions=[Partition(100.0, 300.0, frozenset({"gamma"}))])
-    recipe = ring_recipe(epochs=30, privacy={"codec": "ring16", "clip": 16.0}, minimum_sites=2)
+    recipe = ring_recipe(rounds=30, privacy={"codec": "ring16", "clip": 16.0}, minimum_sites=2)
     summary = run(sites, recipe, tmp_path, network)
     assert final_digests(sites, tmp_path) == {summary.state_digest}
     contributors = [tuple(event["contributors"]) for event in events(tmp_path, "alpha", "epoch")]
@@ -105,7 +105,7 @@ def test_the_states_of_two_sides_of_a_cut_come_together_again(tmp_path):
 def test_fewer_than_the_minimum_average_nothing_and_the_state_stays(tmp_path):
     sites = three_sites()
     network = SimulatedNetwork(seed=1, latency=0.1, partitions=[Partition(0.0, 1e9, frozenset({"gamma"}))])
-    run(sites, ring_recipe(epochs=3, deadline=60.0), tmp_path, network)
+    run(sites, ring_recipe(rounds=3, deadline=60.0), tmp_path, network)
     assert final_digests(sites, tmp_path) == {sites["alpha"].initial().digest}
     for name in sites:
         assert [event["contributors"] for event in events(tmp_path, name, "epoch_void")] == [[]] * 3
@@ -113,7 +113,7 @@ def test_fewer_than_the_minimum_average_nothing_and_the_state_stays(tmp_path):
 
 
 def test_an_interrupted_run_goes_on_from_its_commits_to_the_same_bits(tmp_path):
-    whole = run(three_sites(), ring_recipe(epochs=6), tmp_path / "whole")
+    whole = run(three_sites(), ring_recipe(rounds=6), tmp_path / "whole")
     sites = three_sites()
 
     async def dies(order, ask=sites["beta"].ask):
@@ -123,8 +123,8 @@ def test_an_interrupted_run_goes_on_from_its_commits_to_the_same_bits(tmp_path):
 
     asks = {name: site.ask for name, site in sites.items()}
     with pytest.RaisesGroup(PowerCut):
-        simulate_gossip(ring_recipe(epochs=6), {**asks, "beta": dies}, RunFolder(tmp_path / "cut"))
-    resumed = simulate_gossip(ring_recipe(epochs=6), asks, RunFolder(tmp_path / "cut"))
+        simulate_gossip(ring_recipe(rounds=6), {**asks, "beta": dies}, RunFolder(tmp_path / "cut"))
+    resumed = simulate_gossip(ring_recipe(rounds=6), asks, RunFolder(tmp_path / "cut"))
     assert resumed.state_digest == whole.state_digest
 
 
@@ -136,9 +136,9 @@ class LeapingSite(LinearSite):
         super().__init__(seed, width=200)
 
 
-def test_a_scale_that_would_cut_an_update_is_widened_in_the_same_epoch(tmp_path):
+def test_a_scale_that_would_cut_an_update_is_widened_in_the_same_round(tmp_path):
     sites = {name: LeapingSite(seed) for seed, name in enumerate(["alpha", "beta", "gamma"])}
-    run(sites, recipe_of(epochs=2, privacy=MASKED), tmp_path)  # its learning rate promises far smaller changes
+    run(sites, recipe_of(rounds=2, privacy=MASKED), tmp_path)  # its learning rate promises far smaller changes
     failures = events(tmp_path, "alpha", "group_failed")
     assert failures
     assert all("would cut" in event["reason"] for event in failures)
@@ -151,14 +151,14 @@ def test_a_node_that_knows_no_scale_follows_the_others(tmp_path):
     """One that lost its commits starts anew, adopts the others' state, and the sums are those of the others' scale."""
     sites = three_sites()
     network = SimulatedNetwork(seed=1, latency=0.1, partitions=[Partition(40.0, 200.0, frozenset({"gamma"}))])
-    recipe = ring_recipe(epochs=12, privacy={"codec": "ring16", "clip": 16.0}, minimum_sites=2)
+    recipe = ring_recipe(rounds=12, privacy={"codec": "ring16", "clip": 16.0}, minimum_sites=2)
     run(sites, recipe, tmp_path, network)
-    everybody, by_epoch = list(sites), {}
+    everybody, by_round = list(sites), {}
     for event in events(tmp_path, "alpha", "epoch"):
-        by_epoch[event["epoch"]] = event["contributors"]
-    assert everybody in by_epoch.values()
-    assert ["alpha", "beta"] in by_epoch.values()
-    expected = ring_average(sites, 12, recipe, [by_epoch[epoch] for epoch in range(1, 13)])
+        by_round[event["round"]] = event["contributors"]
+    assert everybody in by_round.values()
+    assert ["alpha", "beta"] in by_round.values()
+    expected = ring_average(sites, 12, recipe, [by_round[number] for number in range(1, 13)])
     assert final_digests(sites, tmp_path) == {expected.digest}
 
 
@@ -173,16 +173,16 @@ FORM = RingForm(8, 2, lambda vector: vector.tobytes(), lambda data: np.frombuffe
 
 
 def matchmaking(folder):
-    """Alpha's view of a secure group of at least three, in epoch 5."""
+    """Alpha's view of a secure group of at least three, in round 5."""
     plan = RunPlan("alpha", ROSTER, "run", ring_recipe(), "secret")
     made = Matchmaking(plan, OpenedSum(folder / "opened.json"), lambda *_, **__: None, lambda: None)
-    made.begin(Round(5, b"proposal", FORM))
+    made.begin(RoundInput(5, b"proposal", FORM))
     return made
 
 
-def keys(*members, attempt=1, sender="beta", epoch=5, phase="keys", size=64):
+def keys(*members, attempt=1, sender="beta", number=5, phase="keys", size=64):
     return GroupHeader(
-        run_id="run", sender=sender, epoch=epoch, attempt=attempt, members=list(members), phase=phase, size=size,
+        run_id="run", sender=sender, round=number, attempt=attempt, members=list(members), phase=phase, size=size,
         sha256="0" * 64,
     )  # fmt: skip
 
@@ -210,7 +210,7 @@ def test_a_call_that_is_not_right_is_refused(tmp_path, header, reason):
         matchmaking(tmp_path).is_current("beta", header)
 
 
-@pytest.mark.parametrize("header", [keys(*ROSTER, epoch=6), keys(*ROSTER, phase="scatter")])
+@pytest.mark.parametrize("header", [keys(*ROSTER, number=6), keys(*ROSTER, phase="scatter")])
 def test_what_comes_too_early_is_asked_for_again(tmp_path, header):
     with pytest.raises(PeerUnreachable):
         matchmaking(tmp_path).is_current("beta", header)
@@ -241,7 +241,7 @@ def test_one_that_is_not_in_the_group_cannot_end_its_attempt(tmp_path):
     assert node.is_on()
 
 
-def test_who_has_opened_a_sum_averages_with_nobody_else_in_that_epoch_not_even_after_a_restart(tmp_path):
+def test_who_has_opened_a_sum_averages_with_nobody_else_in_that_round_not_even_after_a_restart(tmp_path):
     node = matchmaking(tmp_path)
     assert node.is_current("beta", keys(*ROSTER))
     node.bind()
@@ -251,21 +251,21 @@ def test_who_has_opened_a_sum_averages_with_nobody_else_in_that_epoch_not_even_a
             restarted.is_current("beta", keys("alpha", "beta", "gamma", attempt=2))
     node = matchmaking(tmp_path)
     assert node.is_current("beta", keys(*ROSTER, attempt=2))
-    node.begin(Round(6, b"proposal", FORM))
-    assert node.is_current("beta", keys("alpha", "beta", "gamma", epoch=6))
+    node.begin(RoundInput(6, b"proposal", FORM))
+    assert node.is_current("beta", keys("alpha", "beta", "gamma", number=6))
 
 
-def test_an_epoch_before_one_whose_sum_was_opened_has_none_any_more(tmp_path):
+def test_a_round_before_one_whose_sum_was_opened_has_none_any_more(tmp_path):
     node = matchmaking(tmp_path)
     assert node.is_current("beta", keys(*ROSTER))
     node.bind()
     node = matchmaking(tmp_path)
-    node.begin(Round(4, b"proposal", FORM))
+    node.begin(RoundInput(4, b"proposal", FORM))
     with pytest.raises(ProtocolError, match="opened a sum of other members"):
-        node.is_current("beta", keys(*ROSTER, epoch=4))
+        node.is_current("beta", keys(*ROSTER, number=4))
 
 
-def test_attempts_at_one_epoch_end_some_time(tmp_path):
+def test_attempts_at_one_round_end_some_time(tmp_path):
     node = matchmaking(tmp_path)
     for attempt in range(1, 3 * len(ROSTER) + 1):
         assert node.is_current("beta", keys(*ROSTER, attempt=attempt))
@@ -313,7 +313,7 @@ def test_a_false_accusation_by_one_who_is_left_out_changes_nothing(tmp_path):
 
 
 async def alpha(recipe, folder):
-    """One of three nodes, before its first epoch."""
+    """One of three nodes, before its first round."""
     site = three_sites()["alpha"]
     plan = RunPlan("alpha", ("alpha", "beta", "gamma"), "run", recipe, "secret")
     orders = SiteOrders(plan, site.ask)
@@ -322,7 +322,7 @@ async def alpha(recipe, folder):
 
 
 class ForeverBusy:
-    """A node that always says that it has been in the middle of an epoch for long, and hands out nothing."""
+    """A node that always says that it has been in the middle of a round for long, and hands out nothing."""
 
     async def on_greeting(self, sender, hello):
         told = {"committed": 1, "working": 2, "working_seconds": 50.0, "state_digest": "0" * 64}

@@ -25,7 +25,7 @@ PRIVACY = {"secure_aggregation": {"minimum_sites": 3}, "clip": 16.0}
 
 @dataclass
 class Fault:
-    """What the culprit does in the first epoch, from a phase on (crash, hang) or in it."""
+    """What the culprit does in the first round, from a phase on (crash, hang) or in it."""
 
     kind: str
     phase: str
@@ -33,7 +33,7 @@ class Fault:
     struck: bool = False
 
     def strikes(self, header):
-        if header.epoch > 1 or header.phase in ("here", "gave up"):
+        if header.round > 1 or header.phase in ("here", "gave up"):
             return False
         phases = [phase.value for phase in Phase]
         due = phases.index(header.phase) - phases.index(self.phase)
@@ -99,31 +99,31 @@ def sites_of(count):
 
 
 class Outcome:
-    """A run of two epochs in which the culprit fails in the first."""
+    """A run of two rounds in which the culprit fails in the first."""
 
     def __init__(self, folder, count, fault):
         self.sites = sites_of(count)
-        self.recipe = recipe_of(epochs=2, privacy=PRIVACY, learning_rate=1.0, deadline=120.0)
+        self.recipe = recipe_of(rounds=2, privacy=PRIVACY, learning_rate=1.0, deadline=120.0)
         asks = {name: site.ask for name, site in self.sites.items()}
         simulate_gossip(self.recipe, asks, RunFolder(folder), FaultyNetwork(fault))
         assert fault.struck
         self.states = final_states(self.sites, folder)
         self.survivors = [name for name in self.sites if name != fault.culprit]
         heard = self.survivors if fault.kind == "crash" else list(self.sites)
-        self.epochs = {name: [*events(folder, name, "epoch")] for name in heard}
+        self.rounds = {name: [*events(folder, name, "epoch")] for name in heard}
         self.blamed = {event["member"] for name in self.survivors for event in events(folder, name, "group_failed")} - {
             None
         }
 
-    def members(self, epoch):
-        """Whose updates went into the state after an epoch, at most; none where it was void."""
-        found = [event["contributors"] for own in self.epochs.values() for event in own if event["epoch"] == epoch]
+    def members(self, number):
+        """Whose updates went into the state after a round, at most; none where it was void."""
+        found = [event["contributors"] for own in self.rounds.values() for event in own if event["round"] == number]
         return max(found, key=len, default=[])
 
     def check_the_state(self):
         """All survivors hold one state: a server's, by its arithmetic on just the updates of the groups that were."""
         (digest,) = {self.states[name].digest for name in self.survivors}
-        groups = product(*({(), tuple(self.members(epoch))} for epoch in (1, 2)))
+        groups = product(*({(), tuple(self.members(number))} for number in (1, 2)))
         assert digest in {ring_average(self.sites, 2, self.recipe, members).digest for members in groups}
 
 
@@ -161,7 +161,7 @@ def test_another_calls_the_group_together_when_the_first_member_fails(tmp_path, 
     assert outcome.members(1) == outcome.survivors
 
 
-def test_a_member_that_dribbles_is_left_out_in_the_same_epoch(tmp_path):
+def test_a_member_that_dribbles_is_left_out_in_the_same_round(tmp_path):
     outcome = Outcome(tmp_path, 5, Fault("dribble", "scatter", "site2"))
     outcome.check_the_state()
     assert outcome.members(1) == outcome.survivors
@@ -169,7 +169,7 @@ def test_a_member_that_dribbles_is_left_out_in_the_same_epoch(tmp_path):
 
 
 class ConfirmsLost(SimulatedNetwork):
-    """In the second epoch nothing that confirms its sum reaches some of the nodes."""
+    """In the second round nothing that confirms its sum reaches some of the nodes."""
 
     def __init__(self, deaf):
         super().__init__(seed=1, latency=0.05)
@@ -181,7 +181,7 @@ class ConfirmsLost(SimulatedNetwork):
 
 class LosingTransport(SimulatedTransport):
     async def exchange(self, peer, header, chunks):
-        if (header.epoch, header.phase) == (2, "confirm") and peer in self._network.deaf:
+        if (header.round, header.phase) == (2, "confirm") and peer in self._network.deaf:
             raise PeerUnreachable("lost")
         return await super().exchange(peer, header, chunks)
 
@@ -189,7 +189,7 @@ class LosingTransport(SimulatedTransport):
 @pytest.mark.parametrize(("count", "deaf"), [(3, {"site2"}), (5, {"site3", "site4"})])
 def test_all_take_part_again_after_some_missed_the_end_of_a_sum_though_all_are_needed(tmp_path, count, deaf):
     sites, privacy = sites_of(count), {"secure_aggregation": {"minimum_sites": count}, "clip": 16.0}
-    recipe = recipe_of(epochs=4, privacy=privacy, learning_rate=1.0, deadline=120.0)
+    recipe = recipe_of(rounds=4, privacy=privacy, learning_rate=1.0, deadline=120.0)
     simulate_gossip(recipe, {name: site.ask for name, site in sites.items()}, RunFolder(tmp_path), ConfirmsLost(deaf))
     states = final_states(sites, tmp_path)
     assert {state.digest for state in states.values()} == {ring_average(sites, 4, recipe).digest}
@@ -197,7 +197,7 @@ def test_all_take_part_again_after_some_missed_the_end_of_a_sum_though_all_are_n
 
 
 class BoastingNetwork(SimulatedNetwork):
-    """One node says of itself that it is an epoch ahead, and hands out a state of its own making.
+    """One node says of itself that it is a round ahead, and hands out a state of its own making.
 
     It confirms to all but `first` so late that this one has a new state before the others.
     """
@@ -243,7 +243,7 @@ class BoastingHandler:
 
 @pytest.mark.parametrize(("count", "first"), [(5, None), (3, "site0"), (5, "site0")])
 def test_one_node_cannot_put_a_state_of_its_making_in_the_place_of_the_groups(tmp_path, count, first):
-    sites, recipe = sites_of(count), recipe_of(epochs=3, privacy=PRIVACY, learning_rate=1.0)
+    sites, recipe = sites_of(count), recipe_of(rounds=3, privacy=PRIVACY, learning_rate=1.0)
     *honest, liar = sites
     crafted = sites["site0"].train_from(sites["site0"].initial(), 50)
     asks = {name: site.ask for name, site in sites.items()}
@@ -251,7 +251,7 @@ def test_one_node_cannot_put_a_state_of_its_making_in_the_place_of_the_groups(tm
     states = final_states(sites, tmp_path)
     assert crafted.digest not in {states[name].digest for name in honest}
     assert [event for name in honest for event in events(tmp_path, name, "adopted")] == []
-    sums = {event["epoch"]: event["contributors"] for event in events(tmp_path, "site0", "epoch")}
+    sums = {event["round"]: event["contributors"] for event in events(tmp_path, "site0", "epoch")}
     assert len(sums) == (3 if len(honest) >= 3 else 0)  # two find no third that is where they are
-    members = [sums.get(epoch, ()) for epoch in (1, 2, 3)]
+    members = [sums.get(number, ()) for number in (1, 2, 3)]
     assert {states[name].digest for name in honest} == {ring_average(sites, 3, recipe, members).digest}

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 def test_three_nodes_finish_with_the_federated_average_and_one_digest(federation):
     for name in federation.names:
-        federation.start(name, "--epochs", 4)
+        federation.start(name, "--rounds", 4)
     federation.finish()
     assert len(federation.digests() - {None}) == 1
     sites = {name: site_named(name) for name in federation.names}
@@ -26,14 +26,14 @@ def test_three_nodes_finish_with_the_federated_average_and_one_digest(federation
 
 def test_updates_larger_than_a_grpc_message_are_streamed(federation):
     for name in federation.names:
-        federation.start(name, "--epochs", 2, "--width", 3_000_000)
+        federation.start(name, "--rounds", 2, "--width", 3_000_000)
     federation.finish(seconds=120)
     assert len(federation.digests() - {None}) == 1
     assert federation.run_folder("alpha").summary()["bytes_up"] > 2 * 2 * 12_000_000
 
 
 def test_a_killed_node_stops_nobody_and_started_again_it_catches_up(federation):
-    options = ("--epochs", 14, "--seconds", 0.7, "--linger", 60)
+    options = ("--rounds", 14, "--seconds", 0.7, "--linger", 60)
     for name in federation.names:
         federation.start(name, *options)
     federation.wait_for("gamma", "epoch", 2)
@@ -52,7 +52,7 @@ def test_a_killed_node_stops_nobody_and_started_again_it_catches_up(federation):
 
 def test_the_others_finish_without_a_node_that_stays_away(federation):
     for name in federation.names:
-        federation.start(name, "--epochs", 4, "--seconds", 0.5, "--linger", 2)
+        federation.start(name, "--rounds", 4, "--seconds", 0.5, "--linger", 2)
     federation.wait_for("beta", "epoch", 1)
     federation.processes["beta"].send_signal(signal.SIGKILL)
     federation.finish("alpha", "gamma")
@@ -62,20 +62,20 @@ def test_the_others_finish_without_a_node_that_stays_away(federation):
 
 def test_a_node_that_was_stopped_goes_on_where_it_was(federation):
     for name in federation.names:
-        federation.start(name, "--epochs", 6, "--seconds", 0.5, "--linger", 60)
+        federation.start(name, "--rounds", 6, "--seconds", 0.5, "--linger", 60)
     federation.wait_for("alpha", "epoch", 2)
     federation.processes["alpha"].send_signal(signal.SIGTERM)
     assert federation.processes["alpha"].wait(20) == 130
-    assert "the last epoch is committed" in federation.log("alpha")
-    federation.start("alpha", "--epochs", 6, "--seconds", 0.5, "--linger", 60)
+    assert "the last round is committed" in federation.log("alpha")
+    federation.start("alpha", "--rounds", 6, "--seconds", 0.5, "--linger", 60)
     federation.finish()
     assert len(federation.digests() - {None}) == 1
 
 
 def test_a_node_with_another_recipe_is_refused_by_name_and_stops_itself(federation):
-    federation.start("alpha", "--epochs", 3, "--seconds", 0.2, "--linger", 1)
-    federation.start("beta", "--epochs", 3, "--seconds", 0.2, "--linger", 1)
-    federation.start("gamma", "--epochs", 3, "--learning-rate", 0.5)
+    federation.start("alpha", "--rounds", 3, "--seconds", 0.2, "--linger", 1)
+    federation.start("beta", "--rounds", 3, "--seconds", 0.2, "--linger", 1)
+    federation.start("gamma", "--rounds", 3, "--learning-rate", 0.5)
     assert federation.processes["gamma"].wait(60) == 2
     assert "another recipe" in federation.log("gamma")
     assert federation.wait_for("alpha", "peer_refused")[0]["peer"] == "gamma"

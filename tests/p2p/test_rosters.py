@@ -8,7 +8,7 @@ import pytest
 from core_training.foundation.errors import InputError
 from p2p.deployment import make_roster
 from p2p.node_folder import KEYS, init_node, load_identity, pin_founder, trusted_founder
-from p2p.roster import Member, Roster, read_member, read_roster
+from p2p.roster import Member, SignedRoster, read_member, read_roster
 from security.certificates import create_node_certificate
 
 
@@ -155,6 +155,6 @@ def test_a_malformed_address_is_refused(tmp_path, listen):
 
 def test_a_roster_without_members_is_none():
     with pytest.raises(ValueError, match="at least 1"):
-        Roster(members=[])
+        SignedRoster(members=[])
     with pytest.raises(ValueError, match="address"):
         Member(name="alpha", address="nowhere", certificate="")

@@ -19,26 +19,26 @@ MASKED = ("--privacy", json.dumps(PRIVACY), "--learning-rate", 1.0)
 
 
 def contributors(federation, name):
-    """Whose updates went into each epoch's mean, as a node has written down; none of a void one."""
+    """Whose updates went into each round's mean, as a node has written down; none of a void one."""
     kinds = ("epoch", "epoch_void")
-    return {e["epoch"]: e["contributors"] for kind in kinds for e in federation.events(name, kind)}
+    return {e["round"]: e["contributors"] for kind in kinds for e in federation.events(name, kind)}
 
 
-def expected(federation, name, epochs, width=6):
+def expected(federation, name, rounds, width=6):
     """The state by a server's arithmetic on these members' updates."""
     sites = {one: site_named(one, width) for one in federation.names}
-    recipe = recipe_of(epochs, privacy=PRIVACY, learning_rate=1.0)
+    recipe = recipe_of(rounds, privacy=PRIVACY, learning_rate=1.0)
     members = contributors(federation, name)
     secrets = {one: rounding_secret(federation.folder / one) for one in federation.names}
-    return ring_average(sites, epochs, recipe, [members[epoch] for epoch in range(1, epochs + 1)], secrets)
+    return ring_average(sites, rounds, recipe, [members[number] for number in range(1, rounds + 1)], secrets)
 
 
 def test_three_processes_average_securely_and_get_a_servers_bits(federation):
     """With chunks of more than one gRPC message."""
     for name in federation.names:
-        federation.start(name, "--epochs", 2, "--width", 2_000_000, *MASKED)
+        federation.start(name, "--rounds", 2, "--width", 2_000_000, *MASKED)
     federation.finish(seconds=120)
-    assert contributors(federation, "alpha") == {epoch: ["alpha", "beta", "gamma"] for epoch in (1, 2)}
+    assert contributors(federation, "alpha") == {number: ["alpha", "beta", "gamma"] for number in (1, 2)}
     assert federation.digests() == {expected(federation, "alpha", 2, width=2_000_000).digest}
     assert all(event["masked"] for event in federation.events("beta", "group_sum"))
     assert [event for name in federation.names for event in federation.events(name, "refused")] == []
@@ -47,7 +47,7 @@ def test_three_processes_average_securely_and_get_a_servers_bits(federation):
 
 @pytest.mark.parametrize("federation", [("alpha", "beta", "gamma", "delta")], indirect=True)
 def test_a_member_that_hangs_in_an_attempt_leaves_the_others_with_one_state(federation):
-    options = ("--epochs", 3, "--seconds", 0.5, "--linger", 2, "--width", 1_000_000, *MASKED)
+    options = ("--rounds", 3, "--seconds", 0.5, "--linger", 2, "--width", 1_000_000, *MASKED)
     for name in federation.names:
         federation.start(name, *options)
     federation.wait_for("delta", "group_formed", 2)
@@ -60,7 +60,7 @@ def test_a_member_that_hangs_in_an_attempt_leaves_the_others_with_one_state(fede
 
 @pytest.mark.parametrize("federation", [("alpha", "beta", "gamma", "delta")], indirect=True)
 def test_a_killed_member_takes_part_again_after_a_restart(federation):
-    options = ("--epochs", 14, "--seconds", 0.7, "--linger", 60, *MASKED)
+    options = ("--rounds", 14, "--seconds", 0.7, "--linger", 60, *MASKED)
     for name in federation.names:
         federation.start(name, *options)
     federation.wait_for("gamma", "group_formed", 2)

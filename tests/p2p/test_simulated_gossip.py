@@ -31,7 +31,7 @@ def events(folder, name, kind):
 
 def test_law_3_group_gossip_is_federated_averaging_and_all_nodes_hold_the_same_bits(tmp_path):
     sites = three_sites()
-    summary = run(sites, recipe_of(epochs=5), tmp_path)
+    summary = run(sites, recipe_of(rounds=5), tmp_path)
     states = final_states(sites, tmp_path)
     assert {state.digest for state in states.values()} == {summary.state_digest}
     expected = federated_average(sites, 5).buffer
@@ -44,7 +44,7 @@ def test_law_3_group_gossip_is_federated_averaging_and_all_nodes_hold_the_same_b
 
 def test_metropolis_on_the_complete_graph_is_the_plain_mean(tmp_path):
     sites = three_sites()
-    run(sites, recipe_of(epochs=1, mixing="metropolis"), tmp_path)
+    run(sites, recipe_of(rounds=1, mixing="metropolis"), tmp_path)
     trained = [site.train_from(site.initial(), 3).buffer.astype(np.float64) for site in sites.values()]
     for state in final_states(sites, tmp_path).values():
         assert np.abs(state.buffer - np.mean(trained, axis=0)).max() <= 1e-6
@@ -52,7 +52,7 @@ def test_metropolis_on_the_complete_graph_is_the_plain_mean(tmp_path):
 
 def test_a_ring_terminates_and_its_nodes_come_close(tmp_path):
     sites = {f"{name}{number}": site for number in range(3) for name, site in three_sites().items()}
-    summary = run(sites, recipe_of(epochs=12, mixing="metropolis", graph="ring"), tmp_path)
+    summary = run(sites, recipe_of(rounds=12, mixing="metropolis", graph="ring"), tmp_path)
     assert summary.status == "completed"
     stacked = np.stack([state.buffer for state in final_states(sites, tmp_path).values()])
     assert np.abs(stacked - stacked.mean(axis=0)).max() < 0.5
@@ -60,7 +60,7 @@ def test_a_ring_terminates_and_its_nodes_come_close(tmp_path):
 
 def test_one_node_alone_trains_as_if_central(tmp_path):
     site = three_sites()["alpha"]
-    run({"alpha": site}, recipe_of(epochs=3), tmp_path)
+    run({"alpha": site}, recipe_of(rounds=3), tmp_path)
     state = site.initial()
     for _ in range(3):
         state = site.train_from(state, 3)
@@ -70,7 +70,7 @@ def test_one_node_alone_trains_as_if_central(tmp_path):
 def test_a_slow_and_lossy_network_finishes_with_one_state(tmp_path):
     sites = three_sites()
     network = SimulatedNetwork(seed=5, latency=0.3, loss=0.15)
-    summary = run(sites, recipe_of(epochs=8), tmp_path, network)
+    summary = run(sites, recipe_of(rounds=8), tmp_path, network)
     assert summary.state_digest is not None
     assert summary.eval_loss < summary.eval_loss_initial / 2
 
@@ -79,27 +79,27 @@ def test_the_same_seed_gives_the_same_run(tmp_path):
     digests = set()
     for folder in (tmp_path / "one", tmp_path / "two"):
         network = SimulatedNetwork(seed=9, latency=0.5, loss=0.3)
-        digests.add(run(three_sites(), recipe_of(epochs=6), folder, network).state_digest)
+        digests.add(run(three_sites(), recipe_of(rounds=6), folder, network).state_digest)
     assert len(digests) == 1
 
 
 def test_a_partition_heals_and_all_end_with_one_state(tmp_path):
     sites = three_sites()
     network = SimulatedNetwork(seed=1, latency=1.0, partitions=[Partition(100.0, 400.0, frozenset({"gamma"}))])
-    summary = run(sites, recipe_of(epochs=40), tmp_path, network)
+    summary = run(sites, recipe_of(rounds=40), tmp_path, network)
     assert summary.state_digest is not None
     assert events(tmp_path, "alpha", "peer_down")
     with_gamma = [event for event in events(tmp_path, "alpha", "epoch") if "gamma" in event["contributors"]]
     without = [event for event in events(tmp_path, "alpha", "epoch") if "gamma" not in event["contributors"]]
     assert with_gamma
     assert without
-    assert with_gamma[-1]["epoch"] > without[-1]["epoch"]
+    assert with_gamma[-1]["round"] > without[-1]["round"]
 
 
-def test_too_few_members_make_an_epoch_void_and_the_run_goes_on(tmp_path):
+def test_too_few_members_make_a_round_void_and_the_run_goes_on(tmp_path):
     sites = three_sites()
     network = SimulatedNetwork(seed=1, latency=0.1, partitions=[Partition(100.0, 500.0, frozenset({"gamma"}))])
-    summary = run(sites, recipe_of(epochs=30, minimum_sites=3, deadline=100.0), tmp_path, network)
+    summary = run(sites, recipe_of(rounds=30, minimum_sites=3, deadline=100.0), tmp_path, network)
     assert summary.status == "completed"
     void = events(tmp_path, "alpha", "epoch_void")
     assert void
@@ -110,7 +110,7 @@ def test_too_few_members_make_an_epoch_void_and_the_run_goes_on(tmp_path):
 
 @pytest.mark.parametrize("mixing", ["group", "metropolis"])
 def test_an_interrupted_simulation_goes_on_from_its_commits(tmp_path, mixing):
-    whole = run(three_sites(), recipe_of(epochs=6, mixing=mixing), tmp_path / "whole")
+    whole = run(three_sites(), recipe_of(rounds=6, mixing=mixing), tmp_path / "whole")
     sites = three_sites()
 
     async def dies(order, ask=sites["beta"].ask):
@@ -120,8 +120,8 @@ def test_an_interrupted_simulation_goes_on_from_its_commits(tmp_path, mixing):
 
     asks = {name: site.ask for name, site in sites.items()}
     with pytest.RaisesGroup(PowerCut):
-        simulate_gossip(recipe_of(epochs=6, mixing=mixing), {**asks, "beta": dies}, RunFolder(tmp_path / "cut"))
-    resumed = simulate_gossip(recipe_of(epochs=6, mixing=mixing), asks, RunFolder(tmp_path / "cut"))
+        simulate_gossip(recipe_of(rounds=6, mixing=mixing), {**asks, "beta": dies}, RunFolder(tmp_path / "cut"))
+    resumed = simulate_gossip(recipe_of(rounds=6, mixing=mixing), asks, RunFolder(tmp_path / "cut"))
     one, other = (final_states(sites, tmp_path / name) for name in ("whole", "cut"))
     assert {name: state.digest for name, state in one.items()} == {name: state.digest for name, state in other.items()}
     assert (resumed.state_digest, resumed.tokens_trained) == (whole.state_digest, whole.tokens_trained)

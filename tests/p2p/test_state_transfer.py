@@ -85,15 +85,15 @@ def small_state(value):
 
 def test_the_last_two_commits_are_kept_and_the_newest_intact_one_is_loaded(tmp_path):
     store = CommitStore(tmp_path)
-    for epoch in range(1, 5):
-        store.write(Commit(epoch, small_state(epoch), ("alpha",)))
+    for number in range(1, 5):
+        store.write(Commit(number, small_state(number), ("alpha",)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-000003", "epoch-000004"]
     manifest = small_state(0).manifest
-    assert store.load_last(manifest).epoch == 4
+    assert store.load_last(manifest).round == 4
     damaged = tmp_path / "epoch-000004" / "state.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"\x00\x00\x00\x01")
-    assert store.load_last(manifest).epoch == 3
-    with pytest.raises(ProtocolError, match="epoch 1 is not kept"):
+    assert store.load_last(manifest).round == 3
+    with pytest.raises(ProtocolError, match="round 1 is not kept"):
         list(store.read(1, 0))
 
 
@@ -107,4 +107,4 @@ def test_a_full_disk_during_a_commit_leaves_the_one_before(tmp_path, monkeypatch
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(RunError, match="No space left"):
         store.write(Commit(2, small_state(2), ("alpha",)))
-    assert store.load_last(small_state(0).manifest).epoch == 1
+    assert store.load_last(small_state(0).manifest).round == 1

@@ -15,7 +15,15 @@ from core_training.engine.dataset import load_dataset
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import InputError, RunError
 from core_training.recipe.schema import Recipe
-from core_training.runs.events import Event, Failed, NodeCompleted, NodeStarted, ResumedAtStep, RoundsCompleted
+from core_training.runs.events import (
+    Event,
+    Failed,
+    NodeCompleted,
+    NodeRound,
+    NodeStarted,
+    ResumedAtStep,
+    RoundsCompleted,
+)
 from core_training.runs.run_folder import RunFolder
 from strategies.messages import RUN_ID
 from tests import tiny
@@ -60,6 +68,18 @@ def test_every_event_is_read_back_from_its_line(tmp_path: Path, kind: type[Event
     folder.event(made)
     assert list(folder.events(Event)) == [made]
     assert type(next(folder.events(kind))) is kind
+
+
+def test_a_node_of_an_earlier_version_called_its_rounds_epochs(tmp_path: Path) -> None:
+    shared = {"loss": 2.0, "eval_loss": None, "eval_weight": 1.0, "weight": 1.0, "seconds": 1.0, "of": 3}
+    line = {"event": "epoch", "epoch": 2, **shared, "contributors": ["a"], "live": [], "state_digest": None}
+    folder = RunFolder(tmp_path)
+    (tmp_path / "events.jsonl").write_text(json.dumps(line) + "\n")
+    (event,) = folder.events(NodeRound)
+    assert (event.round, folder.status().round) == (2, 2)
+    folder.event(event)
+    (_, written) = folder.lines("epoch")
+    assert (written["round"], written["epoch"]) == (2, 2)
 
 
 def test_lines_of_another_version_are_read_as_far_as_they_are_known(tmp_path: Path) -> None:

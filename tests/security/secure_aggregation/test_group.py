@@ -131,7 +131,7 @@ def test_the_next_attempt_has_other_keys_and_other_masks():
 
 
 def test_with_the_same_randomness_another_attempt_still_has_other_masks():
-    """Keys are bound to run, epoch, attempt and members: even a broken generator repeats no mask between pairs."""
+    """Keys are bound to run, round, attempt and members: even a broken generator repeats no mask between pairs."""
 
     def chunk(attempt):
         broken = {name: {"random": lambda count, name=name: name.encode()[-1:] * count} for name in NAMES[:3]}

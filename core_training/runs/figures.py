@@ -1,0 +1,111 @@
+"""The figures of a run so far, in every topology: kept with each checkpoint, and summed up when the run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from core_training.foundation.trainable import EvalReport, TrainReport
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import SiteSummary, Summary, peak_rss_bytes
+
+_FORMER_NAMES = {
+    "loss_first": "train_loss_first",
+    "loss_last": "train_loss_last",
+    "total_seconds": "seconds_total",
+    "training_seconds": "seconds_training",
+    "seconds_masking": "seconds_protection",
+    "epochs": "rounds",
+    "void_epochs": "void_rounds",
+}
+"""Names in the checkpoints of earlier versions."""
+
+
+@dataclass
+class RunFigures:
+    """`tokens` entered the losses, which are means per unit of the stage; seconds are wall time."""
+
+    tokens: int = 0
+    train_loss_first: float | None = None
+    train_loss_last: float | None = None
+    seconds_total: float = 0.0
+    seconds_training: float = 0.0
+
+    def trained(self, report: TrainReport) -> None:
+        """Add a slice of training in this process."""
+        self.train_loss_first = report.loss_first if self.train_loss_first is None else self.train_loss_first
+        self.train_loss_last = report.loss_last
+        self.tokens += report.tokens
+        self.seconds_training += report.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read what `to_json` made, also an earlier version's. Raises TypeError on anything else."""
+        own = {one.name for one in fields(cls)}
+        return cls(**{name if name in own else _FORMER_NAMES.get(name, name): one for name, one in document.items()})
+
+    def summary(
+        self,
+        recipe: Recipe,
+        *,
+        parameters: int,
+        initial_digest: str | None,
+        state_digest: str | None,
+        eval_loss_initial: float | None,
+        final: EvalReport,
+        sites: dict[str, SiteSummary],
+    ) -> Summary:
+        """The completed run's summary; `final` is the evaluation of its result, `sites` have their records' counts."""
+        return Summary(
+            topology=recipe.topology.kind,
+            stage=recipe.stage,
+            tuning=recipe.tuning.mode,
+            status="completed",
+            trainable_parameters=parameters,
+            initial_digest=initial_digest,
+            state_digest=state_digest,
+            train_loss_first=self.train_loss_first,
+            train_loss_last=self.train_loss_last,
+            eval_loss_initial=eval_loss_initial,
+            eval_loss=final.loss,
+            metrics=final.metrics,
+            seconds={"total": self.seconds_total, "training": self.seconds_training, "exchange": None},
+            tokens_trained=self.tokens,
+            truncated=sum(site.truncated or 0 for site in sites.values()),
+            dropped=sum(site.dropped or 0 for site in sites.values()),
+            peak_rss_bytes=peak_rss_bytes(),
+            sites=dict(sorted(sites.items())),
+        )
+
+
+@dataclass
+class ExchangeFigures(RunFigures):
+    """The figures of a run whose parties exchange updates.
+
+    `saturated` values were cut at a ring's clip (None: no ring); `seconds_protection` went into masks.
+    """
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    void_rounds: int = 0
+    saturated: int | None = None
+    seconds_protection: float = 0.0
+
+    def note_saturated(self, values: int | None) -> None:
+        """Add the values cut in one sum; None says that there was no ring."""
+        if values is not None:
+            self.saturated = (self.saturated or 0) + values
+
+    def summary_of_rounds(self, recipe: Recipe, rounds: int | None, exchange: float, **more: Any) -> Summary:
+        """As `summary`, with what the exchanges add; `exchange` are their seconds."""
+        summary = self.summary(recipe, **more)
+        summary.rounds, summary.void_rounds, summary.saturated = rounds, self.void_rounds, self.saturated
+        summary.bytes_up, summary.bytes_down = self.bytes_up, self.bytes_down
+        summary.seconds["exchange"] = exchange
+        if recipe.privacy.secure:
+            summary.seconds["secure_aggregation"] = self.seconds_protection
+        return summary

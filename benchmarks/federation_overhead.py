@@ -63,7 +63,7 @@ def run(recipe_text: str, folder: str) -> list[dict[str, float]]:
     from simulations import simulate
 
     run_folder = RunFolder(Path(folder) / "run")
-    simulate(parse_recipe(recipe_text), run_folder, False, lambda *_: None)
+    simulate(parse_recipe(recipe_text), run_folder)
     events = list(run_folder.lines("round"))
     return [
         {

@@ -76,7 +76,7 @@ def _train(recipe: Recipe, name: str) -> Path:
         return folder.path
     with opened_engine(recipe) as engine, ticking(name, "step") as ticker:
         folder.prepare(recipe, resume=False)
-        train(recipe, engine, folder, False, ticker.advance)
+        train(recipe, engine, folder, ticker.advance)
     return folder.path
 
 
@@ -90,7 +90,7 @@ def train_together(recipe: Recipe, path: Path) -> Path:
         def on_round(number: int, loss: float | None) -> None:
             ticker.advance(number, recipe.topology.rounds or 0, f"loss {loss:.4f}" if loss is not None else "")
 
-        simulate(recipe, folder, False, on_round)
+        simulate(recipe, folder, on_round)
     return path
 
 

@@ -68,7 +68,7 @@ def simulate(recipe_text: str, folder: str) -> None:
     """Run the sites in this process."""
     from simulations import simulate as run_simulation
 
-    run_simulation(parse_recipe(recipe_text), RunFolder(Path(folder)), False, lambda *_: None)
+    run_simulation(parse_recipe(recipe_text), RunFolder(Path(folder)))
 
 
 def _seconds(run: RunFolder) -> float:

@@ -114,7 +114,7 @@ class _Seen:
 def _round(cohort: Cohort, number: int, seen: _Seen) -> None:
     start = TrainableState(MANIFEST, np.zeros(MANIFEST.size, dtype=np.float32))
     scale = Scale(exponents=[0] * len(MANIFEST.tensors), weight_cap=1024)
-    codec = RingCodec(MANIFEST, 16, SITES, LARGEST_CHANGE, scale, None, figures.COUNT)
+    codec = RingCodec(MANIFEST, 16, SITES, LARGEST_CHANGE, scale, figures=figures.COUNT)
     ours = cohort.begin(number, codec)
     names = iter(cohort.sites)
     trained = start

@@ -50,7 +50,7 @@ def one_round(sites: int) -> dict[str, Any]:
     began = time.perf_counter()
     cohort = Cohort(sites, ring_bits=RING_BITS)
     scale = Scale(exponents=[0], weight_cap=1024)
-    codec = RingCodec(MANIFEST, RING_BITS, sites, 2.0**-7, scale, None, figures.COUNT)
+    codec = RingCodec(MANIFEST, RING_BITS, sites, 2.0**-7, scale, figures=figures.COUNT)
     start = TrainableState(MANIFEST, np.zeros(MANIFEST.size, dtype=np.float32))
     round_, plain = cohort.begin(1, codec), RingSum(codec)
     names = list(cohort.sites)

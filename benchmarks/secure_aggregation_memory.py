@@ -45,7 +45,7 @@ def one_site() -> tuple[int, int, int]:
         TrainableState(MANIFEST, np.full(MANIFEST.size, value, dtype=np.float32)) for value in (0.01, 0.011)
     )
     scale = Scale(exponents=[0] * len(MANIFEST.tensors), weight_cap=1024)
-    codec = RingCodec(MANIFEST, 16, SITES, 2.0**-7, scale, None, figures.COUNT)
+    codec = RingCodec(MANIFEST, 16, SITES, 2.0**-7, scale, figures=figures.COUNT)
     cohort = Cohort(SITES)
     name, site = next(iter(cohort.sites.items()))
     order = cohort.begin(1, codec).mask_order(name)

@@ -66,5 +66,5 @@ def run(recipe_text: str, folder: str) -> int:
     """Simulate; returns the number of trained parameters."""
     from simulations import simulate
 
-    summary = simulate(parse_recipe(recipe_text), RunFolder(Path(folder) / "run"), False, lambda *_: None)
+    summary = simulate(parse_recipe(recipe_text), RunFolder(Path(folder) / "run"))
     return summary.trainable_parameters or 0

@@ -48,7 +48,7 @@ class PinnedRoster:
         return roster_digest(self.identities)
 
 
-def pin_roster(folder: Path, file: Path, replace: bool = False) -> PinnedRoster:
+def pin_roster(folder: Path, file: Path, *, replace: bool = False) -> PinnedRoster:
     """Keep the roster in `file` as the site's own.
 
     Raises InputError when it is malformed, does not hold this site with its own key, or when another one is pinned

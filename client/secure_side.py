@@ -60,7 +60,7 @@ class SecureSide:
         with self._recorded() as protocol:
             return protocol.mask(round_number, order, context, vector)
 
-    def admit_evaluation(self, final: bool, state_digest: str) -> None:
+    def admit_evaluation(self, state_digest: str, *, final: bool) -> None:
         """Raise ProtocolError unless this is the run's one result. From then on nothing is masked in this run.
 
         An evaluation is told in the clear: a server that could have any state evaluated could ask about single records.
@@ -91,7 +91,9 @@ class SecureSide:
     def _protocol(self, kept: dict[str, Any] | None) -> SiteProtocol:
         assert self._identity is not None, "a site without a key takes no part"
         record = kept["protocol"] if kept else None
-        return SiteProtocol(self._name, self._identity, self._roster, self._terms, self._minimums, self._run_id, record)
+        return SiteProtocol(
+            self._name, self._identity, self._roster, self._terms, self._minimums, self._run_id, record=record
+        )
 
     def _load(self) -> dict[str, Any] | None:
         if not self._file.exists():

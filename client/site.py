@@ -240,7 +240,7 @@ class _SiteRun:
     def evaluate(self, order: EvaluateOrder) -> EvaluateReply:
         state = self._incoming(order)
         if self._writer.secure_side is not None:
-            self._writer.secure_side.admit_evaluation(order.final, state.digest)
+            self._writer.secure_side.admit_evaluation(state.digest, final=order.final)
         with holding(self._engine, state):
             evaluation = total(self._engine.evaluate())
             if order.final:

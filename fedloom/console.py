@@ -24,7 +24,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Ticker:
     """A report of a run's progress: `advance(done, total, note)`."""
 
-    def __init__(self, label: str, unit: str, bar: Progress | None, quiet: bool) -> None:
+    def __init__(self, label: str, unit: str, bar: Progress | None, *, quiet: bool) -> None:
         self._label = label
         self._unit = unit
         self._bar = bar
@@ -41,10 +41,10 @@ class Ticker:
 
 
 @contextmanager
-def ticking(label: str, unit: str, quiet: bool = False) -> Iterator[Ticker]:
+def ticking(label: str, unit: str, *, quiet: bool = False) -> Iterator[Ticker]:
     """A progress bar on standard error while the block runs; without a terminal, a line now and then."""
     if quiet or not stderr.is_terminal:
-        yield Ticker(label, unit, None, quiet)
+        yield Ticker(label, unit, None, quiet=quiet)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -56,7 +56,7 @@ def ticking(label: str, unit: str, quiet: bool = False) -> Iterator[Ticker]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=stderr) as bar:
-        yield Ticker(label, unit, bar, quiet)
+        yield Ticker(label, unit, bar, quiet=quiet)
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def show_left_out(truncated: int | None, dropped: int | None) -> None:
         )
 
 
-def show_summary(summary: Mapping[str, Any], folder: str, as_json: bool, quiet: bool) -> None:
+def show_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool, quiet: bool) -> None:
     """Show a run's end: a table for people, or the summary as one JSON object."""
     if as_json:
         typer.echo(json.dumps(summary))

@@ -43,6 +43,6 @@ def paths_by_name(options: list[str], option: str) -> dict[str, list[str]]:
     return named
 
 
-def print_answer(document: dict[str, Any], as_json: bool, text: str) -> None:
+def print_answer(document: dict[str, Any], text: str, *, as_json: bool) -> None:
     """A command's answer on standard output: with --json the document, else the text."""
     typer.echo(json.dumps(document) if as_json else text)

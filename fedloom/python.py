@@ -28,8 +28,8 @@ def train(recipe: Recipe, on_step: OnStep = lambda *_: None, *, resume: bool = F
 
     folder = RunFolder(Path(recipe.output))
     with opened_engine(recipe) as engine, folder.claimed():
-        folder.prepare(recipe, resume)
-        return train_centrally(recipe, engine, folder, resume, on_step, heeds_signals=False)
+        folder.prepare(recipe, resume=resume)
+        return train_centrally(recipe, engine, folder, on_step, resume=resume, heeds_signals=False)
 
 
 def simulate(recipe: Recipe, on_round: OnRound = lambda *_: None, *, resume: bool = False) -> Summary:
@@ -43,7 +43,7 @@ def simulate(recipe: Recipe, on_round: OnRound = lambda *_: None, *, resume: boo
 
     folder = RunFolder(Path(recipe.output))
     with folder.claimed():
-        return simulations.simulate(recipe, folder, resume, on_round)
+        return simulations.simulate(recipe, folder, on_round, resume=resume)
 
 
 def evaluate(run: str | Path, data: str | list[str] | None = None) -> EvalReport:

@@ -72,7 +72,7 @@ class CatchUp:
             await self._adopt(wanted)
         progress.finished = True
 
-    def _wanted(self, at_the_end: bool = False) -> Offer | None:
+    def _wanted(self, *, at_the_end: bool = False) -> Offer | None:
         """The state to adopt, as it was offered; None where this node has it. At the end all are to have the same one.
 
         Otherwise it is one of a later round: the next mean brings together what differs. The members of a group must

@@ -272,7 +272,7 @@ class Matchmaking:
         self._rank = self._rank_of(group)
         masked = self._plan.recipe.privacy.secure is not None
         self.failure = None
-        self.attempt = GroupAttempt(self._plan.name, group, self._input.proposal, self._input.form, masked)
+        self.attempt = GroupAttempt(self._plan.name, group, self._input.proposal, self._input.form, masked=masked)
         self._event(events.GroupFormed(round=group.round, attempt=group.attempt, members=list(group.members)))
         self._news()
 

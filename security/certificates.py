@@ -199,7 +199,7 @@ def _alternative_name(host: str) -> x509.GeneralName:
         raise InputError(f"'{host}': a host is an IP address or a DNS name in ASCII letters") from None
 
 
-def _key_usage(signs_certificates: bool) -> x509.KeyUsage:
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         key_cert_sign=signs_certificates,

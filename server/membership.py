@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from core_training import __version__
@@ -56,6 +56,20 @@ class _Pause:
     until: float
 
 
+@dataclass(frozen=True)
+class Participants:
+    """Those who may take part in a run: `sites()` maps the node ids of the admitted ones to their names, as it is now.
+
+    `roster_of(digest)` is the roster that they have pinned, names and public identities; it raises InputError for one
+    that this federation did not hand out. `in_process` is a simulation: the sites train in turn, and nobody comes
+    later.
+    """
+
+    sites: Callable[[], dict[int, str]]
+    roster_of: Callable[[str], Mapping[str, str]] = lambda _: {}
+    in_process: bool = False
+
+
 class Membership:
     """The sites of one run."""
 
@@ -65,30 +79,24 @@ class Membership:
         folder: RunFolder,
         recipe: Recipe,
         exchange: OrderExchange,
-        sites: Callable[[], dict[int, str]],
-        patience: float,
-        roster_of: Callable[[str], object],
+        participants: Participants,
         *,
         goes_on: bool,
     ) -> None:
-        """`sites()` are the admitted ones now; `patience` is how many seconds to wait for enough of them.
-
-        `roster_of(digest)` raises InputError for a roster that this federation did not hand out. `goes_on` says that
-        the run had begun before.
-        """
+        """`goes_on` says that the run had begun before."""
         self._grid = grid
         self._folder = folder
         self._recipe = recipe
         self._exchange = exchange
-        self._sites = sites
-        self._patience = patience
-        self._roster_of = roster_of
+        self._sites = participants.sites
+        self._roster_of = participants.roster_of
+        self._patience = 0.0 if participants.in_process else recipe.topology.round_deadline
         self._goes_on = goes_on
         self._terms: Terms | None = None
         self._joined: dict[int, str] = {}
         self._turned_away: set[int] = set()
         self._pauses: dict[int, _Pause] = {}
-        self._waits_until = time.monotonic() + min(_RETURNS_WITHIN, patience)
+        self._waits_until = time.monotonic() + min(_RETURNS_WITHIN, self._patience)
         self.layout: dict[str, str] = {}
         """The small files that stand beside the weights of a result, as the sites describe them."""
 

@@ -22,7 +22,7 @@ from core_training.runs.result_format import result_name, write_result
 from core_training.runs.run_folder import RunFolder, Summary
 from flower_transport.grid import Grid
 from server.aggregation import ClearRounds, Outcome, RoundAggregation, Rounds, check_belongs
-from server.membership import Membership
+from server.membership import Membership, Participants
 from server.order_exchange import OrderExchange
 from server.progress import Progress
 from server.run_store import RunStore
@@ -59,19 +59,19 @@ def run_federation(
     run_dir: Path,
     sites: Callable[[], dict[int, str]],
     on_round: Callable[[int, float | None], None] = lambda *_: None,
+    *,
     in_process: bool = False,
     roster_of: Callable[[str], Mapping[str, str]] = lambda _: {},
 ) -> Summary:
     """Run, or go on with, the federated run whose recipe lies in `run_dir`; returns when it has completed.
 
-    `sites()` maps the node ids that may take part to the sites' names; `roster_of(digest)` is the roster that the sites
-    have pinned, names and public identities, for secure aggregation; `on_round(round, loss)` follows each commit (loss
+    `sites`, `in_process` and `roster_of` are those of `Participants`; `on_round(round, loss)` follows each commit (loss
     None: the round was void).
-    `in_process` is a simulation: the sites train in turn, and as nobody comes later, too few sites end the run at once.
     Raises RunError when too few sites answer; the last commit stays, and a later call goes on from it.
     """
     recipe = load_recipe(run_dir / "recipe.yaml")
-    return _RoundLoop(grid, RunFolder(run_dir), recipe, sites, on_round, in_process, roster_of).run()
+    participants = Participants(sites, roster_of, in_process)
+    return _RoundLoop(grid, RunFolder(run_dir), recipe, participants, on_round).run()
 
 
 class _RoundLoop:
@@ -80,30 +80,29 @@ class _RoundLoop:
         grid: Grid,
         folder: RunFolder,
         recipe: Recipe,
-        sites: Callable[[], dict[int, str]],
+        participants: Participants,
         on_round: Callable[[int, float | None], None],
-        in_process: bool,
-        roster_of: Callable[[str], Mapping[str, str]],
     ) -> None:
         self._folder = folder
         self._recipe = recipe
         self._topology = recipe.topology
         self._on_round = on_round
-        self._of_all: Callable[[Iterable[float]], float] = sum if in_process else max
+        self._of_all: Callable[[Iterable[float]], float] = sum if participants.in_process else max
         self._store = RunStore(folder)
         committed = self._store.latest()
         self._goes_on = bool(committed)
         self._progress: Progress = committed[0] if committed else Progress()
         self._state: TrainableState | None = committed[1] if committed else None
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline, self._progress)
-        patience = 0.0 if in_process else recipe.topology.round_deadline
-        self._membership = Membership(
-            grid, folder, recipe, self._exchange, sites, patience, roster_of, goes_on=self._goes_on
-        )
+        self._membership = Membership(grid, folder, recipe, self._exchange, participants, goes_on=self._goes_on)
         self._rounds: Rounds = ClearRounds(recipe)
         if recipe.privacy.secure:
             self._rounds = SecureRounds(
-                folder, recipe, self._exchange, self._progress, lambda: roster_of(self._membership.roster_digest)
+                folder,
+                recipe,
+                self._exchange,
+                self._progress,
+                lambda: participants.roster_of(self._membership.roster_digest),
             )
         self._wider: Scale | None = None
 

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from core_training.recipe.schema import Recipe
     from core_training.runs.run_folder import RunFolder, Summary
 
+OnRound = Callable[[int, float | None], None]
 
-def simulate(recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]) -> Summary:
+
+def simulate(
+    recipe: Recipe, folder: RunFolder, on_round: OnRound = lambda *_: None, *, resume: bool = False
+) -> Summary:
     """Run what the recipe's topology and engine say. `on_round(round, mean training loss)` follows each round."""
-    summary = _simulation(recipe)(recipe, folder, resume, on_round)
+    summary = _simulation(recipe)(recipe, folder, on_round, resume=resume)
     if summary.state_digest is not None:
         _take_over_result(recipe, folder)
     return summary
@@ -34,14 +38,12 @@ def _simulation(recipe: Recipe) -> Callable[..., Summary]:
     return simulate_federation
 
 
-def _simulate_gossip(
-    recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]
-) -> Summary:
+def _simulate_gossip(recipe: Recipe, folder: RunFolder, on_round: OnRound, *, resume: bool) -> Summary:
     from simulations.gossip import simulate_gossip
     from simulations.sites import SitePool
 
     pool = SitePool(recipe, folder.path / "sites")
-    folder.prepare(recipe, resume)
+    folder.prepare(recipe, resume=resume)
     try:
         return simulate_gossip(recipe, {name: pool.ask(name) for name in pool.names}, folder, on_round=on_round)
     finally:

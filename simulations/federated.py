@@ -13,11 +13,11 @@ from simulations.sites import SitePool
 
 
 def simulate_federation(
-    recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]
+    recipe: Recipe, folder: RunFolder, on_round: Callable[[int, float | None], None], *, resume: bool
 ) -> Summary:
     """Run, or go on with, the federated run in `folder`. The sites keep their own checkpoints under its `sites/`."""
     pool = SitePool(recipe, folder.path / "sites")
-    folder.prepare(recipe, resume)
+    folder.prepare(recipe, resume=resume)
     nodes = dict(enumerate(pool.names, start=1))
     try:
         grid = InProcessGrid(lambda order, node: pool.service(nodes[node]).handle(order), nodes)

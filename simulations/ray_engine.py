@@ -21,12 +21,12 @@ from strategies.messages import Envelope
 
 
 def simulate_on_ray(
-    recipe: Recipe, folder: RunFolder, resume: bool, on_round: Callable[[int, float | None], None]
+    recipe: Recipe, folder: RunFolder, on_round: Callable[[int, float | None], None], *, resume: bool
 ) -> Summary:
     """Run, or go on with, the federated run in `folder`. Raises InputError when Ray is not installed."""
     check_ray()
     names = SitePool(recipe, folder.path / "sites").names  # reads all data here, so that what is wrong shows at once
-    folder.prepare(recipe, resume)
+    folder.prepare(recipe, resume=resume)
     run_dir = folder.path.absolute()
 
     def carry_out(grid: Grid, sites: Mapping[int, int]) -> Summary:

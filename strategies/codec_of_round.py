@@ -32,7 +32,7 @@ def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Sca
         # On a scale so coarse that changes are far below a step, a 1 in the sum is of one site alone.
         raise ProtocolError(f"weight_cap {scale.weight_cap}: no site has so much in a round; {most} is enough")
     selection = _selection(recipe, manifest, round_number)
-    return RingCodec(manifest, bits, sites, largest_change(recipe), scale, selection, figures.COUNT)
+    return RingCodec(manifest, bits, sites, largest_change(recipe), scale, selection=selection, figures=figures.COUNT)
 
 
 def _selection(recipe: Recipe, manifest: Manifest, round_number: int) -> Selection | None:

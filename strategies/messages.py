@@ -69,7 +69,7 @@ class Message(BaseModel):
         if envelope.kind == Refusal.kind and cls is not Refusal:
             refusal = Refusal.open(envelope)
             kind_of_error = NarrowScaleError if refusal.too_narrow else ProtocolError
-            raise kind_of_error(refusal.reason, refusal.fatal)
+            raise kind_of_error(refusal.reason, fatal=refusal.fatal)
         if envelope.kind != cls.kind:
             raise ProtocolError(f"a '{envelope.kind}' message came where '{cls.kind}' was expected")
         try:

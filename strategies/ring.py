@@ -83,6 +83,7 @@ class RingCodec:
         sites: int,
         largest_change: float,
         scale: Scale,
+        *,
         selection: Selection | None = None,
         figures: int = 0,
     ) -> None:

@@ -53,7 +53,7 @@ def ended(make_recipe: MakeRecipe, tmp_path: Path) -> Callable[..., tuple[Recipe
         folder = RunFolder(Path(recipe.output))
         folder.prepare(recipe, resume=False)
         engine = open_engine(recipe)
-        summary = train(recipe, engine, folder, resume=False, on_step=lambda *_: None)
+        summary = train(recipe, engine, folder)
         engine.close()
         return recipe, summary
 

@@ -126,10 +126,10 @@ def test_an_evaluation_that_fails_loses_no_step(
     run.prepare(asked, resume=False)
     said = r"out of memory in the evaluation after step 4; lower .* \(step 4 is saved in .*; --resume goes on from it\)"
     with pytest.raises(RunError, match=said):
-        train_centrally(asked, engine, run, resume=False, on_step=lambda *_: None)
+        train_centrally(asked, engine, run)
     monkeypatch.undo()
     again: Engine = open_engine(asked)
-    assert train_centrally(asked, again, run, resume=True, on_step=lambda *_: None).status == "completed"
+    assert train_centrally(asked, again, run, resume=True).status == "completed"
 
 
 def test_a_failure_of_one_process_ends_its_group_with_the_reason(recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_failure_of_one_process_ends_its_group_with_the_reason(recipe: MakeRec
 
 
 def simulated(recipe: Recipe, folder: Path) -> Summary:
-    return simulate(recipe, RunFolder(folder), False, lambda *_: None)
+    return simulate(recipe, RunFolder(folder))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,11 +27,11 @@ def central_digest(recipe: Recipe, folder: Path) -> str | None:
     engine = open_engine(recipe)
     run = RunFolder(folder)
     run.prepare(recipe, resume=False)
-    return train(recipe, engine, run, resume=False, on_step=lambda *_: None).state_digest
+    return train(recipe, engine, run).state_digest
 
 
 def simulated(recipe: Recipe, folder: Path, resume: bool = False, on_round: Any = lambda *_: None) -> Any:
-    return simulate(recipe, RunFolder(folder), resume, on_round)
+    return simulate(recipe, RunFolder(folder), on_round, resume=resume)
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
@@ -183,7 +183,7 @@ def test_law_4_central_training_stopped_at_any_step_goes_on_bit_for_bit(
         run.prepare(recipe, resume=False)
         with pytest.raises(Killed):
             train(recipe, open_engine(recipe), run, resume=False, on_step=_kill_at(stop_at))
-        summary = train(recipe, open_engine(recipe), run, resume=True, on_step=lambda *_: None)
+        summary = train(recipe, open_engine(recipe), run, resume=True)
         assert summary.state_digest == whole
 
 

@@ -323,7 +323,7 @@ def test_gossip_masked_or_not_ends_with_the_server_s_state(recipe: MakeRecipe, t
     federated = federate(recipe(3, MASKED), tmp_path / "federated", nobody)
     for name, privacy in {"masked": MASKED, "plain": PLAIN}.items():
         gossip = recipe(3, privacy, kind="gossip")
-        summary = simulate(gossip, RunFolder(tmp_path / name), False, lambda *_: None)
+        summary = simulate(gossip, RunFolder(tmp_path / name))
         assert summary.state_digest == federated.state_digest
         assert (summary.void_rounds, summary.saturated) == (0, federated.saturated)
         assert ("secure_aggregation" in summary.seconds) == (name == "masked")
@@ -332,7 +332,7 @@ def test_gossip_masked_or_not_ends_with_the_server_s_state(recipe: MakeRecipe, t
 @pytest.mark.parametrize("kind", ["federated", "gossip"])
 def test_changes_in_bf16_train_as_well_as_states_in_fp32(recipe: MakeRecipe, tmp_path: Path, kind: str) -> None:
     exact, rounded = (
-        simulate(recipe(3, {"codec": codec}, rounds=4, kind=kind), RunFolder(tmp_path / codec), False, lambda *_: None)
+        simulate(recipe(3, {"codec": codec}, rounds=4, kind=kind), RunFolder(tmp_path / codec))
         for codec in ("fp32", "bf16")
     )
     assert rounded.eval_loss == pytest.approx(exact.eval_loss, rel=0.01)

@@ -79,7 +79,7 @@ def shared(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """The loss of each round at each site."""
     from simulations import simulate
 
-    summary = simulate(recipe, RunFolder(folder), False, lambda *_: None)
+    summary = simulate(recipe, RunFolder(folder))
     sites = sorted((folder / "sites").iterdir())
     losses = [event["loss"] for site in sites for event in RunFolder(site).lines("trained")] or [
         event["loss"] for site in sites for run in sorted(site.iterdir()) for event in RunFolder(run).lines("trained")

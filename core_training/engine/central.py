@@ -30,9 +30,9 @@ def train(
     recipe: Recipe,
     engine: Trainable,
     folder: RunFolder,
-    resume: bool,
-    on_step: Callable[[int, int], None],
+    on_step: Callable[[int, int], None] = lambda *_: None,
     *,
+    resume: bool = False,
     heeds_signals: bool = True,
 ) -> Summary:
     """Train to the end and write the run folder. `on_step(step, total)` is called after each step.
@@ -40,7 +40,7 @@ def train(
     Raises Interrupted, with everything saved, after SIGINT or SIGTERM; these are left alone without `heeds_signals`.
     """
     with _stop_on_signal(engine) if heeds_signals else nullcontext(_Stopped()) as stopped:
-        progress = _start_or_resume(engine, folder, resume)
+        progress = _start_or_resume(engine, folder, resume=resume)
         began = time.perf_counter() - progress.seconds_total
         interval = recipe.topology.local_steps or recipe.training.save_steps
         try:
@@ -72,7 +72,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def _start_or_resume(engine: Trainable, folder: RunFolder, resume: bool) -> RunFigures:
+def _start_or_resume(engine: Trainable, folder: RunFolder, *, resume: bool) -> RunFigures:
     last = latest_checkpoint(folder.checkpoints) if resume else None
     if last is not None:
         progress = RunFigures.from_json(engine.restore(last))

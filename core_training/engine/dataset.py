@@ -71,7 +71,7 @@ def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | 
 
         store = open_store(Path(recipe.data.cache) / _digest(recipe, stage, records), write)
         examples, parts, outcome = store, store.parts, _Outcome(**store.notes)
-    return _arranged(recipe, stage, examples, parts, outcome, packs)
+    return _arranged(recipe, stage, examples, parts, outcome, packs=packs)
 
 
 def is_held_out(identity: Mapping[str, Any], fraction: float) -> bool:
@@ -167,6 +167,7 @@ def _arranged(
     examples: Sequence[Example],
     parts: npt.NDArray[np.int32],
     outcome: _Outcome,
+    *,
     packs: bool,
 ) -> Dataset:
     """The examples as rows, by part; where `packs` is true, those that train share rows."""

@@ -173,7 +173,7 @@ class StepLoop:
             self._schedule.step()
         # Ctrl-C too must leave neither gradients nor a half-read epoch behind.
         except BaseException as error:
-            self._undo(changed)
+            self._undo(changed=changed)
             if isinstance(error, FedloomError) or not isinstance(error, Exception):
                 raise
             raise run_error(error, f"{self._phase} of step {self.step + 1}", self._stage.recipe) from error
@@ -183,7 +183,7 @@ class StepLoop:
         for parameter in self._trained:
             parameter.grad = None
 
-    def _undo(self, changed: bool) -> None:
+    def _undo(self, *, changed: bool) -> None:
         """Make a failed step one that was never begun, so far as that is possible."""
         self._forget_gradients()
         # The iterator is past the failed step's batches: the next step opens the epoch anew.

@@ -28,7 +28,7 @@ class RunError(FedloomError):
     `process_is_lost` says that this process can compute no more: it has to be started anew.
     """
 
-    def __init__(self, message: str, public: str | None = None, process_is_lost: bool = False) -> None:
+    def __init__(self, message: str, public: str | None = None, *, process_is_lost: bool = False) -> None:
         super().__init__(message, public)
         self.process_is_lost = process_is_lost
 
@@ -46,7 +46,7 @@ class ProtocolError(FedloomError):
     `fatal` says that asking the other party again would not help.
     """
 
-    def __init__(self, message: str, fatal: bool = False) -> None:
+    def __init__(self, message: str, *, fatal: bool = False) -> None:
         super().__init__(message, public=message)
         self.fatal = fatal
 

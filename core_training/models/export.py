@@ -11,11 +11,11 @@ from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import ADAPTER_CONFIG, MODEL_CONFIG, ORIGIN, Origin, result_name
 
 
-def layout_files(base: BaseModel, recipe: Recipe, base_name: str, without_base: bool = False) -> dict[str, str]:
+def layout_files(base: BaseModel, recipe: Recipe, base_name: str, *, without_base: bool = False) -> dict[str, str]:
     """The small files that stand beside the weights; `base_name` is what they call the base model."""
     origin = Origin(base.base_digest, base.vocabulary_digest, other_names(base.model))
     files = {ORIGIN: json.dumps(asdict(origin), indent=2)}
-    if result_name(recipe, without_base) == "model":
+    if result_name(recipe, without_base=without_base) == "model":
         base.model.config.architectures = [type(base.model).__name__]
         files[MODEL_CONFIG] = base.model.config.to_json_string()
     elif hasattr(base.model, "peft_config"):

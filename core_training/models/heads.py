@@ -18,7 +18,7 @@ VALUE_HEAD = "value_head"
 class Head(nn.Linear):
     """A linear layer to one number, computed in its own dtype: bfloat16 keeps but three digits of a reward."""
 
-    def __init__(self, width: int, bias: bool) -> None:
+    def __init__(self, width: int, *, bias: bool) -> None:
         super().__init__(width, 1, bias=bias, dtype=torch.float32)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -142,7 +142,7 @@ def _model(read: _Reader, stage: str) -> dict[str, Any]:
     if (folder := read.text("model_name_or_path", None)) is None:
         raise InputError(f"{read.source}: model_name_or_path: name the base model's folder")
     model: dict[str, Any] = {"name_or_path": folder}
-    bf16, pure = read.switch("bf16", False), read.switch("pure_bf16", False)
+    bf16, pure = read.switch("bf16", default=False), read.switch("pure_bf16", default=False)
     if bf16 or pure:
         model["dtype"] = "bfloat16"
     if adapters := read.names("adapter_name_or_path"):
@@ -163,17 +163,17 @@ def _tuning(read: _Reader, mode: str) -> dict[str, Any]:
             "lora_alpha": read.whole("lora_alpha", 2 * rank),
             "lora_dropout": read.number("lora_dropout", 0.0),
             "target_modules": "all-linear" if target == ["all"] else target,
-            "use_rslora": read.switch("use_rslora", False),
-            "use_dora": read.switch("use_dora", False),
+            "use_rslora": read.switch("use_rslora", default=False),
+            "use_dora": read.switch("use_dora", default=False),
             "modules_to_save": read.names("additional_target"),
         }
-        if read.switch("pissa_init", False):
+        if read.switch("pissa_init", default=False):
             lora["init_lora_weights"] = "pissa"
         tuning["lora"] = lora
     if mode == "qlora":
         tuning["qlora"] = {
             "quant_type": read.text("quantization_type", "nf4"),
-            "double_quant": read.switch("double_quantization", True),
+            "double_quant": read.switch("double_quantization", default=True),
         }
     if mode == "freeze":
         modules = read.names("freeze_trainable_modules") or ["all"]
@@ -230,16 +230,16 @@ def _training(read: _Reader, stage: str) -> dict[str, Any]:
         read.refuse("warmup_ratio", "warmup_steps, or a max_steps that it is a share of")
     optimizer = read.text("optim", "adamw_torch")
     training["optim"] = "adamw_torch" if optimizer == "adamw_torch_fused" else optimizer
-    neat = read.switch("neat_packing", False)
-    packing = read.switch("packing", stage == "pretrain") or neat
+    neat = read.switch("neat_packing", default=False)
+    packing = read.switch("packing", default=stage == "pretrain") or neat
     if packing or stage in ("pretrain", "sft"):
         training["packing"] = packing
     if packing and not neat:
         read.say("packing: examples that share a row do not see each other")
     if read.given("gradient_checkpointing"):
-        training["gradient_checkpointing"] = read.switch("gradient_checkpointing", False)
+        training["gradient_checkpointing"] = read.switch("gradient_checkpointing", default=False)
     elif read.given("disable_gradient_checkpointing"):
-        training["gradient_checkpointing"] = not read.switch("disable_gradient_checkpointing", False)
+        training["gradient_checkpointing"] = not read.switch("disable_gradient_checkpointing", default=False)
     return training
 
 
@@ -277,7 +277,7 @@ def _objective(read: _Reader, stage: str) -> dict[str, Any]:
                 "num_ppo_epochs": read.whole("ppo_epochs", 4),
                 "kl_coef": 0.2,
                 "kl_target": read.number("ppo_target", 6.0),
-                "whiten_rewards": read.switch("ppo_whiten_rewards", False),
+                "whiten_rewards": read.switch("ppo_whiten_rewards", default=False),
             },
         }
     return {}
@@ -305,7 +305,7 @@ class _Reader:
     def number(self, key: str, default: float) -> float:
         return float(self._value(key, default, "a number", _number))
 
-    def switch(self, key: str, default: bool) -> bool:
+    def switch(self, key: str, *, default: bool) -> bool:
         return bool(self._value(key, default, "true or false", _switch))
 
     def names(self, key: str) -> list[str]:

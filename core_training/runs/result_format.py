@@ -43,7 +43,7 @@ class Origin:
     """Names under which PEFT also keeps a trained tensor that the model has in two places: copy: its canonical name."""
 
 
-def result_name(recipe: Recipe, without_base: bool = False) -> str:
+def result_name(recipe: Recipe, *, without_base: bool = False) -> str:
     """The folder of a run's result: `adapter`, or `model`; `layers` where there is no base to make a model with."""
     kind = recipe.tuning_part.result
     return "model" if kind == "layers" and not without_base else kind

@@ -109,7 +109,7 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def prepare(self, recipe: Recipe, resume: bool) -> None:
+    def prepare(self, recipe: Recipe, *, resume: bool) -> None:
         """Make the folder ready for `recipe`, starting anew or going on.
 
         A folder that holds an earlier run is moved aside (`NAME.1`, `NAME.2`, …) when a new one starts. Raises

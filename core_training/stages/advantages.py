@@ -32,7 +32,7 @@ def moments(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.stack([mask.sum().double(), chosen.sum(), chosen.square().sum()])
 
 
-def whitened(values: torch.Tensor, mask: torch.Tensor, over: torch.Tensor, keep_mean: bool = False) -> torch.Tensor:
+def whitened(values: torch.Tensor, mask: torch.Tensor, over: torch.Tensor, *, keep_mean: bool = False) -> torch.Tensor:
     """`values` brought to unit variance and, unless the mean is kept, to mean 0; `over` are the moments to go by."""
     count, total, squares = over
     mean = total / count
@@ -51,7 +51,7 @@ def leave_one_out(rewards: torch.Tensor, generations: int) -> torch.Tensor:
     return (groups - others).flatten()
 
 
-def group_relative(rewards: torch.Tensor, generations: int, scale: bool) -> torch.Tensor:
+def group_relative(rewards: torch.Tensor, generations: int, *, scale: bool) -> torch.Tensor:
     """Each answer's reward less its group's mean, over the group's standard deviation if `scale`.
 
     Shao et al. 2024, section 4.1.2; without the scale: Liu et al. 2025. Layout as in `leave_one_out`.

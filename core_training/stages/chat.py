@@ -142,6 +142,6 @@ def _shared(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
 
 
-def _text(messages: Messages, tokenizer: Any, to_answer: bool = False) -> str:
+def _text(messages: Messages, tokenizer: Any, *, to_answer: bool = False) -> str:
     text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=to_answer)
     return text

@@ -27,7 +27,9 @@ class Grpo(PolicyGradientStage):
 
     def credit(self, parts: Sequence[Part], kl_coef: float, total: Sum) -> None:
         for part in parts:
-            advantages = group_relative(part["rewards"], self.generations, self.recipe.settings(GRPO).scale_rewards)
+            advantages = group_relative(
+                part["rewards"], self.generations, scale=self.recipe.settings(GRPO).scale_rewards
+            )
             part["advantages"] = advantages.unsqueeze(1)
 
     def policy_loss(self, model: nn.Module, batch: Batch) -> BatchLoss:

@@ -57,7 +57,7 @@ class Kto(Stage[JudgedAnswer]):
         own, mismatched = logps
         ratios = own - batch["reference_own"]
         # A KL is not negative, though its estimate from a few examples may be.
-        kl = _mean_over_processes(mismatched - batch["reference_mismatched"], model.training).clamp(min=0)
+        kl = _mean_over_processes(mismatched - batch["reference_mismatched"], training=model.training).clamp(min=0)
         desirable = batch["desirable"] > 0
         weights = torch.where(desirable, settings.desirable_weight, settings.undesirable_weight)
         losses = weights * kto_losses(ratios, kl, desirable, settings.beta)
@@ -129,7 +129,7 @@ def _answer_start(tokens: Tokens) -> int:
     return int((tokens.labels != IGNORED).argmax())
 
 
-def _mean_over_processes(values: torch.Tensor, training: bool) -> torch.Tensor:
+def _mean_over_processes(values: torch.Tensor, *, training: bool) -> torch.Tensor:
     """The mean over all processes' values; an evaluation's batches belong to one process each."""
     if training and dist.is_initialized() and dist.get_world_size() > 1:
         sums = torch.stack([values.sum(), values.new_tensor(len(values))])

@@ -92,10 +92,10 @@ class Ppo(PolicyGradientStage):
 
 
 def _whitened(
-    values: Sequence[torch.Tensor], parts: Sequence[Part], total: Sum, keep_mean: bool = False
+    values: Sequence[torch.Tensor], parts: Sequence[Part], total: Sum, *, keep_mean: bool = False
 ) -> list[torch.Tensor]:
     """Each part's values, brought to unit variance over all parts at all processes."""
     # Sums rather than means, as parts and processes have unequal numbers of tokens.
     own = [moments(value, part["mask"]) for value, part in zip(values, parts, strict=True)]
     over = total(torch.stack(own).sum(dim=0))
-    return [whitened(value, part["mask"], over, keep_mean) for value, part in zip(values, parts, strict=True)]
+    return [whitened(value, part["mask"], over, keep_mean=keep_mean) for value, part in zip(values, parts, strict=True)]

@@ -62,11 +62,11 @@ def _with_adapters(model: Any, settings: Lora, task_type: str) -> Any:
         raise InputError(
             f"tuning.lora.{key}: {getattr(settings, key)} does not fit this model ({reason}); it has {_leaves(model)}"
         ) from None
-    _check_adapters(tuned, settings, ties)
+    _check_adapters(tuned, settings, ties=ties)
     return tuned
 
 
-def _check_adapters(tuned: Any, settings: Lora, ties: bool) -> None:
+def _check_adapters(tuned: Any, settings: Lora, *, ties: bool) -> None:
     """Raise InputError for adapters that PEFT makes and that do not work."""
     from peft.tuners.lora import LoraLayer
     from torch.nn import Embedding

@@ -42,7 +42,7 @@ def make_base_model(world: World, folder: Path, overrides: list[str] | None = No
     run = RunFolder(folder)
     with opened_engine(recipe) as engine, ticking("pre-training the base", "step") as ticker:
         run.prepare(recipe, resume=False)
-        train(recipe, engine, run, False, ticker.advance)
+        train(recipe, engine, run, ticker.advance)
     return folder / "model"
 
 

@@ -122,7 +122,7 @@ def _train(recipe: Recipe, name: str, label: str) -> Path:
     folder = RunFolder(FOLDER / name)
     with opened_engine(recipe) as engine, ticking(label, "step") as ticker:
         folder.prepare(recipe, resume=False)
-        train(recipe, engine, folder, False, ticker.advance)
+        train(recipe, engine, folder, ticker.advance)
     return folder.path
 
 
@@ -135,7 +135,7 @@ def _train_together(kind: str, overrides: Sequence[str]) -> Path:
         def on_round(number: int, loss: float | None) -> None:
             ticker.advance(number, rounds, f"loss {loss:.3f}" if loss is not None else "")
 
-        simulate(recipe, RunFolder(FOLDER / kind), False, on_round)
+        simulate(recipe, RunFolder(FOLDER / kind), on_round)
     return FOLDER / kind
 
 

@@ -39,12 +39,12 @@ def init(
     public_key = init_site(folder, name, server, paths_by_name(data, "--data"), models, ca)
     print_answer(
         {"folder": str(folder), "public_key": str(public_key)},
-        as_json,
         f"The site is in {folder}. Hand this file, and no other, to the server's operator:\n"
         f"  {public_key}\n"
         f"who admits the site with\n"
         f"  fedloom server admit {name} node.pub\n"
         f"Then: fedloom client start --folder {folder}",
+        as_json=as_json,
     )
 
 
@@ -64,15 +64,15 @@ def pin(
     from client.pinned_roster import ROSTER_FILE, pin_roster
     from security.identities import to_read_out
 
-    pinned = pin_roster(folder, roster, replace)
+    pinned = pin_roster(folder, roster, replace=replace)
     names = list(pinned.identities)
     print_answer(
         {"roster": str(folder / ROSTER_FILE), "sites": names, "digest": pinned.digest},
-        as_json,
         f"Pinned: {len(names)} sites, and this one is among them with its own key: {', '.join(names)}.\n"
         f"Ring up the other sites. Each must read out this digest, and every name must be a site that you know:\n"
         f"  {to_read_out(pinned.digest)}\n"
         f"A site that is running takes the roster up when it is stopped and started.",
+        as_json=as_json,
     )
 
 
@@ -94,7 +94,7 @@ def start(
         "connecting": "The server cannot be reached yet; the site keeps trying.",
         "refused": f"The server has not taken the site in yet ({link.detail}); the site keeps trying.",
     }[link.state]
-    print_answer({"link": link.state, "node_id": link.node_id}, as_json, said)
+    print_answer({"link": link.state, "node_id": link.node_id}, said, as_json=as_json)
     if foreground:
         background.attend(supervisor)
         stop_site(folder)
@@ -108,7 +108,9 @@ def stop(folder: Folder = Path("site"), as_json: Json = False) -> None:
 
     name = load_site_config(folder).name
     stopped = stop_site(folder)
-    print_answer({"stopped": stopped}, as_json, f"The site {name} {'is stopped' if stopped else 'was not running'}.")
+    print_answer(
+        {"stopped": stopped}, f"The site {name} {'is stopped' if stopped else 'was not running'}.", as_json=as_json
+    )
 
 
 @app.command()
@@ -133,7 +135,7 @@ def status(folder: Folder = Path("site"), as_json: Json = False) -> None:
     lines.append(f"  {'roster':10} {shown}")
     lines += [f"  run {run}: {_told(event)}" for run, event in events.items()]
     document = {"name": name, "link": state, "processes": processes, "roster": roster, "runs": events}
-    print_answer(document, as_json, "\n".join(lines))
+    print_answer(document, "\n".join(lines), as_json=as_json)
 
 
 def _told(event: dict[str, Any]) -> str:

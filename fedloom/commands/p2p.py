@@ -41,11 +41,11 @@ def init(
     entry = init_node(folder, name, listen, paths_by_name(data, "--data"), models, address)
     print_answer(
         {"folder": str(folder), "entry": str(entry), **json.loads(entry.read_text(encoding="utf-8"))},
-        as_json,
         f"The node is in {folder}. Hand this file, and no other, to the founder of the federation:\n"
         f"  {entry}\n"
         f"who puts all nodes into one roster with\n"
         f"  fedloom p2p roster NODE.json NODE.json … --out roster.json",
+        as_json=as_json,
     )
 
 
@@ -64,10 +64,10 @@ def roster(
     signed, public_key = make_roster(entries, founder_key_folder, out)
     print_answer(
         {"roster": str(out), "members": list(signed.names), "founder": public_key},
-        as_json,
         f"{out} names {', '.join(signed.names)}. Hand it to every node, with the founder's public key:\n"
         f"  {public_key}\n"
         f"Then, at each node: fedloom p2p start --roster {out} --founder {public_key} RECIPE",
+        as_json=as_json,
     )
 
 
@@ -96,15 +96,15 @@ def start(
         process = start_in_background(folder, command)
         print_answer(
             {"process": process},
-            as_json,
             f"The node runs as process {process}; see: fedloom p2p status --folder {folder}",
+            as_json=as_json,
         )
         return
     from fedloom.console import show_summary, ticking
     from p2p.ledger import summarize
     from p2p.worker_link import worker_of
 
-    with ticking("gossip", "round", quiet or as_json) as ticker:
+    with ticking("gossip", "round", quiet=quiet or as_json) as ticker:
 
         def listener(event: events.Event) -> None:
             match event:
@@ -117,7 +117,7 @@ def start(
                     typer.echo(_told(event), err=True)
 
         result = run_node(NodeRun(folder, roster, loaded, founder, run_name, linger), worker_of, listener)
-    show_summary(asdict(summarize(loaded, [result])), str(folder / "runs"), as_json, quiet)
+    show_summary(asdict(summarize(loaded, [result])), str(folder / "runs"), as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -133,7 +133,7 @@ def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
         f"  loss {loss:.4f}" + (f", held out {held_out:.4f}" if held_out is not None else "")
         for loss, held_out in list(zip(now.losses, now.eval_losses, strict=True))[-1:]
     ]
-    print_answer(now.to_json(), as_json, "\n".join(lines))
+    print_answer(now.to_json(), "\n".join(lines), as_json=as_json)
 
 
 @app.command()
@@ -142,7 +142,9 @@ def stop(folder: Folder = Path("node"), as_json: Json = False) -> None:
     from p2p.deployment import stop_node
 
     stopped = stop_node(folder)
-    print_answer({"stopped": stopped}, as_json, "The node is stopped." if stopped else "The node was not running.")
+    print_answer(
+        {"stopped": stopped}, "The node is stopped." if stopped else "The node was not running.", as_json=as_json
+    )
 
 
 _SHOWN = (

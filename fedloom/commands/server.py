@@ -43,13 +43,13 @@ def init(
     address = (name or [host])[0]
     print_answer(
         {"folder": str(federation.folder), "authority": str(authority), "server": f"{address}:{port}"},
-        as_json,
         f"The federation is in {federation.folder}. Each site needs\n"
         f"  the certificate  {authority}\n"
         f"  the address      {address}:{port}\n"
         f"and makes its keys with\n"
         f"  fedloom client init --name NAME --server {address}:{port} --ca ca.crt --data NAME=PATH --model NAME=PATH\n"
         f"Then: fedloom server start --folder {folder}",
+        as_json=as_json,
     )
 
 
@@ -73,7 +73,7 @@ def admit(
     when = "may join now" if site.node_id is not None else "may join when the server is started"
     lacks = "" if site.identity else " Its file holds no identity: it takes no part in runs with secure aggregation."
     document = {"name": site.name, "node_id": site.node_id, "identity": site.identity}
-    print_answer(document, as_json, f"{site.name} {when}.{lacks}")
+    print_answer(document, f"{site.name} {when}.{lacks}", as_json=as_json)
 
 
 @app.command()
@@ -98,12 +98,12 @@ def roster(
     missing = f"Not in it, for want of an identity: {', '.join(lacking)}.\n" if lacking else ""
     print_answer(
         {"roster": str(out), "sites": list(identities), "without_identity": lacking, "digest": digest},
-        as_json,
         f"{out} names {', '.join(identities)}. Hand it to every site, which keeps it with\n"
         f"  fedloom client pin {out.name}\n"
         f"{missing}"
         f"The sites compare its digest with each other, by phone:\n"
         f"  {to_read_out(digest)}",
+        as_json=as_json,
     )
 
 
@@ -126,7 +126,9 @@ def start(
     if resumed:
         said += f" Going on with {', '.join(resumed)}."
     print_answer(
-        {"address": str(federation.address), "started": superlink is not None, "resumed": resumed}, as_json, said
+        {"address": str(federation.address), "started": superlink is not None, "resumed": resumed},
+        said,
+        as_json=as_json,
     )
     if foreground and superlink is not None:
         background.attend(superlink)
@@ -140,7 +142,9 @@ def stop(folder: Folder = Path("federation"), as_json: Json = False) -> None:
     from server.federation import open_federation
 
     stopped = stop_server(open_federation(folder))
-    print_answer({"stopped": stopped}, as_json, "The server is stopped." if stopped else "The server was not running.")
+    print_answer(
+        {"stopped": stopped}, "The server is stopped." if stopped else "The server was not running.", as_json=as_json
+    )
 
 
 @app.command()
@@ -164,10 +168,10 @@ def submit(
     federation = open_federation(folder)
     run_id = submit_run(federation, recipe, overrides or [])
     if wait:
-        _follow(federation, run_id, as_json, quiet)
+        _follow(federation, run_id, as_json=as_json, quiet=quiet)
         return
     said = f"Run {run_id} is submitted; `fedloom server status --folder {folder}` follows it."
-    print_answer({"run_id": run_id, "folder": str(federation.run_folder(run_id))}, as_json, said)
+    print_answer({"run_id": run_id, "folder": str(federation.run_folder(run_id))}, said, as_json=as_json)
 
 
 @app.command()
@@ -181,7 +185,9 @@ def status(folder: Folder = Path("federation"), as_json: Json = False) -> None:
     runs = run_states(federation)
     if as_json:
         running = states is not None
-        print_answer({"running": running, "sites": states or {}, "runs": [asdict(run) for run in runs]}, True, "")
+        print_answer(
+            {"running": running, "sites": states or {}, "runs": [asdict(run) for run in runs]}, "", as_json=True
+        )
         return
     _print_tables(str(federation.address), states, [site.name for site in federation.sites()], runs)
 
@@ -217,7 +223,7 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
             console.print(f"{run.run_id}: {plain(run.note)}", soft_wrap=True, highlight=False)
 
 
-def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> None:
+def _follow(federation: Federation, run_id: str, *, as_json: bool, quiet: bool) -> None:
     from core_training.foundation.errors import RunError
     from core_training.runs.events import Event, Round, RoundVoid
     from fedloom.console import plain, show_summary, stderr, ticking
@@ -226,7 +232,7 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
 
     folder = federation.run_folder(run_id)
     rounds = read_progress(folder).rounds
-    with ticking(run_id, "round", quiet or as_json) as ticker:
+    with ticking(run_id, "round", quiet=quiet or as_json) as ticker:
 
         def report(event: Event) -> None:
             if isinstance(event, Round):
@@ -242,7 +248,7 @@ def _follow(federation: Federation, run_id: str, as_json: bool, quiet: bool) -> 
             f"run {run_id} stands still and nobody works on it; "
             f"`fedloom server start --folder {federation.folder}` goes on with it"
         )
-    show_summary(summary, str(folder), as_json, quiet)
+    show_summary(summary, str(folder), as_json=as_json, quiet=quiet)
 
 
 def _figure(value: float | None) -> str:

@@ -38,7 +38,7 @@ def simulate(
         raise InputError("deepspeed: the sites of a simulation train in turn in one process without it; leave it out")
     folder = RunFolder(out or Path(loaded.output))
     if resume and (done := folder.completed(loaded)) is not None:
-        show_summary(done, str(folder.path), as_json, quiet)
+        show_summary(done, str(folder.path), as_json=as_json, quiet=quiet)
         return
     from simulations import simulate as run_simulation
 
@@ -46,7 +46,11 @@ def simulate(
         warn(warnings_of(loaded))
     rounds = loaded.topology.rounds or 0
     list(folder.new_events())  # those of the run so far, or of an earlier one
-    with results_only_on_stdout(), folder.claimed(), ticking(loaded.topology.kind, "round", quiet or as_json) as ticker:
+    with (
+        results_only_on_stdout(),
+        folder.claimed(),
+        ticking(loaded.topology.kind, "round", quiet=quiet or as_json) as ticker,
+    ):
 
         def show_notes() -> None:
             for note in filter(None, (event.note for event in folder.new_events())):
@@ -58,7 +62,7 @@ def simulate(
             ticker.advance(number, rounds, f"loss {loss:.4f}" if loss is not None else "")
 
         try:
-            summary = run_simulation(loaded, folder, resume, on_round)
+            summary = run_simulation(loaded, folder, on_round, resume=resume)
         finally:
             show_notes()
-    show_summary(asdict(summary), str(folder.path), as_json, quiet)
+    show_summary(asdict(summary), str(folder.path), as_json=as_json, quiet=quiet)

@@ -35,7 +35,7 @@ def train(
     launching = must_launch(loaded.deepspeed)
     if resume and (done := folder.completed(loaded)) is not None:
         if speaks():
-            show_summary(done, str(folder.path), as_json, quiet)
+            show_summary(done, str(folder.path), as_json=as_json, quiet=quiet)
         return
     if launching:
         raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
@@ -45,11 +45,11 @@ def train(
         warn(warnings_of(loaded))
 
     with results_only_on_stdout(), opened_engine(loaded) as engine, folder.claimed():
-        folder.prepare(loaded, resume)
+        folder.prepare(loaded, resume=resume)
         if not quiet:
             show_left_out(engine.data_report.truncated, engine.data_report.dropped)
             if loaded.stage_part.refers and not loaded.stage_part.samples:
                 stderr.print("asking the reference policy about every record, once for the whole run")
-        with ticking(loaded.stage, "step", quiet or as_json) as ticker:
-            summary = train_centrally(loaded, engine, folder, resume, ticker.advance)
-    show_summary(asdict(summary), str(folder.path), as_json, quiet)
+        with ticking(loaded.stage, "step", quiet=quiet or as_json) as ticker:
+            summary = train_centrally(loaded, engine, folder, ticker.advance, resume=resume)
+    show_summary(asdict(summary), str(folder.path), as_json=as_json, quiet=quiet)

@@ -96,6 +96,7 @@ class GroupAttempt:
         group: Group,
         proposal: bytes,
         form: RingForm,
+        *,
         masked: bool,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:

@@ -104,6 +104,7 @@ class SiteProtocol:
         terms: Terms,
         minimums: Minimums,
         run_id: str,
+        *,
         record: dict[str, Any] | None = None,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:

@@ -61,7 +61,7 @@ def test_central_training_takes_as_many_steps_as_all_sites_together():
 def test_two_rounds_over_two_sites_lower_the_loss(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # the recipes' paths are relative to the project's root
 
-    summary = simulate(miniature(kind), RunFolder(tmp_path / "run"), False, lambda *_: None)
+    summary = simulate(miniature(kind), RunFolder(tmp_path / "run"))
 
     assert summary.status == "completed"
     assert set(summary.sites) == set(SITES)
@@ -77,7 +77,7 @@ def test_a_few_central_steps_lower_the_loss(tmp_path, monkeypatch):
 
     with opened_engine(recipe) as engine:
         folder.prepare(recipe, resume=False)
-        summary = train(recipe, engine, folder, False, lambda *_: None)
+        summary = train(recipe, engine, folder)
 
     assert summary.eval_loss < summary.eval_loss_initial
     assert set(summary.sites) == set(SITES)

@@ -95,9 +95,9 @@ def finished_run(
         if kind == "central":
             with opened_engine(recipe) as engine:
                 folder.prepare(recipe, resume=False)
-                train(recipe, engine, folder, resume=False, on_step=lambda *_: None)
+                train(recipe, engine, folder)
         else:
-            simulate(recipe, folder, False, lambda *_: None)
+            simulate(recipe, folder)
         return folder.path
 
     return run

@@ -42,7 +42,7 @@ def learnt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = RunFolder(folder / "run")
     with opened_engine(recipe) as engine:
         run.prepare(recipe, resume=False)
-        train(recipe, engine, run, resume=False, on_step=lambda *_: None)
+        train(recipe, engine, run)
     return run.path
 
 

@@ -183,7 +183,7 @@ def test_a_servers_layers_and_the_base_are_exported_as_the_model_that_a_site_has
         simulation={"sites": [str(site_files[0])]},
     )
     run = RunFolder(tmp_path / "run")
-    simulate(recipe, run, False, lambda *_: None)
+    simulate(recipe, run)
     assert {path.name for path in (run.path / "layers").iterdir()} == {"layers.safetensors", "fedloom.json"}
     whole = load_file(run.path / "model" / "model.safetensors")
     shutil.rmtree(run.path / "model")

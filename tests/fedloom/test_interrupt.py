@@ -50,6 +50,6 @@ def test_train_stopped_by_a_signal_resumes_bit_for_bit(
     assert resumed.returncode == 0, resumed.stderr
     whole = RunFolder(tmp_path / "whole")
     whole.prepare(recipe, resume=False)
-    expected = train(recipe, open_engine(recipe), whole, resume=False, on_step=lambda *_: None)
+    expected = train(recipe, open_engine(recipe), whole)
     assert json.loads(resumed.stdout)["state_digest"] == expected.state_digest
     assert [e["event"] for e in RunFolder(tmp_path / "run").lines()].count("resumed") == 1

@@ -198,7 +198,7 @@ def run_folder(place: Workplace, name: str, stage: str, mode: str) -> Path:
 
 def run(recipe: Recipe, place: Workplace, name: str) -> Any:
     folder = RunFolder(run_folder(place, name, recipe.stage, recipe.tuning.mode))
-    return simulate(recipe, folder, False, lambda *_: None)
+    return simulate(recipe, folder)
 
 
 @contextmanager

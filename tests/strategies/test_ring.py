@@ -74,7 +74,7 @@ def test_a_sum_is_the_weighted_mean_of_the_clipped_changes_within_a_step_of_each
 ) -> None:
     rng = np.random.default_rng(seed)
     selection = selection_of(MANIFEST.size, keep, seed, 1)
-    ring = RingCodec(MANIFEST, bits, sites, CLIP, SCALE, selection)
+    ring = RingCodec(MANIFEST, bits, sites, CLIP, SCALE, selection=selection)
     trained = [state(START.buffer + LIMITS * rng.standard_normal(MANIFEST.size)) for _ in range(sites)]
     weights = rng.integers(1, 400, size=sites).tolist()
     vectors = [
@@ -131,7 +131,7 @@ def test_a_vector_is_what_exact_arithmetic_on_each_value_gives(bits: int, keep: 
     change = rng.integers(-(2**12), 2**12, size=manifest.size) / 2.0**13
     change[:200] *= 2  # beyond the limit, some of them
     trained, start = state(change, manifest), state(np.zeros(manifest.size), manifest)
-    ring = RingCodec(manifest, bits, 4, 0.5, Scale(exponents=[0, 1], weight_cap=64), selection)
+    ring = RingCodec(manifest, bits, 4, 0.5, Scale(exponents=[0, 1], weight_cap=64), selection=selection)
     key = rounding_key(5, "site", 1)
     vector = ring.encode(trained, start, 48, [], key)
     chosen = np.full(manifest.size, True) if selection is None else selection.piece(0, manifest.size)
@@ -203,7 +203,7 @@ def test_a_change_that_is_not_finite_is_refused_by_name_whether_it_travels_or_no
     values = START.buffer.copy()
     values[13] = bad
     for selection in (None, selection_of(MANIFEST.size, 0.01, 0, 1)):
-        ring = RingCodec(MANIFEST, 16, 3, CLIP, SCALE, selection)
+        ring = RingCodec(MANIFEST, 16, 3, CLIP, SCALE, selection=selection)
         with pytest.raises(ProtocolError, match="change of 'b' holds NaN or infinite"):
             ring.encode(state(values), START, 1, [], b"k" * 16)
 

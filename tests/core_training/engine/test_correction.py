@@ -342,7 +342,7 @@ def test_one_site_under_scaffold_is_central_training_bit_for_bit(
     central = central_digest(
         make_recipe(**{**settings, "training": {**settings["training"], "max_steps": 8}}), tmp_path
     )
-    summary = simulate(make_recipe(**settings, topology=ROUNDS), RunFolder(tmp_path / "run"), False, lambda *_: None)
+    summary = simulate(make_recipe(**settings, topology=ROUNDS), RunFolder(tmp_path / "run"))
     assert summary.state_digest == central
 
 
@@ -357,7 +357,7 @@ def test_scaffold_killed_and_resumed_is_as_if_never_killed_and_gossip_is_the_sam
             topology={"kind": kind, "rounds": 3, "local_steps": 2},
             simulation={"sites": [str(path) for path in site_files[:2]]},
         )
-        return simulate(recipe, RunFolder(tmp_path / name), resume, on_round).state_digest
+        return simulate(recipe, RunFolder(tmp_path / name), on_round, resume=resume).state_digest
 
     def kill(number: int, loss: float | None) -> None:
         if number == 2:

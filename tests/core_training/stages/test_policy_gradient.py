@@ -498,7 +498,7 @@ def train_judge(rl_recipe: MakeRecipe, tmp_path: Path) -> Callable[[int], Path]:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         folder = RunFolder(tmp_path / "run")
         folder.prepare(recipe, resume=False)
-        central.train(recipe, open_engine(recipe), folder, False, lambda *_: None)
+        central.train(recipe, open_engine(recipe), folder)
         return folder.path
 
     return train

@@ -402,4 +402,4 @@ def test_a_site_needs_a_roster_with_its_own_key_and_a_record_of_its_own_run():
         SiteProtocol("a", identity("b"), roster, terms, Minimums(minimum_sites=2), RUN)
     record = SiteProtocol("a", identity("a"), roster, terms, Minimums(minimum_sites=2), RUN).record
     with pytest.raises(InputError, match=f"is of run '{RUN}'"):
-        SiteProtocol("a", identity("a"), roster, terms, Minimums(minimum_sites=2), "another", record)
+        SiteProtocol("a", identity("a"), roster, terms, Minimums(minimum_sites=2), "another", record=record)

@@ -34,7 +34,7 @@ def members_of(count, length=29, bits=16, masked=True, attempt=1, random_of=lamb
     names = NAMES[:count]
     form = form_of(bits, length)
     group = Group("run", 1, attempt, names)
-    return {name: GroupAttempt(name, group, b"alike", form, masked, **random_of(name)) for name in names}
+    return {name: GroupAttempt(name, group, b"alike", form, masked=masked, **random_of(name)) for name in names}
 
 
 def vectors_of(count, length=29, bits=16, seed=0):

@@ -24,42 +24,45 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import FedloomError
 from core_training.models.libraries import own_the_process
 
-FIGURES = (
-    "engine_speed",
-    "step_overhead",
-    "real_sites",
-    "against_trl",
-    "simulated_memory",
-    "federation_overhead",
-    "resident_rounds",
-    "streaming_memory",
-    "secure_aggregation",
-    "secure_aggregation_memory",
-    "secure_aggregation_streaming",
-    "secure_aggregation_many",
-    "secure_aggregation_round",
-    "gossip_bytes",
-)
+MODULES = {
+    "engine_speed": "engine.speed",
+    "step_overhead": "engine.step_overhead",
+    "real_sites": "federation.real_sites",
+    "against_trl": "engine.against_trl",
+    "simulated_memory": "federation.simulated_memory",
+    "federation_overhead": "federation.overhead",
+    "resident_rounds": "federation.resident_rounds",
+    "streaming_memory": "federation.streaming_memory",
+    "secure_aggregation": "secure_aggregation.speed",
+    "secure_aggregation_memory": "secure_aggregation.memory",
+    "secure_aggregation_streaming": "secure_aggregation.streaming",
+    "secure_aggregation_many": "secure_aggregation.many_sites",
+    "secure_aggregation_round": "secure_aggregation.round",
+    "gossip_bytes": "gossip.bytes",
+    "medquad": "learning.medquad",
+    "quantised": "learning.quantised",
+}
 LONG = ("medquad", "quantised")
+FIGURES = tuple(name for name in MODULES if name not in LONG)
 RESULTS = OUTPUT / "results.json"
 
 
 def main() -> int:
     own_the_process()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join((*FIGURES, *LONG)))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MODULES))
     parser.add_argument("--data", type=Path, default=Path("../shared/data/medquad"), help="MedQuAD's folder")
     parser.add_argument(
         "--model", type=Path, default=Path("../shared/models/tiny-medical-base"), help="a model's folder"
     )
     arguments = parser.parse_args()
-    if unknown := [name for name in arguments.names if name not in (*FIGURES, *LONG)]:
-        parser.error(f"there is no figure '{unknown[0]}'; there are {', '.join((*FIGURES, *LONG))}")
+    if unknown := [name for name in arguments.names if name not in MODULES]:
+        parser.error(f"there is no figure '{unknown[0]}'; there are {', '.join(MODULES)}")
     places = Places(arguments.data.absolute(), arguments.model.absolute())
     all_met = True
     for name in arguments.names or FIGURES:
         try:
-            measured: Figure | Iterable[Figure] = import_module(f"benchmarks.{name}").measure(places)
+            measured: Figure | Iterable[Figure] = import_module(f"benchmarks.{MODULES[name]}").measure(places)
             for figure in [measured] if isinstance(measured, Figure) else measured:
                 print(figure.line(), flush=True)
                 _keep(figure)

@@ -55,7 +55,7 @@ def measure(places: Places) -> Figure:
         roster = folder / "roster.json"
         _, founder = make_roster(entries, folder / "founder", roster)
         before = _loopback_bytes()
-        command = [sys.executable, "-m", "benchmarks.gossip_bytes"]
+        command = [sys.executable, "-m", "benchmarks.gossip.bytes"]
         nodes = [subprocess.Popen([*command, str(one), str(roster), founder]) for one in folders]
         try:
             if any(node.wait(_WITHIN_SECONDS) for node in nodes):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.deployed import deployed, moment, run_to_the_end
+from benchmarks.federation.deployed import deployed, moment, run_to_the_end
 from benchmarks.figure import Figure
 from benchmarks.places import Places
 from server.federation import Federation

@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.deployed import deployed, moment, run_to_the_end
+from benchmarks.federation.deployed import deployed, moment, run_to_the_end
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from benchmarks.secure_aggregation_cohort import Cohort
-from benchmarks.secure_aggregation_peer import Arrays, peer_round
+from benchmarks.secure_aggregation.cohort import Cohort
+from benchmarks.secure_aggregation.peer import Arrays, peer_round
 from core_training.foundation.errors import RunError
 from core_training.foundation.state import Manifest, TrainableState
 from strategies import figures

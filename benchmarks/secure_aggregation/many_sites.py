@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from benchmarks.secure_aggregation_cohort import Cohort
+from benchmarks.secure_aggregation.cohort import Cohort
 from core_training.foundation.errors import RunError
 from core_training.foundation.state import Manifest, TrainableState
 from strategies import figures

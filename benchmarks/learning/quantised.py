@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.figure import Figure
-from benchmarks.medquad import train_together
+from benchmarks.learning.medquad import train_together
 from benchmarks.places import OUTPUT, Places
 from core_training.runs.run_folder import RunFolder
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from benchmarks.federation.streaming_memory import FEW, MANIFEST, MANY, RECIPE, TARGET, AllAtOnceGrid, answer
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.places import Places
-from benchmarks.streaming_memory import FEW, MANIFEST, MANY, RECIPE, TARGET, AllAtOnceGrid, answer
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import TrainReport
 from core_training.recipe.reading import parse_recipe

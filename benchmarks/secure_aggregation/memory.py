@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import forget_peak, in_fresh_process, peak_bytes, resident_bytes
 from benchmarks.places import Places
-from benchmarks.secure_aggregation_cohort import CONTEXT, Cohort, masked_update
+from benchmarks.secure_aggregation.cohort import CONTEXT, Cohort, masked_update
 from client import worker_socket
 from core_training.foundation.state import Manifest, TrainableState
 from strategies import figures

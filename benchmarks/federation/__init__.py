@@ -1,0 +1,1 @@
+"""What a federation adds to training: time, memory, traffic."""

@@ -1,0 +1,1 @@
+"""What is learned: held-out losses on real data."""

@@ -57,6 +57,15 @@ TRAINED = [
 ]
 
 
+JUDGE = """
+def score(prompts, completions):
+    return [sum(map(ord, prompt + text)) % 7 / 7.0 for prompt, text in zip(prompts, completions)]
+"""
+PPO = {
+    # A penalty that each rollout's answers steer by much.
+    "ppo": {"num_ppo_epochs": 2, "kl_coef": 1.0, "kl_target": 1e-6, "kl_horizon": 10},
+}
+
 IN_BFLOAT16 = ("dpo", "full", 0, "none", "bfloat16")
 
 
@@ -76,6 +85,8 @@ def trained_recipe(
     place: Workplace, stage: str, mode: str, zero: int, offload: str, dtype: str = "float32", *, processes: int
 ) -> Recipe:
     """Past the end of the first epoch, whose last batch is neither full nor of an even number of rows."""
+    judge = place.folder / "judge_of_prompts.py"
+    judge.write_text(JUDGE)
     return place.recipe(
         stage,
         mode,
@@ -91,7 +102,11 @@ def trained_recipe(
             "gradient_checkpointing": zero == 3 and mode == "lora",
         },
         # Answers without chance: the same whoever samples them.
-        **({"rollout": {"top_p": 1e-9, "max_new_tokens": 2}, "ppo": {"num_ppo_epochs": 2}} if stage == "ppo" else {}),
+        **(
+            {"rollout": {"reward_function": f"{judge}:score", "top_p": 1e-9, "max_new_tokens": 2}, **PPO}
+            if stage == "ppo"
+            else {}
+        ),
         deepspeed={"processes": 2, "stage": zero, "offload": offload} if processes > 1 else {},
     )
 
@@ -151,13 +166,15 @@ def test_a_written_state_is_what_the_group_evaluates_trains_from_and_reads_back(
 
 @pytest.mark.parametrize("cell", TRAINED, ids=name_of)
 def test_a_group_trains_as_one_process_does(place: Workplace, grouped: Path, cell: tuple[str, str, int, str]) -> None:
-    expected = figures(open_engine(trained_recipe(place, *cell, processes=1)))
+    alone = open_engine(trained_recipe(place, *cell, processes=1))
+    expected = figures(alone)
     result = json.loads((grouped / f"{name_of(cell)}.json").read_text())
     assert result["losses"] == pytest.approx(expected["losses"], abs=1e-5)
     assert result["weights"] == expected["weights"]
     assert result["evaluation"]["loss_sum"] == pytest.approx(expected["evaluation"]["loss_sum"], abs=1e-4, rel=1e-5)
     assert result["evaluation"]["examples"] == expected["evaluation"]["examples"]
     assert np.abs(np.subtract(result["state"], expected["state"])).max() < 5e-5
+    assert np.abs(np.subtract(expected["state"], alone.initial_state.buffer)).max() > 1e-4
 
 
 def test_the_reference_of_a_group_in_bfloat16_is_not_rounded(place: Workplace, grouped: Path) -> None:

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from core_training.foundation.errors import InputError
 from core_training.recipe.schema import Recipe
 
@@ -65,7 +67,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
     }
 
 
-def plugin(recipe: Recipe, model: Any, total_steps: int) -> Any:
+def plugin(recipe: Recipe, model: nn.Module, total_steps: int) -> Any:
     """The plugin by which accelerate uses DeepSpeed as the recipe says, every key "auto" filled in.
 
     It also makes accelerate forget the engine that this process had before: there is one at a time.

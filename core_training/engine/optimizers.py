@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer, get_scheduler
+from transformers import PreTrainedModel, Trainer, get_scheduler
 
 from core_training.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class _OptimizerArguments:
     adam_epsilon: float = 1e-8
 
 
-def build_optimizer(model: Any, recipe: Recipe) -> Optimizer:
+def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> Optimizer:
     """The recipe's optimizer of the parameters that are trained; biases and norms are not decayed."""
     training = recipe.training
     decayed = set(Trainer.get_decay_parameter_names(cast("Any", None), model))

@@ -5,7 +5,7 @@ Everything that accelerate would otherwise read from the environment is said her
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +17,9 @@ from core_training.foundation.errors import RunError
 from core_training.models.heads import innermost
 from core_training.models.prepared_model import PreparedModel
 from core_training.stages.base import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Preparation(NamedTuple):
@@ -77,7 +80,7 @@ def _prepare_with_deepspeed(stage: Stage[Any], total_steps: int) -> Preparation:
     return Preparation(_prepared(stage, engine, accelerator), optimizer, schedule)
 
 
-def _prepared(stage: Stage[Any], model: Any, accelerator: Accelerator) -> PreparedModel:
+def _prepared(stage: Stage[Any], model: PreTrainedModel, accelerator: Accelerator) -> PreparedModel:
     return PreparedModel(stage.base, stage.recipe, model, accelerator, adds_up=stage.adds_up)
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from core_training.foundation.errors import InputError
 from core_training.foundation.state import Manifest, TrainableState
@@ -28,6 +29,9 @@ from core_training.models.precision import train_in_float32
 from core_training.recipe.schema import Recipe
 from core_training.tuning.base import load_tuning
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class BaseModel:
     """A model with its tokenizer, and the trainable state in which every site starts."""
@@ -38,7 +42,7 @@ class BaseModel:
         settle_libraries()
         self.folder = Path(recipe.model.name_or_path)
         start = load_starting_model(recipe)
-        if len(self.tokenizer) > (known := start.model.get_input_embeddings().num_embeddings):
+        if len(self.tokenizer) > (known := cast(nn.Embedding, start.model.get_input_embeddings()).num_embeddings):
             raise InputError(
                 f"model.name_or_path: {self.folder}: its tokenizer has {len(self.tokenizer)} tokens, its model {known}"
             )
@@ -48,7 +52,7 @@ class BaseModel:
         may_pack = recipe.stage_part.packs and recipe.training.packing is not False
         self.keeps_examples_apart = may_pack and keeps_examples_apart(start.model)
         """Whether examples can share a row; not looked at where the recipe packs none."""
-        self.model: Any = tune(start.model, recipe)
+        self.model: PreTrainedModel = tune(start.model, recipe)
         """The tuned model. Its head, if the stage has one, is `score` or `value_head` of the innermost model."""
         if not recipe.deepspeed.used:
             train_in_float32(self.model)
@@ -109,7 +113,7 @@ class BaseModel:
         return vocabulary_digest(self.tokenizer)
 
 
-def _frozen_digest(model: Any, recipe: Recipe) -> str:
+def _frozen_digest(model: PreTrainedModel, recipe: Recipe) -> str:
     """SHA-256 (hex) over how the frozen weights are held, where it is not as in the files."""
     mode = load_tuning(recipe)
     settings: dict[str, Any] = {"dtype": recipe.model.dtype, **mode.held}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 UNLIMITED = 2**31
 """More tokens than anyone has, for a model that states no limit."""
 
 
-def context_length(model: Any) -> int:
+def context_length(model: PreTrainedModel) -> int:
     """The most tokens that a model was built to look at."""
     return int(getattr(model.config, "max_position_embeddings", None) or UNLIMITED)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from core_training.foundation.errors import InputError
 from core_training.models.context import context_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Answer:
 class Conversation:
     """The turns so far, and the model that takes the other part."""
 
-    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, sampling: Sampling) -> None:
+        self._model: Any = model  # PEFT's generates, too
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._turns: list[dict[str, str]] = []

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING, cast
 
 from core_training.models.base_model import BaseModel
 from core_training.models.parameters import other_names
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import ADAPTER_CONFIG, MODEL_CONFIG, ORIGIN, Origin, result_name
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def layout_files(base: BaseModel, recipe: Recipe, base_name: str, *, without_base: bool = False) -> dict[str, str]:
@@ -19,7 +23,7 @@ def layout_files(base: BaseModel, recipe: Recipe, base_name: str, *, without_bas
         base.model.config.architectures = [type(base.model).__name__]
         files[MODEL_CONFIG] = base.model.config.to_json_string()
     elif hasattr(base.model, "peft_config"):
-        config = base.model.peft_config["default"].to_dict()
+        config = cast("PeftModel", base.model).peft_config["default"].to_dict()
         # Nowhere on disk is there a base with earlier runs in it: such a name is loaded by no one by mistake.
         runs = f" with {count} earlier runs merged in" if (count := len(recipe.model.adapters)) else ""
         config["base_model_name_or_path"] = base_name + runs

@@ -5,12 +5,16 @@ Both give one number per token. They are float32 whatever the model is, are trai
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from core_training.foundation.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 VALUE_HEAD = "value_head"
 
@@ -26,7 +30,7 @@ class Head(nn.Linear):
             return super().forward(hidden.to(self.weight.dtype))
 
 
-def with_score_head(model: Any, seed: int) -> Any:
+def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """A causal language model's layers as a sequence classifier with one label, its `score` drawn from `seed`.
 
     It scores the last token that is not `config.pad_token_id`. Raises InputError when transformers knows no such
@@ -49,10 +53,10 @@ def with_score_head(model: Any, seed: int) -> Any:
     spread = getattr(config, "initializer_range", 0.02)  # OPT's configuration has none
     nn.init.normal_(score.weight, std=spread, generator=torch.Generator().manual_seed(seed))
     classifier.score = score
-    return classifier
+    return cast("PreTrainedModel", classifier)
 
 
-def add_value_head(model: Any) -> None:
+def add_value_head(model: PreTrainedModel) -> None:
     """Give the causal language model inside `model` a trainable `value_head`, which its forward does not use.
 
     It starts at zero: the first values are then those of a critic that knows nothing, whatever the model's width, and
@@ -64,17 +68,18 @@ def add_value_head(model: Any) -> None:
     nn.init.zeros_(inner.value_head.bias)
 
 
-def remove_value_head(model: Any) -> None:
+def remove_value_head(model: PreTrainedModel) -> None:
     """Undo `add_value_head`, where it was done."""
     inner = innermost(model)
     if hasattr(inner, VALUE_HEAD):
         del inner.value_head
 
 
-def innermost(model: Any) -> Any:
+def innermost(model: PreTrainedModel) -> PreTrainedModel:
     """The transformers model, without what PEFT puts around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = cast("PeftModel", model).get_base_model() if hasattr(model, "peft_config") else model
+    return cast("PreTrainedModel", inner)
 
 
-def _width(model: Any) -> int:
+def _width(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().hidden_size)

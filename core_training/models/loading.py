@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import core_training.foundation.environment as environment
 from core_training.foundation.errors import InputError, ProtocolError
@@ -18,12 +18,16 @@ from core_training.runs.finished_run import Result, find_result
 from core_training.runs.result_format import read_origin, read_result
 from core_training.tuning.base import load_tuning
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
 class StartingModel:
     """The model that a run starts from: a causal language model without adapters, not quantised."""
 
-    model: Any
+    model: PreTrainedModel
     name: str
     digest: str
     """SHA-256 (hex) over the base's weight files and, in order, the results of earlier runs that were merged in."""
@@ -42,7 +46,7 @@ def load_starting_model(recipe: Recipe) -> StartingModel:
     return start
 
 
-def tune(model: Any, recipe: Recipe) -> Any:
+def tune(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     """The model with its stage's head, exactly that trainable which the tuning mode says. Sets all seeds.
 
     Raises InputError where stage, mode and model do not go together.
@@ -59,10 +63,10 @@ def tune(model: Any, recipe: Recipe) -> Any:
     return model
 
 
-def merged(model: Any) -> Any:
+def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A tuned model as a plain transformers model in `model.dtype`: its adapter in the weights, no value head."""
     remove_value_head(model)
-    plain = model.merge_and_unload() if hasattr(model, "peft_config") else model
+    plain: PreTrainedModel = cast("PeftModel", model).merge_and_unload() if hasattr(model, "peft_config") else model
     undo_train_in_float32(plain)
     return plain
 

@@ -6,14 +6,17 @@ state-space or convolution layers) would let an example see those before it in i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _LENGTH = 4
 
 
-def keeps_examples_apart(model: Any) -> bool:
+def keeps_examples_apart(model: PreTrainedModel) -> bool:
     """Whether nothing of a packed row's first example reaches the logits of its second.
 
     Asked is the gradient of these logits by the first example's embedded tokens: it is exactly 0 where a mask is
@@ -22,7 +25,7 @@ def keeps_examples_apart(model: Any) -> bool:
     """
     embedded: list[torch.Tensor] = []
 
-    def keep(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    def keep(_module: PreTrainedModel, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[0]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from core_training.foundation.state import Manifest, TrainableState
 
@@ -19,18 +20,18 @@ Parameters = Mapping[str, Any]
 """Live parameters by canonical name, in manifest order."""
 
 
-def trainable_parameters(model: Any) -> dict[str, Any]:
+def trainable_parameters(model: nn.Module) -> dict[str, Any]:
     """The parameters that are trained, by canonical name, sorted: the buffer order of the manifest."""
     named = {_canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
     return dict(sorted(named.items()))
 
 
-def all_parameters(model: Any) -> dict[str, Any]:
+def all_parameters(model: nn.Module) -> dict[str, Any]:
     """All of a model's parameters, each once, in the same form."""
     return dict(sorted((_canonical(name), parameter) for name, parameter in model.named_parameters()))
 
 
-def other_names(model: Any) -> dict[str, str]:
+def other_names(model: nn.Module) -> dict[str, str]:
     """Further names of trained parameters that stand in several places of the model: name: its canonical name."""
     places = [(_canonical(n), p) for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
     canonical = {id(parameter): name for name, parameter in trainable_parameters(model).items()}

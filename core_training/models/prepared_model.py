@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from core_training.data.examples import Batch, Row
 from core_training.data.rows import Collator, padded_size, parts
@@ -18,6 +19,7 @@ from core_training.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedModel
 
 
 _TOKENS_AT_ONCE = 1024
@@ -27,7 +29,9 @@ _TOKENS_AT_ONCE = 1024
 class PreparedModel:
     """A model after `accelerate` has prepared it, and the processes that share the work."""
 
-    def __init__(self, base: BaseModel, recipe: Recipe, model: Any, accelerator: Accelerator, *, adds_up: bool) -> None:
+    def __init__(
+        self, base: BaseModel, recipe: Recipe, model: nn.Module, accelerator: Accelerator, *, adds_up: bool
+    ) -> None:
         """`adds_up` says that a batch's loss is the sum of its rows': on a CPU they are then computed in parts of
         similar length, whose gradients add up to the batch's.
         """
@@ -36,7 +40,7 @@ class PreparedModel:
         self._adds_up = adds_up
         self.model = model
         """The module of a forward pass: the model, or the DeepSpeed engine around it."""
-        self.deepspeed_engine = model if recipe.deepspeed.used else None
+        self.deepspeed_engine: Any = model if recipe.deepspeed.used else None
         self.accelerator = accelerator
         self._collate = Collator(base.tokenizer.pad_token_id)
 
@@ -55,9 +59,9 @@ class PreparedModel:
         return int(self.accelerator.num_processes)
 
     @property
-    def unwrapped(self) -> Any:
+    def unwrapped(self) -> PreTrainedModel:
         """The model itself."""
-        return self.accelerator.unwrap_model(self.model)
+        return cast("PreTrainedModel", self.accelerator.unwrap_model(self.model))
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes. Every process of a group must call it."""

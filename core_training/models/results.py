@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
 from core_training.runs.result_format import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_origin, read_result
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 __all__ = ["Result", "export_adapter", "export_model", "find_result", "load_result", "load_reward_model"]
 
 
@@ -32,7 +35,7 @@ def load_result(result: Result) -> BaseModel:
     return _load(result, result.recipe)
 
 
-def load_reward_model(run: Path, vocabulary: str) -> Any:
+def load_reward_model(run: Path, vocabulary: str) -> PreTrainedModel:
     """The reward model that a run of stage `reward` trained, to judge with: a sequence classifier, merged and frozen.
 
     `vocabulary` is the `vocabulary_digest` of the model whose answers it judges. Raises InputError when the run is of
@@ -51,7 +54,9 @@ def load_reward_model(run: Path, vocabulary: str) -> Any:
         model = merged(_load(result, unquantised(result.recipe)).model)
     except (InputError, ProtocolError) as error:
         raise InputError(f"rollout.reward_model: {error}") from None
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False)
+    model.eval()
+    return model
 
 
 def export_adapter(result: Result, to: Path) -> bool:

@@ -13,9 +13,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from core_training.data.examples import IGNORED, Batch
 from core_training.foundation.errors import InputError, ProtocolError, RunError
@@ -26,6 +27,9 @@ from core_training.models.results import find_result, load_reward_model
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import read_origin
 from core_training.stages.rollout import texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _KEY = "rollout.reward_function"
 
@@ -67,7 +71,7 @@ def reward_model_digest(run: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def _reward_model(run: Path, vocabulary: str, digest: str) -> Any:
+def _reward_model(run: Path, vocabulary: str, digest: str) -> PreTrainedModel:
     """One for all the engines of a process: simulated sites have the same judge."""
     return load_reward_model(run, vocabulary)
 
@@ -75,8 +79,8 @@ def _reward_model(run: Path, vocabulary: str, digest: str) -> Any:
 class ModelJudge:
     """A reward model, which scores the last token of prompt and answer."""
 
-    def __init__(self, model: Any, digest: str) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, digest: str) -> None:
+        self._model: nn.Module = model
         self.digest: str | None = digest
         self.room = context_length(model)
 
@@ -86,7 +90,9 @@ class ModelJudge:
         last = ((labels != IGNORED) * columns).argmax(dim=1)
         scores: list[torch.Tensor] = []
         # The model itself looks for the last token that is no padding, by its own padding token: not the policy's.
-        watch = self._model.score.register_forward_hook(lambda _, inputs, output: scores.append(output))
+        watch = self._model.get_submodule("score").register_forward_hook(
+            lambda _, inputs, output: scores.append(output)
+        )
         try:
             self._model.to(labels.device)
             with torch.no_grad():

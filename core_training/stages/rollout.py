@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from core_training.data.examples import IGNORED, Batch
 from core_training.foundation.errors import InputError
 from core_training.models.heads import innermost
 from core_training.parts.stages.rollout import Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Sampler:
         stop = [tokenizer.eos_token_id, *(_token_id(text, tokenizer) for text in settings.stop)]
         return Sampler(settings.max_new_tokens, settings.temperature, settings.top_p, stop, tokenizer.pad_token_id)
 
-    def sample(self, model: Any, prompts: Batch, generations: int = 1) -> dict[str, torch.Tensor]:
+    def sample(self, model: PreTrainedModel, prompts: Batch, generations: int = 1) -> dict[str, torch.Tensor]:
         """Answers to right-padded prompts, `generations` to each, next to each other.
 
         Draws from torch's global generator. Returns a batch in the layout of `core_training.data.rows`: prompt, answer,
@@ -80,7 +83,7 @@ class Sampler:
 
 
 @contextmanager
-def _own_settings_aside(model: Any) -> Iterator[Any]:
+def _own_settings_aside(model: PreTrainedModel) -> Iterator[Any]:
     """The model without its own generation_config.json, which fills in whatever a call leaves unset.
 
     What it may hold would make another policy than the one trained.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core_training.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class TuningMode:
@@ -13,7 +16,7 @@ class TuningMode:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def apply(self, model: Any) -> Any:
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with `requires_grad` set on exactly what is trained.
 
         `model` is a transformers model whose weights are all there, unquantised. Raises InputError where the recipe

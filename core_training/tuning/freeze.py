@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -10,11 +10,14 @@ from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.freeze import FREEZE
 from core_training.tuning.base import TuningMode
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class FreezeTuning(TuningMode):
     """Some layers, or modules in them."""
 
-    def apply(self, model: Any) -> Any:
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with chosen layers left to train. Raises InputError when it has no such layers or modules."""
         settings = self.recipe.tuning.settings(FREEZE)
         stack_name, stack = _layers(model)
@@ -50,7 +53,7 @@ class FreezeTuning(TuningMode):
         return model
 
 
-def _layers(model: Any) -> tuple[str, nn.ModuleList]:
+def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The stack of the model's layers and its name; a layer's index is its place there."""
     expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for name, module in model.named_modules():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from core_training.tuning.base import TuningMode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Full(TuningMode):
     """The mode that leaves nothing out."""
 
-    def apply(self, model: Any) -> Any:
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         model.requires_grad_(True)
         return model

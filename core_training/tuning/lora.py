@@ -7,17 +7,20 @@ libraries. Elsewhere the last bits may differ, and with them the initial digest,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.lora import LORA, Lora
 from core_training.tuning.base import TuningMode
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class LoraTuning(TuningMode):
     """Adapters; a `score` head is trained whole."""
 
-    def apply(self, model: Any) -> Any:
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with adapters. Raises InputError when a chosen module is not there."""
         return _with_adapters(
             model,
@@ -30,7 +33,7 @@ class LoraTuning(TuningMode):
         return self.recipe.tuning.settings(LORA).carves
 
 
-def _with_adapters(model: Any, settings: Lora, task_type: str) -> Any:
+def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
     targets = settings.target_modules
@@ -62,11 +65,12 @@ def _with_adapters(model: Any, settings: Lora, task_type: str) -> Any:
         raise InputError(
             f"tuning.lora.{key}: {getattr(settings, key)} does not fit this model ({reason}); it has {_leaves(model)}"
         ) from None
-    _check_adapters(tuned, settings, ties=ties)
-    return tuned
+    adapted = cast("PreTrainedModel", tuned)  # it hands on to the model inside what it has not itself
+    _check_adapters(adapted, settings, ties=ties)
+    return adapted
 
 
-def _check_adapters(tuned: Any, settings: Lora, *, ties: bool) -> None:
+def _check_adapters(tuned: PreTrainedModel, settings: Lora, *, ties: bool) -> None:
     """Raise InputError for adapters that PEFT makes and that do not work."""
     from peft.tuners.lora import LoraLayer
     from torch.nn import Embedding
@@ -97,7 +101,7 @@ def _check_adapters(tuned: Any, settings: Lora, *, ties: bool) -> None:
             raise InputError(f"tuning.lora.r: {settings.r} is more than the {parameter.shape[0]} that {name} can have")
 
 
-def _named(model: Any, key: str, names: list[str]) -> list[str]:
+def _named(model: PreTrainedModel, key: str, names: list[str]) -> list[str]:
     """The whole names of the modules with these names, or with one as the last parts of their own."""
     known = [name for name, _ in model.named_modules()]
     found = {one: [name for name in known if f".{name}".endswith(f".{one}")] for one in names}
@@ -107,7 +111,7 @@ def _named(model: Any, key: str, names: list[str]) -> list[str]:
     return [name for one in names for name in found[one]]
 
 
-def _ties(model: Any, settings: Lora) -> bool:
+def _ties(model: PreTrainedModel, settings: Lora) -> bool:
     """Whether the recipe trains a matrix that is both embeddings and output layer."""
     head = model.get_output_embeddings()
     embeddings = model.get_input_embeddings()
@@ -118,6 +122,6 @@ def _ties(model: Any, settings: Lora) -> bool:
     return any(f".{name}".endswith(f".{one}") for name in shared for one in [*targets, *settings.modules_to_save])
 
 
-def _leaves(model: Any) -> str:
+def _leaves(model: PreTrainedModel) -> str:
     """Names of the modules that hold weights themselves."""
     return ", ".join(sorted({n.split(".")[-1] for n, module in model.named_modules() if module._parameters}))

@@ -6,7 +6,7 @@ were merged unquantised, PiSSA and OLoRA quantise what they leave, and sites wit
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -15,11 +15,14 @@ from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.qlora import QLORA, Qlora
 from core_training.tuning.lora import LoraTuning
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class QloraTuning(LoraTuning):
     """Adapters on linear layers that are quantised: all but the output layer, which is as LoRA leaves it."""
 
-    def apply(self, model: Any) -> Any:
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         output = model.get_output_embeddings()
         layers = {module for module in model.modules() if type(module) is nn.Linear and module is not output}
         if not layers:
@@ -39,7 +42,7 @@ class QloraTuning(LoraTuning):
         return self.recipe.tuning.settings(QLORA).model_dump()
 
 
-def _quantised(linear: nn.Linear, settings: Qlora, dtype: str) -> Any:
+def _quantised(linear: nn.Linear, settings: Qlora, dtype: str) -> nn.Module:
     from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
 
     layer: Any = Linear4bit(
@@ -63,4 +66,4 @@ def _quantised(linear: nn.Linear, settings: Qlora, dtype: str) -> Any:
     )
     layer.weight = weight.to("cpu")
     layer.bias = linear.bias
-    return layer
+    return cast(nn.Module, layer)

@@ -30,7 +30,7 @@ from core_training.recipe.schema import Recipe
 from core_training.tuning.base import load_tuning
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class BaseModel:
@@ -38,7 +38,7 @@ class BaseModel:
 
     def __init__(self, recipe: Recipe) -> None:
         """Load the model that the recipe starts from. Raises InputError when its folder lacks something."""
-        self.tokenizer: Any = load_tokenizer(recipe)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe)
         settle_libraries()
         self.folder = Path(recipe.model.name_or_path)
         start = load_starting_model(recipe)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PreTrainedModel, TextStreamer, set_seed
@@ -16,7 +16,7 @@ from core_training.foundation.errors import InputError
 from core_training.models.context import context_length
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Answer:
 class Conversation:
     """The turns so far, and the model that takes the other part."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, sampling: Sampling) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
         self._model: Any = model  # PEFT's generates, too
         self._tokenizer = tokenizer
         self._sampling = sampling
@@ -75,7 +75,7 @@ class Conversation:
             )
         new = output[0, ids.shape[1] :].tolist()
         answer = Answer(
-            text=self._tokenizer.decode(new, skip_special_tokens=True).strip(),
+            text=cast(str, self._tokenizer.decode(new, skip_special_tokens=True)).strip(),
             tokens=len(new),
             ended=bool(new) and new[-1] == self._tokenizer.eos_token_id,
         )
@@ -99,15 +99,15 @@ class Conversation:
 
     def _encode(self, turns: list[dict[str, str]]) -> list[int]:
         if not self.has_template:
-            return list(self._tokenizer(turns[-1]["content"])["input_ids"])
-        encoded = self._tokenizer.apply_chat_template(
+            return list(self._tokenizer.encode(turns[-1]["content"]))
+        encoded: Any = self._tokenizer.apply_chat_template(
             turns, tokenize=True, return_dict=True, add_generation_prompt=True
         )
         return list(encoded["input_ids"])
 
 
 class _Streamer(TextStreamer):
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._on_text = on_text
 

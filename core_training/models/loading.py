@@ -20,7 +20,7 @@ from core_training.tuning.base import load_tuning
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def unquantised(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"tuning": recipe.tuning.model_copy(update={"mode": mode})})
 
 
-def load_tokenizer(recipe: Recipe) -> Any:
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the recipe's chat template and a padding token. Raises InputError where it lacks."""
     folder, where = Path(recipe.model.name_or_path), _where(recipe)
     _check_folder(folder, where)
@@ -86,7 +86,7 @@ def load_tokenizer(recipe: Recipe) -> Any:
 
     environment.silence_libraries()
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise InputError(f"{where}: its tokenizer cannot be loaded: {_first_line(error)}") from None
     if tokenizer.eos_token_id is None:
@@ -103,7 +103,7 @@ def load_tokenizer(recipe: Recipe) -> Any:
     return tokenizer
 
 
-def vocabulary_digest(tokenizer: Any) -> str:
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 (hex) over every token and its number: models with one digest read the same numbers as the same text."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
@@ -212,7 +212,7 @@ def _where(recipe: Recipe) -> str:
     return f"model.name_or_path: {Path(recipe.model.name_or_path)}"
 
 
-def _use_template(tokenizer: Any, path: str) -> None:
+def _use_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     """Give the tokenizer the chat template in the file `path`. Whether it takes each conversation is seen later."""
     from jinja2 import TemplateSyntaxError
 

@@ -72,11 +72,11 @@ def export_adapter(result: Result, to: Path) -> bool:
             "write the whole model with --merge"
         )
     base = result.base_folder
-    tokenizer: Any = load_tokenizer(result.recipe) if base is not None else None
+    tokenizer = load_tokenizer(result.recipe) if base is not None else None
     with commit_folder(to) as scratch:
         shutil.copytree(result.folder, scratch, dirs_exist_ok=True)
         _fit_to_plain_peft(result, scratch)
-        if base is not None:
+        if tokenizer is not None:
             _update_config(scratch, base_model_name_or_path=str(base))
             tokenizer.save_pretrained(scratch)
     return tokenizer is not None or (to / "tokenizer_config.json").exists()

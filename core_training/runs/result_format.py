@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -19,6 +19,9 @@ from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
@@ -49,7 +52,9 @@ def result_name(recipe: Recipe, *, without_base: bool = False) -> str:
     return "model" if kind == "layers" and not without_base else kind
 
 
-def write_result(state: TrainableState, layout: Mapping[str, str], folder: Path, tokenizer: Any = None) -> None:
+def write_result(
+    state: TrainableState, layout: Mapping[str, str], folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
     """Write an adapter (PEFT layout), a model (transformers layout) or layers, as `layout` says, and its tokenizer."""
     from safetensors.numpy import save_file
 

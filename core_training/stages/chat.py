@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jinja2 import TemplateError
@@ -18,6 +18,9 @@ from core_training.data.examples import IGNORED, Tokens
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[dict[str, str]]
 Span = tuple[int, int]
@@ -87,7 +90,7 @@ class _Untraceable(Exception):
     """A turn that cannot be found again in the whole conversation; its number, from 1."""
 
 
-def _spoken(messages: Messages, first: int, text: str, tokenizer: Any) -> list[Span]:
+def _spoken(messages: Messages, first: int, text: str, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
     """The spans of `text` in which the assistant speaks, in the messages from number `first` on."""
     if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()):
         begin = _turn_start(messages, first, text, tokenizer) if first else 0
@@ -96,7 +99,7 @@ def _spoken(messages: Messages, first: int, text: str, tokenizer: Any) -> list[S
     return [_turn(messages, index, text, tokenizer) for index in turns]
 
 
-def _turn(messages: Messages, index: int, text: str, tokenizer: Any) -> Span:
+def _turn(messages: Messages, index: int, text: str, tokenizer: PreTrainedTokenizerBase) -> Span:
     """The span that an assistant's turn adds to the text before it."""
     start = _turn_start(messages, index, text, tokenizer)
     ending_here = _text(messages[: index + 1], tokenizer)
@@ -113,7 +116,7 @@ def _turn(messages: Messages, index: int, text: str, tokenizer: Any) -> Span:
     return start, end + max((stop for _, stop in pieces if stop <= shared), default=0)
 
 
-def _turn_start(messages: Messages, index: int, text: str, tokenizer: Any) -> int:
+def _turn_start(messages: Messages, index: int, text: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """The place where the assistant begins to speak; a generation prompt may say more than the conversation has."""
     start = _shared(_text(messages[:index], tokenizer, to_answer=True), text)
     if start < len(_text(messages[:index], tokenizer).rstrip()):
@@ -121,7 +124,7 @@ def _turn_start(messages: Messages, index: int, text: str, tokenizer: Any) -> in
     return start
 
 
-def _marked(messages: Messages, tokenizer: Any) -> list[Span]:
+def _marked(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
     """The spans that the template marks."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -129,7 +132,7 @@ def _marked(messages: Messages, tokenizer: Any) -> list[Span]:
         conversations=[list(messages)],
         chat_template=tokenizer.get_chat_template(),
         return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
+        **cast(dict[str, Any], tokenizer.special_tokens_map),
     )
     _, (spans,) = rendered
     return [(start, end) for start, end in spans]
@@ -142,6 +145,5 @@ def _shared(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
 
 
-def _text(messages: Messages, tokenizer: Any, *, to_answer: bool = False) -> str:
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=to_answer)
-    return text
+def _text(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, to_answer: bool = False) -> str:
+    return cast(str, tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=to_answer))

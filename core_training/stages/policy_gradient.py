@@ -32,7 +32,7 @@ from core_training.stages.chat import prompt_tokens
 from core_training.stages.kl import Estimator, KLController, kl_estimates
 from core_training.stages.language import labelled_logits, token_logps
 from core_training.stages.rewards import load_judge
-from core_training.stages.rollout import Sampler
+from core_training.stages.rollout import Sampler, plain_text
 
 _KL_COEF = "kl_coef"
 
@@ -127,7 +127,7 @@ class PolicyGradientStage(Stage[Prompt]):
         return [Example((prompt.part(max(0, len(prompt) - limit), len(prompt)),))]
 
     def check(self, examples: Sequence[Example]) -> None:
-        prompts = [self.base.tokenizer.decode(e.sequences[0].input_ids, skip_special_tokens=True) for e in examples[:2]]
+        prompts = [plain_text(example.sequences[0].input_ids, self.base.tokenizer) for example in examples[:2]]
         self.judge.try_out(prompts)
 
     def weight(self, batch: Batch) -> torch.Tensor:

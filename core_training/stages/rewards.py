@@ -29,7 +29,7 @@ from core_training.runs.result_format import read_origin
 from core_training.stages.rollout import texts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _KEY = "rollout.reward_function"
 
@@ -111,7 +111,7 @@ class FunctionJudge:
     room = UNLIMITED
     digest: str | None = None
 
-    def __init__(self, function: Callable[..., Any], name: str, tokenizer: Any) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         self._function = function
         self._name = name
         self._tokenizer = tokenizer

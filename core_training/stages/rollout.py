@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy.typing as npt
 import torch
 
 from core_training.data.examples import IGNORED, Batch
@@ -15,7 +16,7 @@ from core_training.models.heads import innermost
 from core_training.parts.stages.rollout import Rollout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Sampler:
     pad_token_id: int
 
     @staticmethod
-    def of(settings: Rollout, tokenizer: Any) -> Sampler:
+    def of(settings: Rollout, tokenizer: PreTrainedTokenizerBase) -> Sampler:
         """The recipe's sampler. Raises InputError when `rollout.stop` names what is no token of this tokenizer."""
         stop = [tokenizer.eos_token_id, *(_token_id(text, tokenizer) for text in settings.stop)]
         return Sampler(settings.max_new_tokens, settings.temperature, settings.top_p, stop, tokenizer.pad_token_id)
@@ -103,18 +104,23 @@ def prompt_lengths(prompts: Batch) -> torch.Tensor:
     return ((prompts["labels"] != IGNORED) * columns).amax(dim=1) + 1
 
 
-def texts(answers: Batch, tokenizer: Any) -> tuple[list[str], list[str]]:
+def texts(answers: Batch, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
     """Prompts and completions of sampled answers, without special tokens and without the token that ended them."""
     prompts, completions = [], []
     for ids, labels, ended in zip(answers["input_ids"], answers["labels"], answers["ended"], strict=True):
         places = (labels != IGNORED).nonzero().squeeze(1)
         stop = int(places[-1]) + (0 if ended else 1)
-        prompts.append(tokenizer.decode(ids[: places[0]], skip_special_tokens=True))
-        completions.append(tokenizer.decode(ids[places[0] : stop], skip_special_tokens=True))
+        prompts.append(plain_text(ids[: places[0]], tokenizer))
+        completions.append(plain_text(ids[places[0] : stop], tokenizer))
     return prompts, completions
 
 
-def _token_id(text: str, tokenizer: Any) -> int:
+def plain_text(ids: torch.Tensor | npt.NDArray[Any] | list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of one sequence of tokens, without special ones."""
+    return cast(str, tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _token_id(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
     vocabulary = tokenizer.get_vocab()
     if text in vocabulary:
         return int(vocabulary[text])

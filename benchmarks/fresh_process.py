@@ -1,4 +1,4 @@
-"""Runs one function in a process of its own and tells the most memory that process ever held.
+"""A function in a process of its own, and the most memory that process ever held.
 
 `python -m benchmarks.fresh_process MODULE FUNCTION ARGUMENTS` is the other side: arguments and result are JSON.
 """

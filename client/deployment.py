@@ -1,4 +1,4 @@
-"""Makes a site's folder and its keys, starts and stops the site's processes, and reports how they are.
+"""A site as its operator has it: its folder and keys are made here, its processes started, stopped and reported on.
 
 In the folder: `site.yaml` (what the site says about itself), `ca.crt` (whom it trusts), `keys/` (node.key and
 identity.key stay, node.pub goes to the server's operator), `roster.json` (the identities that the site has pinned),

@@ -1,4 +1,4 @@
-"""Stands between the site's SuperNode and its worker: `python -m client.messenger ADDRESS SECRET_FILE`."""
+"""The process between the site's SuperNode and its worker: `python -m client.messenger ADDRESS SECRET_FILE`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Keeps a site's three processes going: the worker, the SuperNode, the messenger between them. Restarts what dies.
+"""The process that keeps a site's three others going: the worker, the SuperNode, the messenger between them.
 
-`python -m client.supervisor SITE_FOLDER`. The site's standing with the server is in its `client.link`.
+It starts again what dies. `python -m client.supervisor SITE_FOLDER`. How the site stands with the server is in its
+`client.link`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starts a site's resident worker, and puts orders to it.
+"""The other end of a site's resident worker: it is started here, and given orders.
 
 A worker may die and be started again by whoever looks after it; an order that was under way is then given to the new
 one, which answers it alike. Knows nothing of Flower or of peers.

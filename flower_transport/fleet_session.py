@@ -1,4 +1,4 @@
-"""Ends a session that a killed SuperNode left open at the server, in the site's name and with its key.
+"""The end of a session that a killed SuperNode left open at the server, in the site's name and with its key.
 
 Without this, Flower lets no new SuperNode of the site in until the old session times out, a minute later.
 """

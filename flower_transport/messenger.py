@@ -1,4 +1,4 @@
-"""Fetches messages from a SuperNode and has a ClientApp answer them.
+"""The messenger's side of Flower: messages fetched from a SuperNode, and answered by a ClientApp.
 
 It stands where Flower would start one process after the other (`--isolation process`). Two things are gained: nothing
 of the bundle that came with a run is ever unpacked or executed here, and an answer costs no process start.

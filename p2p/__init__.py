@@ -1,0 +1,1 @@
+"""A gossip node: it trains, exchanges updates with its peers over gRPC, and averages, with no server."""

@@ -1,4 +1,4 @@
-"""Runs a node in a real federation, watches it and stops it; signs the federation's roster."""
+"""A node as its operator has it: started, watched, stopped; and the signing of a federation's roster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cuts a state into chunks and puts chunks together again, never taking more memory than was agreed on before."""
+"""States cut into chunks and put together again, never taking more memory than was agreed on before."""
 
 from __future__ import annotations
 

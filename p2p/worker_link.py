@@ -1,4 +1,4 @@
-"""Lets a node put orders to its site's resident worker without stopping to answer its peers meanwhile.
+"""The link by which a node puts orders to its site's resident worker without stopping to answer its peers meanwhile.
 
 A worker that dies is started again and given the order again, which it answers as if it had lived.
 """

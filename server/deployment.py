@@ -1,4 +1,4 @@
-"""Makes a federation, admits sites to it, starts and stops its SuperLink, and submits runs.
+"""A federation as its operator has it: made, sites admitted, its SuperLink started and stopped, runs submitted.
 
 Flower gives up a run when its SuperLink is stopped or killed. fedloom does not: every start submits again the runs
 that are not finished, and the round loop goes on from their last commit.

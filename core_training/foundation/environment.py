@@ -1,4 +1,4 @@
-"""Settles what the libraries read from the environment, before any of them is imported.
+"""The settings that the libraries read from the environment, before any of them is imported.
 
 No hub, no telemetry, no update checks; nothing that would train otherwise than the recipe says; threads that do not
 starve other processes. What decides over the machine (devices, numbers of threads, instruction sets, where caches lie)

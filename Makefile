@@ -27,8 +27,8 @@ $(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.installed ## Three hospitals, four ways of training, one picture: runs/demo/report.html
 	$(BIN)/python -m examples.demo
 
-test: $(VENV)/.installed-all ## The whole suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-all ## The whole suite, and the share of the code that it runs
+	$(BIN)/python -m pytest --cov
 
 quick: $(VENV)/.installed-all ## The tests that start no processes, wait for nothing and train for no more than a moment
 	$(BIN)/python -m pytest -m "not slow"

@@ -182,7 +182,7 @@ def test_simulated_nodes_go_on_without_the_one_whose_site_fails(recipe: MakeReci
     topology = {"kind": "gossip", "rounds": 3, "local_steps": 1, "minimum_sites": 2}
     run = RunFolder(tmp_path / "run")
     rounds: list[int] = []
-    summary = simulate(recipe(tmp_path, topology=topology), run, False, lambda number, _: rounds.append(number))
+    summary = simulate(recipe(tmp_path, topology=topology), run, lambda number, _: rounds.append(number))
     (event,) = run.lines("site_failed")
     assert re.search(rf"site '{event['site']}' could not train round 2: " + SAID[kind].format(step=2), event["reason"])
     assert set(summary.sites) == {"site0", "site1", "site2"} - {event["site"]}

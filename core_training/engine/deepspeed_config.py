@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from core_training.foundation.errors import InputError
 from core_training.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:

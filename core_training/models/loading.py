@@ -6,20 +6,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import core_training.foundation.environment as environment
 from core_training.foundation.errors import InputError, ProtocolError
-from core_training.models.heads import add_value_head, remove_value_head, with_score_head
+from core_training.models.heads import add_value_head, with_score_head
+from core_training.models.merging import merged
 from core_training.models.parameters import manifest_of, trainable_parameters, write_parameters
-from core_training.models.precision import undo_train_in_float32
 from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
 from core_training.runs.result_format import read_origin, read_result
 from core_training.tuning.base import load_tuning
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -61,14 +60,6 @@ def tune(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     if head == "value_head":
         add_value_head(model)
     return model
-
-
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A tuned model as a plain transformers model in `model.dtype`: its adapter in the weights, no value head."""
-    remove_value_head(model)
-    plain: PreTrainedModel = cast("PeftModel", model).merge_and_unload() if hasattr(model, "peft_config") else model
-    undo_train_in_float32(plain)
-    return plain
 
 
 def unquantised(recipe: Recipe) -> Recipe:

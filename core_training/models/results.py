@@ -14,7 +14,8 @@ from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
-from core_training.models.loading import load_tokenizer, merged, unquantised
+from core_training.models.loading import load_tokenizer, unquantised
+from core_training.models.merging import merged
 from core_training.models.parameters import write_parameters
 from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.schema import Recipe

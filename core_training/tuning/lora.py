@@ -14,6 +14,7 @@ from core_training.parts.tuning_modes.lora import LORA, Lora
 from core_training.tuning.base import TuningMode
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -37,10 +38,10 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
     from peft import LoraConfig, get_peft_model
 
     targets = settings.target_modules
-    if isinstance(targets, list):
-        _named(model, "target_modules", targets)
+    adapted = _named(model, "target_modules", targets) if isinstance(targets, list) else []
     whole = _named(model, "modules_to_save", settings.modules_to_save)
-    ties = _ties(model, settings)
+    tied = _tied(model)
+    _check_tied(settings, tied.intersection(adapted), tied.intersection(whole))
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
@@ -51,8 +52,9 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
         init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
         # Whole names, as PEFT would also take `input_layernorm` for `norm`.
         modules_to_save=whole or None,
-        # What the model shares (embeddings and output layer) goes on being shared when it is trained.
-        ensure_weight_tying=ties,
+        # What the model shares (embeddings and output layer) goes on being shared when it is trained whole. An adapter
+        # is its layer's own: those that PEFT shares are parameters by themselves in one memory, which a move parts.
+        ensure_weight_tying=bool(tied.intersection(whole)),
         task_type=task_type,
     )
     try:
@@ -65,12 +67,11 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
         raise InputError(
             f"tuning.lora.{key}: {getattr(settings, key)} does not fit this model ({reason}); it has {_leaves(model)}"
         ) from None
-    adapted = cast("PreTrainedModel", tuned)  # it hands on to the model inside what it has not itself
-    _check_adapters(adapted, settings, ties=ties)
-    return adapted
+    _check_adapters(tuned, settings)
+    return cast("PreTrainedModel", tuned)  # it hands on to the model inside what it has not itself
 
 
-def _check_adapters(tuned: PreTrainedModel, settings: Lora, *, ties: bool) -> None:
+def _check_adapters(tuned: nn.Module, settings: Lora) -> None:
     """Raise InputError for adapters that PEFT makes and that do not work."""
     from peft.tuners.lora import LoraLayer
     from torch.nn import Embedding
@@ -85,11 +86,6 @@ def _check_adapters(tuned: PreTrainedModel, settings: Lora, *, ties: bool) -> No
             raise InputError(
                 f"tuning.lora.use_dora: it divides by the length of each of a layer's rows, and of {name}, an "
                 "embedding, the padding token's is 0; leave it out of target_modules"
-            )
-        if settings.carves and isinstance(layer, Embedding) and ties:
-            raise InputError(
-                f"tuning.lora.init_lora_weights: {settings.init_lora_weights} takes its start out of the output layer, "
-                f"and so out of {name}, which is the same matrix; leave both out of target_modules"
             )
         if settings.init_lora_weights == "olora" and isinstance(layer, Conv1D):
             raise InputError(
@@ -111,15 +107,26 @@ def _named(model: PreTrainedModel, key: str, names: list[str]) -> list[str]:
     return [name for one in names for name in found[one]]
 
 
-def _ties(model: PreTrainedModel, settings: Lora) -> bool:
-    """Whether the recipe trains a matrix that is both embeddings and output layer."""
-    head = model.get_output_embeddings()
-    embeddings = model.get_input_embeddings()
+def _tied(model: PreTrainedModel) -> set[str]:
+    """The names of embeddings and output layer, where they are one matrix."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is not embeddings.weight:
-        return False
-    shared = [name for name, module in model.named_modules() if module is head or module is embeddings]
-    targets = settings.target_modules if isinstance(settings.target_modules, list) else []
-    return any(f".{name}".endswith(f".{one}") for name in shared for one in [*targets, *settings.modules_to_save])
+        return set()
+    return {name for name, module in model.named_modules() if module is head or module is embeddings}
+
+
+def _check_tied(settings: Lora, adapted: set[str], whole: set[str]) -> None:
+    """Raise InputError for adapters on a shared matrix that something else changes, too."""
+    if adapted and settings.carves:
+        raise InputError(
+            f"tuning.lora.init_lora_weights: {settings.init_lora_weights} takes its start out of {min(adapted)}, which "
+            "is embeddings and output layer at once; leave both out of target_modules"
+        )
+    if adapted and whole:
+        raise InputError(
+            f"tuning.lora.target_modules: {min(adapted)} is embeddings and output layer at once, and modules_to_save "
+            f"trains it whole as {min(whole)}; leave it out of one of them"
+        )
 
 
 def _leaves(model: PreTrainedModel) -> str:

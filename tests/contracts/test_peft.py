@@ -173,13 +173,19 @@ def test_embeddings_that_are_trained_whole_stay_one_parameter_with_the_output_la
     assert one is other
 
 
-@leans("core_training/tuning/lora.py")
-@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["q_proj", "embed_tokens", "lm_head"]])
-def test_adapters_of_tied_embeddings_lie_in_the_same_memory(targets: list[str]) -> None:
-    """They are parameters of their own all the same: moving a model parts them."""
-    places = shared(target_modules=targets)
-    assert len(places) == 4
-    assert len({parameter.data_ptr() for parameter in places}) == 2
+@leans("core_training/tuning/lora.py", "core_training/models/merging.py")
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_a_tied_layer_is_its_own_and_unties_the_model_when_it_is_merged(
+    target: str,
+) -> None:
+    model = noisy(tuned(llama(tie_word_embeddings=True), target_modules=[target]))
+    before = model(tokens(2, 5)).logits
+    (layer,) = (module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer))
+    layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    with pytest.warns(UserWarning, match="no longer tied"):
+        whole = model.merge_and_unload()
+    assert whole.config.tie_word_embeddings is False
+    assert (whole(tokens(2, 5)).logits - before).abs().max() < 1e-5
 
 
 @leans("core_training/models/precision.py")

@@ -123,6 +123,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "olora": {"init_lora_weights": "olora"},
     "pissa-rslora-dora": {"init_lora_weights": "pissa", "use_rslora": True, "use_dora": True},
     "embeddings": {"modules_to_save": ["embed_tokens"]},
+    "output": {"target_modules": ["q_proj", "lm_head"]},
+    "tied": {"target_modules": ["embed_tokens", "lm_head"]},
     "layers": {"modules_to_save": ["norm", "o_proj"], "target_modules": ["q_proj"]},
 }
 

@@ -243,7 +243,9 @@ def test_freeze_counts_layers_by_their_place(
         ({"mode": "lora", "lora": {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}},
          "use_dora: .* model.embed_tokens, an embedding, the padding token's is 0; leave it out of target_modules"),
         ({"mode": "lora", "lora": {"target_modules": ["lm_head"], "init_lora_weights": "pissa"}},
-         "init_lora_weights: pissa .* model.embed_tokens, which is the same matrix; leave both out of target_modules"),
+         "init_lora_weights: pissa takes its start out of lm_head, which is embeddings and output layer at once"),
+        ({"mode": "lora", "lora": {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["embed_tokens"]}},
+         "target_modules: lm_head is embeddings and output layer at once, and modules_to_save trains it"),
         ({"mode": "qlora", "lora": {"r": 20, "init_lora_weights": "pissa"}}, "r: 20 is more than the 16 that"),
     ],
 )  # fmt: skip

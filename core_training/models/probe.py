@@ -1,0 +1,44 @@
+"""A look at what a model says, before and after it is turned into another form: it has to be the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from core_training.foundation.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_TOKENS = 12
+_TOLERANCE = {torch.float32: 1e-3}
+_COARSE = 5e-2
+"""Of a model in fewer digits, whose merged weights are rounded again."""
+
+
+def logits_of(model: PreTrainedModel) -> torch.Tensor:
+    """The model's logits, float32, of a few tokens spread over its vocabulary."""
+    vocabulary = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    tokens = (torch.arange(1, _TOKENS + 1) * 7919 % vocabulary).unsqueeze(0).to(model.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+        return logits.float().cpu()
+    finally:
+        model.train(training)
+
+
+def check_alike(before: torch.Tensor, model: PreTrainedModel, what: str) -> None:
+    """Raise RunError where the model's logits are no longer those of `before`; `what` is what was done to it."""
+    after = logits_of(model)
+    far = float((after - before).abs().max())
+    most = _TOLERANCE.get(model.dtype, _COARSE) * (1 + float(before.abs().max()))
+    if not far <= most:
+        raise RunError(
+            f"{what} changed what the model says: logits of the same tokens differ by {far:.2g}, more than {most:.2g}; "
+            "nothing was written. This is a fault of fedloom or of a library: please report the model's architecture"
+        )

@@ -15,6 +15,7 @@ from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
+from core_training.runs.result_format import BUFFERS, parse_buffers
 from core_training.runs.run_folder import RunFolder, SiteSummary
 from flower_transport.grid import Grid
 from server.order_exchange import POLL_SECONDS, OrderExchange
@@ -202,7 +203,9 @@ class Membership:
             with self._exchange.quarantine(site, progress.round):
                 if self._terms is None or terms != self._terms:
                     raise ProtocolError(_difference(terms, self._terms), fatal=True)
-                self.layout = self.layout or dict(reply.layout)
+                if not self.layout:
+                    parse_buffers(reply.layout.get(BUFFERS, "{}"))
+                    self.layout = dict(reply.layout)
                 self._joined[nodes[site]] = site
                 self._pauses.pop(nodes[site], None)
                 data = reply.data

@@ -22,7 +22,7 @@ from strategies.ring_scale import Scale
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 RunId = Annotated[str, Field(pattern=RUN_ID)]
-LayoutFile = Annotated[str, Field(pattern=r"^(adapter_config|config|fedloom)\.json$")]
+LayoutFile = Annotated[str, Field(pattern=r"^(adapter_config|buffers|config|fedloom|generation_config)\.json$")]
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
@@ -108,7 +108,7 @@ class JoinReply(Message):
     roster_digest: Digest | None
     """The digest of the roster that the site has pinned, where the run aggregates securely."""
     data: DataReport
-    layout: dict[LayoutFile, Annotated[str, Field(max_length=65536)]]
+    layout: dict[LayoutFile, Annotated[str, Field(max_length=2**20)]]
     """The small files that stand beside the weights of a saved result."""
 
     @property

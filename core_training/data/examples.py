@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,9 @@ import torch
 
 IGNORED = -100
 """Label of a token that does not enter the loss, as in PyTorch's cross-entropy."""
+
+_CLOSING = 4
+"""Tokens at the end of a turn among which the one that ends it is looked for."""
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -28,6 +31,14 @@ class Tokens:
     @property
     def loss_tokens(self) -> int:
         return int((self.labels[1:] != IGNORED).sum())
+
+    def ends_with(self, ends: Collection[int]) -> bool:
+        """Whether what is labelled last has one of these tokens; the template may say a little after it.
+
+        True where nothing is labelled.
+        """
+        labelled = self.labels[self.labels != IGNORED]
+        return not len(labelled) or any(int(token) in ends for token in labelled[-_CLOSING:])
 
     def part(self, start: int, stop: int) -> Tokens:
         return Tokens(self.input_ids[start:stop], self.labels[start:stop])

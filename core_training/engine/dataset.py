@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -27,6 +28,8 @@ from core_training.foundation.trainable import DataReport
 from core_training.models.context import UNLIMITED, context_length
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import Stage
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class _Outcome:
     records: int = 0
     truncated: int = 0
     dropped: int = 0
+    open_ended: int = 0
     files: dict[str, None] = field(default_factory=dict)
     parts: list[tuple[bool, str]] = field(default_factory=list)
 
@@ -145,9 +149,12 @@ def _tokenised(
             outcome.dropped += 1
             continue
         whole = stage.tokenise(record, values)
+        for tokens in whole.sequences:
+            stage.base.check_tokens(tokens.input_ids, record.place)
         useful = stage.cut(whole, recipe.training.max_length)
         outcome.truncated += stage.is_truncated(whole, recipe.training.max_length)
         outcome.dropped += not useful
+        outcome.open_ended += not all(tokens.ends_with(stage.base.end_tokens) for tokens in whole.sequences)
         part = (held_out or is_held_out(values.identity, fraction), record.source)
         if part not in numbers:
             numbers[part] = len(outcome.parts)
@@ -177,6 +184,13 @@ def _arranged(
     if not len(training):
         raise InputError(_nothing_to_train(recipe, outcome, len(examples)))
     stage.check(training)
+    if outcome.open_ended:
+        _log.warning(
+            "data: %d of %d records are learnt without a token that ends an answer, and teach the model not to stop; "
+            "take a chat template that closes the assistant's turn with one, as {{ eos_token }} (model.chat_template)",
+            outcome.open_ended,
+            outcome.records,
+        )
     room = min(recipe.training.max_length, context_length(stage.base.model))  # the padding counts on from the last one
     return Dataset(
         rows=_Rows(training, pack(training.lengths, room)) if packs else _Rows(training),

@@ -32,6 +32,7 @@ from core_training.models.base_model import BaseModel
 from core_training.models.export import layout_files
 from core_training.models.parameters import read_parameters, write_parameters
 from core_training.models.prepared_model import PreparedModel
+from core_training.models.probe import check_written
 from core_training.models.results import trained_state
 from core_training.recipe.schema import Recipe
 from core_training.runs.checkpoints import NOTES_FILE, STATE_FILE, read_checkpoint
@@ -195,6 +196,8 @@ class Engine:
         if accelerator.is_main_process:
             layout = layout_files(self._base, self._recipe, self._recipe.model.name_or_path)
             write_result(state, layout, folder, self._base.tokenizer)
+            if folder.name == "model" and self._deepspeed_engine is None:
+                check_written(self._base.model, folder)
         accelerator.wait_for_everyone()
 
     def layout(self, base_name: str) -> dict[str, str]:

@@ -50,6 +50,14 @@ def commit_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def share(folder: Path) -> None:
+    """Give the files in a new folder the modes that umask says: safetensors lets their owner alone read them."""
+    readers = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(readers)
+
+
 def commit_file(target: Path, data: bytes) -> None:
     """Replace `target` by `data` in one rename. Raises RunError when the disk refuses."""
     scratch = target.with_name(f".{target.name}.{os.getpid()}")

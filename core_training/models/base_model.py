@@ -10,11 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from core_training.foundation.errors import InputError
 from core_training.foundation.state import Manifest, TrainableState
+from core_training.models.endings import end_tokens
+from core_training.models.heads import innermost
 from core_training.models.libraries import settle_libraries
 from core_training.models.loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
 from core_training.models.packing import keeps_examples_apart
@@ -42,10 +46,9 @@ class BaseModel:
         settle_libraries()
         self.folder = Path(recipe.model.name_or_path)
         start = load_starting_model(recipe)
-        if len(self.tokenizer) > (known := cast(nn.Embedding, start.model.get_input_embeddings()).num_embeddings):
-            raise InputError(
-                f"model.name_or_path: {self.folder}: its tokenizer has {len(self.tokenizer)} tokens, its model {known}"
-            )
+        self._known_tokens = cast(nn.Embedding, start.model.get_input_embeddings()).num_embeddings
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            self.check_tokens(np.array([token]), f"model.name_or_path: {self.folder}")
         self.base_digest = start.digest
         """SHA-256 (hex) of the model that the run starts from, before tuning; see `StartingModel.digest`."""
         start.model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -62,6 +65,22 @@ class BaseModel:
         """Whether a run has looked at which of the trained parameters its loss depends on."""
         self.owner: Any = None
         """The engine whose state the parameters hold at the moment."""
+
+    def check_tokens(self, ids: npt.NDArray[np.int64], place: str) -> None:
+        """Raise InputError for a token that the model has no row for, as its tokenizer may know more of them.
+
+        Published models have such entries that nobody uses (Gemma 3's `<image_soft_token>` in the models of text).
+        """
+        if len(ids) and (largest := int(ids.max())) >= self._known_tokens:
+            raise InputError(
+                f"{place}: token {largest} is one of the tokenizer's {len(self.tokenizer)}, and the model has rows for "
+                f"{self._known_tokens} alone; leave out what it stands for"
+            )
+
+    @cached_property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end an answer; the tokenizer's eos is the first."""
+        return end_tokens(innermost(self.model), self.tokenizer)
 
     @cached_property
     def trainable_parameters(self) -> dict[str, Any]:

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, TextStreamer, set_seed
+from transformers import TextStreamer, set_seed
 
 from core_training.foundation.errors import InputError
+from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,11 @@ class Answer:
 class Conversation:
     """The turns so far, and the model that takes the other part."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
-        self._model: Any = model  # PEFT's generates, too
-        self._tokenizer = tokenizer
+    def __init__(self, base: BaseModel, sampling: Sampling) -> None:
+        self._model: Any = base.model  # PEFT's generates, too
+        self._tokenizer = base.tokenizer
+        self._ends = base.end_tokens
+        self._base = base
         self._sampling = sampling
         self._turns: list[dict[str, str]] = []
         set_seed(sampling.seed)
@@ -69,16 +73,14 @@ class Conversation:
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=min(self._sampling.max_tokens, room),
                 pad_token_id=self._tokenizer.pad_token_id,
-                eos_token_id=self._tokenizer.eos_token_id,
+                eos_token_id=self._ends,
                 streamer=_Streamer(self._tokenizer, on_text),
                 **settings,
             )
         new = output[0, ids.shape[1] :].tolist()
-        answer = Answer(
-            text=cast(str, self._tokenizer.decode(new, skip_special_tokens=True)).strip(),
-            tokens=len(new),
-            ended=bool(new) and new[-1] == self._tokenizer.eos_token_id,
-        )
+        ended = bool(new) and new[-1] in self._ends
+        said = new[:-1] if ended else new
+        answer = Answer(cast(str, self._tokenizer.decode(said, skip_special_tokens=True)).strip(), len(new), ended)
         if self.has_template:
             self._turns = [*turns, {"role": "assistant", "content": answer.text}]
         return answer
@@ -91,6 +93,7 @@ class Conversation:
         """The turns' tokens, shape (1, length), without the oldest turns that leave no room for an answer."""
         while True:
             ids = self._encode(turns)
+            self._base.check_tokens(np.array(ids), "the prompt")
             if len(ids) < self._context:
                 return torch.tensor([ids], device=self._model.device), turns
             if len(turns) == 1:

@@ -3,25 +3,61 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
 from core_training.models.base_model import BaseModel
-from core_training.models.parameters import other_names
+from core_training.models.endings import generation_settings
+from core_training.models.heads import innermost
+from core_training.models.parameters import as_array, other_names, persistent_buffers
 from core_training.recipe.schema import Recipe
-from core_training.runs.result_format import ADAPTER_CONFIG, MODEL_CONFIG, ORIGIN, Origin, result_name
+from core_training.runs.result_format import (
+    ADAPTER_CONFIG,
+    BUFFERS,
+    GENERATION_CONFIG,
+    MODEL_CONFIG,
+    ORIGIN,
+    Origin,
+    buffers_text,
+    result_name,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+@contextmanager
+def served_padding(base: BaseModel) -> Iterator[None]:
+    """No padding token in a reward model's configuration, where it is the one that ends answers.
+
+    Transformers' classifiers score the last token that is no padding: of one sequence they then score the last token,
+    and refuse several. With the padding token they would score the last token but one.
+    """
+    config, scores = base.model.config, hasattr(innermost(base.model), "score")
+    kept = config.pad_token_id
+    if scores and kept == base.tokenizer.eos_token_id:
+        config.pad_token_id = None
+    try:
+        yield
+    finally:
+        config.pad_token_id = kept
 
 
 def layout_files(base: BaseModel, recipe: Recipe, base_name: str, *, without_base: bool = False) -> dict[str, str]:
     """The small files that stand beside the weights; `base_name` is what they call the base model."""
     origin = Origin(base.base_digest, base.vocabulary_digest, other_names(base.model))
     files = {ORIGIN: json.dumps(asdict(origin), indent=2)}
-    if result_name(recipe, without_base=without_base) == "model":
+    kind = result_name(recipe, without_base=without_base)
+    if recipe.stage_part.head != "score" and kind != "layers":
+        files[GENERATION_CONFIG] = generation_settings(innermost(base.model), base.end_tokens)
+    if kind == "model":
         base.model.config.architectures = [type(base.model).__name__]
-        files[MODEL_CONFIG] = base.model.config.to_json_string()
+        with served_padding(base):
+            files[MODEL_CONFIG] = base.model.config.to_json_string()
+        if buffers := persistent_buffers(base.model):
+            files[BUFFERS] = buffers_text({name: as_array(buffer) for name, buffer in buffers.items()})
     elif hasattr(base.model, "peft_config"):
         config = cast("PeftModel", base.model).peft_config["default"].to_dict()
         # Nowhere on disk is there a base with earlier runs in it: such a name is loaded by no one by mistake.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from core_training.foundation.errors import InputError
+from core_training.data.examples import IGNORED, Batch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,10 +33,11 @@ class Head(nn.Linear):
 def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """A causal language model's layers as a sequence classifier with one label, its `score` drawn from `seed`.
 
-    It scores the last token that is not `config.pad_token_id`. Raises InputError when transformers knows no such
-    classifier for this architecture.
+    It is the classifier that transformers has of this architecture, or one of our own; `end_scores` reads it.
     """
     from transformers import AutoModelForSequenceClassification
+
+    from core_training.models.scored_model import ScoredModel
 
     config = model.config
     config.num_labels = 1
@@ -46,7 +47,9 @@ def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     except ValueError:
         classifier = None
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
-        raise InputError(f"stage: a {type(model).__name__} cannot be made a reward model; use another architecture")
+        config.scored_layers = model.base_model_prefix
+        with torch.device("meta"):
+            classifier = ScoredModel(config)
     setattr(classifier, classifier.base_model_prefix, getattr(model, model.base_model_prefix))
     score = Head(_width(model), bias=False)
     # A score of zeros would leave the layers below without a gradient; this is the spread of the model's own layers.
@@ -54,6 +57,27 @@ def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     nn.init.normal_(score.weight, std=spread, generator=torch.Generator().manual_seed(seed))
     classifier.score = score
     return cast("PreTrainedModel", classifier)
+
+
+def end_scores(model: nn.Module, score: nn.Module, batch: Batch) -> torch.Tensor:
+    """The score of each sequence at its last labelled token, shape (sequences,); `score` is the head inside `model`.
+
+    Classifiers of transformers look for the last token that is no padding, which many models have no token for.
+    """
+    scores: list[torch.Tensor] = []
+    watch = score.register_forward_hook(lambda _, inputs, output: scores.append(output))
+    try:
+        model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+    finally:
+        watch.remove()
+    rows = torch.arange(len(batch["labels"]), device=batch["labels"].device)
+    return scores[0][rows, last_labelled(batch["labels"])].squeeze(-1).float()
+
+
+def last_labelled(labels: torch.Tensor) -> torch.Tensor:
+    """The place of the last labelled token in each row, shape (rows,)."""
+    places = torch.arange(labels.shape[1], device=labels.device)
+    return ((labels != IGNORED) * places).argmax(dim=1)
 
 
 def add_value_head(model: PreTrainedModel) -> None:

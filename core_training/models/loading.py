@@ -12,10 +12,16 @@ import core_training.foundation.environment as environment
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.models.heads import add_value_head, with_score_head
 from core_training.models.merging import merged
-from core_training.models.parameters import manifest_of, trainable_parameters, write_parameters
+from core_training.models.parameters import (
+    manifest_of,
+    persistent_buffers,
+    trainable_parameters,
+    write_buffers,
+    write_parameters,
+)
 from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
-from core_training.runs.result_format import read_origin, read_result
+from core_training.runs.result_format import read_buffers, read_origin, read_result
 from core_training.tuning.base import load_tuning
 
 if TYPE_CHECKING:
@@ -86,11 +92,6 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
         _use_template(tokenizer, recipe.model.chat_template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if recipe.stage_part.head == "score" and tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise InputError(
-            f"{where}: its tokenizer pads with the end-of-sequence token, and stage {recipe.stage} scores the last "
-            "token that is no padding; save a tokenizer with a pad_token of its own"
-        )
     return tokenizer
 
 
@@ -142,7 +143,7 @@ def _check_config(config: Any, where: str) -> None:
             f"{where}: its weights are quantised, which cannot be trained or merged into; name the unquantised model "
             "(tuning.mode qlora holds it in four bits)"
         )
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+    if any(name.endswith(("ForSequenceClassification", "ScoredModel")) for name in config.architectures or []):
         raise InputError(f"{where}: it is a reward model or classifier, not a language model; name the model it is of")
 
 
@@ -167,6 +168,8 @@ def _with_run(start: StartingModel, run: Path, following: tuple[Path, ...]) -> S
     except ProtocolError as error:
         raise InputError(f"model.adapters: {run} does not fit the model: {error}") from None
     write_parameters(parameters, state)
+    if whole:
+        write_buffers(tuned, read_buffers(result.folder, persistent_buffers(tuned)))
     # The settings count too: with another lora_alpha the same tensors are another change.
     settings = json.dumps(result.recipe.tuning.model_dump(), sort_keys=True)
     parts = ["" if whole else start.digest, settings, state.digest]

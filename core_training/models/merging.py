@@ -40,7 +40,8 @@ def _part_shared_weights(model: nn.Module) -> None:
     places = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            layer = cast(nn.Linear, module.get_base_layer())
-            if places[id(layer.weight)] > 1:
-                places[id(layer.weight)] -= 1
-                layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+            layer = module.get_base_layer()
+            weight = getattr(layer, "weight", None)  # a mixture's experts have none of that name
+            if isinstance(weight, nn.Parameter) and places[id(weight)] > 1:
+                places[id(weight)] -= 1
+                layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -36,6 +37,28 @@ def other_names(model: nn.Module) -> dict[str, str]:
     places = [(_canonical(n), p) for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
     canonical = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
     return {name: canonical[id(p)] for name, p in places if name != canonical[id(p)]}
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that a model's files hold, such as a router's bias, by canonical name, sorted."""
+    saved = model.state_dict().keys()
+    return dict(sorted((_canonical(name), buffer) for name, buffer in model.named_buffers() if name in saved))
+
+
+def as_array(buffer: torch.Tensor) -> npt.NDArray[Any]:
+    """A buffer's values, as float32, int64 or bool."""
+    if buffer.is_floating_point():
+        buffer = buffer.float()
+    elif buffer.dtype != torch.bool:
+        buffer = buffer.long()
+    return buffer.detach().cpu().numpy()
+
+
+def write_buffers(model: nn.Module, values: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Make the buffers of these names hold these values."""
+    buffers = persistent_buffers(model)
+    for name, array in values.items():
+        buffers[name].copy_(torch.from_numpy(array).reshape(buffers[name].shape))
 
 
 def manifest_of(parameters: Parameters) -> Manifest:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import psutil
 import torch
 from torch import nn
 
@@ -11,6 +14,8 @@ from core_training.foundation.errors import RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_log = logging.getLogger(__name__)
 
 _TOKENS = 12
 _TOLERANCE = {torch.float32: 1e-3}
@@ -39,6 +44,20 @@ def check_alike(before: torch.Tensor, model: PreTrainedModel, what: str) -> None
     most = _TOLERANCE.get(model.dtype, _COARSE) * (1 + float(before.abs().max()))
     if not far <= most:
         raise RunError(
-            f"{what} changed what the model says: logits of the same tokens differ by {far:.2g}, more than {most:.2g}; "
-            "nothing was written. This is a fault of fedloom or of a library: please report the model's architecture"
+            f"{what} changed what the model says: logits of the same tokens differ by {far:.2g}, more than {most:.2g}. "
+            f"This is a fault of fedloom or of a library: please report it, with the name {type(model).__name__}"
         )
+
+
+def check_written(model: PreTrainedModel, folder: Path) -> None:
+    """Load what was written of a plain transformers model, and raise RunError where it does not say the same.
+
+    A model too large for the memory that is free is not looked at, which is said.
+    """
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    if psutil.virtual_memory().available < 2 * size:
+        _log.warning(
+            "%s is not loaded again to be compared with the model in memory: too little memory is free", folder
+        )
+        return
+    check_alike(logits_of(model), type(model).from_pretrained(folder, local_files_only=True), "writing the model")

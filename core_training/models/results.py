@@ -10,17 +10,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from core_training.foundation.durable import commit_folder
+from core_training.foundation.durable import commit_folder, share
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
+from core_training.models.endings import generation_settings, own_settings_aside
+from core_training.models.export import served_padding
 from core_training.models.loading import load_tokenizer, unquantised
 from core_training.models.merging import merged
-from core_training.models.parameters import write_parameters
+from core_training.models.parameters import persistent_buffers, write_buffers, write_parameters
+from core_training.models.probe import check_written
 from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
-from core_training.runs.result_format import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_origin, read_result
+from core_training.runs.result_format import (
+    ADAPTER_CONFIG,
+    ADAPTER_PREFIX,
+    ADAPTER_WEIGHTS,
+    GENERATION_CONFIG,
+    read_buffers,
+    read_origin,
+    read_result,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,6 +91,7 @@ def export_adapter(result: Result, to: Path) -> bool:
         if tokenizer is not None:
             _update_config(scratch, base_model_name_or_path=str(base))
             tokenizer.save_pretrained(scratch)
+        share(scratch)
     return tokenizer is not None or (to / "tokenizer_config.json").exists()
 
 
@@ -91,15 +103,23 @@ def export_model(result: Result, to: Path) -> None:
     to = _free(to)
     base = _load(result, unquantised(result.recipe))
     model = merged(base.model)
+    ends = generation_settings(model, base.end_tokens)
     with commit_folder(to) as scratch:
-        model.save_pretrained(scratch)
+        with served_padding(base), own_settings_aside(model):
+            model.save_pretrained(scratch)
+        if model.can_generate():
+            (scratch / GENERATION_CONFIG).write_text(ends, encoding="utf-8")
         base.tokenizer.save_pretrained(scratch)
+        share(scratch)
+        check_written(model, scratch)
 
 
 def _load(result: Result, recipe: Recipe) -> BaseModel:
     _require_base(result, "name it with --base DIR (paths are relative to the folder a command is run in)")
     base = BaseModel(recipe)
     write_parameters(base.trainable_parameters, trained_state(result, base))
+    if result.is_whole_model:
+        write_buffers(base.model, read_buffers(result.folder, persistent_buffers(base.model)))
     base.model.eval()
     base.model.config.use_cache = True
     return base

@@ -7,15 +7,17 @@ not know the frozen weights, though: of a run of mode `freeze` it writes the tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from core_training.foundation.durable import commit_folder
+from core_training.foundation.durable import commit_folder, share
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.recipe.schema import Recipe
@@ -25,12 +27,15 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PREFIX = "base_model.model."
 _MODEL_WEIGHTS = "model.safetensors"
 _LAYER_WEIGHTS = "layers.safetensors"
 _VALUE_HEAD_WEIGHTS = "value_head.safetensors"
 ORIGIN = "fedloom.json"
+BUFFERS = "buffers.json"
+"""Buffers of a whole model on their way to `write_result`, which puts them beside the weights."""
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -52,14 +57,51 @@ def result_name(recipe: Recipe, *, without_base: bool = False) -> str:
     return "model" if kind == "layers" and not without_base else kind
 
 
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", ser_json_inf_nan="constants"))
+class Buffer:
+    """A buffer's values as text: floating-point ones as float32, whose digits JSON keeps."""
+
+    dtype: Literal["float32", "int64", "bool"]
+    shape: list[int]
+    values: list[float | int | bool]
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> Buffer:
+        return cls(str(array.dtype), list(array.shape), array.flatten().tolist())  # type: ignore[arg-type]
+
+    @property
+    def array(self) -> npt.NDArray[Any]:
+        return np.array(self.values, dtype=self.dtype).reshape(self.shape)
+
+
+_BUFFERS = TypeAdapter(dict[str, Buffer])
+
+
+def buffers_text(buffers: Mapping[str, npt.NDArray[Any]]) -> str:
+    """The content of `buffers.json`; arrays are float32, int64 or bool."""
+    return _BUFFERS.dump_json({name: Buffer.of(array) for name, array in buffers.items()}).decode()
+
+
+def parse_buffers(text: str) -> dict[str, npt.NDArray[Any]]:
+    """The buffers in `buffers.json`. Raises ProtocolError where its content is not what `buffers_text` writes."""
+    try:
+        return {name: buffer.array for name, buffer in _BUFFERS.validate_json(text).items()}
+    except (ValueError, OverflowError) as error:
+        raise ProtocolError(f"{BUFFERS} is damaged: {str(error).splitlines()[0]}") from None
+
+
 def write_result(
     state: TrainableState, layout: Mapping[str, str], folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
-    """Write an adapter (PEFT layout), a model (transformers layout) or layers, as `layout` says, and its tokenizer."""
+    """Write an adapter (PEFT layout), a model (transformers layout) or layers, as `layout` says, and its tokenizer.
+
+    A whole model's weights have its buffers (`buffers.json` of the layout) beside the trained tensors.
+    """
     from safetensors.numpy import save_file
 
     prefix = ADAPTER_PREFIX if ADAPTER_CONFIG in layout else ""
-    files: dict[str, dict[str, Any]] = {_weights_file(layout): {}}
+    layout = dict(layout)
+    files: dict[str, dict[str, Any]] = {_weights_file(layout): parse_buffers(layout.pop(BUFFERS, "{}"))}
     for name, values in state.tensors():
         if name.startswith("value_head."):
             files.setdefault(_VALUE_HEAD_WEIGHTS, {})[name] = values
@@ -72,6 +114,7 @@ def write_result(
             save_file(tensors, scratch / name, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
+        share(scratch)
 
 
 def read_result(folder: Path, manifest: Manifest) -> TrainableState:
@@ -90,6 +133,14 @@ def read_result(folder: Path, manifest: Manifest) -> TrainableState:
         trained = {spec.name for spec in manifest.tensors}
         arrays = {name: values for name, values in arrays.items() if name in trained}
     return TrainableState.from_arrays(arrays, manifest)
+
+
+def read_buffers(folder: Path, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+    """Those of these buffers that a whole model's folder holds; earlier versions wrote none."""
+    from safetensors import safe_open
+
+    with safe_open(folder / _MODEL_WEIGHTS, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in set(names).intersection(file.keys())}
 
 
 def read_origin(folder: Path) -> Origin:

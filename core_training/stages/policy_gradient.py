@@ -89,7 +89,7 @@ class PolicyGradientStage(Stage[Prompt]):
         self.mini_batches = part.mini_batches(settings)
         """Parts of a rollout, an update each."""
         self.judge = load_judge(recipe, base)
-        self.sampler = Sampler.of(recipe.rollout, base.tokenizer)
+        self.sampler = Sampler.of(recipe.rollout, base)
 
     @property
     def initial_digest(self) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 
 from core_training.data.examples import Batch, Example
 from core_training.data.records import Record
+from core_training.models.heads import end_scores, innermost, last_labelled
 from core_training.parts.data_kinds.values import PreferencePair
 from core_training.parts.stages.reward import REWARD
 from core_training.stages.base import BatchLoss
@@ -30,11 +31,9 @@ class Reward(PreferenceStage):
         return Example(pair.sequences, {"margin": values.margin or 0.0})
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
-        # Shapes: logits (2 · pairs, 1), the chosen ones first; chosen, rejected, margin, losses (pairs,).
-        # The model scores the last token that is no padding.
-        output = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
-        chosen, rejected = output.logits.squeeze(-1).float().chunk(2)
+        # Shapes: scores (2 · pairs,), the chosen ones first; chosen, rejected, margin, losses (pairs,).
+        chosen, rejected = end_scores(model, innermost(self.base.model).get_submodule("score"), batch).chunk(2)
         losses = reward_losses(
             chosen, rejected, batch["margin"], self.recipe.settings(REWARD).center_rewards_coefficient
         )
-        return self.summed(losses, (batch["input_ids"] != self.base.tokenizer.pad_token_id).sum(), chosen, rejected)
+        return self.summed(losses, (last_labelled(batch["labels"]) + 1).sum(), chosen, rejected)

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from core_training.data.examples import IGNORED, Batch
+from core_training.data.examples import Batch
 from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.models.base_model import BaseModel
 from core_training.models.context import UNLIMITED, context_length
+from core_training.models.heads import end_scores
 from core_training.models.loading import weights_digest
 from core_training.models.results import find_result, load_reward_model
 from core_training.recipe.schema import Recipe
@@ -85,21 +86,9 @@ class ModelJudge:
         self.room = context_length(model)
 
     def __call__(self, answers: Batch) -> torch.Tensor:
-        labels = answers["labels"]
-        rows, columns = (torch.arange(size, device=labels.device) for size in labels.shape)
-        last = ((labels != IGNORED) * columns).argmax(dim=1)
-        scores: list[torch.Tensor] = []
-        # The model itself looks for the last token that is no padding, by its own padding token: not the policy's.
-        watch = self._model.get_submodule("score").register_forward_hook(
-            lambda _, inputs, output: scores.append(output)
-        )
-        try:
-            self._model.to(labels.device)
-            with torch.no_grad():
-                self._model(input_ids=answers["input_ids"], position_ids=answers["position_ids"], use_cache=False)
-        finally:
-            watch.remove()
-        return scores[0][rows, last].squeeze(-1).float()
+        self._model.to(answers["input_ids"].device)
+        with torch.no_grad():
+            return end_scores(self._model, self._model.get_submodule("score"), answers)
 
     def try_out(self, prompts: Sequence[str]) -> None:
         """Do nothing: `load_reward_model` has looked."""

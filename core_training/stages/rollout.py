@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +10,8 @@ import torch
 
 from core_training.data.examples import IGNORED, Batch
 from core_training.foundation.errors import InputError
+from core_training.models.base_model import BaseModel
+from core_training.models.endings import own_settings_aside
 from core_training.models.heads import innermost
 from core_training.parts.stages.rollout import Rollout
 
@@ -30,10 +30,11 @@ class Sampler:
     pad_token_id: int
 
     @staticmethod
-    def of(settings: Rollout, tokenizer: PreTrainedTokenizerBase) -> Sampler:
-        """The recipe's sampler. Raises InputError when `rollout.stop` names what is no token of this tokenizer."""
-        stop = [tokenizer.eos_token_id, *(_token_id(text, tokenizer) for text in settings.stop)]
-        return Sampler(settings.max_new_tokens, settings.temperature, settings.top_p, stop, tokenizer.pad_token_id)
+    def of(settings: Rollout, base: BaseModel) -> Sampler:
+        """The recipe's sampler. Raises InputError when `rollout.stop` names what is no token of the tokenizer."""
+        stop = [*base.end_tokens, *(_token_id(text, base.tokenizer) for text in settings.stop)]
+        padding = base.tokenizer.pad_token_id
+        return Sampler(settings.max_new_tokens, settings.temperature, settings.top_p, stop, padding)
 
     def sample(self, model: PreTrainedModel, prompts: Batch, generations: int = 1) -> dict[str, torch.Tensor]:
         """Answers to right-padded prompts, `generations` to each, next to each other.
@@ -46,7 +47,8 @@ class Sampler:
         width = ids.shape[1]
         columns = torch.arange(width, device=ids.device)
         shift = (width - lengths).unsqueeze(1)  # generation wants the padding on the left
-        with _own_settings_aside(innermost(model)) as inner:
+        inner: Any = innermost(model)
+        with own_settings_aside(inner):
             output = inner.generate(
                 input_ids=ids.gather(1, (columns - shift) % width),
                 attention_mask=(columns >= shift).long(),
@@ -81,21 +83,6 @@ class Sampler:
             # A policy that has diverged is found out by its loss; to draw from NaN would end the process.
             remove_invalid_values=True,
         )
-
-
-@contextmanager
-def _own_settings_aside(model: PreTrainedModel) -> Iterator[Any]:
-    """The model without its own generation_config.json, which fills in whatever a call leaves unset.
-
-    What it may hold would make another policy than the one trained.
-    """
-    from transformers import GenerationConfig
-
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield model
-    finally:
-        model.generation_config = own
 
 
 def prompt_lengths(prompts: Batch) -> torch.Tensor:

@@ -44,7 +44,7 @@ def chat(
 
     with results_only_on_stdout():
         loaded = load_result(result)
-    conversation = Conversation(loaded.model, loaded.tokenizer, Sampling(max_tokens, temperature, seed))
+    conversation = Conversation(loaded, Sampling(max_tokens, temperature, seed))
     if not conversation.has_template:
         stderr.print("this model has no chat template: it continues the text it is given")
     if prompt is None:

@@ -93,21 +93,21 @@ def test_an_interrupt_ends_an_answer_and_not_the_conversation(
 
 def test_what_is_streamed_is_the_answer(base: BaseModel) -> None:
     pieces: list[str] = []
-    answer = Conversation(base.model, base.tokenizer, Sampling()).reply(QUESTION, pieces.append)
+    answer = Conversation(base, Sampling()).reply(QUESTION, pieces.append)
     assert "".join(pieces) == answer.text == ANSWER
     assert len(pieces) > 3
 
 
 def test_draws_follow_the_seed(base: BaseModel) -> None:
     def said(seed: int) -> str:
-        return Conversation(base.model, base.tokenizer, Sampling(40, 5.0, seed)).reply(QUESTION).text
+        return Conversation(base, Sampling(40, 5.0, seed)).reply(QUESTION).text
 
     assert said(1) == said(1)
     assert said(1) != said(2)
 
 
 def test_a_long_conversation_forgets_its_oldest_turns(base: BaseModel) -> None:
-    conversation = Conversation(base.model, base.tokenizer, Sampling(max_tokens=60, temperature=3.0))
+    conversation = Conversation(base, Sampling(max_tokens=60, temperature=3.0))
     for _ in range(8):  # together far more than the 256 tokens the model takes
         conversation.reply("pain of the liver, rash of the skin, " * 3)
 
@@ -122,7 +122,7 @@ def test_a_prompt_that_leaves_no_room_or_says_nothing_is_refused(
 
 
 def test_an_answer_never_goes_beyond_what_the_model_takes(base: BaseModel) -> None:
-    conversation = Conversation(base.model, base.tokenizer, Sampling(max_tokens=4000, temperature=5.0))
+    conversation = Conversation(base, Sampling(max_tokens=4000, temperature=5.0))
     prompt = "rash of the skin " * 10
     taken = len(base.tokenizer(prompt)["input_ids"])
     assert conversation.reply(prompt).tokens <= 256 - taken
@@ -130,7 +130,7 @@ def test_an_answer_never_goes_beyond_what_the_model_takes(base: BaseModel) -> No
 
 def test_a_model_without_a_chat_template_continues_the_text(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base.tokenizer, "chat_template", None)
-    conversation = Conversation(base.model, base.tokenizer, Sampling())
+    conversation = Conversation(base, Sampling())
     assert not conversation.has_template
     assert conversation.reply("See the").text
 
@@ -177,7 +177,7 @@ def _until(terminal: int, satisfied: Callable[[str], bool], patience: float = 12
 
 
 def test_a_refused_prompt_leaves_the_conversation_as_it_was(base: BaseModel) -> None:
-    conversation = Conversation(base.model, base.tokenizer, Sampling())
+    conversation = Conversation(base, Sampling())
     with pytest.raises(InputError):
         conversation.reply("ward " * 400)
     assert conversation.reply(QUESTION).text == ANSWER

@@ -177,9 +177,9 @@ def test_the_judge_sees_texts_without_padding_special_tokens_and_what_ended_the_
 
 def test_a_stop_token_that_the_tokenizer_does_not_have_is_named(make_recipe: MakeRecipe, base: BaseModel) -> None:
     known = make_recipe(rollout={"stop": ["<|user|>", "."]}).rollout
-    assert Sampler.of(known, base.tokenizer).stop_ids == [2, 3, *base.tokenizer.encode(".")]
+    assert Sampler.of(known, base).stop_ids == [2, 3, *base.tokenizer.encode(".")]
     with pytest.raises(InputError, match=r"rollout\.stop: '<\|end\|>' is \d+ tokens"):
-        Sampler.of(make_recipe(rollout={"stop": ["<|end|>"]}).rollout, base.tokenizer)
+        Sampler.of(make_recipe(rollout={"stop": ["<|end|>"]}).rollout, base)
 
 
 JUDGES = """

@@ -1,0 +1,70 @@
+"""Where an answer ends: one notion of it for sampling, talking, and the files that others generate with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ANSWER = "Answer"
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's eos, and those of the model's configurations and its template.
+
+    Many models close a turn with another token than eos (`<end_of_turn>`, `<|eot_id|>`, `<|im_end|>`), and name it in
+    their generation_config.json alone.
+    """
+    configured = [model.config.get_text_config().eos_token_id, model.config.eos_token_id]
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        configured.append(generation.eos_token_id)
+    known = [tokenizer.eos_token_id, *(one for value in configured for one in _listed(value)), turn_end(tokenizer)]
+    return list(dict.fromkeys(int(token) for token in known if token is not None))
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token of its own with which the chat template closes the assistant's turn; None where it has none."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # an expression in it does not take this conversation, and may raise anything
+        return None
+    _, found, closing = text.rpartition(_ANSWER)
+    first = tokenizer.encode(closing.lstrip(), add_special_tokens=False)[:1]
+    return first[0] if found and first and first[0] in tokenizer.added_tokens_decoder else None
+
+
+def generation_settings(model: PreTrainedModel, ends: list[int]) -> str:
+    """The content of a generation_config.json: the model's own, and all the tokens that end an answer."""
+    generation = getattr(model, "generation_config", None)
+    own: dict[str, Any] = json.loads(generation.to_json_string()) if generation is not None else {}
+    return json.dumps({**own, "eos_token_id": ends if len(ends) > 1 else ends[0]}, indent=2, sort_keys=True) + "\n"
+
+
+@contextmanager
+def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
+    """The model without its own generation_config.json.
+
+    It fills in whatever a call leaves unset, which would make another policy than the one trained; and one that
+    contradicts itself, as some published ones do, cannot be saved.
+    """
+    from transformers import GenerationConfig
+
+    own: Any = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _listed(value: int | Iterable[int] | None) -> Iterable[int]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else value

@@ -7,7 +7,10 @@ docs/decisions.)
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +18,8 @@ import numpy as np
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
 from core_training.recipe.schema import Recipe
+
+_log = logging.getLogger(__name__)
 
 Partition = dict[str, list[Record]]
 
@@ -66,11 +71,28 @@ def _dirichlet(labels: Sequence[str], count: int, alpha: float, random: np.rando
 
 
 def _natural(records: Sequence[Record], by: str) -> Partition:
+    labels = _labels(records, by)
+    names = _site_names(set(labels))
     sites: Partition = {}
-    for record, label in zip(records, _labels(records, by), strict=True):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-._")[:63] or "unnamed"
-        sites.setdefault(name, []).append(record)
+    for record, label in zip(records, labels, strict=True):
+        sites.setdefault(names[label], []).append(record)
     return dict(sorted(sites.items()))
+
+
+def _site_names(labels: set[str]) -> dict[str, str]:
+    """A site's name for each value of a column: the value in the letters that a name may have.
+
+    Where values differ in other letters alone, a part of their digest keeps them apart, which is said.
+    """
+    plain = {label: re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-._")[:63] for label in labels}
+    shared = Counter(plain.values())
+    names = {}
+    for label, name in sorted(plain.items()):
+        if not name or (shared[name] > 1 and name != label):
+            name = f"{name[:54] or 'site'}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+            _log.warning("simulation.by: the site of '%s' is called %s", label, name)
+        names[label] = name
+    return names
 
 
 def _labels(records: Sequence[Record], by: str) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from client.site import SiteService
 from core_training.data.records import data_files, read_records, source_name
-from core_training.engine.dataset import load_dataset
+from core_training.engine.dataset import Dataset, NothingToTrainError, load_dataset
 from core_training.engine.engine import Engine
 from core_training.engine.failures import explained
 from core_training.foundation.environment import train_alone
@@ -16,10 +18,12 @@ from core_training.foundation.errors import InputError
 from core_training.foundation.trainable import Trainable
 from core_training.models.base_model import BaseModel
 from core_training.recipe.schema import Recipe
-from core_training.stages.base import load_stage
+from core_training.stages.base import Stage, load_stage
 from simulations.enrolment import enrolments_of
 from simulations.partition import Partition, divide
 from strategies.messages import SITE_NAME, Envelope
+
+_log = logging.getLogger(__name__)
 
 
 def simulated_sites(recipe: Recipe) -> Partition:
@@ -55,6 +59,32 @@ def _sites(recipe: Recipe) -> Partition:
     return divide([r for path in data_files(recipe.data.train) for r in read_records(path)], recipe)
 
 
+def _datasets(recipe: Recipe, stage: Stage[Any], records: Partition) -> dict[str, Dataset]:
+    """The sites' data. Sites that a partition left with nothing to train on take no part, which is said.
+
+    Raises InputError for one of the sites that the recipe names itself, and where too few are left.
+    """
+    datasets, empty = {}, []
+    for name in records:
+        try:
+            datasets[name] = load_dataset(recipe, stage, records[name])
+        except NothingToTrainError as error:
+            if recipe.simulation.partition is None:
+                raise
+            empty.append(f"{name} ({len(records[name])})")
+            last = error
+    if empty:
+        _log.warning(
+            "simulation.partition: %d of %d sites take no part, as none of their few records is left to train on: %s",
+            len(empty),
+            len(records),
+            ", ".join(empty),
+        )
+        if len(datasets) < max(recipe.fewest_sites.values(), default=1):
+            raise last
+    return datasets
+
+
 class SitePool:
     """The sites' services, all in this process and of one base model. Use them from one thread."""
 
@@ -67,8 +97,9 @@ class SitePool:
         records = simulated_sites(recipe)
         with explained("loading the model and the sites' data", recipe):
             self._stage = load_stage(recipe, BaseModel(recipe))
-            self._datasets = {name: load_dataset(recipe, self._stage, records[name]) for name in records}
-        self._enrolments = enrolments_of(list(records), "gossip" if recipe.topology.kind == "gossip" else "federated")
+            self._datasets = _datasets(recipe, self._stage, records)
+        names = list(self._datasets)
+        self._enrolments = enrolments_of(names, "gossip" if recipe.topology.kind == "gossip" else "federated")
         self._folder = folder
         self._services: dict[str, SiteService] = {}
 

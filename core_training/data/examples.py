@@ -50,6 +50,8 @@ class Example:
 
     sequences: tuple[Tokens, ...]
     numbers: Mapping[str, float] = field(default_factory=dict)
+    columns: bytes = b""
+    """Further columns of the record, as JSON, for whoever judges answers."""
 
     def __len__(self) -> int:
         """Tokens of all sequences."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from core_training.data.layout import Layout
 from core_training.data.records import Record
+from core_training.data.turns import tools_of
 from core_training.foundation.errors import InputError
-from core_training.parts.data_kinds import DATA_KINDS
+from core_training.parts.data_kinds import DATA_KINDS, TEXT
 from core_training.parts.data_kinds.values import Values
 from core_training.parts.stages import STAGES
 
@@ -28,14 +30,32 @@ def read_values(record: Record, stage: str, columns: Mapping[str, str]) -> Value
         if record.fields.get(columns.get(column, column)) not in (None, "", []):
             raw[column] = record.fields[columns.get(column, column)]
     try:
-        return layout.read(raw)
+        return _with_tools(record, layout.read(raw), columns, {*layout.required, *layout.optional})
     except ValueError as error:
         raise InputError(f"{record.place}: {error}") from None
+
+
+_TOOLS = "tools"
+_REFUSED = ("functions", "images", "image", "videos", "video", "audios", "audio", "documents", "chat_template_kwargs")
+"""Columns that say something of a conversation, and that nothing here can use."""
+
+
+def _with_tools(record: Record, values: Values, columns: Mapping[str, str], read: set[str]) -> Values:
+    """The values with the record's tools. Raises ValueError for columns that would be left out without a word."""
+    conversation = hasattr(values, _TOOLS)
+    for column in _REFUSED if conversation else ():
+        if column not in read and record.fields.get(column):
+            raise ValueError(f"the column '{column}' cannot be used; leave it out of the records, or call it otherwise")
+    tools = record.fields.get(columns.get(_TOOLS, _TOOLS))
+    if conversation and tools and _TOOLS not in read:
+        return replace(values, tools=tools_of(tools))  # type: ignore[type-var]
+    return values
 
 
 def known_columns(stage: str) -> list[str]:
     """All columns that a stage can read."""
     names = [name for layout in _layouts(stage) for name in (*layout.required, *layout.optional)]
+    names += [_TOOLS] if STAGES[stage].reads is not TEXT else []
     return list(dict.fromkeys(names))
 
 

@@ -13,14 +13,17 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from core_training.foundation.errors import InputError
 from core_training.recipe.llamafactory_data import names_data_set, read_entry
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+
+_LONGEST_CELL = 2**31 - 1
+"""A report in a cell may be long; what is read is bounded by the memory that a line takes."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def read_records(path: Path) -> Iterator[Record]:
                 yield from _read_jsonl(path, stream)
             elif kind == ".json":
                 yield from _read_json(path, stream)
-            elif kind == ".csv":
+            elif kind in (".csv", ".tsv"):
                 yield from _read_csv(path, stream)
             else:
                 yield from _read_text(path, stream)
@@ -185,7 +188,10 @@ def _read_json(path: Path, stream: BinaryIO) -> Iterator[Record]:
 
 
 def _read_csv(path: Path, stream: BinaryIO) -> Iterator[Record]:
-    reader = csv.DictReader((line for _, line in _lines(path, stream)), strict=True)
+    csv.field_size_limit(_LONGEST_CELL)
+    lines = (line for _, line in _lines(path, stream))
+    head = next(lines, "")
+    reader = csv.DictReader(chain([head], lines), strict=True, delimiter=_delimiter(head))
     try:
         names = list(reader.fieldnames or [])
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -197,6 +203,11 @@ def _read_csv(path: Path, stream: BinaryIO) -> Iterator[Record]:
     except csv.Error as error:
         # The reader counts a record's lines when it has read it: this one starts on the next.
         raise InputError(f"{path}, line {reader.line_num + 1}: not valid CSV: {error}") from None
+
+
+def _delimiter(head: str) -> str:
+    """The sign that parts a header line into most columns; a comma where none parts it."""
+    return max(",;\t|", key=lambda sign: len(next(csv.reader([head], delimiter=sign), [])))
 
 
 def _read_text(path: Path, stream: BinaryIO) -> Iterator[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from core_training.data.examples import IGNORED, Row
@@ -60,6 +61,10 @@ def padded_size(row: Row) -> int:
     return sequences * max(sum(len(example.sequences[kind]) for example in row) for kind in range(sequences))
 
 
+COLUMNS = "columns"
+"""The rows' further columns in a batch: JSON in bytes, with zeros behind it; shape (rows, bytes)."""
+
+
 class Collator:
     """Rows to a batch of tensors, padded on the right to the longest sequence.
 
@@ -92,4 +97,7 @@ class Collator:
                 start = end
         for name in rows[0][0].numbers:
             batch[name] = torch.tensor([row[0].numbers[name] for row in rows], dtype=torch.float32)
+        if width := max(len(row[0].columns) for row in rows):
+            padded = b"".join(row[0].columns.ljust(width, b"\0") for row in rows)
+            batch[COLUMNS] = torch.from_numpy(np.frombuffer(padded, dtype=np.uint8).copy()).reshape(len(rows), width)
         return batch

@@ -29,6 +29,8 @@ _INPUT_IDS, _LABELS = "input_ids.int32", "labels.int32"
 _SEQUENCES, _EXAMPLES = "sequences.int64", "examples.int64"
 """The ends of each sequence's tokens, and of each example's sequences; both start with a 0."""
 _PARTS = "parts.int32"
+_COLUMNS, _COLUMN_ENDS = "columns.bytes", "columns.int64"
+"""The examples' further columns one after another, and where each one's end."""
 _NUMBERS = "number-"
 
 
@@ -38,7 +40,7 @@ class TokenWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
-        self._tokens = self._sequences = self._examples = 0
+        self._tokens = self._sequences = self._examples = self._column_bytes = 0
         for name in (_INPUT_IDS, _LABELS, _SEQUENCES, _EXAMPLES, _PARTS):
             self._open(name)
         self._put(_SEQUENCES, np.int64(0))
@@ -55,6 +57,14 @@ class TokenWriter:
         for name, number in example.numbers.items():
             self._fill(_NUMBERS + name)
             self._put(_NUMBERS + name, np.float64(number))
+        if example.columns and _COLUMNS not in self._files:
+            self._open(_COLUMNS)
+            self._open(_COLUMN_ENDS)
+            self._put(_COLUMN_ENDS, np.zeros(self._examples + 1, dtype=np.int64))
+        if _COLUMNS in self._files:
+            self._files[_COLUMNS].write(example.columns)
+            self._column_bytes += len(example.columns)
+            self._put(_COLUMN_ENDS, np.int64(self._column_bytes))
         self._put(_PARTS, np.int32(part))
         self._examples += 1
         self._put(_EXAMPLES, np.int64(self._sequences))
@@ -108,6 +118,10 @@ class TokenStore(Sequence[Example]):
         self._sequences, self._examples = (_mapped(folder / name, np.int64) for name in (_SEQUENCES, _EXAMPLES))
         self.parts = _mapped(folder / _PARTS, np.int32)
         """The number of each example's part."""
+        self._columns = self._column_ends = None
+        if _COLUMNS in content["sizes"]:
+            self._columns = _mapped(folder / _COLUMNS, np.uint8)
+            self._column_ends = _mapped(folder / _COLUMN_ENDS, np.int64)
         self._numbers = {
             name.removeprefix(_NUMBERS): _mapped(folder / name, np.float64)
             for name in sorted(content["sizes"])
@@ -134,7 +148,14 @@ class TokenStore(Sequence[Example]):
             for start, end in pairwise(ends)
         )
         numbers = {name: float(values[index]) for name, values in self._numbers.items()}
-        return Example(sequences, {name: number for name, number in numbers.items() if not math.isnan(number)})
+        known = {name: number for name, number in numbers.items() if not math.isnan(number)}
+        return Example(sequences, known, self._columns_of(index))
+
+    def _columns_of(self, index: int) -> bytes:
+        if self._columns is None or self._column_ends is None:
+            return b""
+        columns: bytes = self._columns[self._column_ends[index] : self._column_ends[index + 1]].tobytes()
+        return columns
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:

@@ -5,10 +5,12 @@ Each function raises ValueError with what is wrong in a column.
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 from core_training.data.layout import Raw
-from core_training.parts.data_kinds.values import Message, Messages
+from core_training.parts.data_kinds.values import Message, Messages, Tools
 
 
 def text_of(name: str, value: Any) -> str:
@@ -25,28 +27,110 @@ _ROLES = {
     "human": "user",
     "gpt": "assistant",
     "observation": "tool",
+    "function_response": "tool",
 }
 """ShareGPT's names of the roles that chat templates call otherwise."""
 
+_CALLING = ("function_call", "tool_call")
+"""ShareGPT's roles of an assistant's turn that calls a function."""
+
+_KEPT = ("tool_calls", "reasoning_content", "name", "tool_call_id")
+_REFUSED = ("images", "image", "audio", "audios", "video", "videos", "documents", "function_call", "prefix")
+"""Parts of a turn that say something, and that nothing here can use."""
+
 
 def _message(name: str, value: Any) -> Message:
-    """`{role, content}` or ShareGPT's `{from, value}`."""
-    if isinstance(value, dict):
-        role, content = (
-            (value["role"], value.get("content")) if "role" in value else (value.get("from"), value.get("value"))
-        )
-        if role == "function_call":
-            raise ValueError(f"'{name}' has a turn of role 'function_call'; write what the assistant says as its turn")
-        if isinstance(role, str) and isinstance(content, str):
-            return turn(_ROLES.get(role, role), content)
-    raise ValueError(f"'{name}' must be a list of {{role, content}} or {{from, value}} with a text in each")
+    """`{role, content}` or ShareGPT's `{from, value}`, with what else says something in a turn."""
+    if not isinstance(value, dict):
+        raise ValueError(f"'{name}' must be a list of {{role, content}} or {{from, value}} with a text in each")
+    role, content = (
+        (value["role"], value.get("content")) if "role" in value else (value.get("from"), value.get("value"))
+    )
+    for part in _REFUSED:
+        if value.get(part):
+            raise ValueError(f"a turn in '{name}' has '{part}', which cannot be used; leave it out of the records")
+    more = {part: value[part] for part in _KEPT if value.get(part)}
+    if thinking := value.get("thinking"):
+        more.setdefault("reasoning_content", thinking)
+    if role in _CALLING and isinstance(content, str):
+        role, content, more["tool_calls"] = "assistant", "", _calls(name, content)
+    if "tool_calls" in more:
+        more["tool_calls"], content = _checked_calls(name, more["tool_calls"]), content or ""
+    if isinstance(content, list):
+        content = _joined(name, content)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise ValueError(f"'{name}' must be a list of {{role, content}} or {{from, value}} with a text in each")
+    if not all(isinstance(more.get(part, ""), str) for part in ("reasoning_content", "name", "tool_call_id")):
+        raise ValueError(f"a turn in '{name}' has a reasoning_content, name or tool_call_id that is no text")
+    message = {**turn(_ROLES.get(role, role), content), **more}
+    if not _is_learnt(name, value):
+        message["learnt"] = False
+    return message
+
+
+def _is_learnt(name: str, value: dict[str, Any]) -> bool:
+    """Whether a turn is to be learnt: `weight` (OpenAI), `train` (axolotl) and `loss` say so; it is where none does."""
+    said = [value[key] for key in ("weight", "train", "loss") if value.get(key) is not None]
+    if any(isinstance(one, str) or one not in (0, 1) for one in said) or len(set(said)) > 1:
+        raise ValueError(f"a turn in '{name}' has a weight, train or loss other than 0 and 1 (false and true)")
+    return bool(said[0]) if said else True
+
+
+def _joined(name: str, parts: list[Any]) -> str:
+    """The text of a content that is a list of parts."""
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"a turn in '{name}' has a content with parts that are no texts; nothing else can be used")
+    return "".join(map(str, texts))
+
+
+def _calls(name: str, text: str) -> list[Any]:
+    """ShareGPT's calls: JSON of one `{name, arguments}` or a list of them."""
+    try:
+        calls = json.loads(text)
+    except ValueError:
+        raise ValueError(f"a function call in '{name}' is not JSON of {{name, arguments}}") from None
+    return calls if isinstance(calls, list) else [calls]
+
+
+def _checked_calls(name: str, calls: Any) -> list[dict[str, Any]]:
+    """Calls as chat templates know them: `{type, function: {name, arguments}}`, the arguments as an object."""
+    return [_checked_call(name, call) for call in (calls if isinstance(calls, list) else [calls])]
+
+
+def _checked_call(name: str, call: Any) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if isinstance(function, dict) and isinstance(function.get("name"), str):
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            with suppress(ValueError):
+                arguments = json.loads(arguments)
+        if isinstance(arguments, dict):
+            known = {key: call[key] for key in ("id",) if isinstance(call.get(key), str)}
+            return {"type": "function", **known, "function": {"name": function["name"], "arguments": arguments}}
+    raise ValueError(f"'{name}' has tool_calls that are no list of {{function: {{name, arguments}}}}")
+
+
+def tools_of(value: Any) -> Tools:
+    """Descriptions of functions: a list, or its JSON; bare ones (`{name, …}`) are put in the form of the others."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError("'tools' is a text that is not JSON") from None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise ValueError("'tools' must be a list of descriptions of functions")
+    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+    if not all(isinstance(tool["function"], dict) and isinstance(tool["function"].get("name"), str) for tool in tools):
+        raise ValueError("'tools' must be a list of descriptions of functions, each with a name")
+    return tools
 
 
 def messages_of(name: str, value: Any) -> Messages:
     if not isinstance(value, list) or not value:
         raise ValueError(f"'{name}' must be a list of {{role, content}} or {{from, value}}, not empty")
     messages = [_message(name, one) for one in value]
-    if any(m["role"] == "assistant" and not m["content"].strip() for m in messages):
+    if any(m["role"] == "assistant" and not m["content"].strip() and "tool_calls" not in m for m in messages):
         raise ValueError(f"an assistant's turn in '{name}' is empty")
     return messages
 
@@ -110,4 +194,8 @@ def _system(raw: Raw) -> Messages:
 
 
 def with_system(raw: Raw, messages: Messages) -> Messages:
-    return [*_system(raw), *messages]
+    """The record's system text, if it has one in a column of its own, before its turns."""
+    system = _system(raw)
+    if system and any(message["role"] == "system" for message in messages):
+        raise ValueError("a system text stands in the column 'system' and among the turns; leave one of them out")
+    return [*system, *messages]

@@ -60,7 +60,7 @@ def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | 
         kept: list[Example] = []
         numbers: list[int] = []
         outcome = _Outcome()
-        for example, part in _tokenised(recipe, stage, records, outcome):
+        for example, part in _examples(recipe, stage, records, outcome):
             kept.append(example)
             numbers.append(part)
         examples, parts = kept, np.array(numbers, dtype=np.int32)
@@ -68,7 +68,7 @@ def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | 
 
         def write(writer: TokenWriter) -> dict[str, Any]:
             outcome = _Outcome()
-            for example, part in _tokenised(recipe, stage, records, outcome):
+            for example, part in _examples(recipe, stage, records, outcome):
                 writer.append(example, part)
             return asdict(outcome)
 
@@ -110,6 +110,10 @@ def _packs(recipe: Recipe, stage: Stage[Any]) -> bool:
     return able if packing is None else packing
 
 
+class NothingToTrainError(InputError):
+    """None of the records is left to train on: they are held out, or have nothing to learn from."""
+
+
 @dataclass
 class _Outcome:
     """The fate of the records. `parts` are the data's parts in order of their numbers: (held out, source)."""
@@ -122,20 +126,50 @@ class _Outcome:
     parts: list[tuple[bool, str]] = field(default_factory=list)
 
 
-def _tokenised(
+@dataclass(frozen=True)
+class Tokenised:
+    """A record as tokens: `whole`, and what `training.max_length` leaves of it (nothing, one example or several)."""
+
+    record: Record
+    held_out: bool
+    whole: Example
+    useful: list[Example]
+    truncated: bool
+
+
+def tokenised_records(
+    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None = None
+) -> Iterator[Tokenised]:
+    """All records of the recipe's data (or `records` in place of `data.train`) as tokens, one at a time.
+
+    Copies of held-out records are left out. Raises InputError for a record that does not fit the stage or the model.
+    """
+    return _tokenised(recipe, stage, records, _Outcome())
+
+
+def _examples(
     recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: _Outcome
 ) -> Iterator[tuple[Example, int]]:
-    """All examples, cut to `max_length`, each with the number of its part.
+    """All examples, each with the number of its part; those with nothing to learn from are left out."""
+    numbers: dict[tuple[bool, str], int] = {}
+    for one in _tokenised(recipe, stage, records, outcome):
+        part = (one.held_out, one.record.source)
+        if part not in numbers:
+            numbers[part] = len(outcome.parts)
+            outcome.parts.append(part)
+        for example in one.useful:
+            yield example, numbers[part]
 
-    Those with nothing to learn from are left out, and `outcome` counts them. Raises InputError for one that the model
-    was not built to look at in one piece.
-    """
+
+def _tokenised(
+    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: _Outcome
+) -> Iterator[Tokenised]:
+    """As `tokenised_records`; `outcome` counts what became of them."""
     evaluating = _evaluation_files(recipe)
     fraction = 0.0 if evaluating else recipe.data.eval_fraction
     # A stage that samples looks itself at what prompt and answer come to.
     most = UNLIMITED if recipe.stage_part.samples else context_length(stage.base.model)
     kept_for_evaluation: set[bytes] = set()
-    numbers: dict[tuple[bool, str], int] = {}
     for held_out, record in chain(
         ((True, record) for path in evaluating for record in read_records(path)),
         ((False, record) for record in (_training_records(recipe) if records is None else records)),
@@ -152,20 +186,18 @@ def _tokenised(
         for tokens in whole.sequences:
             stage.base.check_tokens(tokens.input_ids, record.place)
         useful = stage.cut(whole, recipe.training.max_length)
-        outcome.truncated += stage.is_truncated(whole, recipe.training.max_length)
+        truncated = stage.is_truncated(whole, recipe.training.max_length)
+        outcome.truncated += truncated
         outcome.dropped += not useful
-        outcome.open_ended += not all(tokens.ends_with(stage.base.end_tokens) for tokens in whole.sequences)
-        part = (held_out or is_held_out(values.identity, fraction), record.source)
-        if part not in numbers:
-            numbers[part] = len(outcome.parts)
-            outcome.parts.append(part)
+        if not recipe.stage_part.samples:
+            outcome.open_ended += not all(tokens.ends_with(stage.base.end_tokens) for tokens in whole.sequences)
         for example in useful:
             if (longest := max(map(len, example.sequences))) > most:
                 raise InputError(
                     f"{record.place}: {longest} tokens, within training.max_length ({recipe.training.max_length}), "
                     f"are more than the model was built for (max_position_embeddings {most}); lower it to {most}"
                 )
-            yield example, numbers[part]
+        yield Tokenised(record, held_out or is_held_out(values.identity, fraction), whole, useful, truncated)
 
 
 def _arranged(
@@ -182,7 +214,7 @@ def _arranged(
     training = _Selected(examples, np.flatnonzero(~held_out[parts]))
     counts = dict(zip(*np.unique(parts, return_counts=True), strict=True))
     if not len(training):
-        raise InputError(_nothing_to_train(recipe, outcome, len(examples)))
+        raise NothingToTrainError(_nothing_to_train(recipe, outcome, len(examples)))
     stage.check(training)
     if outcome.open_ended:
         _log.warning(
@@ -265,7 +297,7 @@ def _evaluation_files(recipe: Recipe) -> list[Path]:
     return [] if recipe.data.eval is None else data_files(recipe.data.eval)
 
 
-_STORE_VERSION = 2
+_STORE_VERSION = 3
 """Raise it with any change of the tokens that a record becomes, or of what is held out."""
 
 

@@ -93,7 +93,7 @@ class Stage(Generic[V]):
 
     def cut(self, whole: Example, limit: int) -> list[Example]:
         """The example with at most `limit` tokens a sequence; none where nothing is left to learn from."""
-        short = Example(tuple(tokens.part(0, limit) for tokens in whole.sequences), whole.numbers)
+        short = Example(tuple(tokens.part(0, limit) for tokens in whole.sequences), whole.numbers, whole.columns)
         return [short] if all(tokens.loss_tokens for tokens in short.sequences) else []
 
     def is_truncated(self, whole: Example, limit: int) -> bool:

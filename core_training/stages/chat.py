@@ -1,14 +1,17 @@
 """Conversations to tokens under a model's chat template, with labels on what the assistant says.
 
-The template gives text, and labels are decided on that text: by the template's own `{% generation %}` marks, or, where
-it has none, by what each of the assistant's turns adds to it.
+The template gives text, and labels are decided on that text: by the template's own `{% generation %}` marks; where it
+has none, by what each of the assistant's turns adds to it; and where it tells a turn otherwise inside a conversation
+than at its end, by where it puts the contents.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,32 +21,38 @@ from core_training.data.examples import IGNORED, Tokens
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
+from core_training.parts.data_kinds.values import Messages, Tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Messages = Sequence[dict[str, str]]
 Span = tuple[int, int]
 """Characters of a text: from the first to before the second."""
 
 
-def conversation_tokens(messages: Messages, base: BaseModel, record: Record) -> Tokens:
+def conversation_tokens(messages: Messages, base: BaseModel, record: Record, tools: Tools | None = None) -> Tokens:
     """A conversation, with labels on each of the assistant's turns and the tokens that end it."""
-    return answer_tokens([], messages, base, record)
+    return answer_tokens([], messages, base, record, tools)
 
 
-def answer_tokens(prompt: Messages, answer: Messages, base: BaseModel, record: Record) -> Tokens:
-    """A prompt and an answer to it, with labels on the assistant's turns of the answer alone."""
-    messages, tokenizer = [*prompt, *answer], base.tokenizer
-    if not tokenizer.is_fast:
+def answer_tokens(
+    prompt: Messages, answer: Messages, base: BaseModel, record: Record, tools: Tools | None = None
+) -> Tokens:
+    """A prompt and an answer to it, with labels on the assistant's turns of the answer alone.
+
+    Raises InputError where the template does not print what the record says, or prints it where it cannot be found.
+    """
+    messages, template = [*prompt, *answer], _Template(base, tools)
+    if not template.tokenizer.is_fast:
         raise InputError(
             f"model.name_or_path: {base.folder}: its tokenizer does not say which characters a token is of, so what "
             "the assistant says cannot be found; save a fast one (tokenizer.json) beside the weights"
         )
     with _template_errors(base, record):
-        text = _text(messages, tokenizer)
-        spans = _spoken(messages, len(prompt), text, tokenizer)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        text = template.text(messages)
+        _check_printed(messages, template, text)
+        spans = _spoken(messages, len(prompt), text, template)
+    encoded = template.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = np.asarray(encoded["input_ids"], dtype=np.int64)
     first, last = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
     spoken = np.zeros(len(ids), dtype=bool)
@@ -52,10 +61,12 @@ def answer_tokens(prompt: Messages, answer: Messages, base: BaseModel, record: R
     return Tokens(ids, np.where(spoken, ids, IGNORED))
 
 
-def prompt_tokens(prompt: Messages, base: BaseModel, record: Record) -> Tokens:
+def prompt_tokens(prompt: Messages, base: BaseModel, record: Record, tools: Tools | None = None) -> Tokens:
     """A prompt up to where the assistant is to speak; no labels."""
     with _template_errors(base, record):
-        text = _text(prompt, base.tokenizer, to_answer=True)
+        template = _Template(base, tools)
+        text = template.text(prompt, to_answer=True)
+        _check_printed(prompt, template, text, to_answer=True)
     ids = np.asarray(base.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
     if not len(ids):
         raise InputError(f"{record.place}: the chat template makes no token of this prompt (model.chat_template)")
@@ -76,6 +87,11 @@ def _template_errors(base: BaseModel, record: Record) -> Iterator[None]:
         yield
     except TemplateError as error:
         raise InputError(f"{refused}: {error}") from None
+    except _NotPrinted as what:
+        raise InputError(
+            f"{record.place}: the chat template (that of {base.folder}, or model.chat_template) does not print {what}; "
+            "take it out of the records, or give a template that prints it"
+        ) from None
     except _Untraceable as turn:
         raise InputError(
             f"{record.place}: the chat template tells message {turn} otherwise at the end of a conversation than "
@@ -90,52 +106,142 @@ class _Untraceable(Exception):
     """A turn that cannot be found again in the whole conversation; its number, from 1."""
 
 
-def _spoken(messages: Messages, first: int, text: str, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
-    """The spans of `text` in which the assistant speaks, in the messages from number `first` on."""
-    if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()):
-        begin = _turn_start(messages, first, text, tokenizer) if first else 0
-        return [(max(start, begin), end) for start, end in _marked(messages, tokenizer) if end > begin]
+class _NotPrinted(Exception):
+    """Something that a record says and the template leaves out."""
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The model's chat template, with the tools of one record."""
+
+    base: BaseModel
+    tools: Tools | None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.base.tokenizer
+
+    def text(self, messages: Messages, *, to_answer: bool = False) -> str:
+        tools: Any = list(self.tools) if self.tools else None
+        plain = [_plain(message) for message in messages]
+        rendered = self.tokenizer.apply_chat_template(
+            plain, tools=tools, tokenize=False, add_generation_prompt=to_answer
+        )
+        return cast(str, rendered)
+
+    def marked(self, messages: Messages) -> list[Span]:
+        """The spans that the template marks."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        rendered: Any = render_jinja_template(
+            conversations=[[_plain(message) for message in messages]],
+            tools=cast(Any, list(self.tools) if self.tools else None),
+            chat_template=self.tokenizer.get_chat_template(),
+            return_assistant_tokens_mask=True,
+            **cast(dict[str, Any], self.tokenizer.special_tokens_map),
+        )
+        _, (spans,) = rendered
+        return [(start, end) for start, end in spans]
+
+    @property
+    def marks(self) -> bool:
+        return re.search(r"\{%-?\s*generation\s*-?%\}", self.tokenizer.get_chat_template()) is not None
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    """A turn as templates know it."""
+    return {part: value for part, value in message.items() if part != "learnt" and value is not None}
+
+
+def _check_printed(messages: Messages, template: _Template, text: str, *, to_answer: bool = False) -> None:
+    """Raise _NotPrinted for what is not in the text: a turn, its reasoning or calls, the tools.
+
+    What is no text of its own is printed where the conversation without it gives another text.
+    """
+    for number, message in enumerate(messages, start=1):
+        said = message["content"].strip()
+        if said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
+            raise _NotPrinted(f"all of message {number} (of role {message['role']})")
+        for part in {"tool_calls", "reasoning_content"}.intersection(message):
+            without = [*messages[: number - 1], {**message, part: None}, *messages[number:]]
+            if template.text(without, to_answer=to_answer) == text:
+                raise _NotPrinted(f"the {part} of message {number}")
+    if template.tools and replace(template, tools=None).text(messages, to_answer=to_answer) == text:
+        raise _NotPrinted("the record's tools")
+
+
+def _is_learnt(message: dict[str, Any]) -> bool:
+    return message["role"] == "assistant" and message.get("learnt") is not False
+
+
+def _spoken(messages: Messages, first: int, text: str, template: _Template) -> list[Span]:
+    """The spans of `text` in which the assistant speaks what is to be learnt, from message number `first` on."""
     turns = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
-    return [_turn(messages, index, text, tokenizer) for index in turns]
+    if template.marks:
+        begin = _turn_start(messages, first, text, template) if first else 0
+        spans = [(max(start, begin), end) for start, end in template.marked(messages) if end > begin]
+        if all(_is_learnt(messages[index]) for index in turns):
+            return spans
+        if len(spans) != len(turns):
+            raise _Untraceable(first + 1)
+        return [span for span, index in zip(spans, turns, strict=True) if _is_learnt(messages[index])]
+    wanted = [index for index in turns if _is_learnt(messages[index])]
+    try:
+        return [_turn(messages, index, text, template) for index in wanted]
+    except _Untraceable:
+        places = _places(messages, text, template)
+        return [places[index] for index in wanted]
 
 
-def _turn(messages: Messages, index: int, text: str, tokenizer: PreTrainedTokenizerBase) -> Span:
+def _turn(messages: Messages, index: int, text: str, template: _Template) -> Span:
     """The span that an assistant's turn adds to the text before it."""
-    start = _turn_start(messages, index, text, tokenizer)
-    ending_here = _text(messages[: index + 1], tokenizer)
+    start = _turn_start(messages, index, text, template)
+    ending_here = template.text(messages[: index + 1])
     if text.startswith(ending_here):
         return start, len(ending_here)
     # Some templates tell the last turn at more length than those before it: its content, then, and what closes it.
     content = messages[index]["content"].strip()
     end = start + len(content)
-    if not text.startswith(content, start) or content not in ending_here:
+    if not content or not text.startswith(content, start) or content not in ending_here:
         raise _Untraceable(index + 1)
     closing = ending_here[ending_here.rindex(content) + len(content) :]
     shared = _shared(closing, text[end:])  # which may end inside a token
-    pieces = tokenizer(closing, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    pieces = template.tokenizer(closing, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return start, end + max((stop for _, stop in pieces if stop <= shared), default=0)
 
 
-def _turn_start(messages: Messages, index: int, text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def _turn_start(messages: Messages, index: int, text: str, template: _Template) -> int:
     """The place where the assistant begins to speak; a generation prompt may say more than the conversation has."""
-    start = _shared(_text(messages[:index], tokenizer, to_answer=True), text)
-    if start < len(_text(messages[:index], tokenizer).rstrip()):
+    start = _shared(template.text(messages[:index], to_answer=True), text)
+    if start < len(template.text(messages[:index]).rstrip()):
         raise _Untraceable(index + 1)
     return start
 
 
-def _marked(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
-    """The spans that the template marks."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+def _places(messages: Messages, text: str, template: _Template) -> list[Span]:
+    """Each message's content in the text, with the token that ends it, where one follows.
 
-    rendered: Any = render_jinja_template(
-        conversations=[list(messages)],
-        chat_template=tokenizer.get_chat_template(),
-        return_assistant_tokens_mask=True,
-        **cast(dict[str, Any], tokenizer.special_tokens_map),
-    )
-    _, (spans,) = rendered
-    return [(start, end) for start, end in spans]
+    The template prints the conversation again with a sign in the place of each content. Between the signs stands what
+    is the template's own; with the contents put back that must be the text, character by character.
+    """
+    signs = [f"\ue000{number}\ue001" for number in range(len(messages))]
+    frame = template.text([{**message, "content": sign} for message, sign in zip(messages, signs, strict=True)])
+    ends = [str(token) for token in template.tokenizer.convert_ids_to_tokens(template.base.end_tokens)]
+    places, here = [], 0
+    for number, (message, sign) in enumerate(zip(messages, signs, strict=True), start=1):
+        before, found, frame = frame.partition(sign)
+        after = frame.partition("\ue000")[0]
+        here += len(before)
+        variants = [message["content"], message["content"].strip()]
+        content = next((one for one in variants if text.startswith(before + one + after, here - len(before))), None)
+        if not found or not content:
+            raise _Untraceable(number)
+        closing = next((after.index(end) + len(end) for end in ends if after.lstrip().startswith(end)), 0)
+        places.append((here, here + len(content) + closing))
+        here += len(content)
+    if text[here:] != frame:
+        raise _Untraceable(len(messages))
+    return places
 
 
 def _shared(one: str, other: str) -> int:
@@ -143,7 +249,3 @@ def _shared(one: str, other: str) -> int:
     if other.startswith(one):
         return len(one)
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
-
-
-def _text(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, to_answer: bool = False) -> str:
-    return cast(str, tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=to_answer))

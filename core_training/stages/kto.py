@@ -35,7 +35,7 @@ class Kto(Stage[JudgedAnswer]):
     needs_reference = True
 
     def tokenise(self, record: Record, values: JudgedAnswer) -> Example:
-        own = answer_tokens(values.prompt, values.completion, self.base, record)
+        own = answer_tokens(values.prompt, values.completion, self.base, record, values.tools)
         return Example((own,), {"desirable": float(values.label)})
 
     def check(self, examples: Sequence[Example]) -> None:

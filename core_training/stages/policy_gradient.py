@@ -110,7 +110,7 @@ class PolicyGradientStage(Stage[Prompt]):
         raise NotImplementedError
 
     def tokenise(self, record: Record, values: Prompt) -> Example:
-        ids = prompt_tokens(values.prompt, self.base, record).input_ids
+        ids = prompt_tokens(values.prompt, self.base, record, values.tools).input_ids
         length = min(len(ids), self.recipe.training.max_length)
         room = min(context_length(self.base.model), self.judge.room)
         if length + self.recipe.rollout.max_new_tokens > room:
@@ -119,16 +119,16 @@ class PolicyGradientStage(Stage[Prompt]):
                 f"({self.recipe.rollout.max_new_tokens}) exceed the {room} tokens that the model or its judge takes; "
                 "lower it, or training.max_length, to which prompts are cut"
             )
-        return Example((Tokens(ids, ids.copy()),))
+        return Example((Tokens(ids, ids.copy()),), columns=self.judge.columns_of(record))
 
     def cut(self, whole: Example, limit: int) -> list[Example]:
         """The end of the prompt, where the answer follows."""
         (prompt,) = whole.sequences
-        return [Example((prompt.part(max(0, len(prompt) - limit), len(prompt)),))]
+        return [Example((prompt.part(max(0, len(prompt) - limit), len(prompt)),), columns=whole.columns)]
 
     def check(self, examples: Sequence[Example]) -> None:
         prompts = [plain_text(example.sequences[0].input_ids, self.base.tokenizer) for example in examples[:2]]
-        self.judge.try_out(prompts)
+        self.judge.try_out(prompts, [example.columns for example in examples[:2]])
 
     def weight(self, batch: Batch) -> torch.Tensor:
         """The answers' tokens in a part of a rollout."""

@@ -17,7 +17,7 @@ class PreferenceStage(Stage[PreferencePair]):
 
     def tokenise(self, record: Record, values: PreferencePair) -> Example:
         answers = (values.chosen, values.rejected)
-        chosen, rejected = (answer_tokens(values.prompt, answer, self.base, record) for answer in answers)
+        chosen, rejected = (answer_tokens(values.prompt, answer, self.base, record, values.tools) for answer in answers)
         return Example((chosen, rejected))
 
     def cut(self, whole: Example, limit: int) -> list[Example]:

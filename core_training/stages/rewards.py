@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
+import json
 import math
 import sys
 import traceback
@@ -19,6 +21,8 @@ import torch
 from torch import nn
 
 from core_training.data.examples import Batch
+from core_training.data.records import Record
+from core_training.data.rows import COLUMNS
 from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.models.base_model import BaseModel
 from core_training.models.context import UNLIMITED, context_length
@@ -45,7 +49,11 @@ class Judge(Protocol):
 
     def __call__(self, answers: Batch) -> torch.Tensor: ...
 
-    def try_out(self, prompts: Sequence[str]) -> None:
+    def columns_of(self, record: Record) -> bytes:
+        """The columns of a prompt's record that it wants beside prompt and answer, as JSON; empty for none."""
+        ...
+
+    def try_out(self, prompts: Sequence[str], columns: Sequence[bytes]) -> None:
         """Look for mistakes before training starts. Raises InputError."""
         ...
 
@@ -90,12 +98,18 @@ class ModelJudge:
         with torch.no_grad():
             return end_scores(self._model, self._model.get_submodule("score"), answers)
 
-    def try_out(self, prompts: Sequence[str]) -> None:
+    def columns_of(self, record: Record) -> bytes:
+        return b""
+
+    def try_out(self, prompts: Sequence[str], columns: Sequence[bytes]) -> None:
         """Do nothing: `load_reward_model` has looked."""
 
 
 class FunctionJudge:
-    """A function of (prompts, completions), two lists of texts, that returns a list of numbers."""
+    """A function of (prompts, completions), two lists of texts, that returns a list of numbers.
+
+    Further parameters are columns of the prompts' records, a list of values each; `**columns` takes all of them.
+    """
 
     room = UNLIMITED
     digest: str | None = None
@@ -104,21 +118,34 @@ class FunctionJudge:
         self._function = function
         self._name = name
         self._tokenizer = tokenizer
+        self._wanted, self._wants_all = _further_parameters(function)
+
+    def columns_of(self, record: Record) -> bytes:
+        """Raises InputError where a column is missing that the function cannot do without."""
+        columns = {name: value for name, value in record.fields.items() if name not in _OWN_NAMES}
+        if not self._wants_all:
+            columns = {name: value for name, value in columns.items() if name in self._wanted}
+        for name, needed in self._wanted.items():
+            if needed and name not in columns:
+                raise InputError(f"{record.place}: no column '{name}', which {_KEY} {self._name} takes")
+        return json.dumps(columns, default=str).encode() if columns else b""
 
     def __call__(self, answers: Batch) -> torch.Tensor:
+        columns = [bytes(row.tolist()).rstrip(b"\0") for row in answers[COLUMNS].cpu()] if COLUMNS in answers else []
         try:
-            return self._rewards(*texts(answers, self._tokenizer)).to(answers["input_ids"].device)
+            return self._rewards(*texts(answers, self._tokenizer), columns).to(answers["input_ids"].device)
         except InputError as error:
             raise RunError(str(error)) from None
 
-    def try_out(self, prompts: Sequence[str]) -> None:
+    def try_out(self, prompts: Sequence[str], columns: Sequence[bytes] = ()) -> None:
         """Call the function once with empty answers, which any model may give."""
-        self._rewards(list(prompts), [""] * len(prompts))
+        self._rewards(list(prompts), [""] * len(prompts), columns)
 
-    def _rewards(self, prompts: list[str], completions: list[str]) -> torch.Tensor:
+    def _rewards(self, prompts: list[str], completions: list[str], columns: Sequence[bytes]) -> torch.Tensor:
         """The function's rewards. Raises InputError without a word of the texts: others read a site's errors too."""
         try:
-            rewards = torch.tensor(list(map(float, self._function(prompts, completions))), dtype=torch.float32)
+            answered = self._function(prompts, completions, **_by_name(columns))
+            rewards = torch.tensor(list(map(float, answered)), dtype=torch.float32)
         except (Exception, SystemExit) as error:  # the function is the person's own: it may raise anything
             raise InputError(
                 f"{_KEY}: {self._name} failed: {type(error).__name__}{self._line(error)}; "
@@ -142,6 +169,27 @@ class FunctionJudge:
         file = Path(self._name.rpartition(":")[0]).absolute()
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
         return f" in line {lines[-1]}" if lines else ""
+
+
+_OWN_NAMES = ("prompt", "prompts", "completion", "completions")
+"""Columns that a function has by another name already."""
+
+
+def _further_parameters(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """The parameters behind the first two, with whether they have no default; and whether it takes any."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # one that is not written in Python
+        return {}, False
+    kinds = {one.kind for one in parameters}
+    named = [one for one in parameters[2:] if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    return {one.name: one.default is one.empty for one in named}, inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _by_name(columns: Sequence[bytes]) -> dict[str, list[Any]]:
+    """The rows' columns as lists of values; None where a row has none of that name."""
+    rows = [json.loads(row or b"{}") for row in columns]
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def load_function(target: str) -> Callable[..., Any]:

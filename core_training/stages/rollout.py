@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from core_training.data.examples import IGNORED, Batch
+from core_training.data.rows import COLUMNS
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.endings import own_settings_aside
@@ -62,7 +63,9 @@ class Sampler:
         moved = output.gather(1, (columns + shift) % output.shape[1])[:, : int(totals.max())]
         columns = columns[: moved.shape[1]]
         answered = (columns >= lengths.unsqueeze(1)) & (columns < totals.unsqueeze(1))
+        judged_by = {COLUMNS: prompts[COLUMNS].repeat_interleave(generations, dim=0)} if COLUMNS in prompts else {}
         return {
+            **judged_by,
             "input_ids": moved.masked_fill(columns >= totals.unsqueeze(1), self.pad_token_id),
             "labels": moved.masked_fill(~answered, IGNORED),
             "position_ids": columns.repeat(len(moved), 1),

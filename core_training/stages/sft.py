@@ -13,4 +13,4 @@ class Sft(LanguageStage[Conversation]):
     """Conversations under the model's chat template."""
 
     def tokenise(self, record: Record, values: Conversation) -> Example:
-        return Example((conversation_tokens(values.messages, self.base, record),))
+        return Example((conversation_tokens(values.messages, self.base, record, values.tools),))

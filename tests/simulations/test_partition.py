@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from core_training.foundation.errors import InputError
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from simulations.partition import divide
-from simulations.sites import simulated_sites
+from simulations.sites import SitePool, simulated_sites
+from strategies.messages import SITE_NAME
+from tests import tiny
 
 LABELS = ["treatment", "symptoms", "causes", "outlook"]
 
@@ -102,3 +105,30 @@ def test_two_sites_of_one_name_are_refused(
 def test_a_recipe_without_sites_says_what_to_give(make_recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(InputError, match=r"simulation.sites.*simulation.partition"):
         simulated_sites(make_recipe())
+
+
+def test_natural_sites_are_kept_apart_whatever_letters_their_values_have(caplog: pytest.LogCaptureFixture) -> None:
+    values = ["北京", "上海", "Ward A/B", "Ward A-B", "Ward-A-B", "plain"]
+    made = [Record({"text": f"{value} {i}", "ward": value}, Path("all.jsonl"), i) for value in values for i in range(2)]
+    sites = divide(made, recipe(partition="natural", by="ward"))
+    assert [len(site) for site in sites.values()] == [2] * 6
+    assert {"plain", "Ward-A-B"} < set(sites)
+    assert all(re.match(SITE_NAME, name) for name in sites)
+    assert "the site of '北京' is called site-" in caplog.text
+
+
+def test_sites_that_a_partition_left_with_nothing_to_train_take_no_part(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tiny.write_jsonl(tmp_path / "d.jsonl", tiny.questions(0, 24))
+    settings = {
+        "data": {"train": str(data), "eval_fraction": 0.5},
+        "topology": {"kind": "federated", "rounds": 1, "local_steps": 1},
+        "simulation": {"partition": "iid", "count": 12},
+    }
+    names = SitePool(make_recipe(**settings), tmp_path / "sites").names
+    assert 0 < len(names) < 12
+    assert f"{12 - len(names)} of 12 sites take no part" in caplog.text
+    settings["topology"] = {**settings["topology"], "minimum_sites": 12}
+    with pytest.raises(InputError, match="are held out for evaluation"):
+        SitePool(make_recipe(**settings), tmp_path / "sites")

@@ -8,7 +8,7 @@ from core_training.parts.data_kinds.values import Conversation
 
 
 def _read_messages(raw: Raw) -> Conversation:
-    return Conversation(conversation_of("messages", raw["messages"]))
+    return Conversation(with_system(raw, conversation_of("messages", raw["messages"])))
 
 
 def _read_conversations(raw: Raw) -> Conversation:
@@ -16,7 +16,8 @@ def _read_conversations(raw: Raw) -> Conversation:
 
 
 def _read_prompt_completion(raw: Raw) -> Conversation:
-    return Conversation([*prompt_of("prompt", raw["prompt"]), *answer_of("completion", raw["completion"])])
+    prompt = with_system(raw, prompt_of("prompt", raw["prompt"]))
+    return Conversation([*prompt, *answer_of("completion", raw["completion"])])
 
 
 def _read_alpaca(raw: Raw) -> Conversation:
@@ -24,8 +25,8 @@ def _read_alpaca(raw: Raw) -> Conversation:
 
 
 LAYOUTS = (
-    Layout(("messages",), _read_messages),
-    Layout(("prompt", "completion"), _read_prompt_completion),
+    Layout(("messages",), _read_messages, ("system",)),
+    Layout(("prompt", "completion"), _read_prompt_completion, ("system",)),
     Layout(("conversations",), _read_conversations, ("system",)),
     Layout(("instruction", "output"), _read_alpaca, ("input", "system", "history")),
 )

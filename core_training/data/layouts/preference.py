@@ -25,11 +25,18 @@ def _pair(raw: Raw, prompt: Messages) -> PreferencePair:
     answers = []
     for name in ("chosen", "rejected"):
         value = raw[name]
-        if isinstance(value, list) and len(value) > len(prompt):
-            whole = messages_of(name, value)
-            value = whole[len(prompt) :] if whole[: len(prompt)] == prompt else whole
+        if isinstance(value, list) and len(value) > 1:
+            value = _behind(prompt, messages_of(name, value))
         answers.append(answer_of(name, value))
     return _checked_pair(raw, prompt, *answers)
+
+
+def _behind(prompt: Messages, whole: Messages) -> Messages:
+    """A conversation's turns behind the prompt, which it may repeat, also without a system text."""
+    for start in (prompt, [message for message in prompt if message["role"] != "system"]):
+        if len(whole) > len(start) and whole[: len(start)] == start:
+            return whole[len(start) :]
+    return whole
 
 
 def _checked_pair(raw: Raw, prompt: Messages, chosen: Messages, rejected: Messages) -> PreferencePair:
@@ -53,11 +60,11 @@ def _margin(value: Any) -> float:
 
 
 def _read_pair(raw: Raw) -> PreferencePair:
-    return _pair(raw, prompt_of("prompt", raw["prompt"]))
+    return _pair(raw, with_system(raw, prompt_of("prompt", raw["prompt"])))
 
 
 def _read_messages_pair(raw: Raw) -> PreferencePair:
-    return _pair(raw, prompt_of("messages", raw["messages"]))
+    return _pair(raw, with_system(raw, prompt_of("messages", raw["messages"])))
 
 
 def _read_conversations_pair(raw: Raw) -> PreferencePair:
@@ -84,7 +91,8 @@ def _read_whole_pair(raw: Raw) -> PreferencePair:
     if not both_answer or both_answer[-1] == 0:
         raise ValueError("chosen and rejected do not begin with the same turns and go on with the assistant's")
     at = both_answer[-1]
-    return _checked_pair(raw, checked_prompt("prompt", chosen[:at]), chosen[at:], rejected[at:])
+    prompt = with_system(raw, checked_prompt("prompt", chosen[:at]))
+    return _checked_pair(raw, prompt, chosen[at:], rejected[at:])
 
 
 def _whole(name: str, value: Any) -> Messages:
@@ -99,9 +107,9 @@ def _whole(name: str, value: Any) -> Messages:
 
 
 LAYOUTS = (
-    Layout(("prompt", "chosen", "rejected"), _read_pair, ("margin",)),
+    Layout(("prompt", "chosen", "rejected"), _read_pair, ("system", "margin")),
     Layout(("conversations", "chosen", "rejected"), _read_conversations_pair, ("system", "margin")),
-    Layout(("messages", "chosen", "rejected"), _read_messages_pair, ("margin",)),
+    Layout(("messages", "chosen", "rejected"), _read_messages_pair, ("system", "margin")),
     Layout(("instruction", "chosen", "rejected"), _read_alpaca_pair, ("input", "system", "history", "margin")),
-    Layout(("chosen", "rejected"), _read_whole_pair, ("margin",)),
+    Layout(("chosen", "rejected"), _read_whole_pair, ("system", "margin")),
 )

@@ -19,12 +19,12 @@ def _read_prompt(raw: Raw) -> Prompt:
     messages = (
         without_last_answer(messages_of("prompt", value)) if isinstance(value, list) else prompt_of("prompt", value)
     )
-    return Prompt(checked_prompt("prompt", messages))
+    return Prompt(with_system(raw, checked_prompt("prompt", messages)))
 
 
 def _read_prompt_of_messages(raw: Raw) -> Prompt:
     messages = without_last_answer(messages_of("messages", raw["messages"]))
-    return Prompt(checked_prompt("prompt", messages))
+    return Prompt(with_system(raw, checked_prompt("prompt", messages)))
 
 
 def _read_prompt_of_conversations(raw: Raw) -> Prompt:
@@ -37,8 +37,8 @@ def _read_alpaca_prompt(raw: Raw) -> Prompt:
 
 
 LAYOUTS = (
-    Layout(("prompt",), _read_prompt),
-    Layout(("messages",), _read_prompt_of_messages),
+    Layout(("prompt",), _read_prompt, ("system",)),
+    Layout(("messages",), _read_prompt_of_messages, ("system",)),
     Layout(("conversations",), _read_prompt_of_conversations, ("system",)),
     Layout(("instruction",), _read_alpaca_prompt, ("input", "system", "history")),
 )

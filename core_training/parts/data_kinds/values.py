@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-Message = dict[str, str]
-"""A turn of a conversation: `role` and `content`."""
+Message = dict[str, Any]
+"""A turn of a conversation: `role` and `content`, texts; some also `tool_calls`, `reasoning_content`, `name` and
+`tool_call_id`, as chat templates know them, and `learnt`: False where a turn of the assistant's is not to be learnt."""
 Messages = list[Message]
+Tools = Sequence[dict[str, Any]]
+"""Descriptions of functions that the assistant may call, as chat templates know them."""
 
 
 class Values(Protocol):
@@ -40,13 +44,15 @@ class Conversation:
     """Turns, the assistant's among them."""
 
     messages: Messages
+    tools: Tools | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        if [turn["role"] for turn in self.messages] != ["user", "assistant"]:
-            return {"messages": self.messages}
-        question, answer = self.messages
-        return {"prompt": question["content"], "completion": answer["content"]}
+        messages = _said(self.messages)
+        if [turn["role"] for turn in messages] != ["user", "assistant"] or "tool_calls" in messages[1]:
+            return {"messages": messages, **_tools(self.tools)}
+        question, answer = messages
+        return {"prompt": question["content"], "completion": answer["content"], **_tools(self.tools)}
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class PreferencePair:
     chosen: Messages
     rejected: Messages
     margin: float | None = None
+    tools: Tools | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -65,6 +72,7 @@ class PreferencePair:
             "prompt": _short(self.prompt, "user"),
             "chosen": _short(self.chosen, "assistant"),
             "rejected": _short(self.rejected, "assistant"),
+            **_tools(self.tools),
         }
 
 
@@ -75,6 +83,7 @@ class JudgedAnswer:
     prompt: Messages
     completion: Messages
     label: bool
+    tools: Tools | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -82,6 +91,7 @@ class JudgedAnswer:
             "prompt": _short(self.prompt, "user"),
             "completion": _short(self.completion, "assistant"),
             "label": self.label,
+            **_tools(self.tools),
         }
 
 
@@ -90,12 +100,24 @@ class Prompt:
     """The turns before an answer."""
 
     prompt: Messages
+    tools: Tools | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"prompt": _short(self.prompt, "user")}
+        return {"prompt": _short(self.prompt, "user"), **_tools(self.tools)}
 
 
-def _short(messages: Messages, role: str) -> str | Messages:
+def _short(messages: Messages, role: str) -> Any:
     """The text of a single turn of that role; else the messages."""
-    return messages[0]["content"] if [turn["role"] for turn in messages] == [role] else messages
+    said = _said(messages)
+    alone = [turn["role"] for turn in said] == [role] and "tool_calls" not in said[0]
+    return said[0]["content"] if alone else said
+
+
+def _said(messages: Messages) -> Messages:
+    """The turns as far as they count for a record's identity."""
+    return [{part: turn[part] for part in ("role", "content", "tool_calls") if part in turn} for turn in messages]
+
+
+def _tools(tools: Tools | None) -> dict[str, Any]:
+    return {"tools": list(tools)} if tools else {}

@@ -201,7 +201,11 @@ def test_columns_that_no_stage_reads_are_named_too() -> None:
         ("sft", {"prompt": [user("a"), assistant("b")], "completion": "c"}, "the prompt ends with an assistant's turn"),
         ("sft", {"messages": [user("a"), assistant("")]}, "an assistant's turn in 'messages' is empty"),
         ("sft", {"messages": [user("a")]}, "'messages' must be a list of {role, content} with an assistant's turn"),
-        ("sft", {"conversations": [human("a"), {"from": "function_call", "value": "f"}]}, "role 'function_call'"),
+        (
+            "sft",
+            {"conversations": [human("a"), {"from": "function_call", "value": "f"}]},
+            "a function call in 'conversations' is not JSON",
+        ),
         ("sft", {"instruction": " ", "output": "b"}, "the instruction is empty"),
         *(
             ("sft", {"instruction": "a", "output": "b", "history": wrong}, "'history' must be a list of pairs")
@@ -267,3 +271,83 @@ def test_llama_factorys_own_examples_are_read_whole(name: str, stage: str, count
     for one in read:
         before = one.get("prompt") or one["messages"][:-1]
         assert before[-1]["role"] == "user"
+
+
+CALL = {"type": "function", "function": {"name": "dose_of", "arguments": {"drug": "x"}}}
+TOOL = {"type": "function", "function": {"name": "dose_of", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields"),
+    [
+        ("sft", {"messages": [user("q"), assistant("a")]}),
+        ("sft", {"prompt": "q", "completion": "a"}),
+        ("sft", {"conversations": [human("q"), gpt("a")]}),
+        ("sft", {"instruction": "q", "output": "a"}),
+        ("dpo", {"prompt": "q", "chosen": "a", "rejected": "b"}),
+        ("dpo", {"prompt": [user("q")], "chosen": [user("q"), assistant("a")], "rejected": "b"}),
+        ("dpo", {"messages": [user("q")], "chosen": "a", "rejected": "b"}),
+        ("dpo", {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}),
+        ("kto", {"prompt": "q", "completion": "a", "label": True}),
+        ("grpo", {"prompt": "q"}),
+        ("grpo", {"messages": [user("q")]}),
+    ],
+)
+def test_a_system_text_in_a_column_of_its_own_goes_before_the_turns(stage: str, fields: dict[str, Any]) -> None:
+    said = values(stage, system="Be brief.", **fields)
+    assert (said.get("messages") or said["prompt"])[:2] == [SYSTEM, user("q")]
+    assert "system" not in str(values(stage, **fields))
+
+
+def test_two_system_texts_are_refused() -> None:
+    assert "stands in the column 'system' and among the turns" in error(
+        "sft", system="Be long.", messages=[SYSTEM, user("q"), assistant("a")]
+    )
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [user("q"), {"role": "assistant", "content": None, "tool_calls": [CALL]}],
+        [user("q"), {"role": "assistant", "tool_calls": [{"name": "dose_of", "arguments": '{"drug": "x"}'}]}],
+        [human("q"), {"from": "function_call", "value": '{"name": "dose_of", "arguments": {"drug": "x"}}'}],
+    ],
+)
+def test_a_call_is_the_same_in_every_layout(turns: list[dict[str, Any]]) -> None:
+    said = values("sft", messages=turns, tools=[{"name": "dose_of", "parameters": {}}])
+    assert said["messages"] == [user("q"), {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    assert said["tools"] == [TOOL]
+
+
+def test_content_in_parts_and_thoughts_are_kept() -> None:
+    parts = [{"type": "text", "text": "Fe"}, {"type": "text", "text": "ver"}]
+    said = values("sft", messages=[user("q"), {"role": "assistant", "content": parts, "thinking": "Hm."}])
+    assert said["messages"][1] == {"role": "assistant", "content": "Fever", "reasoning_content": "Hm."}
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "loss"])
+def test_a_turn_may_say_that_it_is_not_to_be_learnt(key: str) -> None:
+    turns = [user("q"), {**assistant("wrong"), key: 0}, user("r"), {**assistant("right"), key: 1}]
+    assert values("sft", messages=turns)["messages"][1]["learnt"] is False
+    assert "learnt" not in values("sft", messages=turns)["messages"][3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"messages": [user("q"), {**assistant("a"), "weight": 0.5}]}, "weight, train or loss other than 0 and 1"),
+        ({"messages": [user("q"), {**assistant("a"), "weight": 0, "train": True}]}, "other than 0 and 1"),
+        ({"messages": [{**user("q"), "images": ["x.png"]}, assistant("a")]}, "has 'images', which cannot be used"),
+        ({"messages": [user("q"), assistant("a")], "images": ["x.png"]}, "the column 'images' cannot be used"),
+        ({"messages": [user("q"), assistant("a")], "chat_template_kwargs": {"x": 1}}, "cannot be used"),
+        ({"messages": [user("q"), {"role": "assistant", "tool_calls": "f(x)"}]}, "tool_calls that are no list"),
+        ({"messages": [user("q"), assistant("a")], "tools": "f(x)"}, "'tools' is a text that is not JSON"),
+        ({"messages": [user("q"), assistant("a")], "tools": [{"type": "function"}]}, "each with a name"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "url": "x"}]}, assistant("a")]},
+            "parts that are no texts",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_not_passed_over(fields: dict[str, Any], expected: str) -> None:
+    assert expected in error("sft", **fields)

@@ -171,3 +171,17 @@ def test_no_bytes_end_in_anything_but_records_or_an_input_error(tmp_path_factory
     path.write_bytes(data)
     with suppress(InputError):
         list(read_records(path))
+
+
+@pytest.mark.parametrize(("name", "sign"), [("d.csv", ","), ("d.csv", ";"), ("d.tsv", "\t"), ("d.csv", "|")])
+def test_the_sign_between_columns_is_seen_in_the_header(tmp_path: Path, name: str, sign: str) -> None:
+    path = tmp_path / name
+    path.write_text(f'question{sign}answer\n"One; two, or three?"{sign}Two\n', encoding="utf-8")
+    (record,) = read_records(path)
+    assert record.fields == {"question": "One; two, or three?", "answer": "Two"}
+
+
+def test_a_cell_may_be_as_long_as_a_report(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("text\nshort\n" + "long report " * 15000 + "\n")
+    assert [len(record.fields["text"]) for record in read_records(path)] == [5, 180_000]

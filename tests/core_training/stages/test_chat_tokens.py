@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,23 +107,36 @@ def test_what_closes_the_conversation_is_learnt_at_its_end_alone(base: BaseModel
     assert learnt(tokens, base) == "See the heart ward.<|end|>\n Yes, that too. <|end|>\n<|eos|>"
 
 
+def test_a_template_that_begins_otherwise_with_more_turns_is_read_by_where_it_puts_the_contents(
+    base: BaseModel,
+) -> None:
+    base.tokenizer.chat_template = "{{ messages | length }} turns: " + UNMARKED
+    first, second = TALK[-3]["content"], TALK[-1]["content"]
+    said = learnt(conversation_tokens(TALK, base, RECORD), base)
+    assert (said.count(first.strip()), said.count(second.strip())) == (1, 1)
+    assert "<|user|>" not in said
+
+
 @pytest.mark.parametrize(
-    "template",
+    ("template", "reason"),
     [
-        UNMARKED.replace("m['content'] +", "(m['content'] if loop.last else '(cut)') +"),
-        "{{ messages | length }} turns: " + UNMARKED,
+        (
+            UNMARKED.replace("m['content'] +", "(m['content'] if loop.last else '(cut)') +"),
+            "does not print all of message 2",
+        ),
+        ("{{ messages | length }}{{ messages[0]['content'] | length }} turns: " + UNMARKED, r"otherwise.*generation %"),
     ],
-    ids=["drops earlier answers", "changes its beginning"],
+    ids=["drops earlier answers", "counts letters at its beginning"],
 )
-def test_a_template_that_tells_a_turn_otherwise_later_is_refused(base: BaseModel, template: str) -> None:
+def test_a_template_that_tells_a_turn_otherwise_later_is_refused(base: BaseModel, template: str, reason: str) -> None:
     base.tokenizer.chat_template = template
-    with pytest.raises(InputError, match=r"talk.jsonl.*7.*message 2 otherwise.*generation %"):
+    with pytest.raises(InputError, match=rf"talk.jsonl.*7.*{reason}"):
         conversation_tokens(TALK, base, RECORD)
 
 
 def test_a_prompt_of_which_the_template_makes_nothing_is_refused(base: BaseModel) -> None:
     base.tokenizer.chat_template = "{% if not add_generation_prompt %}text{% endif %}"
-    with pytest.raises(InputError, match=r"talk\.jsonl, line 7: the chat template makes no token of this prompt"):
+    with pytest.raises(InputError, match=r"talk\.jsonl, line 7: .* does not print all of message 1"):
         prompt_tokens(TALK[:1], base, RECORD)
 
 
@@ -152,3 +166,50 @@ def test_an_answer_that_ends_in_spaces_does_not_label_what_follows(base: BaseMod
     finally:
         backend.post_processor = before or processors.ByteLevel(trim_offsets=False)
     assert learnt(tokens, base) == "See the heart ward.<|eos|> Yes, that too. <|eos|>"
+
+
+TOOLS = [{"type": "function", "function": {"name": "dose_of", "parameters": {}}}]
+CALLING = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m['role'] }}|>"
+    "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m['content'] }}"
+    "{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}!{% endif %}<|eos|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CALLS: list[dict[str, Any]] = [
+    {"role": "user", "content": "How much?"},
+    {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "dose_of"}}]},
+    {"role": "tool", "content": "5 mg"},
+    {"role": "assistant", "content": "Five.", "reasoning_content": "So little?"},
+]
+
+
+def test_calls_and_thoughts_are_learnt_and_results_are_not(base: BaseModel) -> None:
+    base.tokenizer.chat_template = CALLING
+    tokens = conversation_tokens(CALLS, base, RECORD, TOOLS)
+    assert base.tokenizer.decode(tokens.input_ids).startswith('[{"type"')
+    assert learnt(tokens, base) == "dose_of!<|eos|>(So little?)Five.<|eos|>"
+
+
+@pytest.mark.parametrize("template", [CALLING, CHAT_TEMPLATE], ids=["unmarked", "marked"])
+def test_a_turn_that_is_not_to_be_learnt_has_no_labels(base: BaseModel, template: str) -> None:
+    base.tokenizer.chat_template = template
+    turns = [dict(turn) for turn in TALK]
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
+    answers[0]["learnt"] = False
+    said = learnt(conversation_tokens(turns, base, RECORD), base)
+    assert answers[0]["content"] not in said
+    assert answers[1]["content"] in said
+
+
+@pytest.mark.parametrize(
+    ("left_out", "what"),
+    [
+        ("{% if tools %}{{ tools | tojson }}{% endif %}", "the record's tools"),
+        ("{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}!{% endif %}", "the tool_calls of message 2"),
+        ("{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}", "the reasoning_content of message 4"),
+    ],
+)
+def test_what_the_template_does_not_print_is_refused(base: BaseModel, left_out: str, what: str) -> None:
+    base.tokenizer.chat_template = CALLING.replace(left_out, "")
+    with pytest.raises(InputError, match=f"talk.jsonl, line 7: the chat template .* does not print {what}"):
+        conversation_tokens(CALLS, base, RECORD, TOOLS)

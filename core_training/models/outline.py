@@ -1,0 +1,36 @@
+"""A model without its weights: enough to turn records into tokens, at no cost in memory or time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from core_training.foundation.errors import InputError
+from core_training.models.base_model import BaseModel
+from core_training.models.libraries import settle_libraries
+from core_training.models.loading import load_tokenizer
+from core_training.recipe.schema import Recipe
+
+
+class Outline(BaseModel):
+    """The tokenizer of a recipe's model, and its layers without values. What depends on weights is not there."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Raises InputError where the model's folder lacks a tokenizer or a configuration."""
+        self.tokenizer = load_tokenizer(recipe)
+        settle_libraries()
+        self.folder = Path(recipe.model.name_or_path)
+        try:
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+            with torch.device("meta"):
+                self.model = AutoModelForCausalLM.from_config(config)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"model.name_or_path: {self.folder} cannot be read: {error}") from None
+        if (self.folder / "generation_config.json").is_file():
+            self.model.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+        self._known_tokens = cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
+        self.keeps_examples_apart = False

@@ -1,0 +1,136 @@
+"""Records as the model reads them: texts after template and tokenizer, what is learnt of them, and their lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.text import Text
+
+from core_training.data.examples import IGNORED, Example, Tokens
+from core_training.data.records import Record, data_files, read_records
+from core_training.foundation.errors import InputError
+from core_training.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from core_training.engine.dataset import Tokenised
+
+LOST_ANSWERS = 0.05
+"""The share of answer tokens lost to `training.max_length` from which on it is worth a warning."""
+
+_BARS = 30
+_ROWS = 8
+
+
+@dataclass
+class Lengths:
+    """Counts over the records seen; `lengths` are the tokens of each whole sequence."""
+
+    records: dict[str, int] = field(default_factory=lambda: {"train": 0, "held_out": 0})
+    lengths: list[int] = field(default_factory=list)
+    tokens: int = 0
+    learnt: int = 0
+    lost: int = 0
+    cut: int = 0
+    left_out: int = 0
+
+    def add(self, one: Tokenised) -> None:
+        """Count a record."""
+        self.records[part_of(one)] += 1
+        self.cut += one.truncated
+        self.left_out += not one.useful
+        self.lengths += [len(tokens) for tokens in one.whole.sequences]
+        kept = [tokens for example in one.useful for tokens in example.sequences]
+        learnt = sum(tokens.loss_tokens for tokens in kept)
+        self.tokens += sum(map(len, kept))
+        self.learnt += learnt
+        self.lost += sum(tokens.loss_tokens for tokens in one.whole.sequences) - learnt
+
+    @property
+    def lost_share(self) -> float:
+        """The share of the tokens to be learnt that the cut takes."""
+        return self.lost / (self.lost + self.learnt) if self.lost + self.learnt else 0.0
+
+    def lines(self, limit: int) -> Iterator[str]:
+        """The counts for a person, and a histogram of the lengths."""
+        total = sum(self.records.values())
+        yield f"{total} records: {self.records['train']} to train on, {self.records['held_out']} held out"
+        yield f"{self.tokens} tokens, of which {self.learnt} are learnt"
+        yield f"{self.cut} records cut at {limit} tokens, {self.left_out} left out with nothing to learn from"
+        if not self.lengths:
+            return
+        counts, edges = np.histogram(self.lengths, bins=min(_ROWS, max(self.lengths) - min(self.lengths) + 1))
+        yield "tokens of a sequence:"
+        for count, start, end in zip(counts, edges, edges[1:], strict=False):
+            bar = "█" * round(_BARS * count / counts.max())
+            yield f"  {int(np.ceil(start)):>7} – {int(end):<7} {bar} {count}"
+
+
+def without_labels(one: Tokenised) -> Tokenised:
+    """A prompt as it is: nothing of it is learnt, and a stage that samples marks all of it."""
+
+    def bare(example: Example) -> Example:
+        return Example(tuple(Tokens(t.input_ids, np.full_like(t.labels, IGNORED)) for t in example.sequences))
+
+    return replace(one, whole=bare(one.whole), useful=[bare(example) for example in one.useful])
+
+
+def part_of(one: Tokenised) -> str:
+    return "held_out" if one.held_out else "train"
+
+
+def records_of(recipe: Recipe) -> list[Record] | None:
+    """The records of a simulation's sites, where the recipe names them alone; None where `data.train` has them."""
+    given = recipe.simulation.sites
+    if recipe.data.train is not None:
+        return None
+    if given is None:
+        raise InputError("data.train: name the records to show; or simulation.sites")
+    patterns = list(map(str, given.values())) if isinstance(given, dict) else given
+    return [record for path in data_files(patterns) for record in read_records(path)]
+
+
+def document_of(one: Tokenised, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """A record as one JSON object."""
+    return {
+        "place": one.record.place,
+        "part": part_of(one),
+        "dropped": not one.useful,
+        "sequences": [
+            {
+                "text": tokenizer.decode(tokens.input_ids),
+                "learnt": tokenizer.decode(tokens.input_ids[_learnt(tokens)]),
+                "tokens": len(tokens),
+                "learnt_tokens": tokens.loss_tokens,
+                "cut": one.truncated,
+            }
+            for tokens in shown(one)
+        ],
+    }
+
+
+def styled(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """A sequence's text, with what is learnt in bold green."""
+    text, learnt = Text(), _learnt(tokens)
+    edges = [0, *(np.flatnonzero(np.diff(learnt.astype(int))) + 1).tolist(), len(tokens)]
+    for start, end in pairwise(edges):
+        style = "bold green" if start < len(learnt) and learnt[start] else "dim"
+        said = str(tokenizer.decode(tokens.input_ids[start:end]))
+        text.append("".join(sign if sign.isprintable() or sign == "\n" else " " for sign in said), style=style)
+    return text
+
+
+def shown(one: Tokenised) -> Sequence[Tokens]:
+    """The sequences that the model reads; those of a record that is left out, as it stands."""
+    return [tokens for example in one.useful or [one.whole] for tokens in example.sequences]
+
+
+def _learnt(tokens: Tokens) -> Any:
+    learnt = tokens.labels != IGNORED
+    learnt[:1] = False  # nothing stands before the first token to say it from
+    return learnt

@@ -38,6 +38,7 @@ NAMES = {
         "transformers:PreTrainedModel.disable_input_require_grads",
     ],
     "core_training/models/heads.py": ["transformers:PreTrainedModel.base_model_prefix"],
+    "core_training/models/scored_model.py": ["transformers:PreTrainedModel._can_set_experts_implementation"],
     "core_training/models/libraries.py": ["transformers.trainer:"],
     "core_training/models/conversation.py": ["transformers:TextStreamer.on_finalized_text"],
 }

@@ -16,7 +16,7 @@ class Rollout(Section):
     reward_function: str | None = Field(
         None,
         description="Instead: `FILE.py:name`, a function of (prompts, completions), two lists of texts, that returns "
-        "a list of numbers.",
+        "a list of numbers; further parameters are columns of the prompts' records, a list of values each.",
     )
     max_new_tokens: PositiveInt = Field(64, description="Longest answer, in tokens.")
     # Below 0.01, where the likeliest token is all but certain, logits leave the range of their type.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ import pytest
 import torch
 
 from core_training.data.examples import Example, Tokens
+from core_training.data.records import Record
 from core_training.data.rows import Collator
+from core_training.engine.engine import open_engine
 from core_training.foundation.errors import InputError, RunError
 from core_training.models.base_model import BaseModel
 from core_training.recipe.schema import Recipe
 from core_training.stages.rewards import FunctionJudge, load_judge
 from core_training.stages.rollout import Sampler, prompt_lengths, texts
+from tests import tiny
 
 MakeRecipe = Callable[..., Recipe]
 PROMPTS = [[1, 3, 40, 41, 42, 4], [1, 3, 50, 4], [7], [1, 3, 60, 61, 62, 63, 64, 65, 66, 4]]
@@ -279,3 +284,38 @@ def test_a_judge_that_fails_later_ends_the_run_and_tells_nothing_of_the_texts(
     with pytest.raises(RunError, match=message) as raised:
         judge(answers)
     assert not any(text in str(raised.value) for some in texts(answers, base.tokenizer) for text in some)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_function_is_given_the_columns_that_it_names(make_recipe: MakeRecipe, tmp_path: Path, cache: bool) -> None:
+    """Each answer with the values of its own prompt's record, through the token cache too."""
+    (tmp_path / "judge.py").write_text(
+        "def exact(prompts, completions, answer, *, level=None):\n"
+        "    assert all(str(a) in p for a, p in zip(answer, prompts)), (prompts, answer)\n"
+        "    assert level is None or set(level) <= {None, 'hard'}\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    records = [{"prompt": f"What is {i}?", "answer": i, "source": "x"} for i in range(10, 19)]
+    records[3]["level"] = "hard"
+    data = tiny.write_jsonl(tmp_path / "d.jsonl", records)
+    recipe = make_recipe(
+        stage="grpo",
+        data={"train": str(data), "columns": {}, "cache": str(tmp_path / "cache") if cache else None},
+        rollout={"reward_function": f"{tmp_path / 'judge.py'}:exact", "max_new_tokens": 3},
+    )
+    for _ in range(1 + cache):
+        engine = open_engine(recipe)
+        assert engine.train(2).steps == 2
+        engine.evaluate()
+        engine.close()
+    tiny.write_jsonl(tmp_path / "d.jsonl", [*records, {"prompt": "What?"}])
+    with pytest.raises(InputError, match=r"d\.jsonl, line 10: no column 'answer', which rollout.reward_function"):
+        open_engine(recipe)
+
+
+def test_a_function_that_takes_any_columns_is_given_all_but_its_own_names() -> None:
+    judge = FunctionJudge(lambda prompts, completions, **columns: [], "f", None)  # type: ignore[arg-type]
+    record = Record({"prompt": "p", "completion": "c", "answer": 1, "when": date(2026, 1, 2)}, Path("a.jsonl"), 1)
+    assert json.loads(judge.columns_of(record)) == {"answer": 1, "when": "2026-01-02"}
+    plain = FunctionJudge(lambda prompts, completions: [], "f", None)  # type: ignore[arg-type]
+    assert plain.columns_of(record) == b""

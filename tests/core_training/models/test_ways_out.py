@@ -84,9 +84,12 @@ def test_an_adapter_by_itself_merged_and_as_the_start_of_the_next_run(
     assert far(load_starting_model(following).model, logits) < 1e-5
 
 
-def test_a_reward_model(ended: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_reward_model(ended: Callable[..., Any], tmp_path: Path, mode: str) -> None:
     data = tiny.write_jsonl(tmp_path / "pairs.jsonl", preference_data.records("reward", 0, 12))
-    run, logits = ended("run", stage="reward", tuning={"lora": {"r": 4}}, data={"train": str(data), "columns": {}})
+    run, logits = ended(
+        "run", stage="reward", tuning={"mode": mode, "lora": {"r": 4}}, data={"train": str(data), "columns": {}}
+    )
     base = load_result(find_result(run))
     assert far(load_reward_model(run, base.vocabulary_digest), logits) < 1e-5
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from core_training.data.examples import Example, Row
 from core_training.data.formats import known_columns, read_values
+from core_training.data.reasoning import with_reasoning
 from core_training.data.records import Record, content_digest, data_files, read_records
 from core_training.data.rows import pack
 from core_training.data.token_store import TokenStore, TokenWriter, open_store
@@ -59,7 +60,7 @@ def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | 
     if recipe.data.cache is None:
         kept: list[Example] = []
         numbers: list[int] = []
-        outcome = _Outcome()
+        outcome = Outcome()
         for example, part in _examples(recipe, stage, records, outcome):
             kept.append(example)
             numbers.append(part)
@@ -67,13 +68,13 @@ def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | 
     else:
 
         def write(writer: TokenWriter) -> dict[str, Any]:
-            outcome = _Outcome()
+            outcome = Outcome()
             for example, part in _examples(recipe, stage, records, outcome):
                 writer.append(example, part)
             return asdict(outcome)
 
         store = open_store(Path(recipe.data.cache) / _digest(recipe, stage, records), write)
-        examples, parts, outcome = store, store.parts, _Outcome(**store.notes)
+        examples, parts, outcome = store, store.parts, Outcome(**store.notes)
     return _arranged(recipe, stage, examples, parts, outcome, packs=packs)
 
 
@@ -115,15 +116,22 @@ class NothingToTrainError(InputError):
 
 
 @dataclass
-class _Outcome:
+class Outcome:
     """The fate of the records. `parts` are the data's parts in order of their numbers: (held out, source)."""
 
     records: int = 0
     truncated: int = 0
     dropped: int = 0
     open_ended: int = 0
+    skipped: int = 0
+    first_error: str = ""
     files: dict[str, None] = field(default_factory=dict)
     parts: list[tuple[bool, str]] = field(default_factory=list)
+
+    def skip(self, reason: str) -> None:
+        """Count a record that cannot be read."""
+        self.skipped += 1
+        self.first_error = self.first_error or reason
 
 
 @dataclass(frozen=True)
@@ -137,22 +145,12 @@ class Tokenised:
     truncated: bool
 
 
-def tokenised_records(
-    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None = None
-) -> Iterator[Tokenised]:
-    """All records of the recipe's data (or `records` in place of `data.train`) as tokens, one at a time.
-
-    Copies of held-out records are left out. Raises InputError for a record that does not fit the stage or the model.
-    """
-    return _tokenised(recipe, stage, records, _Outcome())
-
-
 def _examples(
-    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: _Outcome
+    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: Outcome
 ) -> Iterator[tuple[Example, int]]:
     """All examples, each with the number of its part; those with nothing to learn from are left out."""
     numbers: dict[tuple[bool, str], int] = {}
-    for one in _tokenised(recipe, stage, records, outcome):
+    for one in tokenised_records(recipe, stage, records, outcome):
         part = (one.held_out, one.record.source)
         if part not in numbers:
             numbers[part] = len(outcome.parts)
@@ -161,10 +159,14 @@ def _examples(
             yield example, numbers[part]
 
 
-def _tokenised(
-    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: _Outcome
+def tokenised_records(
+    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: Outcome
 ) -> Iterator[Tokenised]:
-    """As `tokenised_records`; `outcome` counts what became of them."""
+    """All records of the recipe's data (or `records` in place of `data.train`) as tokens, one at a time.
+
+    Copies of held-out records are left out, and `outcome` counts what became of all. Raises InputError for a record
+    that does not fit the stage or the model, unless `data.on_error` has it skipped.
+    """
     evaluating = _evaluation_files(recipe)
     fraction = 0.0 if evaluating else recipe.data.eval_fraction
     # A stage that samples looks itself at what prompt and answer come to.
@@ -174,30 +176,41 @@ def _tokenised(
         ((True, record) for path in evaluating for record in read_records(path)),
         ((False, record) for record in (_training_records(recipe) if records is None else records)),
     ):
-        values = read_values(record, recipe.stage, recipe.data.columns)
         outcome.records += 1
         outcome.files[str(record.path)] = None
-        if held_out:
-            kept_for_evaluation.add(_content_digest(values.identity))
-        elif kept_for_evaluation and _content_digest(values.identity) in kept_for_evaluation:
-            outcome.dropped += 1
+        try:
+            values = read_values(record, recipe.stage, recipe.data.columns)
+            if held_out:
+                kept_for_evaluation.add(_content_digest(values.identity))
+            elif kept_for_evaluation and _content_digest(values.identity) in kept_for_evaluation:
+                outcome.dropped += 1
+                continue
+            whole = stage.tokenise(record, with_reasoning(values, recipe.data.reasoning))
+            for tokens in whole.sequences:
+                stage.base.check_tokens(tokens.input_ids, record.place)
+            useful = stage.cut(whole, recipe.training.max_length)
+            _check_lengths(recipe, record, useful, most)
+        except InputError as error:
+            if recipe.data.on_error == "stop":
+                raise
+            outcome.skip(str(error))
             continue
-        whole = stage.tokenise(record, values)
-        for tokens in whole.sequences:
-            stage.base.check_tokens(tokens.input_ids, record.place)
-        useful = stage.cut(whole, recipe.training.max_length)
         truncated = stage.is_truncated(whole, recipe.training.max_length)
         outcome.truncated += truncated
         outcome.dropped += not useful
         if not recipe.stage_part.samples:
             outcome.open_ended += not all(tokens.ends_with(stage.base.end_tokens) for tokens in whole.sequences)
-        for example in useful:
-            if (longest := max(map(len, example.sequences))) > most:
-                raise InputError(
-                    f"{record.place}: {longest} tokens, within training.max_length ({recipe.training.max_length}), "
-                    f"are more than the model was built for (max_position_embeddings {most}); lower it to {most}"
-                )
         yield Tokenised(record, held_out or is_held_out(values.identity, fraction), whole, useful, truncated)
+
+
+def _check_lengths(recipe: Recipe, record: Record, examples: Sequence[Example], most: int) -> None:
+    """Raise InputError for more tokens than the model was built to look at in one piece."""
+    longest = max((len(tokens) for example in examples for tokens in example.sequences), default=0)
+    if longest > most:
+        raise InputError(
+            f"{record.place}: {longest} tokens, within training.max_length ({recipe.training.max_length}), "
+            f"are more than the model was built for (max_position_embeddings {most}); lower it to {most}"
+        )
 
 
 def _arranged(
@@ -205,7 +218,7 @@ def _arranged(
     stage: Stage[Any],
     examples: Sequence[Example],
     parts: npt.NDArray[np.int32],
-    outcome: _Outcome,
+    outcome: Outcome,
     *,
     packs: bool,
 ) -> Dataset:
@@ -213,6 +226,13 @@ def _arranged(
     held_out = np.array([part[0] for part in outcome.parts], dtype=bool)
     training = _Selected(examples, np.flatnonzero(~held_out[parts]))
     counts = dict(zip(*np.unique(parts, return_counts=True), strict=True))
+    if outcome.skipped:
+        _log.warning(
+            "data.on_error: %d of %d records are skipped; the first: %s",
+            outcome.skipped,
+            outcome.records,
+            outcome.first_error,
+        )
     if not len(training):
         raise NothingToTrainError(_nothing_to_train(recipe, outcome, len(examples)))
     stage.check(training)
@@ -234,7 +254,9 @@ def _arranged(
             for i, (out, source) in enumerate(outcome.parts)
             if out and i in counts
         },
-        report=DataReport(len(training), len(examples) - len(training), outcome.truncated, outcome.dropped),
+        report=DataReport(
+            len(training), len(examples) - len(training), outcome.truncated, outcome.dropped + outcome.skipped
+        ),
     )
 
 
@@ -308,7 +330,8 @@ def _digest(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None)
 
     fraction = None if recipe.data.eval is not None else recipe.data.eval_fraction
     rollout = recipe.rollout.model_dump() if recipe.stage_part.samples else None
-    settings = [recipe.stage, recipe.data.columns, fraction, recipe.training.max_length, rollout]
+    data = recipe.data.model_dump(include={"columns", "on_error", "reasoning"})
+    settings = [recipe.stage, data, fraction, recipe.training.max_length, rollout, stage.further_columns]
     versions = [_STORE_VERSION, transformers.__version__, tokenizers.__version__, stage.base.tokenizer.chat_template]
     hasher = hashlib.sha256(json.dumps([settings, versions], sort_keys=True).encode())
     for path in sorted(stage.base.folder.iterdir()):
@@ -326,7 +349,7 @@ def _digest(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None)
     return hasher.hexdigest()
 
 
-def _nothing_to_train(recipe: Recipe, outcome: _Outcome, held_out: int) -> str:
+def _nothing_to_train(recipe: Recipe, outcome: Outcome, held_out: int) -> str:
     if outcome.records == 0:
         return f"data.train: {recipe.data.train} holds no record"
     files = ", ".join(sorted(outcome.files))

@@ -107,6 +107,14 @@ class Data(Section):
     columns: dict[str, str] = Field(
         default_factory=dict, description="The stage's column name: the name it has in the files, where they differ."
     )
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="A record that cannot be read ends the run, or is skipped and counted."
+    )
+    reasoning: Literal["keep", "drop", "last"] = Field(
+        "keep",
+        description="Thoughts before the assistant's words (`reasoning_content`, `<think>…</think>`): kept, left out, "
+        "or kept in the last turn alone, which is what the templates of many thinking models print.",
+    )
     cache: str | None = Field(
         None,
         description="Folder in which tokenised records are kept, by digest: they are tokenised once, and need not fit "

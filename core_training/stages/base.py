@@ -87,6 +87,11 @@ class Stage(Generic[V]):
         """SHA-256 (hex) over all that sites must have in common before they train together."""
         return self.base.initial_digest
 
+    @property
+    def further_columns(self) -> list[str]:
+        """The columns of a record that examples carry along as they are."""
+        return []
+
     def tokenise(self, record: Record, values: V) -> Example:
         """Turn a record's values into tokens, uncut. Raises InputError with its place."""
         raise NotImplementedError

@@ -90,7 +90,7 @@ def _template_errors(base: BaseModel, record: Record) -> Iterator[None]:
     except _NotPrinted as what:
         raise InputError(
             f"{record.place}: the chat template (that of {base.folder}, or model.chat_template) does not print {what}; "
-            "take it out of the records, or give a template that prints it"
+            "take it out of the records (thoughts: data.reasoning drop or last), or give a template that prints it"
         ) from None
     except _Untraceable as turn:
         raise InputError(

@@ -109,6 +109,10 @@ class PolicyGradientStage(Stage[Prompt]):
         """Add `advantages` (and whatever else the loss wants) to the parts of one rollout."""
         raise NotImplementedError
 
+    @property
+    def further_columns(self) -> list[str]:
+        return self.judge.columns
+
     def tokenise(self, record: Record, values: Prompt) -> Example:
         ids = prompt_tokens(values.prompt, self.base, record, values.tools).input_ids
         length = min(len(ids), self.recipe.training.max_length)

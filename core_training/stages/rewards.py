@@ -49,8 +49,11 @@ class Judge(Protocol):
 
     def __call__(self, answers: Batch) -> torch.Tensor: ...
 
+    columns: list[str]
+    """The columns of a prompt's record that it wants beside prompt and answer; `**` stands for all."""
+
     def columns_of(self, record: Record) -> bytes:
-        """The columns of a prompt's record that it wants beside prompt and answer, as JSON; empty for none."""
+        """These columns of a record as JSON; empty for none."""
         ...
 
     def try_out(self, prompts: Sequence[str], columns: Sequence[bytes]) -> None:
@@ -91,6 +94,7 @@ class ModelJudge:
     def __init__(self, model: PreTrainedModel, digest: str) -> None:
         self._model: nn.Module = model
         self.digest: str | None = digest
+        self.columns: list[str] = []
         self.room = context_length(model)
 
     def __call__(self, answers: Batch) -> torch.Tensor:
@@ -119,6 +123,7 @@ class FunctionJudge:
         self._name = name
         self._tokenizer = tokenizer
         self._wanted, self._wants_all = _further_parameters(function)
+        self.columns = [*self._wanted, *(["**"] if self._wants_all else [])]
 
     def columns_of(self, record: Record) -> bytes:
         """Raises InputError where a column is missing that the function cannot do without."""

@@ -33,7 +33,7 @@ def show(
 ) -> None:
     """Show records after template and tokenizer, what is learnt of them in green, and all records' lengths."""
     import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
-    from core_training.engine.dataset import tokenised_records
+    from core_training.engine.dataset import Outcome, tokenised_records
     from core_training.models.outline import Outline
     from core_training.stages.base import load_stage
     from fedloom.data_view import LOST_ANSWERS, Lengths, document_of, records_of, shown, styled, without_labels
@@ -42,9 +42,10 @@ def show(
     with results_only_on_stdout():
         base = Outline(loaded)
         stage = load_stage(loaded, base)
+    outcome = Outcome()
     lengths, most = Lengths(), loaded.training.max_length
     console = Console(highlight=False)
-    for number, one in enumerate(tokenised_records(loaded, stage, records_of(loaded))):
+    for number, one in enumerate(tokenised_records(loaded, stage, records_of(loaded), outcome)):
         one = without_labels(one) if loaded.stage_part.samples else one
         lengths.add(one)
         if as_json:
@@ -60,6 +61,9 @@ def show(
     if not as_json:
         for line in lengths.lines(most):
             console.print(plain(line), soft_wrap=True)
+    if outcome.skipped:
+        said = f"warning: {outcome.skipped} records are skipped; the first: {outcome.first_error}"
+        stderr.print(plain(said), soft_wrap=True)
     if lengths.lost_share >= LOST_ANSWERS:
         stderr.print(
             plain(

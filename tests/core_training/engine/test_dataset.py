@@ -20,6 +20,7 @@ from core_training.data.examples import IGNORED, Example, Tokens
 from core_training.data.records import Record, read_records
 from core_training.data.rows import Collator
 from core_training.engine.dataset import Dataset, is_held_out, load_dataset
+from core_training.engine.engine import open_engine
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.recipe.schema import Recipe
@@ -475,3 +476,20 @@ def test_a_data_set_of_llama_factorys_is_read_by_its_name(load: Callable[..., Da
         named = load(data={"train": str(tmp_path / f"dataset_info.json:{name}"), "columns": {}})
         assert plain(named.rows) == plain(usual.rows)[:count]
         assert named.training_sources == {"qa": count}
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_records_that_cannot_be_read_stop_the_run_or_are_skipped_and_counted(
+    make_recipe: MakeRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: bool
+) -> None:
+    records = [*tiny.questions(0, 6), {"question": "", "answer": "none"}, {"ask": "?"}, *tiny.questions(1, 3)]
+    data = {"train": str(tiny.write_jsonl(tmp_path / "d.jsonl", records)), "eval_fraction": 0.0}
+    data |= {"cache": str(tmp_path / "cache")} if cache else {}
+    with pytest.raises(InputError, match=r"d\.jsonl, line 7: "):
+        open_engine(make_recipe(data=data))
+    for _ in range(1 + cache):
+        caplog.clear()
+        engine = open_engine(make_recipe(data={**data, "on_error": "skip"}))
+        assert (engine.data_report.train_examples, engine.data_report.dropped) == (9, 2)
+        assert "2 of 11 records are skipped; the first: " in caplog.text
+        engine.close()

@@ -47,6 +47,8 @@ class Terms:
     initial_state_digest: str
     recipe_digest: str
     roster_digest: str | None
+    buffers: str | None
+    """The content of `buffers.json`, of a whole model that has buffers."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,6 @@ class Membership:
                 if self._terms is None or terms != self._terms:
                     raise ProtocolError(_difference(terms, self._terms), fatal=True)
                 if not self.layout:
-                    parse_buffers(reply.layout.get(BUFFERS, "{}"))
                     self.layout = dict(reply.layout)
                 self._joined[nodes[site]] = site
                 self._pauses.pop(nodes[site], None)
@@ -231,12 +232,18 @@ class Membership:
 
 
 def _terms_of(reply: JoinReply) -> Terms:
+    """Raises ProtocolError for buffers that are none of a model whose trained tensors these are."""
+    manifest, buffers = reply.parsed_manifest, reply.layout.get(BUFFERS)
+    names = parse_buffers(buffers or "{}").keys()
+    if names & {"__metadata__", *(tensor.name for tensor in manifest.tensors)}:
+        raise ProtocolError(f"{BUFFERS} names a trained tensor", fatal=True)
     return Terms(
-        reply.parsed_manifest,
+        manifest,
         reply.initial_digest,
         reply.initial_state_digest,
         reply.recipe_digest,
         reply.roster_digest,
+        buffers,
     )
 
 

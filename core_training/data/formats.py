@@ -43,8 +43,9 @@ _REFUSED = ("functions", "images", "image", "videos", "video", "audios", "audio"
 def _with_tools(record: Record, values: Values, columns: Mapping[str, str], read: set[str]) -> Values:
     """The values with the record's tools. Raises ValueError for columns that would be left out without a word."""
     conversation = hasattr(values, _TOOLS)
+    named = {columns.get(column, column) for column in (*read, _TOOLS)}
     for column in _REFUSED if conversation else ():
-        if column not in read and record.fields.get(column):
+        if column not in named and record.fields.get(column):
             raise ValueError(f"the column '{column}' cannot be used; leave it out of the records, or call it otherwise")
     tools = record.fields.get(columns.get(_TOOLS, _TOOLS))
     if conversation and tools and _TOOLS not in read:

@@ -11,13 +11,17 @@ from core_training.parts.data_kinds.values import Messages, Values
 Reasoning = Literal["keep", "drop", "last"]
 V = TypeVar("V", bound=Values)
 
-_THOUGHT = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
+_THOUGHT = re.compile(r"^.*?</think>\s*", re.DOTALL)
+"""Up to the end of a thought, whose beginning the prompt may have had."""
 _ANSWERS = ("chosen", "rejected", "completion")
 _LISTS = ("messages", "prompt", *_ANSWERS)
 
 
 def with_reasoning(values: V, kept: Reasoning) -> V:
-    """The values with those thoughts (`reasoning_content`, or `<think>…</think>` before the content) that are kept."""
+    """The values with those thoughts (`reasoning_content`, or `<think>…</think>` before the content) that are kept.
+
+    Raises ValueError for a thought without an end, and where nothing, or no difference, is left.
+    """
     if kept == "keep":
         return values
     changed: dict[str, Any] = {}
@@ -30,9 +34,16 @@ def with_reasoning(values: V, kept: Reasoning) -> V:
                 message if index in spared or index not in own else _without(message)
                 for index, message in enumerate(messages)
             ]
+    if "chosen" in changed and changed["chosen"] == changed["rejected"]:
+        raise ValueError("without their thoughts chosen and rejected are the same answer; a pair must differ")
     return replace(values, **changed)  # type: ignore[type-var]
 
 
 def _without(message: dict[str, Any]) -> dict[str, Any]:
     plain = {part: value for part, value in message.items() if part != "reasoning_content"}
-    return {**plain, "content": _THOUGHT.sub("", message["content"])}
+    content = _THOUGHT.sub("", message["content"])
+    if "<think>" in content:
+        raise ValueError("an assistant's turn has a thought without an end (</think>), which cannot be left out")
+    if not content.strip() and "tool_calls" not in message:
+        raise ValueError("an assistant's turn is nothing but a thought, which is to be left out (data.reasoning)")
+    return {**plain, "content": content}

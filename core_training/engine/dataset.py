@@ -27,6 +27,7 @@ from core_training.data.token_store import TokenStore, TokenWriter, open_store
 from core_training.foundation.errors import InputError
 from core_training.foundation.trainable import DataReport
 from core_training.models.context import UNLIMITED, context_length
+from core_training.parts.data_kinds.values import Values
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import Stage
 
@@ -185,7 +186,7 @@ def tokenised_records(
             elif kept_for_evaluation and _content_digest(values.identity) in kept_for_evaluation:
                 outcome.dropped += 1
                 continue
-            whole = stage.tokenise(record, with_reasoning(values, recipe.data.reasoning))
+            whole = stage.tokenise(record, _with_reasoning(recipe, record, values))
             for tokens in whole.sequences:
                 stage.base.check_tokens(tokens.input_ids, record.place)
             useful = stage.cut(whole, recipe.training.max_length)
@@ -201,6 +202,13 @@ def tokenised_records(
         if not recipe.stage_part.samples:
             outcome.open_ended += not all(tokens.ends_with(stage.base.end_tokens) for tokens in whole.sequences)
         yield Tokenised(record, held_out or is_held_out(values.identity, fraction), whole, useful, truncated)
+
+
+def _with_reasoning(recipe: Recipe, record: Record, values: Values) -> Values:
+    try:
+        return with_reasoning(values, recipe.data.reasoning)
+    except ValueError as error:
+        raise InputError(f"{record.place}: {error}") from None
 
 
 def _check_lengths(recipe: Recipe, record: Record, examples: Sequence[Example], most: int) -> None:
@@ -353,7 +361,9 @@ def _nothing_to_train(recipe: Recipe, outcome: Outcome, held_out: int) -> str:
     if outcome.records == 0:
         return f"data.train: {recipe.data.train} holds no record"
     files = ", ".join(sorted(outcome.files))
-    if outcome.dropped == outcome.records:
+    if outcome.skipped == outcome.records:
+        return f"data.train: all {outcome.records} records of {files} are skipped; the first: {outcome.first_error}"
+    if outcome.dropped + outcome.skipped == outcome.records:
         return (
             f"data.train: none of the {outcome.records} records of {files} has a token to learn within "
             f"training.max_length ({recipe.training.max_length}); raise it"

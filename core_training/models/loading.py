@@ -165,11 +165,11 @@ def _with_run(start: StartingModel, run: Path, following: tuple[Path, ...]) -> S
         tuned = tune(start.model, unquantised(result.recipe))
         parameters = trainable_parameters(tuned)
         state = read_result(result.folder, manifest_of(parameters))
+        if whole:
+            write_buffers(tuned, read_buffers(result.folder, persistent_buffers(tuned)))
     except ProtocolError as error:
         raise InputError(f"model.adapters: {run} does not fit the model: {error}") from None
     write_parameters(parameters, state)
-    if whole:
-        write_buffers(tuned, read_buffers(result.folder, persistent_buffers(tuned)))
     # The settings count too: with another lora_alpha the same tensors are another change.
     settings = json.dumps(result.recipe.tuning.model_dump(), sort_keys=True)
     parts = ["" if whole else start.digest, settings, state.digest]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
 
 Parameters = Mapping[str, Any]
@@ -55,10 +56,12 @@ def as_array(buffer: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def write_buffers(model: nn.Module, values: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Make the buffers of these names hold these values."""
+    """Make the buffers of these names hold these values. Raises ProtocolError for values of another shape."""
     buffers = persistent_buffers(model)
     for name, array in values.items():
-        buffers[name].copy_(torch.from_numpy(array).reshape(buffers[name].shape))
+        if array.shape != tuple(buffers[name].shape):
+            raise ProtocolError(f"buffer '{name}' has shape {array.shape}, the model's {tuple(buffers[name].shape)}")
+        buffers[name].copy_(torch.from_numpy(array))
 
 
 def manifest_of(parameters: Parameters) -> Manifest:

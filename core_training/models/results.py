@@ -119,7 +119,10 @@ def _load(result: Result, recipe: Recipe) -> BaseModel:
     base = BaseModel(recipe)
     write_parameters(base.trainable_parameters, trained_state(result, base))
     if result.is_whole_model:
-        write_buffers(base.model, read_buffers(result.folder, persistent_buffers(base.model)))
+        try:
+            write_buffers(base.model, read_buffers(result.folder, persistent_buffers(base.model)))
+        except ProtocolError as error:
+            raise InputError(f"{result.folder} does not fit the base model {base.folder}: {error}") from None
     base.model.eval()
     base.model.config.use_cache = True
     return base

@@ -51,7 +51,8 @@ class DataSet:
             role = value.get(tags["role_tag"])
             if not isinstance(role, str):
                 return value
-            return {"role": roles.get(role, role), "content": value[tags["content_tag"]]}
+            more = {key: one for key, one in value.items() if key not in (tags["role_tag"], tags["content_tag"])}
+            return {**more, "role": roles.get(role, role), "content": value[tags["content_tag"]]}
 
         return [turn(one) for one in value] if isinstance(value, list) else turn(value)
 

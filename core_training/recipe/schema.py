@@ -108,7 +108,9 @@ class Data(Section):
         default_factory=dict, description="The stage's column name: the name it has in the files, where they differ."
     )
     on_error: Literal["stop", "skip"] = Field(
-        "stop", description="A record that cannot be read ends the run, or is skipped and counted."
+        "stop",
+        description="A record that does not fit the stage or the model ends the run, or is skipped and counted. A file "
+        "that is damaged ends it all the same.",
     )
     reasoning: Literal["keep", "drop", "last"] = Field(
         "keep",

@@ -101,12 +101,13 @@ def write_result(
 
     prefix = ADAPTER_PREFIX if ADAPTER_CONFIG in layout else ""
     layout = dict(layout)
-    files: dict[str, dict[str, Any]] = {_weights_file(layout): parse_buffers(layout.pop(BUFFERS, "{}"))}
+    buffers, weights = parse_buffers(layout.pop(BUFFERS, "{}")), _weights_file(layout)
+    files: dict[str, dict[str, Any]] = {weights: buffers if weights == _MODEL_WEIGHTS else {}}
     for name, values in state.tensors():
         if name.startswith("value_head."):
             files.setdefault(_VALUE_HEAD_WEIGHTS, {})[name] = values
         else:
-            files[_weights_file(layout)][prefix + name] = values
+            files[weights][prefix + name] = values
     with commit_folder(folder) as scratch:
         for name, content in layout.items():
             (scratch / name).write_text(content, encoding="utf-8")

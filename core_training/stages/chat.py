@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jinja2 import TemplateError
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 """Characters of a text: from the first to before the second."""
+
+
+_SIGN = "\ue000"
+"""A letter that no text has; it stands where the template puts a content."""
 
 
 def conversation_tokens(messages: Messages, base: BaseModel, record: Record, tools: Tools | None = None) -> Tokens:
@@ -136,7 +141,7 @@ class _Template:
         rendered: Any = render_jinja_template(
             conversations=[[_plain(message) for message in messages]],
             tools=cast(Any, list(self.tools) if self.tools else None),
-            chat_template=self.tokenizer.get_chat_template(),
+            chat_template=self._source,
             return_assistant_tokens_mask=True,
             **cast(dict[str, Any], self.tokenizer.special_tokens_map),
         )
@@ -145,7 +150,12 @@ class _Template:
 
     @property
     def marks(self) -> bool:
-        return re.search(r"\{%-?\s*generation\s*-?%\}", self.tokenizer.get_chat_template()) is not None
+        return re.search(r"\{%-?\s*generation\s*-?%\}", self._source) is not None
+
+    @property
+    def _source(self) -> str:
+        """The template; some models have another one for conversations with tools."""
+        return self.tokenizer.get_chat_template(tools=cast(Any, list(self.tools) if self.tools else None))
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
@@ -154,20 +164,55 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_printed(messages: Messages, template: _Template, text: str, *, to_answer: bool = False) -> None:
-    """Raise _NotPrinted for what is not in the text: a turn, its reasoning or calls, the tools.
+    """Raise _NotPrinted for what is not in the text: a turn, its reasoning or one of its calls, the tools.
 
     What is no text of its own is printed where the conversation without it gives another text.
     """
-    for number, message in enumerate(messages, start=1):
+
+    def changes(turns: Messages, tools: Tools | None) -> bool:
+        try:
+            return replace(template, tools=tools).text(turns, to_answer=to_answer) != text
+        except Exception:  # a template may refuse a conversation that lacks it
+            return True
+
+    roles = tuple(message["role"] for message in messages)
+    for number in _numbers_passed_over(replace(template, tools=None), roles, to_answer=to_answer):
+        if messages[number]["content"].strip():
+            raise _NotPrinted(f"message {number + 1} (of role {messages[number]['role']})")
+    for number, message in enumerate(messages):
         said = message["content"].strip()
         if said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
-            raise _NotPrinted(f"all of message {number} (of role {message['role']})")
-        for part in {"tool_calls", "reasoning_content"}.intersection(message):
-            without = [*messages[: number - 1], {**message, part: None}, *messages[number:]]
-            if template.text(without, to_answer=to_answer) == text:
-                raise _NotPrinted(f"the {part} of message {number}")
-    if template.tools and replace(template, tools=None).text(messages, to_answer=to_answer) == text:
+            raise _NotPrinted(f"all of message {number + 1} (of role {message['role']})")
+        lesser: dict[str, list[Any]] = {}
+        if "reasoning_content" in message:
+            lesser["reasoning_content"] = [None]
+        if calls := message.get("tool_calls"):
+            lesser["tool_calls"] = [[*calls[:one], *calls[one + 1 :]] or None for one in range(len(calls))]
+        for part, values in lesser.items():
+            for value in values:
+                if not changes([*messages[:number], {**message, part: value}, *messages[number + 1 :]], template.tools):
+                    raise _NotPrinted(f"the {part} of message {number + 1}")
+    if template.tools and not changes(messages, None):
         raise _NotPrinted("the record's tools")
+
+
+_passed_over: WeakKeyDictionary[BaseModel, dict[str, tuple[int, ...]]] = WeakKeyDictionary()
+"""What templates leave out, by template and roles: records of one form are many."""
+
+
+def _numbers_passed_over(template: _Template, roles: tuple[str, ...], *, to_answer: bool) -> tuple[int, ...]:
+    """The numbers of the turns whose contents the template leaves out, of a conversation with these roles."""
+    known = _passed_over.setdefault(template.base, {})
+    key = repr((template.tokenizer.chat_template, roles, to_answer))
+    if key not in known:
+        signs = [f"\ue000{number}\ue001" for number in range(len(roles))]
+        turns = [{"role": role, "content": sign} for role, sign in zip(roles, signs, strict=True)]
+        try:
+            frame = template.text(turns, to_answer=to_answer)
+        except Exception:  # it takes no such conversation, or no such contents
+            frame = "".join(signs)
+        known[key] = tuple(number for number, sign in enumerate(signs) if sign not in frame)
+    return known[key]
 
 
 def _is_learnt(message: dict[str, Any]) -> bool:
@@ -185,12 +230,17 @@ def _spoken(messages: Messages, first: int, text: str, template: _Template) -> l
         if len(spans) != len(turns):
             raise _Untraceable(first + 1)
         return [span for span, index in zip(spans, turns, strict=True) if _is_learnt(messages[index])]
-    wanted = [index for index in turns if _is_learnt(messages[index])]
+    return [_turn_or_content(messages, index, text, template) for index in turns if _is_learnt(messages[index])]
+
+
+def _turn_or_content(messages: Messages, index: int, text: str, template: _Template) -> Span:
+    """An assistant's turn; of one that is told otherwise at the end of a conversation its content, if that is all."""
     try:
-        return [_turn(messages, index, text, template) for index in wanted]
+        return _turn(messages, index, text, template)
     except _Untraceable:
-        places = _places(messages, text, template)
-        return [places[index] for index in wanted]
+        if {"tool_calls", "reasoning_content"}.intersection(messages[index]):
+            raise
+        return _places(messages, text, template)[index]
 
 
 def _turn(messages: Messages, index: int, text: str, template: _Template) -> Span:
@@ -204,7 +254,7 @@ def _turn(messages: Messages, index: int, text: str, template: _Template) -> Spa
     end = start + len(content)
     if not content or not text.startswith(content, start) or content not in ending_here:
         raise _Untraceable(index + 1)
-    closing = ending_here[ending_here.rindex(content) + len(content) :]
+    closing = _closing(messages[: index + 1], ending_here, content, template)
     shared = _shared(closing, text[end:])  # which may end inside a token
     pieces = template.tokenizer(closing, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return start, end + max((stop for _, stop in pieces if stop <= shared), default=0)
@@ -212,10 +262,25 @@ def _turn(messages: Messages, index: int, text: str, template: _Template) -> Spa
 
 def _turn_start(messages: Messages, index: int, text: str, template: _Template) -> int:
     """The place where the assistant begins to speak; a generation prompt may say more than the conversation has."""
-    start = _shared(template.text(messages[:index], to_answer=True), text)
-    if start < len(template.text(messages[:index]).rstrip()):
+    prompt, before = template.text(messages[:index], to_answer=True), template.text(messages[:index]).rstrip()
+    start = _shared(prompt, text)
+    if start < len(before):
         raise _Untraceable(index + 1)
+    if start < len(prompt):  # what the prompt says more may begin as the answer does
+        first = "reasoning_content" if "reasoning_content" in messages[index] else "content"
+        marked = [*messages[:index], {**messages[index], first: _SIGN}]
+        head, found, _ = template.text(marked).partition(_SIGN)
+        if found and text.startswith(head):
+            start = min(start, len(head))
     return start
+
+
+def _closing(messages: Messages, text: str, content: str, template: _Template) -> str:
+    """What the template prints behind the content of the last message."""
+    _, found, closing = template.text([*messages[:-1], {**messages[-1], "content": _SIGN}]).partition(_SIGN)
+    if not found or not text.endswith(content + closing):
+        closing = text[text.rindex(content) + len(content) :]
+    return closing
 
 
 def _places(messages: Messages, text: str, template: _Template) -> list[Span]:

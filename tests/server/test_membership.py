@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,7 +14,7 @@ import pytest
 from core_training.recipe.schema import Recipe
 from flower_transport.in_process import InProcessGrid
 from server import membership
-from strategies.messages import Envelope, Refusal
+from strategies.messages import Envelope, JoinReply, Refusal
 from tests.server.arithmetic_sites import ArithmeticSite, events, federate
 
 
@@ -129,3 +130,45 @@ def test_a_newcomer_that_is_slow_to_join_does_not_hold_up_the_rounds(
     assert time.monotonic() - began < 20  # of a deadline of 60
     assert summary.rounds == 3
     assert {event["site"] for event in events(tmp_path / "run", "late")} == {"b"}
+
+
+class LayoutSite(ArithmeticSite):
+    """Sends a layout of its own."""
+
+    def __init__(self, layout: dict[str, str]) -> None:
+        super().__init__(1.0, 10)
+        self.sent = layout
+
+    def __call__(self, order: Envelope) -> Envelope:
+        answer = super().__call__(order)
+        if order.kind == "join":
+            return JoinReply.open(answer).model_copy(update={"layout": self.sent}).envelope()
+        return answer
+
+
+def buffers(**named: Any) -> dict[str, str]:
+    return {"config.json": "{}", "buffers.json": json.dumps(named)}
+
+
+BIAS = {"dtype": "float32", "shape": [2], "values": [0.5, 1.5]}
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (buffers(**{"layer.a": BIAS}), "names a trained tensor"),
+        (buffers(__metadata__=BIAS), "names a trained tensor"),
+        (buffers(bias={**BIAS, "shape": [3]}), "buffers.json is damaged"),
+        (buffers(bias={**BIAS, "values": [9.0, 9.0]}), "starts from something else"),
+        ({"config.json": "{}", "buffers.json": "{"}, "buffers.json is damaged"),
+    ],
+)
+def test_a_site_whose_buffers_are_not_those_of_the_others_is_turned_away(
+    tmp_path: Path, recipe: Callable[..., Recipe], odd: dict[str, str], reason: str
+) -> None:
+    """They would stand beside the trained tensors in the result."""
+    sites = {"a": LayoutSite(odd), **{name: LayoutSite(buffers(bias=BIAS)) for name in ("b", "c")}}
+    summary = federate(tmp_path / "run", recipe(minimum_sites=2), sites)
+    assert set(summary.sites) == {"b", "c"}
+    (turned_away,) = events(tmp_path / "run", "quarantined")
+    assert (turned_away["site"], reason in turned_away["reason"]) == ("a", True)

@@ -34,14 +34,22 @@ def _pair(raw: Raw, prompt: Messages) -> PreferencePair:
 def _behind(prompt: Messages, whole: Messages) -> Messages:
     """A conversation's turns behind the prompt, which it may repeat, also without a system text."""
     for start in (prompt, [message for message in prompt if message["role"] != "system"]):
-        if len(whole) > len(start) and whole[: len(start)] == start:
+        if len(whole) > len(start) and _same(whole[: len(start)], start):
             return whole[len(start) :]
     return whole
 
 
+def _same(one: Messages, other: Messages) -> bool:
+    """Whether turns say the same, whatever is to be learnt of them."""
+    plain = [[{part: m[part] for part in m if part != "learnt"} for m in messages] for messages in (one, other)]
+    return plain[0] == plain[1]
+
+
 def _checked_pair(raw: Raw, prompt: Messages, chosen: Messages, rejected: Messages) -> PreferencePair:
-    if chosen == rejected:
+    if _same(chosen, rejected):
         raise ValueError("chosen and rejected are the same answer; a pair must differ")
+    if any(message.get("learnt") is False for message in (*chosen, *rejected)):
+        raise ValueError("an answer of a pair is marked as not to be learnt (weight, train, loss)")
     return PreferencePair(prompt, chosen, rejected, _margin(raw["margin"]) if "margin" in raw else None)
 
 
@@ -78,11 +86,10 @@ def _read_alpaca_pair(raw: Raw) -> PreferencePair:
 def _read_whole_pair(raw: Raw) -> PreferencePair:
     """Two whole conversations: what they begin with in common, up to an assistant's turn, is the prompt."""
     chosen, rejected = (_whole(name, raw[name]) for name in ("chosen", "rejected"))
-    if chosen == rejected:
+    if _same(chosen, rejected):
         raise ValueError("chosen and rejected are the same answer; a pair must differ")
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
-    )
+    shorter = min(len(chosen), len(rejected))
+    shared = next((i for i in range(shorter) if not _same([chosen[i]], [rejected[i]])), shorter)
     both_answer = [
         i
         for i in range(shared + 1)

@@ -351,3 +351,17 @@ def test_a_turn_may_say_that_it_is_not_to_be_learnt(key: str) -> None:
 )
 def test_what_cannot_be_used_is_refused_and_not_passed_over(fields: dict[str, Any], expected: str) -> None:
     assert expected in error("sft", **fields)
+
+
+def test_columns_that_are_read_under_another_name_are_not_refused_by_it() -> None:
+    said = values("sft", {"tools": "functions", "prompt": "documents"}, documents="q", completion="a", functions=[TOOL])
+    assert (said["messages"][0], said["tools"]) == (user("q"), [TOOL])
+
+
+def test_marks_of_what_is_learnt_make_no_pair_of_two_answers() -> None:
+    turns = [user("q"), assistant("a")]
+    marked = [user("q"), {**assistant("a"), "weight": 0}]
+    assert "the same answer" in error("dpo", chosen=marked, rejected=turns)
+    assert "marked as not to be learnt" in error(
+        "dpo", prompt="q", chosen=[{**assistant("a"), "weight": 0}], rejected="b"
+    )

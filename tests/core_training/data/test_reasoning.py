@@ -40,3 +40,30 @@ def test_of_a_pair_the_answers_are_the_last_turns() -> None:
 
 def test_a_text_has_none() -> None:
     assert with_reasoning(Text(THOUGHT), "drop") == Text(THOUGHT)
+
+
+@pytest.mark.parametrize(
+    ("content", "left"), [("Hm.\n</think>\nYes", "Yes"), ("<think>a</think><think>b</think>No", "<think>b</think>No")]
+)
+def test_a_thought_whose_beginning_the_prompt_had_is_left_out_too(content: str, left: str) -> None:
+    if "<think>" in left:
+        with pytest.raises(ValueError, match="a thought without an end"):
+            with_reasoning(Conversation([ASKED, said(content)]), "drop")
+    else:
+        assert with_reasoning(Conversation([ASKED, said(content)]), "drop").messages[1] == said(left)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (Conversation([ASKED, said("<think>cut off")]), "a thought without an end"),
+        (Conversation([ASKED, said("<think>Hm.</think>")]), "nothing but a thought"),
+        (
+            PreferencePair([ASKED], [said("<think>a</think>Yes")], [said("<think>b</think>Yes")]),
+            "the same answer; a pair must differ",
+        ),
+    ],
+)
+def test_what_is_nothing_without_its_thoughts_is_refused(values: Conversation, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        with_reasoning(values, "drop")

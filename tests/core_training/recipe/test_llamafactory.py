@@ -431,3 +431,13 @@ def test_llama_factorys_own_entries_are_read_whole(tmp_path: Path) -> None:
         expected = [tiny.said(read_values(record, stage, {})) for record in plain]
         assert canonical(tmp_path, f"{name}_en_demo", stage) == expected
         assert len(expected) == count
+
+
+def test_what_turns_say_besides_role_and_content_is_kept(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+    (tmp_path / "d.json").write_text(json.dumps([{"messages": turns}]))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    entry = {"file_name": "d.json", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"own": entry}))
+    (record,) = read_records(Path(f"{tmp_path}/dataset_info.json:own"))
+    assert record.fields["conversations"][1] == turns[1]

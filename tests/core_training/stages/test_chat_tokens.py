@@ -122,7 +122,7 @@ def test_a_template_that_begins_otherwise_with_more_turns_is_read_by_where_it_pu
     [
         (
             UNMARKED.replace("m['content'] +", "(m['content'] if loop.last else '(cut)') +"),
-            "does not print all of message 2",
+            "does not print message 2",
         ),
         ("{{ messages | length }}{{ messages[0]['content'] | length }} turns: " + UNMARKED, r"otherwise.*generation %"),
     ],
@@ -136,7 +136,7 @@ def test_a_template_that_tells_a_turn_otherwise_later_is_refused(base: BaseModel
 
 def test_a_prompt_of_which_the_template_makes_nothing_is_refused(base: BaseModel) -> None:
     base.tokenizer.chat_template = "{% if not add_generation_prompt %}text{% endif %}"
-    with pytest.raises(InputError, match=r"talk\.jsonl, line 7: .* does not print all of message 1"):
+    with pytest.raises(InputError, match=r"talk\.jsonl, line 7: .* does not print message 1"):
         prompt_tokens(TALK[:1], base, RECORD)
 
 
@@ -213,3 +213,67 @@ def test_what_the_template_does_not_print_is_refused(base: BaseModel, left_out: 
     base.tokenizer.chat_template = CALLING.replace(left_out, "")
     with pytest.raises(InputError, match=f"talk.jsonl, line 7: the chat template .* does not print {what}"):
         conversation_tokens(CALLS, base, RECORD, TOOLS)
+
+
+QWEN = (
+    "{% for m in messages %}<|user|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>assistant\n<think>\n{% endif %}"
+)
+
+
+def asked_and_said(*answers: str) -> list[dict[str, Any]]:
+    return [
+        turn
+        for answer in answers
+        for turn in ({"role": "user", "content": "q"}, {"role": "assistant", "content": answer})
+    ]
+
+
+@pytest.mark.parametrize("answer", ["<5 mg/L", "<think", "e", "end", "|"])
+def test_an_answer_is_learnt_whole_whatever_it_begins_with(base: BaseModel, answer: str) -> None:
+    """The generation prompt opens a thought, which the conversation does not have."""
+    base.tokenizer.chat_template = QWEN
+    said = learnt(conversation_tokens(asked_and_said(answer, "Two."), base, RECORD), base)
+    assert said == f"{answer}<|end|>\nTwo.<|end|>\n"
+
+
+def test_one_turn_that_is_found_otherwise_takes_nothing_from_the_others(base: BaseModel) -> None:
+    base.tokenizer.chat_template = THINKING
+    turns = asked_and_said(" One.", "Two.")
+    turns[1:1] = [
+        {"role": "assistant", "content": "Wait.", "tool_calls": [{"type": "function", "function": {"name": "f"}}]},
+        {"role": "user", "content": "r"},
+    ]
+    base.tokenizer.chat_template = QWEN
+    said = learnt(conversation_tokens(turns, base, RECORD), base)
+    assert said == "Wait.<call>f</call><|end|>\n One.<|end|>\nTwo.<|end|>\n"
+
+
+def test_a_turn_that_the_template_passes_over_is_missed_though_another_says_the_same(base: BaseModel) -> None:
+    base.tokenizer.chat_template = QWEN.replace("messages %}", "messages if m.role != 'tool' %}")
+    turns = [
+        *asked_and_said("Look."),
+        {"role": "tool", "content": "7.4"},
+        {"role": "assistant", "content": "It is 7.4"},
+    ]
+    with pytest.raises(InputError, match=r"does not print message 3 \(of role tool\)"):
+        conversation_tokens(turns, base, RECORD)
+
+
+def test_each_of_several_calls_is_printed_or_the_record_is_refused(base: BaseModel) -> None:
+    calls = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    turns = asked_and_said("Look.")
+    turns[1]["tool_calls"] = calls
+    base.tokenizer.chat_template = QWEN
+    assert learnt(conversation_tokens(turns, base, RECORD), base) == "Look.<call>f</call><call>g</call><|end|>\n"
+    base.tokenizer.chat_template = QWEN.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+    with pytest.raises(InputError, match="does not print the tool_calls of message 2"):
+        conversation_tokens(turns, base, RECORD)
+
+
+def test_labels_are_of_the_template_for_tools_where_a_model_has_two(base: BaseModel) -> None:
+    base.tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": "{{ tools | tojson }}" + CHAT_TEMPLATE}
+    tokens = conversation_tokens(TALK, base, RECORD, TOOLS)
+    assert learnt(tokens, base) == learnt(conversation_tokens(TALK, base, RECORD), base)
+    assert base.tokenizer.decode(tokens.input_ids).startswith('[{"type"')

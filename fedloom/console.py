@@ -75,7 +75,12 @@ def results_only_on_stdout() -> Iterator[None]:
 
 def plain(text: str) -> str:
     """A site's text without control characters, for rich to print as it is."""
-    return escape("".join(letter if letter.isprintable() else " " for letter in text))
+    return escape(printable(text))
+
+
+def printable(text: str, kept: str = "") -> str:
+    """A text without control characters but those in `kept`."""
+    return "".join(letter if letter.isprintable() or letter in kept else " " for letter in text)
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from core_training.data.examples import IGNORED, Example, Tokens
 from core_training.data.records import Record, data_files, read_records
 from core_training.foundation.errors import InputError
 from core_training.recipe.schema import Recipe
+from fedloom.console import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,8 +121,7 @@ def styled(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Text:
     edges = [0, *(np.flatnonzero(np.diff(learnt.astype(int))) + 1).tolist(), len(tokens)]
     for start, end in pairwise(edges):
         style = "bold green" if start < len(learnt) and learnt[start] else "dim"
-        said = str(tokenizer.decode(tokens.input_ids[start:end]))
-        text.append("".join(sign if sign.isprintable() or sign == "\n" else " " for sign in said), style=style)
+        text.append(printable(str(tokenizer.decode(tokens.input_ids[start:end])), kept="\n"), style=style)
     return text
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from core_training.data.layout import Layout
 from core_training.data.records import Record
-from core_training.data.turns import tools_of
+from core_training.data.turns import MEDIA, tools_of
 from core_training.foundation.errors import InputError
 from core_training.parts.data_kinds import DATA_KINDS, TEXT
 from core_training.parts.data_kinds.values import Values
@@ -36,7 +36,7 @@ def read_values(record: Record, stage: str, columns: Mapping[str, str]) -> Value
 
 
 _TOOLS = "tools"
-_REFUSED = ("functions", "images", "image", "videos", "video", "audios", "audio", "documents", "chat_template_kwargs")
+_REFUSED = (*MEDIA, "functions", "chat_template_kwargs")
 """Columns that say something of a conversation, and that nothing here can use."""
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from core_training.parts.data_kinds.values import Messages, Values
+from core_training.recipe.schema import Reasoning
 
-Reasoning = Literal["keep", "drop", "last"]
 V = TypeVar("V", bound=Values)
 
 _THOUGHT = re.compile(r"^.*?</think>\s*", re.DOTALL)
 """Up to the end of a thought, whose beginning the prompt may have had."""
-_ANSWERS = ("chosen", "rejected", "completion")
-_LISTS = ("messages", "prompt", *_ANSWERS)
+_LISTS = ("messages", "prompt", "chosen", "rejected", "completion")
 
 
 def with_reasoning(values: V, kept: Reasoning) -> V:

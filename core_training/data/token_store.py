@@ -40,7 +40,7 @@ class TokenWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
-        self._tokens = self._sequences = self._examples = self._column_bytes = 0
+        self._tokens = self._sequences = self._examples = 0
         for name in (_INPUT_IDS, _LABELS, _SEQUENCES, _EXAMPLES, _PARTS):
             self._open(name)
         self._put(_SEQUENCES, np.int64(0))
@@ -63,8 +63,7 @@ class TokenWriter:
             self._put(_COLUMN_ENDS, np.zeros(self._examples + 1, dtype=np.int64))
         if _COLUMNS in self._files:
             self._files[_COLUMNS].write(example.columns)
-            self._column_bytes += len(example.columns)
-            self._put(_COLUMN_ENDS, np.int64(self._column_bytes))
+            self._put(_COLUMN_ENDS, np.int64(self._files[_COLUMNS].tell()))
         self._put(_PARTS, np.int32(part))
         self._examples += 1
         self._put(_EXAMPLES, np.int64(self._sequences))

@@ -35,7 +35,8 @@ _CALLING = ("function_call", "tool_call")
 """ShareGPT's roles of an assistant's turn that calls a function."""
 
 _KEPT = ("tool_calls", "reasoning_content", "name", "tool_call_id")
-_REFUSED = ("images", "image", "audio", "audios", "video", "videos", "documents", "function_call", "prefix")
+MEDIA = ("images", "image", "audio", "audios", "video", "videos", "documents")
+_REFUSED = (*MEDIA, "function_call", "prefix")
 """Parts of a turn that say something, and that nothing here can use."""
 
 

@@ -37,7 +37,7 @@ from core_training.models.results import trained_state
 from core_training.recipe.schema import Recipe
 from core_training.runs.checkpoints import NOTES_FILE, STATE_FILE, read_checkpoint
 from core_training.runs.finished_run import Result
-from core_training.runs.result_format import write_result
+from core_training.runs.result_format import MODEL_CONFIG, write_result
 from core_training.stages.base import Stage, load_stage
 
 _LOOP_FOLDER = "loop"
@@ -196,7 +196,7 @@ class Engine:
         if accelerator.is_main_process:
             layout = layout_files(self._base, self._recipe, self._recipe.model.name_or_path)
             write_result(state, layout, folder, self._base.tokenizer)
-            if folder.name == "model" and self._deepspeed_engine is None:
+            if MODEL_CONFIG in layout and self._deepspeed_engine is None:
                 check_written(self._base.model, folder)
         accelerator.wait_for_everyone()
 

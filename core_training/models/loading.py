@@ -165,8 +165,7 @@ def _with_run(start: StartingModel, run: Path, following: tuple[Path, ...]) -> S
         tuned = tune(start.model, unquantised(result.recipe))
         parameters = trainable_parameters(tuned)
         state = read_result(result.folder, manifest_of(parameters))
-        if whole:
-            write_buffers(tuned, read_buffers(result.folder, persistent_buffers(tuned)))
+        restore_buffers(tuned, result)
     except ProtocolError as error:
         raise InputError(f"model.adapters: {run} does not fit the model: {error}") from None
     write_parameters(parameters, state)
@@ -175,6 +174,12 @@ def _with_run(start: StartingModel, run: Path, following: tuple[Path, ...]) -> S
     parts = ["" if whole else start.digest, settings, state.digest]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return StartingModel(merged(tuned), str(run) if whole else f"{start.name} + {run}", digest)
+
+
+def restore_buffers(model: PreTrainedModel, result: Result) -> None:
+    """Give a model the buffers of a whole model that was trained. Raises ProtocolError for those of another shape."""
+    if result.is_whole_model:
+        write_buffers(model, read_buffers(result.folder, persistent_buffers(model)))
 
 
 def _member(run: Path, following: tuple[Path, ...]) -> Result:

@@ -16,9 +16,9 @@ from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
 from core_training.models.endings import generation_settings, own_settings_aside
 from core_training.models.export import served_padding
-from core_training.models.loading import load_tokenizer, unquantised
+from core_training.models.loading import load_tokenizer, restore_buffers, unquantised
 from core_training.models.merging import merged
-from core_training.models.parameters import persistent_buffers, write_buffers, write_parameters
+from core_training.models.parameters import write_parameters
 from core_training.models.probe import check_written
 from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.schema import Recipe
@@ -28,7 +28,6 @@ from core_training.runs.result_format import (
     ADAPTER_PREFIX,
     ADAPTER_WEIGHTS,
     GENERATION_CONFIG,
-    read_buffers,
     read_origin,
     read_result,
 )
@@ -118,11 +117,10 @@ def _load(result: Result, recipe: Recipe) -> BaseModel:
     _require_base(result, "name it with --base DIR (paths are relative to the folder a command is run in)")
     base = BaseModel(recipe)
     write_parameters(base.trainable_parameters, trained_state(result, base))
-    if result.is_whole_model:
-        try:
-            write_buffers(base.model, read_buffers(result.folder, persistent_buffers(base.model)))
-        except ProtocolError as error:
-            raise InputError(f"{result.folder} does not fit the base model {base.folder}: {error}") from None
+    try:
+        restore_buffers(base.model, result)
+    except ProtocolError as error:
+        raise InputError(f"{result.folder} does not fit the base model {base.folder}: {error}") from None
     base.model.eval()
     base.model.config.use_cache = True
     return base

@@ -91,6 +91,9 @@ class Tuning(Parted):
     mode: ModeName = Field("lora", description="full | freeze | lora | qlora.")
 
 
+Reasoning = Literal["keep", "drop", "last"]
+
+
 class Data(Section):
     """Training and evaluation records."""
 
@@ -112,7 +115,7 @@ class Data(Section):
         description="A record that does not fit the stage or the model ends the run, or is skipped and counted. A file "
         "that is damaged ends it all the same.",
     )
-    reasoning: Literal["keep", "drop", "last"] = Field(
+    reasoning: Reasoning = Field(
         "keep",
         description="Thoughts before the assistant's words (`reasoning_content`, `<think>…</think>`): kept, left out, "
         "or kept in the last turn alone, which is what the templates of many thinking models print.",

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """Characters of a text: from the first to before the second."""
 
-
 _SIGN = "\ue000"
 """A letter that no text has; it stands where the template puts a content."""
 
@@ -84,18 +83,16 @@ def _template_errors(base: BaseModel, record: Record) -> Iterator[None]:
         raise InputError(
             f"model.name_or_path: {base.folder} has no chat template; give one with model.chat_template: FILE.jinja"
         )
-    refused = (
-        f"{record.place}: the chat template (that of {base.folder}, or model.chat_template) does not take this "
-        "conversation"
-    )
+    template = f"{record.place}: the chat template (that of {base.folder}, or model.chat_template)"
+    refused = f"{template} does not take this conversation"
     try:
         yield
     except TemplateError as error:
         raise InputError(f"{refused}: {error}") from None
     except _NotPrinted as what:
         raise InputError(
-            f"{record.place}: the chat template (that of {base.folder}, or model.chat_template) does not print {what}; "
-            "take it out of the records (thoughts: data.reasoning drop or last), or give a template that prints it"
+            f"{template} does not print {what}; take it out of the records (thoughts: data.reasoning "
+            "drop or last), or give a template that prints it"
         ) from None
     except _Untraceable as turn:
         raise InputError(
@@ -141,7 +138,7 @@ class _Template:
         rendered: Any = render_jinja_template(
             conversations=[[_plain(message) for message in messages]],
             tools=cast(Any, list(self.tools) if self.tools else None),
-            chat_template=self._source,
+            chat_template=self.source,
             return_assistant_tokens_mask=True,
             **cast(dict[str, Any], self.tokenizer.special_tokens_map),
         )
@@ -150,10 +147,10 @@ class _Template:
 
     @property
     def marks(self) -> bool:
-        return re.search(r"\{%-?\s*generation\s*-?%\}", self._source) is not None
+        return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
     @property
-    def _source(self) -> str:
+    def source(self) -> str:
         """The template; some models have another one for conversations with tools."""
         return self.tokenizer.get_chat_template(tools=cast(Any, list(self.tools) if self.tools else None))
 
@@ -196,23 +193,29 @@ def _check_printed(messages: Messages, template: _Template, text: str, *, to_ans
         raise _NotPrinted("the record's tools")
 
 
-_passed_over: WeakKeyDictionary[BaseModel, dict[str, tuple[int, ...]]] = WeakKeyDictionary()
-"""What templates leave out, by template and roles: records of one form are many."""
+_Form = tuple[str, tuple[str, ...], bool]
+_passed_over: WeakKeyDictionary[BaseModel, dict[_Form, tuple[int, ...]]] = WeakKeyDictionary()
+"""What templates leave out, by template, roles, and whether a prompt ends it: records of one form are many."""
 
 
 def _numbers_passed_over(template: _Template, roles: tuple[str, ...], *, to_answer: bool) -> tuple[int, ...]:
     """The numbers of the turns whose contents the template leaves out, of a conversation with these roles."""
     known = _passed_over.setdefault(template.base, {})
-    key = repr((template.tokenizer.chat_template, roles, to_answer))
+    key = (template.source, roles, to_answer)
     if key not in known:
-        signs = [f"\ue000{number}\ue001" for number in range(len(roles))]
-        turns = [{"role": role, "content": sign} for role, sign in zip(roles, signs, strict=True)]
+        signs, turns = _signed([{"role": role} for role in roles])
         try:
             frame = template.text(turns, to_answer=to_answer)
         except Exception:  # it takes no such conversation, or no such contents
             frame = "".join(signs)
         known[key] = tuple(number for number, sign in enumerate(signs) if sign not in frame)
     return known[key]
+
+
+def _signed(messages: Messages) -> tuple[list[str], Messages]:
+    """A sign for each message, and the messages with it in the place of the content."""
+    signs = [f"{_SIGN}{number}\ue001" for number in range(len(messages))]
+    return signs, [{**message, "content": sign} for message, sign in zip(messages, signs, strict=True)]
 
 
 def _is_learnt(message: dict[str, Any]) -> bool:
@@ -289,13 +292,13 @@ def _places(messages: Messages, text: str, template: _Template) -> list[Span]:
     The template prints the conversation again with a sign in the place of each content. Between the signs stands what
     is the template's own; with the contents put back that must be the text, character by character.
     """
-    signs = [f"\ue000{number}\ue001" for number in range(len(messages))]
-    frame = template.text([{**message, "content": sign} for message, sign in zip(messages, signs, strict=True)])
+    signs, turns = _signed(messages)
+    frame = template.text(turns)
     ends = [str(token) for token in template.tokenizer.convert_ids_to_tokens(template.base.end_tokens)]
     places, here = [], 0
     for number, (message, sign) in enumerate(zip(messages, signs, strict=True), start=1):
         before, found, frame = frame.partition(sign)
-        after = frame.partition("\ue000")[0]
+        after = frame.partition(_SIGN)[0]
         here += len(before)
         variants = [message["content"], message["content"].strip()]
         content = next((one for one in variants if text.startswith(before + one + after, here - len(before))), None)

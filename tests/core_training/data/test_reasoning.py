@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from core_training.data.reasoning import Reasoning, with_reasoning
+from core_training.data.reasoning import with_reasoning
 from core_training.parts.data_kinds.values import Conversation, PreferencePair, Text
+from core_training.recipe.schema import Reasoning
 
 THOUGHT = "<think>\nHm.\n</think>\n\n"
 

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from core_training.foundation.errors import InputError
+from core_training.models.chat_template import named_template, template_names
 from core_training.parts.section import Section
 from core_training.recipe.schema import DeepSpeed, Recipe, Simulation
 from security.secure_aggregation.terms import Minimums
@@ -77,8 +78,11 @@ class SiteConfig(Section):
 
         Raises InputError when the recipe names something that the site does not list, or a path of the site.
         """
-        if recipe.model.chat_template is not None:
-            raise InputError("model.chat_template: a recipe from outside cannot name a file of this site")
+        if (template := recipe.model.chat_template) is not None and named_template(template) is None:
+            raise InputError(
+                "model.chat_template: a recipe from outside cannot name a file of this site; it can name a published "
+                f"template ({', '.join(template_names())})"
+            )
         if recipe.deepspeed.config is not None:
             raise InputError("deepspeed.config: a recipe from outside cannot name a file of this site")
         if recipe.data.cache is not None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import core_training.foundation.environment  # noqa: F401
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from core_training.data.examples import Row
     from core_training.recipe.schema import Recipe
     from core_training.stages.base import Stage
@@ -47,24 +49,35 @@ def write_jsonl(path: Path, records: list[dict[str, str]]) -> Path:
     return path
 
 
-def make_model(folder: Path, vocabulary: int = 400, width: int = 32) -> Path:
-    """Save a Llama of two layers with random weights and a byte-level tokenizer."""
-    import torch
+def tiny_tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator((f"{r['question']} {r['answer']}" for r in questions(0, 100)), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|eos|>"
     )
     fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_model(folder: Path, vocabulary: int = 400, width: int = 32) -> Path:
+    """Save a Llama of two layers with random weights and a byte-level tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fast = tiny_tokenizer(vocabulary)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),

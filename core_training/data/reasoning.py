@@ -6,14 +6,13 @@ import re
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from core_training.parts.data_kinds.values import Messages, Values
+from core_training.parts.data_kinds.values import CONVERSATIONS, Messages, Values
 from core_training.recipe.schema import Reasoning
 
 V = TypeVar("V", bound=Values)
 
 _THOUGHT = re.compile(r"^.*?</think>\s*", re.DOTALL)
 """Up to the end of a thought, whose beginning the prompt may have had."""
-_LISTS = ("messages", "prompt", "chosen", "rejected", "completion")
 
 
 def with_reasoning(values: V, kept: Reasoning) -> V:
@@ -25,7 +24,7 @@ def with_reasoning(values: V, kept: Reasoning) -> V:
         return values
     changed: dict[str, Any] = {}
     for part in fields(values):  # type: ignore[arg-type]
-        if part.name in _LISTS:
+        if part.name in CONVERSATIONS:
             messages: Messages = getattr(values, part.name)
             own = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
             spared = own[-1:] if kept == "last" and part.name != "prompt" else []

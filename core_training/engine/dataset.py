@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core_training.data.examples import Example, Row
+from core_training.data.folding import folded
 from core_training.data.formats import known_columns, read_values
 from core_training.data.reasoning import with_reasoning
 from core_training.data.records import Record, content_digest, data_files, read_records
@@ -124,6 +125,7 @@ class Outcome:
     truncated: int = 0
     dropped: int = 0
     open_ended: int = 0
+    folded: int = 0
     skipped: int = 0
     first_error: str = ""
     files: dict[str, None] = field(default_factory=dict)
@@ -186,7 +188,9 @@ def tokenised_records(
             elif kept_for_evaluation and _content_digest(values.identity) in kept_for_evaluation:
                 outcome.dropped += 1
                 continue
-            whole = stage.tokenise(record, _with_reasoning(recipe, record, values))
+            thought = _with_reasoning(recipe, record, values)
+            said = _folded(stage, thought)
+            whole = stage.tokenise(record, said)
             for tokens in whole.sequences:
                 stage.base.check_tokens(tokens.input_ids, record.place)
             useful = stage.cut(whole, recipe.training.max_length)
@@ -198,6 +202,7 @@ def tokenised_records(
             continue
         truncated = stage.is_truncated(whole, recipe.training.max_length)
         outcome.truncated += truncated
+        outcome.folded += said is not thought
         outcome.dropped += not useful
         if not recipe.stage_part.samples:
             outcome.open_ended += not all(tokens.ends_with(stage.base.end_tokens) for tokens in whole.sequences)
@@ -209,6 +214,14 @@ def _with_reasoning(recipe: Recipe, record: Record, values: Values) -> Values:
         return with_reasoning(values, recipe.data.reasoning)
     except ValueError as error:
         raise InputError(f"{record.place}: {error}") from None
+
+
+def _folded(stage: Stage[Any], values: Values) -> Values:
+    """The values with the turns that the chat template takes."""
+    template = stage.base.chat_template
+    if not template.exists:
+        return values
+    return folded(values, system=not template.takes_system, repeats=not template.takes_repeats)
 
 
 def _check_lengths(recipe: Recipe, record: Record, examples: Sequence[Example], most: int) -> None:
@@ -244,6 +257,13 @@ def _arranged(
     if not len(training):
         raise NothingToTrainError(_nothing_to_train(recipe, outcome, len(examples)))
     stage.check(training)
+    if outcome.folded:
+        _log.warning(
+            "data: in %d of %d records a system text stands at the beginning of the user's words, or a speaker's turns "
+            "in a row are one: the chat template takes no others (model.chat_template)",
+            outcome.folded,
+            outcome.records,
+        )
     if outcome.open_ended:
         _log.warning(
             "data: %d of %d records are learnt without a token that ends an answer, and teach the model not to stop; "
@@ -327,7 +347,7 @@ def _evaluation_files(recipe: Recipe) -> list[Path]:
     return [] if recipe.data.eval is None else data_files(recipe.data.eval)
 
 
-_STORE_VERSION = 3
+_STORE_VERSION = 4
 """Raise it with any change of the tokens that a record becomes, or of what is held out."""
 
 
@@ -338,9 +358,9 @@ def _digest(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None)
 
     fraction = None if recipe.data.eval is not None else recipe.data.eval_fraction
     rollout = recipe.rollout.model_dump() if recipe.stage_part.samples else None
-    data = recipe.data.model_dump(include={"columns", "on_error", "reasoning"})
+    data = recipe.data.model_dump(include={"columns", "on_error", "reasoning", "loss_on"})
     settings = [recipe.stage, data, fraction, recipe.training.max_length, rollout, stage.further_columns]
-    versions = [_STORE_VERSION, transformers.__version__, tokenizers.__version__, stage.base.tokenizer.chat_template]
+    versions = [_STORE_VERSION, transformers.__version__, tokenizers.__version__, stage.base.chat_template.digest]
     hasher = hashlib.sha256(json.dumps([settings, versions], sort_keys=True).encode())
     for path in sorted(stage.base.folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".txt"):  # the tokenizer, and what its model takes

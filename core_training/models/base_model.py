@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +18,7 @@ from torch import nn
 
 from core_training.foundation.errors import InputError
 from core_training.foundation.state import Manifest, TrainableState
+from core_training.models.chat_template import ChatTemplate
 from core_training.models.endings import end_tokens
 from core_training.models.heads import innermost
 from core_training.models.libraries import settle_libraries
@@ -45,6 +47,7 @@ class BaseModel:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe)
         settle_libraries()
         self.folder = Path(recipe.model.name_or_path)
+        self._day = date.fromisoformat(recipe.model.chat_date)
         start = load_starting_model(recipe)
         self._known_tokens = cast(nn.Embedding, start.model.get_input_embeddings()).num_embeddings
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
@@ -80,7 +83,12 @@ class BaseModel:
     @cached_property
     def end_tokens(self) -> list[int]:
         """The tokens that end an answer; the tokenizer's eos is the first."""
-        return end_tokens(innermost(self.model), self.tokenizer)
+        return end_tokens(innermost(self.model), self.chat_template)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template under which records and prompts are read."""
+        return ChatTemplate(self.tokenizer, self._day)
 
     @cached_property
     def trainable_parameters(self) -> dict[str, Any]:
@@ -122,7 +130,7 @@ class BaseModel:
         That is the base with earlier runs merged in, how its frozen weights are held, the initial state, and what
         turns a conversation into tokens.
         """
-        spoken = [self.vocabulary_digest, str(self.tokenizer.chat_template)]
+        spoken = [self.vocabulary_digest, self.chat_template.digest]
         parts = [self.initial_state.digest, self.base_digest, self._frozen_digest, *spoken]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -53,7 +53,7 @@ class Conversation:
 
     @property
     def has_template(self) -> bool:
-        return bool(self._tokenizer.chat_template)
+        return self._base.chat_template.exists
 
     def reply(self, text: str, on_text: Callable[[str], None] = lambda _: None) -> Answer:
         """The model's answer to `text`; `on_text` gets it piece by piece, in whole words.
@@ -103,10 +103,8 @@ class Conversation:
     def _encode(self, turns: list[dict[str, str]]) -> list[int]:
         if not self.has_template:
             return list(self._tokenizer.encode(turns[-1]["content"]))
-        encoded: Any = self._tokenizer.apply_chat_template(
-            turns, tokenize=True, return_dict=True, add_generation_prompt=True
-        )
-        return list(encoded["input_ids"])
+        text = self._base.chat_template.text(turns, to_answer=True)
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
 class _Streamer(TextStreamer):

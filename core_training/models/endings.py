@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-_ANSWER = "Answer"
+    from core_training.models.chat_template import ChatTemplate
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel, template: ChatTemplate) -> list[int]:
     """The tokens that end an answer: the tokenizer's eos, and those of the model's configurations and its template.
 
     Many models close a turn with another token than eos (`<end_of_turn>`, `<|eot_id|>`, `<|im_end|>`), and name it in
@@ -22,22 +22,12 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     configured = [model.config.get_text_config().eos_token_id, model.config.eos_token_id]
     if (generation := getattr(model, "generation_config", None)) is not None:
         configured.append(generation.eos_token_id)
-    known = [tokenizer.eos_token_id, *(one for value in configured for one in _listed(value)), turn_end(tokenizer)]
+    known = [
+        template.tokenizer.eos_token_id,
+        *(one for value in configured for one in _listed(value)),
+        template.turn_end,
+    ]
     return list(dict.fromkeys(int(token) for token in known if token is not None))
-
-
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token of its own with which the chat template closes the assistant's turn; None where it has none."""
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # an expression in it does not take this conversation, and may raise anything
-        return None
-    _, found, closing = text.rpartition(_ANSWER)
-    first = tokenizer.encode(closing.lstrip(), add_special_tokens=False)[:1]
-    return first[0] if found and first and first[0] in tokenizer.added_tokens_decoder else None
 
 
 def generation_settings(model: PreTrainedModel, ends: list[int]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import core_training.foundation.environment as environment
 from core_training.foundation.errors import InputError, ProtocolError
+from core_training.models.chat_template import named_template, template_names
 from core_training.models.heads import add_value_head, with_score_head
 from core_training.models.merging import merged
 from core_training.models.parameters import (
@@ -211,17 +212,18 @@ def _where(recipe: Recipe) -> str:
     return f"model.name_or_path: {Path(recipe.model.name_or_path)}"
 
 
-def _use_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Give the tokenizer the chat template in the file `path`. Whether it takes each conversation is seen later."""
+def _use_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Give the tokenizer the chat template of that name or file. Whether it takes each conversation is seen later."""
     from jinja2 import TemplateSyntaxError
 
     try:
-        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        tokenizer.chat_template = named_template(name) or Path(name).read_text(encoding="utf-8")
         tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"model.chat_template: {path} cannot be read: {error}") from None
+        known = "" if Path(name).suffix else f" (published templates have names: {', '.join(template_names())})"
+        raise InputError(f"model.chat_template: {name} cannot be read: {error}{known}") from None
     except TemplateSyntaxError as error:
-        raise InputError(f"model.chat_template: {path}, line {error.lineno}: {error.message}") from None
+        raise InputError(f"model.chat_template: {name}, line {error.lineno}: {error.message}") from None
     except Exception:  # an expression in it does not take this conversation, and may raise anything
         pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +25,7 @@ class Outline(BaseModel):
         self.tokenizer = load_tokenizer(recipe)
         settle_libraries()
         self.folder = Path(recipe.model.name_or_path)
+        self._day = date.fromisoformat(recipe.model.chat_date)
         try:
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
             with torch.device("meta"):

@@ -71,8 +71,6 @@ _WHEN_OFF = {
     "mixture_of_depths": None,
     "rope_scaling": None,
     "use_unsloth": False,
-    "train_on_prompt": False,
-    "mask_history": False,
     "mix_strategy": "concat",
     "enable_thinking": True,
     "ignore_pad_token_for_loss": True,
@@ -116,7 +114,7 @@ def _recipe(read: _Reader) -> dict[str, Any]:
         "model": _model(read, stage),
         "stage": stage,
         "tuning": _tuning(read, mode),
-        "data": _data(read),
+        "data": _data(read, stage),
         "training": _training(read, stage),
         "output": read.text("output_dir", "saves"),
     }
@@ -185,7 +183,7 @@ def _tuning(read: _Reader, mode: str) -> dict[str, Any]:
     return tuning
 
 
-def _data(read: _Reader) -> dict[str, Any]:
+def _data(read: _Reader, stage: str) -> dict[str, Any]:
     folder = read.text("dataset_dir", "data")
     most = read.whole("max_samples", None)
     part = "" if most is None else f"[:{most}]"
@@ -199,6 +197,12 @@ def _data(read: _Reader) -> dict[str, Any]:
         read.refuse("val_size", "a share below 1, as the evaluation records are chosen one by one")
     else:
         data["eval_fraction"] = share
+    prompts = read.switch("train_on_prompt", default=False)
+    last = read.switch("mask_history", default=False)
+    if prompts and last:
+        read.refuse("mask_history", "one of mask_history and train_on_prompt")
+    if stage == "sft" and (prompts or last):
+        data["loss_on"] = "all" if prompts else "last_answer"
     if (cache := read.text("tokenized_path", None)) is not None:
         data["cache"] = cache
     return data

@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import yaml
-from pydantic import Field, create_model, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from core_training.parts.aggregation_rules import AGGREGATION_RULES, AggregationPart
 from core_training.parts.codecs import CODECS
 from core_training.parts.codecs.codec_part import CodecPart
+from core_training.parts.data_kinds import CONVERSATION
 from core_training.parts.mixing_rules import MIXING_RULES, MixingPart
 from core_training.parts.registry import Part, S
 from core_training.parts.section import Count, PositiveInt, Section
@@ -76,12 +78,29 @@ class Model(Section):
         "float32",
         description="Type the frozen weights are held in and the model computes in; trained weights are float32.",
     )
-    chat_template: str | None = Field(None, description="Jinja file to use instead of the model's own chat template.")
+    chat_template: str | None = Field(
+        None,
+        description="Chat template to use instead of the model's own: a Jinja file, or the name of a published one "
+        "(chatml, llama3, qwen3, gemma3, …: docs/templates.md).",
+    )
+    chat_date: Annotated[str, BeforeValidator(str)] = Field(
+        "2025-01-01",
+        description="The day that a chat template sees which prints today's date: the same records are the same tokens "
+        "on every day.",
+    )
     adapters: list[str] = Field(
         default_factory=list,
         description="Run folders whose results the run starts from, in this order: an adapter is merged into the "
         "base, a whole model takes its place. The result is also the reference policy, for the whole run.",
     )
+
+    @model_validator(mode="after")
+    def _check_day(self) -> Self:
+        try:
+            date.fromisoformat(self.chat_date)
+        except ValueError:
+            raise ValueError(f"chat_date: {self.chat_date!r} is not a day, such as 2025-01-31") from None
+        return self
 
 
 @with_sections(TUNING_MODES)
@@ -119,6 +138,11 @@ class Data(Section):
         "keep",
         description="Thoughts before the assistant's words (`reasoning_content`, `<think>…</think>`): kept, left out, "
         "or kept in the last turn alone, which is what the templates of many thinking models print.",
+    )
+    loss_on: Literal["answers", "last_answer", "all"] = Field(
+        "answers",
+        description="What is learnt of a conversation in stage sft: each of the assistant's turns, the last of them "
+        "alone, or all of it, the user's words and the template's too.",
     )
     cache: str | None = Field(
         None,
@@ -395,6 +419,8 @@ class Recipe(_WithStages):
             raise ValueError(
                 f"training.per_device_train_batch_size: stage {self.stage} {part.rows_compared}; give 2 or more"
             )
+        if self.data.loss_on != "answers" and part.reads is not CONVERSATION:
+            raise ValueError(f"data.loss_on: it is for conversations, as of stage sft, not for stage {self.stage}")
         if self.training.packing and not part.packs:
             raise ValueError(f"training.packing: examples of stage {self.stage} cannot share a row; leave it out")
 

@@ -132,3 +132,9 @@ def test_a_malformed_site_file_is_named_with_its_key(tmp_path, text, says):
 def test_a_folder_without_a_site_says_how_to_make_one(tmp_path):
     with pytest.raises(InputError, match="fedloom client init"):
         load_site_config(tmp_path)
+
+
+def test_a_recipe_may_name_a_published_chat_template(site):
+    asked = recipe(model={"name_or_path": "tiny", "chat_template": "chatml"})
+
+    assert load_site_config(site).resolve(asked).model.chat_template == "chatml"

@@ -10,6 +10,8 @@ Message = dict[str, Any]
 """A turn of a conversation: `role` and `content`, texts; some also `tool_calls`, `reasoning_content`, `name` and
 `tool_call_id`, as chat templates know them, and `learnt`: False where a turn of the assistant's is not to be learnt."""
 Messages = list[Message]
+CONVERSATIONS = ("messages", "prompt", "chosen", "rejected", "completion")
+"""The names under which values hold turns."""
 Tools = Sequence[dict[str, Any]]
 """Descriptions of functions that the assistant may call, as chat templates know them."""
 

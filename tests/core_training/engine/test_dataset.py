@@ -302,7 +302,7 @@ def test_a_model_without_a_chat_template_is_named_and_a_file_mends_it(
 ) -> None:
     folder = changed_model(tiny_model, tmp_path / "model", lambda f: (f / "chat_template.jinja").unlink())
     recipe = make_recipe(model={"name_or_path": str(folder)})
-    with pytest.raises(InputError, match=r"has no chat template; give one with model\.chat_template: FILE\.jinja"):
+    with pytest.raises(InputError, match=r"has no chat template; give one with model\.chat_template"):
         load_dataset(recipe, tiny.stage_of(recipe))
     template = tmp_path / "chat.jinja"
     template.write_text(tiny.CHAT_TEMPLATE)
@@ -493,3 +493,84 @@ def test_records_that_cannot_be_read_stop_the_run_or_are_skipped_and_counted(
         assert (engine.data_report.train_examples, engine.data_report.dropped) == (9, 2)
         assert "2 of 11 records are skipped; the first: " in caplog.text
         engine.close()
+
+
+TURNS = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "First."},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "Second."},
+]
+
+
+def learnt_text(data: Dataset, base: BaseModel) -> str:
+    (example,) = data.rows[0]
+    tokens = example.sequences[0]
+    return str(base.tokenizer.decode(tokens.input_ids[tokens.labels != IGNORED]))
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "learnt"),
+    [
+        ("answers", "First.<|eos|>Second.<|eos|>"),
+        ("last_answer", "Second.<|eos|>"),
+        ("all", "<|bos|><|user|>One?<|assistant|>First.<|eos|><|user|>Two?<|assistant|>Second.<|eos|>"),
+    ],
+)
+def test_loss_falls_on_what_the_recipe_says(
+    load: Callable[..., Dataset], tiny_model: Path, loss_on: str, learnt: str
+) -> None:
+    data = load({"messages": TURNS}, data={"loss_on": loss_on, "columns": {}})
+    assert learnt_text(data, base_of(tiny_model)) == learnt
+
+
+def test_the_last_answer_is_not_learnt_where_the_record_says_so(load: Callable[..., Dataset]) -> None:
+    turns = [*TURNS[:3], {**TURNS[3], "weight": 0}]
+    assert "has a token to learn" in message_of(
+        load, {"messages": turns}, data={"loss_on": "last_answer", "columns": {}}
+    )
+    said = message_of(load, {"messages": turns}, data={"loss_on": "all", "columns": {}})
+    assert "line 1: a turn is not to be learnt" in said
+
+
+def test_turns_that_the_template_does_not_take_are_folded_and_counted(
+    make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gemma's template takes no system text, and no two turns of one speaker in a row."""
+    lines = [
+        {"messages": [{"role": "system", "content": "Be brief."}, *TURNS]},
+        {"messages": [TURNS[0], TURNS[2], TURNS[1]]},
+        {"messages": TURNS},
+    ]
+    path = tiny.write_jsonl(tmp_path / "talk.jsonl", lines)
+    recipe = make_recipe(
+        model={"name_or_path": str(tiny_model), "chat_template": "gemma"},
+        data={"train": str(path), "eval_fraction": 0.0, "columns": {}},
+        training={"packing": False},
+    )
+    stage = tiny.stage_of(recipe)
+    data = load_dataset(recipe, stage)
+    assert "data: in 2 of 3 records a system text stands at the beginning of the user's words" in caplog.text
+    texts = [str(stage.base.tokenizer.decode(row[0].sequences[0].input_ids)) for row in data.rows]
+    assert "user\nBe brief.\n\nOne?<end_of_turn>" in texts[0]
+    assert "user\nOne?\n\nTwo?<end_of_turn>" in texts[1]
+
+
+def test_a_template_has_a_name_and_an_unknown_one_is_told_those_there_are(
+    make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = changed_model(tiny_model, tmp_path / "model", lambda f: (f / "chat_template.jinja").unlink())
+    path = tiny.write_jsonl(tmp_path / "data.jsonl", [{"messages": TURNS}])  # type: ignore[list-item]
+    data = {"train": str(path), "eval_fraction": 0.0, "columns": {}}
+    recipe = make_recipe(
+        model={"name_or_path": str(folder), "chat_template": "chatml"}, data=data, training={"max_length": 256}
+    )
+    stage = tiny.stage_of(recipe)
+    assert learnt_text(load_dataset(recipe, stage), stage.base) == "First.<|im_end|>\nSecond.<|im_end|>\n"
+    with pytest.raises(InputError, match=r"model\.chat_template: chatlm cannot be read.*published.*chatml, cohere"):
+        tiny.stage_of(make_recipe(model={"name_or_path": str(folder), "chat_template": "chatlm"}, data=data))
+
+
+def test_a_day_that_is_none_is_refused(make_recipe: MakeRecipe, tiny_model: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.chat_date: 'yesterday' is not a day"):
+        make_recipe(model={"name_or_path": str(tiny_model), "chat_date": "yesterday"})

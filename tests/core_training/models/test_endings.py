@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from core_training.engine.engine import open_engine
 from core_training.models.base_model import BaseModel
+from core_training.models.chat_template import ChatTemplate
 from core_training.models.conversation import Conversation, Sampling
-from core_training.models.endings import turn_end
 from core_training.models.results import export_model, find_result
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
@@ -64,7 +65,7 @@ def test_a_template_closes_a_turn_with_a_token_of_its_own_or_with_none(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = closing(text)
-    assert turn_end(tokenizer) == token
+    assert ChatTemplate(tokenizer, date(2025, 1, 1)).turn_end == token
 
 
 def test_all_who_ask_are_told_the_same(make_recipe: MakeRecipe, model: Path, tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
         ({"adapter_name_or_path": "a, b"}, {"model": {"adapters": ["a", "b"]}}),
         ({"dataset_dir": "my", "eval_dataset": "e"}, {"data": {"eval": ["my/dataset_info.json:e"]}}),
         ({"val_size": 0.2, "tokenized_path": "cache"}, {"data": {"eval_fraction": 0.2, "cache": "cache"}}),
+        ({"train_on_prompt": True}, {"data": {"loss_on": "all"}}),
+        ({"mask_history": True}, {"data": {"loss_on": "last_answer"}}),
         ({"learning_rate": "1.0e-4", "num_train_epochs": "2"}, {"training": {"learning_rate": 1e-4}}),
         ({"neat_packing": True}, {"training": {"packing": True}}),
         ({"packing": True, "neat_packing": False}, {"training": {"packing": True}}),

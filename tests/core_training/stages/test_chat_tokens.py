@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from core_training.data.examples import IGNORED, Tokens
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
+from core_training.models.chat_template import ChatTemplate
 from core_training.recipe.schema import Recipe
 from core_training.stages.chat import answer_tokens, conversation_tokens, prompt_tokens
 from tests.tiny import CHAT_TEMPLATE
@@ -150,6 +152,7 @@ def test_a_tokenizer_that_does_not_say_where_its_tokens_are_is_refused(
     slow = CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     slow.chat_template = CHAT_TEMPLATE
     monkeypatch.setattr(base, "tokenizer", slow)
+    monkeypatch.setattr(base, "chat_template", ChatTemplate(slow, date(2025, 1, 1)))
     with pytest.raises(InputError, match=r"model\.name_or_path: .*save a fast one \(tokenizer\.json\)"):
         conversation_tokens(TALK, base, RECORD)
 

@@ -1,0 +1,157 @@
+"""Every template that TRL ships, under conversations of every kind: what is printed, learnt and refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core_training.data.examples import IGNORED
+from core_training.data.folding import folded
+from core_training.data.reasoning import with_reasoning
+from core_training.models.chat_template import (
+    ChatTemplate,
+    named_template,
+    standing_clock,
+    template_names,
+    training_template,
+)
+from core_training.parts.data_kinds.values import Conversation, Messages, PreferencePair
+from tests.templates import KINDS, Published, page, words
+
+PAGE = Path(__file__).parents[3] / "docs" / "templates.md"
+PUBLISHED = {name: Published(name) for name in template_names()}
+
+
+def test_the_page_is_what_the_command_makes() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "make docs"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_learnt_is_what_the_assistant_says_and_nothing_of_others(name: str) -> None:
+    """Read on the decoded text alone, without anything of what found the labels."""
+    read = {kind: PUBLISHED[name].read(kind) for kind in KINDS}
+    assert not {"plain", "two answers", "system"} & {kind for kind in read if read[kind].tokens is None}
+    for kind, reading in read.items():
+        if reading.tokens is None:
+            continue
+        messages, rest = KINDS[kind].messages, reading.learnt
+        for word in words(messages):
+            assert word in rest, (kind, reading.learnt)
+            rest = rest.partition(word)[2]
+        for message in messages:
+            assert message["content"] in reading.text
+            assert message["role"] == "assistant" or message["content"] not in reading.learnt
+        closes = PUBLISHED[name].template.turn_end is not None
+        assert reading.tokens.ends_with(PUBLISHED[name].ends) is closes, (kind, reading.learnt)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if training_template(named_template(name) or "")])
+def test_labels_are_the_marks_of_the_template_for_training(name: str) -> None:
+    """transformers reads TRL's marks; that is how TRL's own trainer finds what the assistant says."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    template = PUBLISHED[name].template
+    own = named_template(name) or ""
+    if training_template(own) == own:
+        return
+    for_training = get_training_chat_template(template.tokenizer)
+    assert for_training == training_template(own)
+    assert for_training is not None
+    for kind, said in KINDS.items():
+        tokens = PUBLISHED[name].read(kind).tokens
+        if tokens is None:
+            continue
+        told = folded(said, system=not template.takes_system, repeats=not template.takes_repeats)
+        parts: Any = told.messages
+        if "%}<image>" in own or "<image>" in own:  # templates of models of images
+            parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in told.messages]
+        tools: Any = list(told.tools or []) or None
+        marked: Any = template.tokenizer.apply_chat_template(
+            parts,
+            tools=tools,
+            chat_template=standing_clock(for_training, date(2025, 1, 1)),
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        assert tokens.input_ids.tolist() == marked["input_ids"], kind
+        assert (tokens.labels != IGNORED).astype(int).tolist() == marked["assistant_masks"], kind
+
+
+def test_thoughts_that_are_printed_in_the_last_turn_alone_are_kept_there() -> None:
+    for published in PUBLISHED.values():
+        if published.read("thought").tokens is None or published.read("two thoughts").tokens is not None:
+            continue
+        kept = with_reasoning(KINDS["two thoughts"], "last")
+        reading = published.read_values(kept)
+        assert reading.tokens is not None, published.name
+        assert "Thought two." in reading.learnt
+        assert "Thought one." not in reading.text
+
+
+@pytest.mark.parametrize("name", ["gptoss", "llama3_2", "muse_glimmer"])
+def test_a_template_that_reads_the_clock_gives_the_same_tokens_on_every_day(name: str) -> None:
+    template = PUBLISHED[name].template
+    said = KINDS["plain"].messages
+    text = template.text(said)
+    assert text == ChatTemplate(template.tokenizer, date(2025, 1, 1)).text(said)
+    other = ChatTemplate(template.tokenizer, date(2026, 3, 4))
+    assert other.text(said) != text
+    assert other.digest != template.digest
+    today = date.today().isoformat()
+    assert today not in text
+    assert today not in other.text(said)
+
+
+def test_a_clock_that_stands_still_prints_what_a_running_one_would() -> None:
+    day = date(2026, 3, 4)
+    for form in ("%d %b %Y", "%Y-%m-%d", "%B %-d, %Y", "%A %H:%M"):
+        still = ChatTemplate(_with_template("\n{{ strftime_now('" + form + "') }}"), day).text(TURNS)
+        assert still == "\n" + day.strftime(form).replace("%H:%M", "00:00")
+
+
+def _with_template(source: str) -> Any:
+    from tests.tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = source
+    return tokenizer
+
+
+TURNS: Messages = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "One?"},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "One."},
+    {"role": "assistant", "content": "Two.", "learnt": False},
+]
+
+
+def test_turns_that_a_template_does_not_take_are_folded_as_little_as_needed() -> None:
+    said = Conversation(TURNS)
+    assert folded(said, system=False, repeats=False) is said
+    both = folded(said, system=True, repeats=True).messages
+    assert [turn["content"] for turn in both] == ["Be brief.\n\nOne?\n\nTwo?", "One.", "Two."]
+    assert folded(said, system=True, repeats=False).messages[0] == {"role": "user", "content": "Be brief.\n\nOne?"}
+    pair = PreferencePair(TURNS[:2], [{"role": "assistant", "content": "A"}], [{"role": "assistant", "content": "B"}])
+    assert folded(pair, system=True, repeats=True) == replace(
+        pair, prompt=[{"role": "user", "content": "Be brief.\n\nOne?"}]
+    )
+
+
+def test_turns_that_call_functions_are_not_joined() -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+    said = Conversation([{"role": "user", "content": "One?"}, call, call])
+    assert folded(said, system=True, repeats=True) is said
+
+
+def test_labels_do_not_depend_on_how_often_a_template_was_looked_at() -> None:
+    first = PUBLISHED["qwen3"].read("tools")
+    again = Published("qwen3").read("tools")
+    assert first.tokens is not None
+    assert again.tokens is not None
+    np.testing.assert_array_equal(first.tokens.labels, again.tokens.labels)

@@ -11,15 +11,12 @@ import numpy as np
 from rich.text import Text
 
 from core_training.data.examples import IGNORED, Example, Tokens
-from core_training.data.records import Record, data_files, read_records
-from core_training.foundation.errors import InputError
-from core_training.recipe.schema import Recipe
 from fedloom.console import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from core_training.engine.dataset import Tokenised
+    from core_training.engine.tokenising import Tokenised
 
 LOST_ANSWERS = 0.05
 """The share of answer tokens lost to `training.max_length` from which on it is worth a warning."""
@@ -83,17 +80,6 @@ def without_labels(one: Tokenised) -> Tokenised:
 
 def part_of(one: Tokenised) -> str:
     return "held_out" if one.held_out else "train"
-
-
-def records_of(recipe: Recipe) -> list[Record] | None:
-    """The records of a simulation's sites, where the recipe names them alone; None where `data.train` has them."""
-    given = recipe.simulation.sites
-    if recipe.data.train is not None:
-        return None
-    if given is None:
-        raise InputError("data.train: name the records to show; or simulation.sites")
-    patterns = list(map(str, given.values())) if isinstance(given, dict) else given
-    return [record for path in data_files(patterns) for record in read_records(path)]
 
 
 def document_of(one: Tokenised, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

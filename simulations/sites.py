@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from client.site import SiteService
-from core_training.data.records import data_files, read_records, source_name
+from core_training.data.records import Record, data_files, records_in, source_name
 from core_training.engine.dataset import Dataset, NothingToTrainError, load_dataset
 from core_training.engine.engine import Engine
 from core_training.engine.failures import explained
@@ -48,7 +48,7 @@ def _sites(recipe: Recipe) -> Partition:
         for name, pattern in named:
             if name in sites:
                 raise InputError(f"simulation.sites: two sites are called '{name}'; name them with a mapping")
-            sites[name] = [record for path in data_files(str(pattern)) for record in read_records(path)]
+            sites[name] = _read(recipe, str(pattern))
             if not sites[name]:
                 raise InputError(f"simulation.sites: site '{name}' ({pattern}) holds no record")
         return sites
@@ -56,7 +56,17 @@ def _sites(recipe: Recipe) -> Partition:
         raise InputError("simulation: give the sites' files (simulation.sites) or a partition (simulation.partition)")
     if recipe.data.train is None:
         raise InputError("data.train: a partition needs the data set that it divides")
-    return divide([r for path in data_files(recipe.data.train) for r in read_records(path)], recipe)
+    return divide(_read(recipe, recipe.data.train), recipe)
+
+
+def _read(recipe: Recipe, patterns: str | list[str]) -> list[Record]:
+    """The records of files. Under `data.on_error: skip` lines that are none are left out, which is said."""
+    errors: list[InputError] = []
+    on_error = errors.append if recipe.data.on_error == "skip" else None
+    records = list(records_in(patterns, recipe.data.max_samples, on_error))
+    if errors:
+        _log.warning("data.on_error: %d lines that are no records are skipped; the first: %s", len(errors), errors[0])
+    return records
 
 
 def _datasets(recipe: Recipe, stage: Stage[Any], records: Partition) -> dict[str, Dataset]:

@@ -5,25 +5,27 @@ Knows nothing of stages or tokens: a record is a mapping of column names to valu
 
 from __future__ import annotations
 
-import csv
 import glob
 import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core_training.data.hub_cache import cached_files
+from core_training.data.tables import arrow_rows, csv_rows, excel_rows, parquet_rows
 from core_training.foundation.errors import InputError
 from core_training.recipe.llamafactory_data import names_data_set, read_entry
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
+_BINARY = (".xlsx", ".parquet", ".arrow")
 
-_LONGEST_CELL = 2**31 - 1
-"""A report in a cell may be long; what is read is bounded by the memory that a line takes."""
+
+OnError = Callable[[InputError], None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Record:
 
     @property
     def place(self) -> str:
-        unit = "record" if _kind(self.path) in (".json", ".parquet") else "line"
+        unit = "record" if _kind(self.path) in (".json", ".parquet", ".arrow") else "line"
         return f"{self.path}, {unit} {self.line}"
 
     @property
@@ -63,10 +65,10 @@ def data_files(patterns: str | list[str]) -> list[Path]:
             found[path] = None
             continue
         if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if _kind(p) is not None)
+            matches = _in_folder(path)
         else:
             matches = [path] if path.exists() else sorted(Path(match) for match in glob.glob(pattern, recursive=True))
-        if not matches:
+        if not (matches := matches or ([] if _kind(path) else cached_files(pattern))):
             raise InputError(f"data: '{pattern}' matches no file (paths are relative to {Path.cwd()})")
         for match in matches:
             if _kind(match) is None:
@@ -75,34 +77,64 @@ def data_files(patterns: str | list[str]) -> list[Path]:
     return list(found)
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def _in_folder(folder: Path) -> list[Path]:
+    """The files of a folder; of one in which `datasets` saved several parts, those of the part `train`."""
+    saved = (folder / "dataset_dict.json").is_file()
+    own = folder / "train" if saved else folder
+    if saved and not own.is_dir():
+        parts = ", ".join(sorted(part.name for part in folder.iterdir() if part.is_dir()))
+        raise InputError(f"data: '{folder}' has no part 'train'; name one of its folders: {parts}")
+    described = ("dataset_info.json", "state.json") if any(own.glob("*.arrow")) else ()
+    return sorted(path for path in own.iterdir() if _kind(path) is not None and path.name not in described)
+
+
+def records_in(patterns: str | list[str], most: int | None = None, on_error: OnError | None = None) -> Iterator[Record]:
+    """The records of all files that these patterns stand for, of each file at most so many, from the first."""
+    return (record for path in data_files(patterns) for record in islice(read_records(path, on_error), most))
+
+
+def read_records(path: Path, on_error: OnError | None = None) -> Iterator[Record]:
     """The records of one file (or of what else `data_files` gives), in order. All but .json is read piece by piece.
 
-    Raises InputError, naming file and line, for what is not UTF-8, not JSON, not an object, or cut short.
+    Raises InputError, naming file and line, for what is not UTF-8, not JSON, not an object, or cut short. A line that
+    is no record goes to `on_error` where that is given, and is left out.
     """
     if names_data_set(path):
         data_set = read_entry(path)
-        records = (record for file in data_files(str(data_set.path)) for record in read_records(file))
+        records = (record for file in data_files(str(data_set.path)) for record in read_records(file, on_error))
         yield from (replace(record, fields=data_set.fields(record.fields)) for record in islice(records, data_set.most))
         return
-    kind = _kind(path)
     try:
-        if kind == ".parquet":
-            yield from _read_parquet(path)
-            return
-        with _open(path) as stream:
-            if kind == ".jsonl":
-                yield from _read_jsonl(path, stream)
-            elif kind == ".json":
-                yield from _read_json(path, stream)
-            elif kind in (".csv", ".tsv"):
-                yield from _read_csv(path, stream)
+        for one in _records_or_errors(path):
+            if isinstance(one, Record):
+                yield one
+            elif on_error is None:
+                raise one
             else:
-                yield from _read_text(path, stream)
+                on_error(one)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the gzip file is damaged or cut short: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _records_or_errors(path: Path) -> Iterator[Record | InputError]:
+    """The records of a file; for a line that is none, and does not keep the others from being read, an error."""
+    kind = _kind(path)
+    if kind in _BINARY:
+        rows = {".xlsx": excel_rows, ".parquet": parquet_rows, ".arrow": arrow_rows}[kind](path)
+        yield from (Record(cells, path, number) for number, cells in rows)
+        return
+    with _open(path) as stream:
+        if kind == ".jsonl":
+            yield from _read_jsonl(path, stream)
+        elif kind == ".json":
+            yield from _read_json(path, stream)
+        elif kind in (".csv", ".tsv"):
+            for row in csv_rows(path, _text_lines(path, stream)):
+                yield row if isinstance(row, InputError) else Record(row[1], path, row[0])
+        else:
+            yield from _read_text(path, stream)
 
 
 def content_digest(path: Path) -> bytes:
@@ -123,25 +155,35 @@ def content_digest(path: Path) -> bytes:
 def _kind(path: Path) -> str | None:
     name = path.name.removesuffix(".gz")
     suffix = Path(name).suffix
-    return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix == ".gz") else None
+    return suffix if suffix in SUFFIXES and not (suffix in _BINARY and path.suffix == ".gz") else None
 
 
 def _open(path: Path) -> BinaryIO:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str | InputError]]:
+    """The lines with their numbers; for one that is no UTF-8 an error."""
     number = 0
     try:
         for number, line in enumerate(stream, start=1):
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1} of the line)"
-                ) from None
+                yield (
+                    number,
+                    InputError(f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1} of the line)"),
+                )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}, after line {number}: the gzip file is damaged or cut short: {error}") from None
+
+
+def _text_lines(path: Path, stream: BinaryIO) -> Iterator[str]:
+    """The lines of a file of which each is needed to understand the next."""
+    for _, line in _lines(path, stream):
+        if isinstance(line, InputError):
+            raise line
+        yield line
 
 
 def _parse_json(path: Path, line: int | None, text: str) -> Any:
@@ -165,56 +207,37 @@ def _line(number: int | None) -> str:
     return "" if number is None else f", line {number}"
 
 
-def _object(path: Path, line: int, value: Any) -> Record:
+def _object(path: Path, line: int, value: Any) -> Record | InputError:
     if not isinstance(value, dict):
         place = Record({}, path, line).place
-        raise InputError(f"{place}: a record must be a JSON object, not {type(value).__name__}")
+        return InputError(f"{place}: a record must be a JSON object, not {type(value).__name__}")
     return Record(value, path, line)
 
 
-def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[Record]:
+def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[Record | InputError]:
     for number, line in _lines(path, stream):
-        if not line.strip():
-            continue
-        yield _object(path, number, _parse_json(path, number, line))
+        if isinstance(line, InputError):
+            yield line
+        elif line.strip():
+            try:
+                yield _object(path, number, _parse_json(path, number, line))
+            except InputError as error:
+                yield error
 
 
-def _read_json(path: Path, stream: BinaryIO) -> Iterator[Record]:
-    document = _parse_json(path, None, "".join(line for _, line in _lines(path, stream)))
+def _read_json(path: Path, stream: BinaryIO) -> Iterator[Record | InputError]:
+    document = _parse_json(path, None, "".join(_text_lines(path, stream)))
     if not isinstance(document, list):
         raise InputError(f"{path}: a .json file holds a list of records; one record a line is a .jsonl file")
     for number, value in enumerate(document, start=1):
         yield _object(path, number, value)
 
 
-def _read_csv(path: Path, stream: BinaryIO) -> Iterator[Record]:
-    csv.field_size_limit(_LONGEST_CELL)
-    lines = (line for _, line in _lines(path, stream))
-    head = next(lines, "")
-    reader = csv.DictReader(chain([head], lines), strict=True, delimiter=_delimiter(head))
-    try:
-        names = list(reader.fieldnames or [])
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise InputError(f"{path}, line 1: column '{twice}' is given twice")
-        for row in reader:
-            if None in row or None in row.values():
-                raise InputError(f"{path}, line {reader.line_num}: not as many cells as the header has columns")
-            yield Record(row, path, reader.line_num)
-    except csv.Error as error:
-        # The reader counts a record's lines when it has read it: this one starts on the next.
-        raise InputError(f"{path}, line {reader.line_num + 1}: not valid CSV: {error}") from None
-
-
-def _delimiter(head: str) -> str:
-    """The sign that parts a header line into most columns; a comma where none parts it."""
-    return max(",;\t|", key=lambda sign: len(next(csv.reader([head], delimiter=sign), [])))
-
-
 def _read_text(path: Path, stream: BinaryIO) -> Iterator[Record]:
     """Paragraphs: blocks of lines with blank lines between."""
     block: list[str] = []
     start = 1
-    for number, line in _lines(path, stream):
+    for number, line in enumerate(_text_lines(path, stream), start=1):
         if line.strip():
             if not block:
                 start = number
@@ -224,17 +247,3 @@ def _read_text(path: Path, stream: BinaryIO) -> Iterator[Record]:
             block = []
     if block:
         yield Record({"text": "".join(block).strip()}, path, start)
-
-
-def _read_parquet(path: Path) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        number = 0
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield Record(row, path, number)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a Parquet file: {error}") from None

@@ -1,17 +1,12 @@
-"""From a recipe's data section to tokenised training rows and held-out examples.
-
-The held-out part is chosen by a hash of each record's content: the same record is held out at every site count, in
-every topology, and a copy of it elsewhere is held out too, in whatever layout.
-"""
+"""From a recipe's data section to tokenised training rows and held-out examples, in memory or in a store on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from core_training.data.examples import Example, Row
-from core_training.data.folding import folded
-from core_training.data.formats import known_columns, read_values
-from core_training.data.reasoning import with_reasoning
-from core_training.data.records import Record, content_digest, data_files, read_records
+from core_training.data.formats import known_columns
+from core_training.data.mixing import mixed
+from core_training.data.records import Record, content_digest, data_files
 from core_training.data.rows import pack
 from core_training.data.token_store import TokenStore, TokenWriter, open_store
+from core_training.engine.tokenising import Outcome, identity_digest, tokenised_records, training_files
 from core_training.foundation.errors import InputError
 from core_training.foundation.trainable import DataReport
-from core_training.models.context import UNLIMITED, context_length
-from core_training.parts.data_kinds.values import Values
+from core_training.models.context import context_length
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import Stage
 
@@ -80,16 +74,6 @@ def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | 
     return _arranged(recipe, stage, examples, parts, outcome, packs=packs)
 
 
-def is_held_out(identity: Mapping[str, Any], fraction: float) -> bool:
-    """Whether a record that says this (see `Values.identity`) belongs to the evaluation part."""
-    return int.from_bytes(_content_digest(identity)[:8], "big") < fraction * 2**64
-
-
-def _content_digest(values: Mapping[str, Any]) -> bytes:
-    content = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(content).digest()
-
-
 def _check_columns(recipe: Recipe) -> None:
     """Raise InputError when `data.columns` names a column that the stage does not have."""
     known = known_columns(recipe.stage)
@@ -117,37 +101,6 @@ class NothingToTrainError(InputError):
     """None of the records is left to train on: they are held out, or have nothing to learn from."""
 
 
-@dataclass
-class Outcome:
-    """The fate of the records. `parts` are the data's parts in order of their numbers: (held out, source)."""
-
-    records: int = 0
-    truncated: int = 0
-    dropped: int = 0
-    open_ended: int = 0
-    folded: int = 0
-    skipped: int = 0
-    first_error: str = ""
-    files: dict[str, None] = field(default_factory=dict)
-    parts: list[tuple[bool, str]] = field(default_factory=list)
-
-    def skip(self, reason: str) -> None:
-        """Count a record that cannot be read."""
-        self.skipped += 1
-        self.first_error = self.first_error or reason
-
-
-@dataclass(frozen=True)
-class Tokenised:
-    """A record as tokens: `whole`, and what `training.max_length` leaves of it (nothing, one example or several)."""
-
-    record: Record
-    held_out: bool
-    whole: Example
-    useful: list[Example]
-    truncated: bool
-
-
 def _examples(
     recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: Outcome
 ) -> Iterator[tuple[Example, int]]:
@@ -162,78 +115,6 @@ def _examples(
             yield example, numbers[part]
 
 
-def tokenised_records(
-    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: Outcome
-) -> Iterator[Tokenised]:
-    """All records of the recipe's data (or `records` in place of `data.train`) as tokens, one at a time.
-
-    Copies of held-out records are left out, and `outcome` counts what became of all. Raises InputError for a record
-    that does not fit the stage or the model, unless `data.on_error` has it skipped.
-    """
-    evaluating = _evaluation_files(recipe)
-    fraction = 0.0 if evaluating else recipe.data.eval_fraction
-    # A stage that samples looks itself at what prompt and answer come to.
-    most = UNLIMITED if recipe.stage_part.samples else context_length(stage.base.model)
-    kept_for_evaluation: set[bytes] = set()
-    for held_out, record in chain(
-        ((True, record) for path in evaluating for record in read_records(path)),
-        ((False, record) for record in (_training_records(recipe) if records is None else records)),
-    ):
-        outcome.records += 1
-        outcome.files[str(record.path)] = None
-        try:
-            values = read_values(record, recipe.stage, recipe.data.columns)
-            if held_out:
-                kept_for_evaluation.add(_content_digest(values.identity))
-            elif kept_for_evaluation and _content_digest(values.identity) in kept_for_evaluation:
-                outcome.dropped += 1
-                continue
-            thought = _with_reasoning(recipe, record, values)
-            said = _folded(stage, thought)
-            whole = stage.tokenise(record, said)
-            for tokens in whole.sequences:
-                stage.base.check_tokens(tokens.input_ids, record.place)
-            useful = stage.cut(whole, recipe.training.max_length)
-            _check_lengths(recipe, record, useful, most)
-        except InputError as error:
-            if recipe.data.on_error == "stop":
-                raise
-            outcome.skip(str(error))
-            continue
-        truncated = stage.is_truncated(whole, recipe.training.max_length)
-        outcome.truncated += truncated
-        outcome.folded += said is not thought
-        outcome.dropped += not useful
-        if not recipe.stage_part.samples:
-            outcome.open_ended += not all(tokens.ends_with(stage.base.end_tokens) for tokens in whole.sequences)
-        yield Tokenised(record, held_out or is_held_out(values.identity, fraction), whole, useful, truncated)
-
-
-def _with_reasoning(recipe: Recipe, record: Record, values: Values) -> Values:
-    try:
-        return with_reasoning(values, recipe.data.reasoning)
-    except ValueError as error:
-        raise InputError(f"{record.place}: {error}") from None
-
-
-def _folded(stage: Stage[Any], values: Values) -> Values:
-    """The values with the turns that the chat template takes."""
-    template = stage.base.chat_template
-    if not template.exists:
-        return values
-    return folded(values, system=not template.takes_system, repeats=not template.takes_repeats)
-
-
-def _check_lengths(recipe: Recipe, record: Record, examples: Sequence[Example], most: int) -> None:
-    """Raise InputError for more tokens than the model was built to look at in one piece."""
-    longest = max((len(tokens) for example in examples for tokens in example.sequences), default=0)
-    if longest > most:
-        raise InputError(
-            f"{record.place}: {longest} tokens, within training.max_length ({recipe.training.max_length}), "
-            f"are more than the model was built for (max_position_embeddings {most}); lower it to {most}"
-        )
-
-
 def _arranged(
     recipe: Recipe,
     stage: Stage[Any],
@@ -245,8 +126,9 @@ def _arranged(
 ) -> Dataset:
     """The examples as rows, by part; where `packs` is true, those that train share rows."""
     held_out = np.array([part[0] for part in outcome.parts], dtype=bool)
-    training = _Selected(examples, np.flatnonzero(~held_out[parts]))
-    counts = dict(zip(*np.unique(parts, return_counts=True), strict=True))
+    chosen, apart = (np.flatnonzero(held_out[parts] == out) for out in (False, True))
+    chosen = _mixed(recipe, chosen, parts, outcome)
+    training = _Selected(examples, chosen)
     if outcome.skipped:
         _log.warning(
             "data.on_error: %d of %d records are skipped; the first: %s",
@@ -257,6 +139,8 @@ def _arranged(
     if not len(training):
         raise NothingToTrainError(_nothing_to_train(recipe, outcome, len(examples)))
     stage.check(training)
+    if outcome.copies:
+        _log.warning("data: %d training records stand in data.eval too, and are left out of training", outcome.copies)
     if outcome.folded:
         _log.warning(
             "data: in %d of %d records a system text stands at the beginning of the user's words, or a speaker's turns "
@@ -272,20 +156,31 @@ def _arranged(
             outcome.records,
         )
     room = min(recipe.training.max_length, context_length(stage.base.model))  # the padding counts on from the last one
+    sources = {i: source for i, (_, source) in enumerate(outcome.parts)}
+    dropped = outcome.dropped + outcome.skipped
     return Dataset(
         rows=_Rows(training, pack(training.lengths, room)) if packs else _Rows(training),
-        training_sources={
-            source: int(counts[i]) for i, (out, source) in enumerate(outcome.parts) if not out and i in counts
-        },
-        evaluation={
-            source: _Rows(_Selected(examples, np.flatnonzero(parts == i)))
-            for i, (out, source) in enumerate(outcome.parts)
-            if out and i in counts
-        },
-        report=DataReport(
-            len(training), len(examples) - len(training), outcome.truncated, outcome.dropped + outcome.skipped
-        ),
+        training_sources={sources[i]: count for i, count in _counts(parts[chosen]).items()},
+        evaluation={sources[i]: _Rows(_Selected(examples, np.flatnonzero(parts == i))) for i in _counts(parts[apart])},
+        report=DataReport(len(training), len(apart), outcome.truncated, dropped),
     )
+
+
+def _counts(parts: npt.NDArray[np.int32]) -> dict[int, int]:
+    """The number of examples of each part that has any."""
+    return {int(part): int(count) for part, count in zip(*np.unique(parts, return_counts=True), strict=True)}
+
+
+def _mixed(
+    recipe: Recipe, training: npt.NDArray[np.int64], parts: npt.NDArray[np.int32], outcome: Outcome
+) -> npt.NDArray[np.int64]:
+    """Those of the training examples that `data.mix` keeps; how many it leaves out is said."""
+    if not recipe.data.mix or not len(training):
+        return training
+    kept = mixed([outcome.parts[part][1] for part in parts[training]], recipe.data.mix, recipe.training.seed)
+    if len(kept) < len(training):
+        _log.warning("data.mix: %d of %d training examples are kept, the others left out", len(kept), len(training))
+    return training[kept]
 
 
 class _Selected(Sequence[Example]):
@@ -329,24 +224,6 @@ class _Rows(Sequence[Row]):
         return tuple(self._examples[i] for i in self._groups[index])
 
 
-def _training_files(recipe: Recipe) -> list[Path]:
-    """The files of `data.train`; without it those of all simulated sites, as if they were one."""
-    if recipe.data.train is not None:
-        return data_files(recipe.data.train)
-    sites = recipe.simulation.sites
-    if sites is None:
-        raise InputError("data.train: name the training files")
-    return data_files(sites if isinstance(sites, list) else list(sites.values()))
-
-
-def _training_records(recipe: Recipe) -> Iterator[Record]:
-    return (record for path in _training_files(recipe) for record in read_records(path))
-
-
-def _evaluation_files(recipe: Recipe) -> list[Path]:
-    return [] if recipe.data.eval is None else data_files(recipe.data.eval)
-
-
 _STORE_VERSION = 4
 """Raise it with any change of the tokens that a record becomes, or of what is held out."""
 
@@ -358,21 +235,22 @@ def _digest(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None)
 
     fraction = None if recipe.data.eval is not None else recipe.data.eval_fraction
     rollout = recipe.rollout.model_dump() if recipe.stage_part.samples else None
-    data = recipe.data.model_dump(include={"columns", "on_error", "reasoning", "loss_on"})
-    settings = [recipe.stage, data, fraction, recipe.training.max_length, rollout, stage.further_columns]
+    data = recipe.data.model_dump(include={"columns", "on_error", "reasoning", "loss_on", "max_samples"})
+    cut = [recipe.training.max_length, stage.truncation]
+    settings = [recipe.stage, data, fraction, cut, rollout, stage.further_columns]
     versions = [_STORE_VERSION, transformers.__version__, tokenizers.__version__, stage.base.chat_template.digest]
     hasher = hashlib.sha256(json.dumps([settings, versions], sort_keys=True).encode())
     for path in sorted(stage.base.folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".txt"):  # the tokenizer, and what its model takes
             hasher.update(content_digest(path))
     if records is None:
-        for path in _training_files(recipe):
+        for path in training_files(recipe):
             hasher.update(content_digest(path))
     else:
         for record in records:
-            hasher.update(_content_digest({record.source: record.fields}))
+            hasher.update(identity_digest({record.source: record.fields}))
     hasher.update(b"evaluation")
-    for path in _evaluation_files(recipe):
+    for path in [] if recipe.data.eval is None else data_files(recipe.data.eval):
         hasher.update(content_digest(path))
     return hasher.hexdigest()
 

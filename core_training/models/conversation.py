@@ -16,6 +16,7 @@ from transformers import TextStreamer, set_seed
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
+from core_training.models.endings import opening_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +103,7 @@ class Conversation:
 
     def _encode(self, turns: list[dict[str, str]]) -> list[int]:
         if not self.has_template:
-            return list(self._tokenizer.encode(turns[-1]["content"]))
+            return opening_tokens(turns[-1]["content"], self._tokenizer)
         text = self._base.chat_template.text(turns, to_answer=True)
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 

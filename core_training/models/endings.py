@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from core_training.models.chat_template import ChatTemplate
 
@@ -28,6 +28,14 @@ def end_tokens(model: PreTrainedModel, template: ChatTemplate) -> list[int]:
         template.turn_end,
     ]
     return list(dict.fromkeys(int(token) for token in known if token is not None))
+
+
+def opening_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A text with the tokens that a tokenizer puts before it, and without the end that some put behind it."""
+    ids = list(tokenizer(text)["input_ids"])
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
 
 
 def generation_settings(model: PreTrainedModel, ends: list[int]) -> str:

@@ -139,6 +139,14 @@ class Data(Section):
         description="Thoughts before the assistant's words (`reasoning_content`, `<think>…</think>`): kept, left out, "
         "or kept in the last turn alone, which is what the templates of many thinking models print.",
     )
+    max_samples: PositiveInt | None = Field(
+        None, description="Records to read of each file or data set, from the first. Unset: all."
+    )
+    mix: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="The share that each source (a file's name without endings) has of the training records: as many "
+        "are kept as can be without one twice. Unset: all records.",
+    )
     loss_on: Literal["answers", "last_answer", "all"] = Field(
         "answers",
         description="What is learnt of a conversation in stage sft: each of the assistant's turns, the last of them "
@@ -161,6 +169,11 @@ class Training(Section):
     per_device_eval_batch_size: PositiveInt = Field(16, description="Rows in an evaluation batch.")
     gradient_accumulation_steps: PositiveInt = Field(1, description="Batches that make one optimizer step.")
     max_length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens a row is cut to (cuts are counted).")
+    truncation: Literal["keep_start", "keep_end", "leave_out"] | None = Field(
+        None,
+        description="A longer record keeps its start or its end, or is left out. Unset: a text becomes several rows, a "
+        "prompt to be answered keeps its end, all else its start.",
+    )
     max_steps: PositiveInt | None = Field(
         None,
         description="Optimizer steps of a central run. Unset: rounds × local_steps of the topology, if it has them.",

@@ -75,11 +75,14 @@ class Stage(Generic[V]):
 
     adds_up: ClassVar[bool] = True
     """Whether a batch's loss is the sum of what its rows would have alone, so that it can be computed in parts."""
+    usual_truncation: ClassVar[str] = "keep_start"
+    """What becomes of an example that is longer than a row, where the recipe does not say it."""
     needs_reference: ClassVar[bool] = False
     """Whether `reference` has numbers to give before training starts."""
 
     def __init__(self, recipe: Recipe, base: BaseModel) -> None:
         self.recipe = recipe
+        self.truncation = recipe.training.truncation or self.usual_truncation
         self.base = base
 
     @property
@@ -98,12 +101,20 @@ class Stage(Generic[V]):
 
     def cut(self, whole: Example, limit: int) -> list[Example]:
         """The example with at most `limit` tokens a sequence; none where nothing is left to learn from."""
-        short = Example(tuple(tokens.part(0, limit) for tokens in whole.sequences), whole.numbers, whole.columns)
-        return [short] if all(tokens.loss_tokens for tokens in short.sequences) else []
+        short = self.shortened(whole, limit)
+        return [example for example in short if all(tokens.loss_tokens for tokens in example.sequences)]
+
+    def shortened(self, whole: Example, limit: int) -> list[Example]:
+        """The example with at most `limit` tokens a sequence, whatever is left; none where it is to be left out."""
+        if self.truncation == "leave_out" and is_longer(whole, limit):
+            return []
+        at_end = self.truncation == "keep_end"
+        parts = (t.part(max(0, len(t) - limit), len(t)) if at_end else t.part(0, limit) for t in whole.sequences)
+        return [Example(tuple(parts), whole.numbers, whole.columns)]
 
     def is_truncated(self, whole: Example, limit: int) -> bool:
-        """Whether `cut` loses tokens."""
-        return any(len(tokens) > limit for tokens in whole.sequences)
+        """Whether `cut` loses tokens of an example that it keeps."""
+        return self.truncation != "leave_out" and is_longer(whole, limit)
 
     def check(self, examples: Sequence[Example]) -> None:
         """Look at all training examples together. Raises InputError where they cannot train this stage."""
@@ -147,6 +158,11 @@ class Stage(Generic[V]):
                 loss = self.loss(prepared.model, batch)
             report += loss.report(len(mine))
         return report
+
+
+def is_longer(whole: Example, limit: int) -> bool:
+    """Whether a sequence of the example is longer than that."""
+    return any(len(tokens) > limit for tokens in whole.sequences)
 
 
 def load_stage(recipe: Recipe, base: BaseModel) -> Stage[Any]:

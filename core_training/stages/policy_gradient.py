@@ -76,6 +76,7 @@ class PolicyGradientStage(Stage[Prompt]):
     """A stage whose subclasses turn rewards into advantages (`credit`) and give the loss (`policy_loss`)."""
 
     adds_up = False  # a batch is one rollout
+    usual_truncation = "keep_end"  # where the answer follows
     kl_coef: float
     kl_estimator: Estimator = "k1"
 
@@ -126,9 +127,8 @@ class PolicyGradientStage(Stage[Prompt]):
         return Example((Tokens(ids, ids.copy()),), columns=self.judge.columns_of(record))
 
     def cut(self, whole: Example, limit: int) -> list[Example]:
-        """The end of the prompt, where the answer follows."""
-        (prompt,) = whole.sequences
-        return [Example((prompt.part(max(0, len(prompt) - limit), len(prompt)),), columns=whole.columns)]
+        """Nothing of a prompt is learnt, so that any of it will do."""
+        return self.shortened(whole, limit)
 
     def check(self, examples: Sequence[Example]) -> None:
         prompts = [plain_text(example.sequences[0].input_ids, self.base.tokenizer) for example in examples[:2]]

@@ -33,10 +33,10 @@ def show(
 ) -> None:
     """Show records after template and tokenizer, what is learnt of them in green, and all records' lengths."""
     import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
-    from core_training.engine.dataset import Outcome, tokenised_records
+    from core_training.engine.tokenising import Outcome, tokenised_records
     from core_training.models.outline import Outline
     from core_training.stages.base import load_stage
-    from fedloom.data_view import LOST_ANSWERS, Lengths, document_of, records_of, shown, styled, without_labels
+    from fedloom.data_view import LOST_ANSWERS, Lengths, document_of, shown, styled, without_labels
 
     loaded = load_recipe(recipe, overrides)
     with results_only_on_stdout():
@@ -45,7 +45,7 @@ def show(
     outcome = Outcome()
     lengths, most = Lengths(), loaded.training.max_length
     console = Console(highlight=False)
-    for number, one in enumerate(tokenised_records(loaded, stage, records_of(loaded), outcome)):
+    for number, one in enumerate(tokenised_records(loaded, stage, None, outcome)):
         one = without_labels(one) if loaded.stage_part.samples else one
         lengths.add(one)
         if as_json:

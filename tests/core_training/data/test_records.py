@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core_training.data.records import data_files, read_records, source_name
+from core_training.data.records import data_files, read_records, records_in, source_name
 from core_training.foundation.errors import InputError
 
 ROWS = [{"question": "what?", "answer": 'Über\nzwei Zeilen, "quoted"'}, {"question": "ça va?", "answer": "行"}]
@@ -185,3 +185,101 @@ def test_a_cell_may_be_as_long_as_a_report(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("text\nshort\n" + "long report " * 15000 + "\n")
     assert [len(record.fields["text"]) for record in read_records(path)] == [5, 180_000]
+
+
+def test_a_workbook_reads_as_its_csv_would(tmp_path: Path) -> None:
+    from datetime import date
+
+    from openpyxl import Workbook
+
+    book = Workbook()
+    sheet = book.active
+    assert sheet is not None
+    for row in (["question", "answer", "label", "seen", None], ["what?", 7, True, date(2024, 5, 6), None], [None] * 5):
+        sheet.append(row)
+    sheet.append(["ça va?", "行", False, 1.5, None])
+    book.create_sheet("empty")
+    path = tmp_path / "notes.xlsx"
+    book.save(path)
+    assert [(record.fields, record.line) for record in read_records(path)] == [
+        ({"question": "what?", "answer": "7", "label": True, "seen": "2024-05-06"}, 2),
+        ({"question": "ça va?", "answer": "行", "label": False, "seen": "1.5"}, 4),
+    ]
+    book["empty"].append(["a"])
+    book.save(path)
+    assert "must have one sheet with cells, this has Sheet, empty" in error_of(path)
+    path.write_bytes(b"no workbook")
+    assert "not an Excel workbook" in error_of(path)
+
+
+def test_what_datasets_saved_is_read_from_its_folder(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    saved = Dataset.from_list(ROWS)
+    saved.save_to_disk(str(tmp_path / "one"))
+    parts = DatasetDict({"train": saved, "test": Dataset.from_list(ROWS[:1])})
+    parts.save_to_disk(str(tmp_path / "both"))
+    for pattern, rows in (("one", ROWS), ("both", ROWS), ("both/test", ROWS[:1])):
+        assert [record.fields for record in records_in(str(tmp_path / pattern))] == rows
+    DatasetDict({"test": saved}).save_to_disk(str(tmp_path / "other"))
+    with pytest.raises(InputError, match=r"has no part 'train'; name one of its folders: test"):
+        data_files(str(tmp_path / "other"))
+    (tmp_path / "broken.arrow").write_bytes(b"no arrow")
+    assert "not an Arrow file" in error_of(tmp_path / "broken.arrow")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One data set downloaded as files (org/notes), and one that `datasets` has made Arrow files of (org/other)."""
+    import datasets
+    import huggingface_hub
+    from datasets.arrow_writer import ArrowWriter
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    repository = tmp_path / "hub" / "datasets--org--notes"
+    files = repository / "snapshots" / ("a" * 40)
+    files.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    write(files, "train.jsonl", LINES)
+    write(files, "test.jsonl", LINES.splitlines()[0])
+    made = tmp_path / "datasets" / "org___other" / "default" / "0.0.0" / ("b" * 40)
+    made.mkdir(parents=True)
+    features = datasets.Features({"text": datasets.Value("string")})
+    with ArrowWriter(path=str(made / "other-train.arrow"), features=features) as writer:
+        writer.write({"text": "cached"})
+        writer.finalize()
+    info = {"builder_name": "json", "dataset_name": "other", "config_name": "default", "version": "0.0.0"}
+    splits = {"train": {"name": "train", "num_examples": 1, "num_bytes": 1, "dataset_name": "other"}}
+    datasets.DatasetInfo(features=features, splits=splits, **info).write_to_directory(str(made))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_name_on_the_hub_stands_for_what_was_downloaded() -> None:
+    assert [record.fields for record in records_in("org/notes")] == ROWS
+    assert [record.fields for record in records_in("org/notes:test")] == ROWS[:1]
+    assert [record.fields for record in records_in("org/other")] == [{"text": "cached"}]
+    with pytest.raises(InputError, match=r"no part 'valid', but train, test"):
+        data_files("org/notes:valid")
+    with pytest.raises(InputError, match=r"not in the cache of this machine .* hf download --repo-type dataset org/no"):
+        data_files("org/none")
+
+
+def test_lines_that_are_no_records_go_to_whoever_asks_for_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", b'{"text": "one"}\n{"text": \n[1]\n\xff\n{"text": "two"}\n')
+    errors: list[InputError] = []
+    assert [record.line for record in read_records(path, errors.append)] == [1, 5]
+    assert [str(error).partition(": ")[0].rpartition(" ")[2] for error in errors] == ["2", "3", "4"]
+    table = write(tmp_path, "a.csv", b"a,b\n1,2\n1\n3,4\n")
+    errors.clear()
+    assert [record.fields for record in read_records(table, errors.append)] == [
+        {"a": "1", "b": "2"},
+        {"a": "3", "b": "4"},
+    ]
+    assert "line 3: not as many cells" in str(errors[0])
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(LINES)[:-9])
+    with pytest.raises(InputError, match="damaged or cut short"):
+        list(read_records(cut, errors.append))

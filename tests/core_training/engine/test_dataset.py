@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from core_training.data.examples import IGNORED, Example, Tokens
 from core_training.data.records import Record, read_records
 from core_training.data.rows import Collator
-from core_training.engine.dataset import Dataset, is_held_out, load_dataset
+from core_training.engine.dataset import Dataset, load_dataset
 from core_training.engine.engine import open_engine
+from core_training.engine.tokenising import is_held_out
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.recipe.schema import Recipe
@@ -574,3 +575,72 @@ def test_a_template_has_a_name_and_an_unknown_one_is_told_those_there_are(
 def test_a_day_that_is_none_is_refused(make_recipe: MakeRecipe, tiny_model: Path) -> None:
     with pytest.raises(InputError, match=r"model\.chat_date: 'yesterday' is not a day"):
         make_recipe(model={"name_or_path": str(tiny_model), "chat_date": "yesterday"})
+
+
+def test_so_many_records_of_each_file_are_read_and_so_mixed(
+    make_recipe: MakeRecipe, tiny_model: Path, site_files: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [path.name.split(".")[0] for path in site_files[:2]]
+    data = {"train": [str(path) for path in site_files[:2]], "eval_fraction": 0.0}
+    recipe = make_recipe(data={**data, "max_samples": 12})
+    stage = tiny.stage_of(recipe)
+    assert load_dataset(recipe, stage).training_sources == dict.fromkeys(names, 12)
+    recipe = make_recipe(data={**data, "max_samples": 12, "mix": {names[0]: 3, names[1]: 1}})
+    mixed = load_dataset(recipe, stage)
+    assert mixed.training_sources == {names[0]: 12, names[1]: 4}
+    assert mixed.report.train_examples == len(mixed.rows) == 16
+    assert "data.mix: 16 of 24 training examples are kept" in caplog.text
+    with pytest.raises(InputError, match=r"data\.mix: it has shares for x"):
+        load_dataset(make_recipe(data={**data, "mix": {"x": 1}}), stage)
+
+
+@pytest.mark.parametrize(
+    ("truncation", "learnt", "cut"),
+    [(None, "a" * 6, 1), ("keep_start", "a" * 6, 1), ("keep_end", "a" * 9 + "<|eos|>", 1), ("leave_out", None, 0)],
+)
+def test_a_long_record_is_cut_where_the_recipe_says(
+    load: Callable[..., Dataset], tiny_model: Path, truncation: str | None, learnt: str | None, cut: int
+) -> None:
+    long = {"question": "b" * 6, "answer": "a" * 9}
+    training = {"max_length": 10, "truncation": truncation}
+    data = load({"question": "b", "answer": "a"}, long, training=training, data={})
+    assert (data.report.truncated, data.report.dropped) == (cut, 1 - cut)
+    assert len(data.rows) == 1 + cut
+    if learnt is not None:
+        tokens = data.rows[1][0].sequences[0]
+        said = base_of(tiny_model).tokenizer.decode(tokens.input_ids[tokens.labels != IGNORED])
+        assert said == learnt[-len(said) :]
+        assert said.endswith("<|eos|>") is (truncation == "keep_end")
+
+
+def test_lines_that_are_no_records_are_skipped_and_counted_with_the_others(
+    load: Callable[..., Dataset], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = load(GOOD, "{broken", {"question": "why?"}, OTHER, data={"on_error": "skip"})
+    assert (data.report.train_examples, data.report.dropped) == (2, 2)
+    assert "2 of 4 records are skipped; the first: " in caplog.text
+    assert "line 2: not valid JSON" in caplog.text
+
+
+def test_a_tokenizer_that_closes_texts_itself_gives_one_end(
+    make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    recipe = make_recipe(
+        stage="pretrain",
+        data={
+            "train": str(tiny.write_jsonl(tmp_path / "t.jsonl", [{"text": "one"}])),
+            "columns": {},
+            "eval_fraction": 0,
+        },
+    )
+    stage = tiny.stage_of(recipe)
+    tokenizer = stage.base.tokenizer
+    usual = load_dataset(recipe, stage).rows[0][0].sequences[0].input_ids.tolist()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|eos|>", special_tokens=[("<|eos|>", tokenizer.eos_token_id)]
+    )
+    closed = load_dataset(recipe, stage).rows[0][0].sequences[0].input_ids.tolist()
+    assert closed == usual
+    assert closed.count(tokenizer.eos_token_id) == 1

@@ -12,8 +12,9 @@ import torch
 from core_training.data.formats import read_values
 from core_training.data.records import Record, read_records
 from core_training.data.rows import Collator, pack
-from core_training.engine.dataset import is_held_out, load_dataset
+from core_training.engine.dataset import load_dataset
 from core_training.engine.engine import Engine, open_engine
+from core_training.engine.tokenising import is_held_out
 from core_training.foundation.errors import RunError
 from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel

@@ -1,0 +1,47 @@
+"""Data sets by the names they have on the hub, from what an earlier download left on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import core_training.foundation.environment as environment
+from core_training.foundation.errors import InputError
+
+_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<config>[\w.-]+))?(:(?P<split>\w+))?")
+
+
+def cached_files(name: str) -> list[Path]:
+    """The files of `OWNER/NAME`, `OWNER/NAME/CONFIG` or either with `:SPLIT` (unless said, `train`).
+
+    Nothing where the name is of no such form. Raises InputError where no download of it is at hand.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return []
+    environment.silence_libraries()
+    try:
+        return sorted(_found(match["name"], match["config"], match["split"] or "train"))
+    except Exception as error:  # whatever a builder raises
+        said = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"data: '{name}' matches no file (paths are relative to {Path.cwd()}), and as a name on the hub it is not "
+            f"in the cache of this machine ({said}); fetch it where the hub can be reached: "
+            f"hf download --repo-type dataset {match['name']}"
+        ) from None
+
+
+def _found(name: str, config: str | None, split: str) -> list[Path]:
+    """The data set's own files where they were downloaded; the Arrow files that `datasets` made of them otherwise."""
+    import datasets
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(name, repo_type="dataset", local_files_only=True)
+    except OSError:  # it was never downloaded as files
+        loaded = datasets.load_dataset(name, config, split=split)
+        return [Path(file["filename"]) for file in loaded.cache_files]
+    parts = datasets.load_dataset_builder(folder, config).config.data_files or {}
+    if split not in parts:
+        raise ValueError(f"it has no part '{split}', but {', '.join(map(str, parts)) or 'none'}")
+    return [Path(file) for file in parts[split]]

@@ -1,0 +1,119 @@
+"""Records from tables: CSV and its kin, Excel sheets, Parquet and Arrow; cells have their columns' names."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from core_training.foundation.errors import InputError
+
+Row = tuple[int, dict[str, Any]]
+"""A row's number (of its line, or of the record) and its cells."""
+
+_LONGEST_CELL = 2**31 - 1
+"""A report in a cell may be long; what is read is bounded by the memory that a line takes."""
+
+
+def csv_rows(path: Path, lines: Iterable[str]) -> Iterator[Row | InputError]:
+    """The rows behind a header line; for a row with another number of cells than it, an error."""
+    csv.field_size_limit(_LONGEST_CELL)
+    lines = iter(lines)
+    head = next(lines, "")
+    reader = csv.DictReader(chain([head], lines), strict=True, delimiter=_delimiter(head))
+    try:
+        _check_names(path, list(reader.fieldnames or []))
+        for row in reader:
+            if None in row or None in row.values():
+                yield InputError(f"{path}, line {reader.line_num}: not as many cells as the header has columns")
+            else:
+                yield reader.line_num, row
+    except csv.Error as error:
+        # The reader counts a record's lines when it has read it: this one starts on the next.
+        raise InputError(f"{path}, line {reader.line_num + 1}: not valid CSV: {error}") from None
+
+
+def _delimiter(head: str) -> str:
+    """The sign that parts a header line into most columns; a comma where none parts it."""
+    return max(",;\t|", key=lambda sign: len(next(csv.reader([head], delimiter=sign), [])))
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{path}, line 1: column '{twice}' is given twice")
+
+
+def excel_rows(path: Path) -> Iterator[Row]:
+    """The rows of a workbook's one sheet behind its header; cells are texts as CSV would have them, or true and false.
+
+    Raises InputError for a workbook with several sheets: which one is meant, nobody can say.
+    """
+    from zipfile import BadZipFile
+
+    from openpyxl import load_workbook
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+    except (BadZipFile, InvalidFileException, KeyError, ValueError) as error:
+        raise InputError(f"{path}: not an Excel workbook (.xlsx): {error}") from None
+    try:
+        sheets = [sheet for sheet in book.worksheets if next(sheet.iter_rows(values_only=True), None)]
+        if len(sheets) != 1:
+            titles = ", ".join(sheet.title for sheet in sheets) or "none"
+            raise InputError(f"{path}: a workbook must have one sheet with cells, this has {titles}; save it by itself")
+        rows = sheets[0].iter_rows(values_only=True)
+        names = ["" if cell is None else str(cell) for cell in next(rows)]
+        while names and not names[-1]:
+            names.pop()
+        _check_names(path, names)
+        for number, cells in enumerate(rows, start=2):
+            if any(cell is not None for cell in cells):
+                yield number, dict(zip(names, map(_text, cells), strict=False))
+    finally:
+        book.close()
+
+
+def _text(cell: Any) -> Any:
+    """A cell as CSV would have it."""
+    if cell is None:
+        return ""
+    if isinstance(cell, (str, bool)):
+        return cell
+    if isinstance(cell, datetime | date):
+        return cell.isoformat().removesuffix("T00:00:00")
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        yield from _numbered(pq.ParquetFile(path).iter_batches(batch_size=1024))
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: not a Parquet file: {error}") from None
+
+
+def arrow_rows(path: Path) -> Iterator[Row]:
+    """The rows of an Arrow file, a stream as `datasets` saves it or a file with an index."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            try:
+                batches: Iterable[Any] = pa.ipc.open_stream(source)
+            except pa.ArrowInvalid:
+                opened = pa.ipc.open_file(source)
+                batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
+            yield from _numbered(batches)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: not an Arrow file: {error}") from None
+
+
+def _numbered(batches: Iterable[Any]) -> Iterator[Row]:
+    return enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)

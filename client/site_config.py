@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from core_training.foundation.errors import InputError
 from core_training.models.chat_template import named_template, template_names
 from core_training.parts.section import Section
+from core_training.parts.stages.rollout import Rollout
 from core_training.recipe.schema import DeepSpeed, Recipe, Simulation
 from security.secure_aggregation.terms import Minimums
 from strategies.messages import SITE_NAME
@@ -93,12 +94,11 @@ class SiteConfig(Section):
             "name_or_path": self._own("model.name_or_path", "model", recipe.model.name_or_path, self.models),
             "adapters": [self._own("model.adapters", "run", name, self.runs) for name in recipe.model.adapters],
         }
-        rollout = {}
+        rollout: dict[str, Any] = {}
         if recipe.rollout.reward_model is not None:
             rollout["reward_model"] = self._own("rollout.reward_model", "run", recipe.rollout.reward_model, self.runs)
-        if (function := recipe.rollout.reward_function) is not None:
-            key, known = "rollout.reward_function", self.reward_functions
-            rollout["reward_function"] = self._own(key, "reward function", function, known)
+        if recipe.rollout.reward_function is not None:
+            rollout["reward_function"] = self._functions(recipe.rollout)
         data = {"train": self._files("train", recipe.data.train)}
         if recipe.data.eval is not None:
             data["eval"] = self._files("eval", recipe.data.eval)
@@ -118,6 +118,19 @@ class SiteConfig(Section):
         if name not in own:
             raise InputError(f"{key}: site '{self.name}' has no {kind} '{name}', it has {_listed(own)}")
         return own[name]
+
+    def _functions(self, rollout: Rollout) -> str | dict[str, float]:
+        """The site's own functions for those that a recipe names; TRL's need no entry."""
+        key, weights = "rollout.reward_function", rollout.reward_functions
+        own = {
+            name: name if name.startswith("trl:") else self._own(key, "reward function", name, self.reward_functions)
+            for name in weights
+        }
+        if isinstance(rollout.reward_function, str):
+            return own[rollout.reward_function]
+        if len(set(own.values())) < len(own):
+            raise InputError(f"{key}: two of {', '.join(own)} are the same function at site '{self.name}'")
+        return {own[name]: weight for name, weight in weights.items()}
 
     def _files(self, key: str, names: str | list[str]) -> list[str]:
         files: list[str] = []

@@ -23,11 +23,15 @@ def account_of(recipe: Recipe) -> dict[str, str]:
     }
     if recipe.stage_part.samples:
         rollout = recipe.rollout
-        judge = (
-            f"reward model {rollout.reward_model}" if rollout.reward_model else f"function {rollout.reward_function}"
-        )
+        judge = f"reward model {rollout.reward_model}" if rollout.reward_model else _functions(rollout.reward_functions)
         account["samples"] = f"answers of up to {rollout.max_new_tokens} tokens, judged by {judge}"
     return account
+
+
+def _functions(weights: dict[str, float]) -> str:
+    if len(weights) == 1:
+        return f"function {next(iter(weights))}"
+    return "functions " + " + ".join(f"{weight:g} × {name}" for name, weight in weights.items())
 
 
 def warnings_of(recipe: Recipe) -> list[str]:

@@ -34,6 +34,8 @@ from core_training.stages.language import labelled_logits, token_logps
 from core_training.stages.rewards import load_judge
 from core_training.stages.rollout import Sampler, plain_text
 
+_PART = "reward_"
+"""The beginning of the names of figures that are parts of the reward."""
 _KL_COEF = "kl_coef"
 
 Part = dict[str, torch.Tensor]
@@ -197,7 +199,7 @@ class PolicyGradientStage(Stage[Prompt]):
         """Answers to a batch of prompts, judged, and scored by policy and reference, in `mini_batches` parts."""
         prepared.model.eval()
         answers = self.sampler.sample(prepared.unwrapped, prompts, self.generations)
-        answers["rewards"] = self.rewards(answers)
+        answers |= self.rewards(answers)
         rows = torch.arange(len(answers["rewards"]), device=answers["rewards"].device)
         # All processes must make as many updates.
         parts = [
@@ -207,11 +209,12 @@ class PolicyGradientStage(Stage[Prompt]):
         self._add_reference(prepared, parts)
         return parts
 
-    def rewards(self, answers: Batch) -> torch.Tensor:
-        """The judge's rewards, less the penalty for an answer that was cut; shape (answers,)."""
-        rewards = self.judge(answers)
+    def rewards(self, answers: Batch) -> Part:
+        """The judge's `rewards`, less the penalty for an answer that was cut, and their parts; shapes (answers,)."""
+        judged = self.judge(answers)
         penalty = self.recipe.rollout.missing_eos_penalty
-        return rewards if penalty is None else rewards - penalty * (~answers["ended"]).float()
+        cut = 0.0 if penalty is None else penalty * (~answers["ended"]).float()
+        return {"rewards": judged.total - cut, **{_PART + name: part for name, part in judged.parts.items()}}
 
     def kl(self, part: Batch) -> torch.Tensor:
         """Estimated KL from the reference policy, of each token (answers, positions), as the answers were sampled."""
@@ -224,6 +227,7 @@ class PolicyGradientStage(Stage[Prompt]):
             "kl": mean_figure(self.kl(part).sum(dim=1)),
             "answer_length": mean_figure(part["mask"].sum(dim=1)),
             "ended": mean_figure(part["ended"]),
+            **{name: mean_figure(rewards) for name, rewards in part.items() if name.startswith(_PART)},
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
@@ -245,7 +249,7 @@ class PolicyGradientStage(Stage[Prompt]):
                 # A seed for each batch at each process, or processes would draw alike.
                 torch.manual_seed(self.recipe.training.seed + index * prepared.processes + prepared.process)
                 answers = self.sampler.sample(prepared.unwrapped, prompts)
-                scored = self._scored(prepared.model, answers | {"rewards": self.rewards(answers)})
+                scored = self._scored(prepared.model, answers | self.rewards(answers))
                 sampled.append((len(mine), scored))
         self._add_reference(prepared, [part for _, part in sampled])
         report = NOTHING_EVALUATED

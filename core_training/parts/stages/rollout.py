@@ -13,10 +13,14 @@ class Rollout(Section):
     """Stages `ppo`, `rloo` and `grpo`: how answers are sampled, and what judges them."""
 
     reward_model: str | None = Field(None, description="Run folder of a run of stage `reward`.")
-    reward_function: str | None = Field(
+    reward_function: (
+        str | Annotated[dict[str, Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)] | None
+    ) = Field(
         None,
         description="Instead: `FILE.py:name`, a function of (prompts, completions), two lists of texts, that returns "
-        "a list of numbers; further parameters are columns of the prompts' records, a list of values each.",
+        "a list of numbers; further parameters are columns of the prompts' records, a list of values each. "
+        "`trl:think_format_reward` is one of TRL's (docs/stages.md). Several with their weights: `{a.py:f: 1, b.py:g: "
+        "0.5}`; each is reported by itself.",
     )
     max_new_tokens: PositiveInt = Field(64, description="Longest answer, in tokens.")
     # Below 0.01, where the likeliest token is all but certain, logits leave the range of their type.
@@ -28,3 +32,10 @@ class Rollout(Section):
     missing_eos_penalty: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Taken off the reward of an answer that was cut at `max_new_tokens`."
     )
+
+    @property
+    def reward_functions(self) -> dict[str, float]:
+        """The functions that judge, with their weights."""
+        if self.reward_function is None or isinstance(self.reward_function, dict):
+            return self.reward_function or {}
+        return {self.reward_function: 1.0}

@@ -540,7 +540,7 @@ def test_sites_must_have_the_judge_in_common_and_a_new_one_in_its_place_is_seen(
         engine = open_engine(rl_recipe("grpo", rollout={"reward_model": str(run), "reward_function": None}))
         tokens = {name: torch.tensor([[1, 3, 50, 51, 4, 60, 61, 2]]) for name in ("input_ids", "labels")}
         stage: Any = engine._stage
-        return engine.initial_digest, float(stage.judge(tokens | {"position_ids": torch.arange(8)[None]}))
+        return engine.initial_digest, float(stage.judge(tokens | {"position_ids": torch.arange(8)[None]}).total)
 
     run = train_judge(0)
     copy = shutil.copytree(run, tmp_path / "copy")

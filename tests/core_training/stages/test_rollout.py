@@ -8,22 +8,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from core_training.data.examples import Example, Tokens
+from core_training.data.examples import IGNORED, Example, Tokens
 from core_training.data.records import Record
-from core_training.data.rows import Collator
+from core_training.data.rows import COLUMNS, Collator
 from core_training.engine.engine import open_engine
 from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.trainable import means
 from core_training.models.base_model import BaseModel
 from core_training.recipe.schema import Recipe
-from core_training.stages.rewards import FunctionJudge, load_judge
+from core_training.stages.reward_functions import FunctionJudge, RewardFunction, load_function
+from core_training.stages.rewards import load_judge
 from core_training.stages.rollout import Sampler, prompt_lengths, texts
 from tests import tiny
+from tests.tiny import tiny_tokenizer
 
 MakeRecipe = Callable[..., Recipe]
 PROMPTS = [[1, 3, 40, 41, 42, 4], [1, 3, 50, 4], [7], [1, 3, 60, 61, 62, 63, 64, 65, 66, 4]]
@@ -260,7 +264,7 @@ def test_reward_files_may_hold_dataclasses_and_share_a_name(
         path.parent.mkdir()
         path.write_text(TYPED.replace("0.5", str(float(len(folder)))))
         judge = load_judge(make_recipe(rollout={"reward_function": f"{path}:judge"}), base)
-        numbers.append(judge(sampler().sample(base.model, batch_of(PROMPTS[:1]))).tolist())
+        numbers.append(judge(sampler().sample(base.model, batch_of(PROMPTS[:1]))).total.tolist())
     assert numbers == [[3.0], [5.0]]
 
 
@@ -279,7 +283,7 @@ def failing(prompts: list[str], completions: list[str]) -> list[float]:
 def test_a_judge_that_fails_later_ends_the_run_and_tells_nothing_of_the_texts(
     base: BaseModel, function: Callable[..., Any], message: str
 ) -> None:
-    judge = FunctionJudge(function, f"{__file__}:name", base.tokenizer)
+    judge = FunctionJudge([RewardFunction(function, f"{__file__}:name")], base.tokenizer)
     answers = sampler().sample(base.model, batch_of(PROMPTS[3:]), generations=2)
     with pytest.raises(RunError, match=message) as raised:
         judge(answers)
@@ -313,9 +317,101 @@ def test_a_function_is_given_the_columns_that_it_names(make_recipe: MakeRecipe, 
         open_engine(recipe)
 
 
+def judge_by(*functions: Callable[..., Any]) -> FunctionJudge:
+    return FunctionJudge([RewardFunction(function, f"f{i}") for i, function in enumerate(functions)], tiny_tokenizer())
+
+
 def test_a_function_that_takes_any_columns_is_given_all_but_its_own_names() -> None:
-    judge = FunctionJudge(lambda prompts, completions, **columns: [], "f", None)  # type: ignore[arg-type]
+    judge = judge_by(lambda prompts, completions, **columns: [])
     record = Record({"prompt": "p", "completion": "c", "answer": 1, "when": date(2026, 1, 2)}, Path("a.jsonl"), 1)
     assert json.loads(judge.columns_of(record)) == {"answer": 1, "when": "2026-01-02"}
-    plain = FunctionJudge(lambda prompts, completions: [], "f", None)  # type: ignore[arg-type]
+    plain = judge_by(lambda prompts, completions: [])
     assert plain.columns_of(record) == b""
+
+
+def test_several_functions_are_added_up_by_their_weights_and_reported_each(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Columns go to the function that names them alone; TRL's are among them by name."""
+    (tmp_path / "judge.py").write_text(
+        "def two(prompts, completions):\n    return [2.0] * len(prompts)\n"
+        "def level(prompts, completions, level):\n    return [None if one is None else float(one) for one in level]\n"
+    )
+    records = [{"prompt": f"What is {i}?", "level": 3 if i % 2 else None} for i in range(10, 20)]
+    functions = {
+        f"{tmp_path / 'judge.py'}:two": 0.5,
+        f"{tmp_path / 'judge.py'}:level": 2,
+        "trl:think_format_reward": 1,
+        "trl:soft_overlong_punishment": 1,
+    }
+    recipe = make_recipe(
+        stage="grpo",
+        data={"train": str(tiny.write_jsonl(tmp_path / "d.jsonl", records)), "columns": {}},  # type: ignore[arg-type]
+        rollout={"reward_function": functions, "max_new_tokens": 5},
+    )
+    engine = open_engine(recipe)
+    metrics = means(engine.train(2).figures)
+    engine.close()
+    assert metrics["reward_two"] == 2
+    assert metrics["reward_think_format_reward"] == 0
+    assert metrics["reward_soft_overlong_punishment"] <= 0
+    parts = 1 + 2 * metrics["reward_level"] + metrics["reward_soft_overlong_punishment"]
+    assert metrics["reward"] == pytest.approx(parts)
+
+
+def test_functions_of_one_name_are_told_by_their_files() -> None:
+    def same(prompts: list[str], completions: list[str]) -> list[float]:
+        return [1.0] * len(prompts)
+
+    judge = FunctionJudge([RewardFunction(same, "a.py:f"), RewardFunction(same, "b.py:f", 3.0)], tiny_tokenizer())
+    judged = judge(answered())
+    assert judged.total.tolist() == [4.0]
+    assert list(judged.parts) == ["a.py:f", "b.py:f"]
+
+
+def answered() -> dict[str, torch.Tensor]:
+    """One answer, `4` or whatever token that is, to a prompt."""
+    return {
+        "input_ids": torch.tensor([[7, 8, 9]]),
+        "labels": torch.tensor([[IGNORED, 8, 9]]),
+        "ended": torch.tensor([False]),
+    }
+
+
+def test_trls_functions_are_called_as_trl_does() -> None:
+    base: Any = SimpleNamespace(tokenizer=tiny_tokenizer())
+    ids = base.tokenizer.encode("It is even.</think> \\boxed{4}")
+    answers = {
+        "input_ids": torch.tensor([[7, *ids]]),
+        "labels": torch.tensor([[IGNORED, *ids]]),
+        "ended": torch.tensor([False]),
+        COLUMNS: torch.tensor([list(b'{"solution": "$4$"}')], dtype=torch.uint8),
+    }
+    names = ["accuracy_reward", "reasoning_accuracy_reward", "cosine_scaled_reward", "repetition_penalty_reward"]
+    judge = FunctionJudge([load_function(f"trl:{name}", 1.0, 100) for name in names], base.tokenizer)
+    assert judge.columns == ["solution"]
+    parts = {name: part.tolist() for name, part in judge(answers).parts.items()}
+    assert parts["accuracy_reward"] == parts["reasoning_accuracy_reward"] == [1.0]
+    assert 0.9 < parts["cosine_scaled_reward"][0] <= 1
+    with pytest.raises(InputError, match=r"TRL's functions here are accuracy_reward, .*, not 'nice'"):
+        load_function("trl:nice", 1.0, 100)
+
+
+def test_a_site_gives_its_own_functions_and_trls(make_recipe: MakeRecipe) -> None:
+    from client.site_config import SiteConfig
+
+    site = SiteConfig.model_validate(
+        {"name": "north", "data": {"d": "d.jsonl"}, "models": {"m": "m"}, "reward_functions": {"brief": "j.py:brief"}}
+    )
+    rollout = {"reward_function": {"brief": 2, "trl:think_format_reward": 1}}
+    recipe = make_recipe(model={"name_or_path": "m"}, data={"train": "d"}, stage="grpo", rollout=rollout)
+    assert site.resolve(recipe).rollout.reward_functions == {"j.py:brief": 2, "trl:think_format_reward": 1}
+    with pytest.raises(InputError, match="has no reward function 'other'"):
+        site.resolve(
+            make_recipe(
+                model={"name_or_path": "m"},
+                data={"train": "d"},
+                stage="grpo",
+                rollout={"reward_function": {"other": 1}},
+            )
+        )

@@ -35,13 +35,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Of different kinds: tied, routed, with buffers (deepseek_v3, glm4_moe), with layers of their own (gpt2, phi3)."""
 
 
-def make_family(name: str, tokenizer_of: Path, folder: Path) -> Path:
+def make_family(name: str, tokenizer_of: Path, folder: Path, vocabulary: int | None = None) -> Path:
     """Save a model of a family, with random weights and buffers, and with the tokenizer of another."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
-    config = AutoConfig.for_model(name, **{**SHARED, **FAMILIES[name], "vocab_size": len(tokenizer)})
+    config = AutoConfig.for_model(
+        name, **{**SHARED, **FAMILIES.get(name, {}), "vocab_size": vocabulary or len(tokenizer)}
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():

@@ -151,7 +151,8 @@ def _arranged(
     if outcome.open_ended:
         _log.warning(
             "data: %d of %d records are learnt without a token that ends an answer, and teach the model not to stop; "
-            "take a chat template that closes the assistant's turn with one, as {{ eos_token }} (model.chat_template)",
+            "take a chat template that closes the assistant's turn with one, as {{ eos_token }} (model.chat_template), "
+            "or make what closes it a token (model.add_tokens)",
             outcome.open_ended,
             outcome.records,
         )

@@ -48,7 +48,7 @@ class BaseModel:
         settle_libraries()
         self.folder = Path(recipe.model.name_or_path)
         self._day = date.fromisoformat(recipe.model.chat_date)
-        start = load_starting_model(recipe)
+        start = load_starting_model(recipe, self.tokenizer)
         self._known_tokens = cast(nn.Embedding, start.model.get_input_embeddings()).num_embeddings
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             self.check_tokens(np.array([token]), f"model.name_or_path: {self.folder}")

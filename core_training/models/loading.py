@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,11 @@ from core_training.models.parameters import (
     write_buffers,
     write_parameters,
 )
+from core_training.models.vocabulary import add_to_model, add_to_tokenizer, digest_with
 from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
 from core_training.runs.result_format import read_buffers, read_origin, read_result
+from core_training.tuning.added_rows import check_rows_are_trained
 from core_training.tuning.base import load_tuning
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class StartingModel:
     """SHA-256 (hex) over the base's weight files and, in order, the results of earlier runs that were merged in."""
 
 
-def load_starting_model(recipe: Recipe) -> StartingModel:
+def load_starting_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> StartingModel:
     """The base model with the results of `model.adapters` in it.
 
     An adapter is merged into the weights, in `model.dtype`; wholly trained weights take their place. A run that itself
@@ -47,8 +49,11 @@ def load_starting_model(recipe: Recipe) -> StartingModel:
     lacks something, and for an adapter of another base.
     """
     start = _load_base(recipe)
+    if recipe.model.add_tokens:
+        add_to_model(start.model, tokenizer, recipe.model.add_tokens)
+        start = replace(start, digest=digest_with(start.digest, recipe.model.add_tokens))
     for run in recipe.model.adapters:
-        start = _with_run(start, Path(run), ())
+        start = _with_run(start, Path(run), recipe)
     return start
 
 
@@ -64,6 +69,7 @@ def tune(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
         model = with_score_head(model, recipe.training.seed)
     set_seed(recipe.training.seed)
     model = load_tuning(recipe).apply(model)
+    check_rows_are_trained(model)
     if head == "value_head":
         add_value_head(model)
     return model
@@ -89,6 +95,8 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
         raise InputError(f"{where}: its tokenizer cannot be loaded: {_first_line(error)}") from None
     if tokenizer.eos_token_id is None:
         raise InputError(f"{where}: its tokenizer has no end-of-sequence token (eos_token)")
+    if recipe.model.add_tokens:
+        add_to_tokenizer(tokenizer, recipe.model.add_tokens)
     if recipe.model.chat_template is not None:
         _use_template(tokenizer, recipe.model.chat_template)
     if tokenizer.pad_token_id is None:
@@ -148,15 +156,20 @@ def _check_config(config: Any, where: str) -> None:
         raise InputError(f"{where}: it is a reward model or classifier, not a language model; name the model it is of")
 
 
-def _with_run(start: StartingModel, run: Path, following: tuple[Path, ...]) -> StartingModel:
+def _with_run(start: StartingModel, run: Path, recipe: Recipe, following: tuple[Path, ...] = ()) -> StartingModel:
     """`start` with what the run trained; `following` are the runs that this one is brought along by."""
     result = _member(run, following)
+    if (theirs := result.recipe.model.add_tokens) != recipe.model.add_tokens:
+        raise InputError(
+            f"model.adapters: {run} was trained with model.add_tokens {theirs}, and this recipe has "
+            f"{recipe.model.add_tokens}; give it the same"
+        )
     try:
         origin = read_origin(result.folder)
         whole = result.is_whole_model
         if not whole and origin.base_digest != start.digest:
             for earlier in result.recipe.model.adapters:
-                start = _with_run(start, Path(earlier), (*following, run.resolve()))
+                start = _with_run(start, Path(earlier), recipe, (*following, run.resolve()))
         if not whole and origin.base_digest != start.digest:
             own = " + ".join([result.recipe.model.name_or_path, *result.recipe.model.adapters])
             raise InputError(

@@ -34,5 +34,6 @@ class Outline(BaseModel):
             raise InputError(f"model.name_or_path: {self.folder} cannot be read: {error}") from None
         if (self.folder / "generation_config.json").is_file():
             self.model.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
-        self._known_tokens = cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
+        rows = cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
+        self._known_tokens = max(rows, len(self.tokenizer)) if recipe.model.add_tokens else rows
         self.keeps_examples_apart = False

@@ -83,6 +83,11 @@ class Model(Section):
         description="Chat template to use instead of the model's own: a Jinja file, or the name of a published one "
         "(chatml, llama3, qwen3, gemma3, …: docs/templates.md).",
     )
+    add_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="Texts that become tokens of their own, such as `<|im_start|>`: each begins as the mean of all "
+        "tokens, and its rows are trained and travel with the rest, beside adapters too.",
+    )
     chat_date: Annotated[str, BeforeValidator(str)] = Field(
         "2025-01-01",
         description="The day that a chat template sees which prints today's date: the same records are the same tokens "
@@ -95,7 +100,9 @@ class Model(Section):
     )
 
     @model_validator(mode="after")
-    def _check_day(self) -> Self:
+    def _check_texts(self) -> Self:
+        if len(set(self.add_tokens)) < len(self.add_tokens):
+            raise ValueError("add_tokens: one of them is given twice")
         try:
             date.fromisoformat(self.chat_date)
         except ValueError:

@@ -43,5 +43,11 @@ def export(
         typer.echo(json.dumps({"folder": str(to), "kind": kind, "base": named, "tokenizer": tokenizer}))
     elif not quiet:
         stderr.print(f"wrote the {kind} to {to}", soft_wrap=True)
+        if adapter and (added := result.recipe.model.add_tokens):
+            stderr.print(
+                f"its base needs rows for {len(added)} added tokens before it takes the adapter: "
+                "model.resize_token_embeddings(len(tokenizer)); --merge writes a model that has them",
+                soft_wrap=True,
+            )
         if not tokenizer:
             stderr.print("without a tokenizer, as the base model is not on this machine; --base DIR names it")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from core_training.engine.central import train
 from core_training.engine.engine import open_engine
-from core_training.models.loading import load_starting_model
+from core_training.models.loading import load_starting_model, load_tokenizer
 from core_training.models.probe import logits_of
 from core_training.models.results import export_adapter, export_model, find_result, load_result, load_reward_model
 from core_training.recipe.schema import Recipe
@@ -81,7 +81,7 @@ def test_an_adapter_by_itself_merged_and_as_the_start_of_the_next_run(
     assert far(adapted, logits) < 1e-5
     assert far(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), logits) < 1e-5
     following = make_recipe(model={"name_or_path": str(family), "adapters": [str(run)]})
-    assert far(load_starting_model(following).model, logits) < 1e-5
+    assert far(load_starting_model(following, load_tokenizer(following)).model, logits) < 1e-5
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])

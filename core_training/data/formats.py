@@ -8,7 +8,8 @@ from typing import Any
 
 from core_training.data.layout import Layout
 from core_training.data.records import Record
-from core_training.data.turns import MEDIA, tools_of
+from core_training.data.turns import tools_of
+from core_training.data.unknown import UNUSED_COLUMNS
 from core_training.foundation.errors import InputError
 from core_training.parts.data_kinds import DATA_KINDS, TEXT
 from core_training.parts.data_kinds.values import Values
@@ -36,17 +37,18 @@ def read_values(record: Record, stage: str, columns: Mapping[str, str]) -> Value
 
 
 _TOOLS = "tools"
-_REFUSED = (*MEDIA, "functions", "chat_template_kwargs")
-"""Columns that say something of a conversation, and that nothing here can use."""
 
 
 def _with_tools(record: Record, values: Values, columns: Mapping[str, str], read: set[str]) -> Values:
     """The values with the record's tools. Raises ValueError for columns that would be left out without a word."""
     conversation = hasattr(values, _TOOLS)
     named = {columns.get(column, column) for column in (*read, _TOOLS)}
-    for column in _REFUSED if conversation else ():
+    for column in UNUSED_COLUMNS if conversation else ():
         if column not in named and record.fields.get(column):
-            raise ValueError(f"the column '{column}' cannot be used; leave it out of the records, or call it otherwise")
+            raise ValueError(
+                f"the column '{column}' cannot be used; leave it out of the records, call it otherwise, or set "
+                "data.unknown: warn"
+            )
     tools = record.fields.get(columns.get(_TOOLS, _TOOLS))
     if conversation and tools and _TOOLS not in read:
         return replace(values, tools=tools_of(tools))  # type: ignore[type-var]

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from core_training.data.layout import Raw
+from core_training.data.unknown import UNUSED_PARTS
 from core_training.parts.data_kinds.values import Message, Messages, Tools
 
 
@@ -35,9 +36,6 @@ _CALLING = ("function_call", "tool_call")
 """ShareGPT's roles of an assistant's turn that calls a function."""
 
 _KEPT = ("tool_calls", "reasoning_content", "name", "tool_call_id")
-MEDIA = ("images", "image", "audio", "audios", "video", "videos", "documents")
-_REFUSED = (*MEDIA, "function_call", "prefix")
-"""Parts of a turn that say something, and that nothing here can use."""
 
 
 def _message(name: str, value: Any) -> Message:
@@ -47,9 +45,12 @@ def _message(name: str, value: Any) -> Message:
     role, content = (
         (value["role"], value.get("content")) if "role" in value else (value.get("from"), value.get("value"))
     )
-    for part in _REFUSED:
+    for part in UNUSED_PARTS:
         if value.get(part):
-            raise ValueError(f"a turn in '{name}' has '{part}', which cannot be used; leave it out of the records")
+            raise ValueError(
+                f"a turn in '{name}' has '{part}', which cannot be used; leave it out of the records, or set "
+                "data.unknown: warn"
+            )
     more = {part: value[part] for part in _KEPT if value.get(part)}
     if thinking := value.get("thinking"):
         more.setdefault("reasoning_content", thinking)
@@ -81,7 +82,9 @@ def _joined(name: str, parts: list[Any]) -> str:
     """The text of a content that is a list of parts."""
     texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"a turn in '{name}' has a content with parts that are no texts; nothing else can be used")
+        raise ValueError(
+            f"a turn in '{name}' has a content with parts that are no texts; leave them out, or set data.unknown: warn"
+        )
     return "".join(map(str, texts))
 
 

@@ -139,6 +139,9 @@ def _arranged(
     if not len(training):
         raise NothingToTrainError(_nothing_to_train(recipe, outcome, len(examples)))
     stage.check(training)
+    if outcome.unused:
+        said = ", ".join(f"{name} (in {count})" for name, count in outcome.unused.items())
+        _log.warning("data.unknown: of %d records these parts are left out: %s", outcome.records, said)
     if outcome.copies:
         _log.warning("data: %d training records stand in data.eval too, and are left out of training", outcome.copies)
     if outcome.folded:
@@ -236,7 +239,7 @@ def _digest(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None)
 
     fraction = None if recipe.data.eval is not None else recipe.data.eval_fraction
     rollout = recipe.rollout.model_dump() if recipe.stage_part.samples else None
-    data = recipe.data.model_dump(include={"columns", "on_error", "reasoning", "loss_on", "max_samples"})
+    data = recipe.data.model_dump(include={"columns", "on_error", "reasoning", "loss_on", "max_samples", "unknown"})
     cut = [recipe.training.max_length, stage.truncation]
     settings = [recipe.stage, data, fraction, cut, rollout, stage.further_columns]
     versions = [_STORE_VERSION, transformers.__version__, tokenizers.__version__, stage.base.chat_template.digest]

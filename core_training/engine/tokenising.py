@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from core_training.data.folding import folded
 from core_training.data.formats import read_values
 from core_training.data.reasoning import with_reasoning
 from core_training.data.records import OnError, Record, data_files, records_in
+from core_training.data.unknown import without_unused
 from core_training.foundation.errors import InputError
 from core_training.models.context import UNLIMITED, context_length
+from core_training.parts.data_kinds import TEXT
 from core_training.parts.data_kinds.values import Values
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import Stage
@@ -39,6 +41,8 @@ class Outcome:
     folded: int = 0
     skipped: int = 0
     first_error: str = ""
+    unused: dict[str, int] = field(default_factory=dict)
+    """Parts that were left out under `data.unknown: warn`: in how many records each."""
     files: dict[str, None] = field(default_factory=dict)
     parts: list[tuple[bool, str]] = field(default_factory=list)
 
@@ -84,7 +88,7 @@ def tokenised_records(
         outcome.records += 1
         outcome.files[str(record.path)] = None
         try:
-            values = read_values(record, recipe.stage, recipe.data.columns)
+            values = read_values(_usable(recipe, record, outcome), recipe.stage, recipe.data.columns)
             if held_out:
                 kept_for_evaluation.add(identity_digest(values.identity))
             elif kept_for_evaluation and identity_digest(values.identity) in kept_for_evaluation:
@@ -110,6 +114,16 @@ def tokenised_records(
         if not recipe.stage_part.samples:
             outcome.open_ended += not all(tokens.ends_with(stage.base.end_tokens) for tokens in whole.sequences)
         yield Tokenised(record, held_out or is_held_out(values.identity, fraction), whole, useful, truncated)
+
+
+def _usable(recipe: Recipe, record: Record, outcome: Outcome) -> Record:
+    """The record, under `data.unknown: warn` without what cannot be used, which is counted."""
+    if recipe.data.unknown == "stop" or recipe.stage_part.reads is TEXT:
+        return record
+    fields, left_out = without_unused(record.fields, recipe.data.columns.values())
+    for name in left_out:
+        outcome.unused[name] = outcome.unused.get(name, 0) + 1
+    return replace(record, fields=fields) if left_out else record
 
 
 def _with_reasoning(recipe: Recipe, record: Record, values: Values) -> Values:

@@ -141,6 +141,11 @@ class Data(Section):
         description="A record that does not fit the stage or the model ends the run, or is skipped and counted. A file "
         "that is damaged ends it all the same.",
     )
+    unknown: Literal["stop", "warn"] = Field(
+        "stop",
+        description="What says something in a record and cannot be used (images, a template's settings) ends the run, "
+        "or is left out and counted.",
+    )
     reasoning: Reasoning = Field(
         "keep",
         description="Thoughts before the assistant's words (`reasoning_content`, `<think>…</think>`): kept, left out, "

@@ -644,3 +644,24 @@ def test_a_tokenizer_that_closes_texts_itself_gives_one_end(
     closed = load_dataset(recipe, stage).rows[0][0].sequences[0].input_ids.tolist()
     assert closed == usual
     assert closed.count(tokenizer.eos_token_id) == 1
+
+
+def test_what_cannot_be_used_ends_the_run_or_is_left_out_and_counted(
+    load: Callable[..., Dataset], tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = {"type": "image", "image": "scan.png"}
+    records = [
+        {"messages": [{**TURNS[0], "content": [seen, {"type": "text", "text": "One?"}]}, TURNS[1]]},
+        {"messages": [{**TURNS[0], "images": ["a.png"]}, TURNS[1]], "images": ["a.png"], "source": "x"},
+        {"messages": TURNS[:2], "chat_template_kwargs": {"enable_thinking": False}, "images": []},
+        {"messages": TURNS[:2]},
+    ]
+    for record in records[:3]:
+        assert "data.unknown: warn" in message_of(load, record, data={"columns": {}})
+    data = load(*records, data={"columns": {}, "unknown": "warn"})
+    said = {base_of(tiny_model).tokenizer.decode(row[0].sequences[0].input_ids) for row in data.rows}
+    assert said == {"<|bos|><|user|>One?<|assistant|>First.<|eos|>"}
+    assert (
+        "data.unknown: of 4 records these parts are left out: a content's part of type 'image' (in 1), "
+        "a turn's 'images' (in 1), column 'images' (in 1), column 'chat_template_kwargs' (in 1)"
+    ) in caplog.text

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -152,6 +153,7 @@ def content_digest(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+@lru_cache(maxsize=1024)
 def _kind(path: Path) -> str | None:
     name = path.name.removesuffix(".gz")
     suffix = Path(name).suffix

@@ -21,6 +21,7 @@ from core_training.data.reasoning import with_reasoning
 from core_training.data.records import OnError, Record, data_files, records_in
 from core_training.data.unknown import without_unused
 from core_training.foundation.errors import InputError
+from core_training.foundation.processes import in_processes
 from core_training.models.context import UNLIMITED, context_length
 from core_training.parts.data_kinds import TEXT
 from core_training.parts.data_kinds.values import Values
@@ -46,6 +47,15 @@ class Outcome:
     files: dict[str, None] = field(default_factory=dict)
     parts: list[tuple[bool, str]] = field(default_factory=list)
 
+    def add(self, one: Tokenised) -> None:
+        """Count a record that became tokens."""
+        self.truncated += one.truncated
+        self.dropped += not one.useful
+        self.folded += one.folded
+        self.open_ended += one.open_ended
+        for name in one.unused:
+            self.unused[name] = self.unused.get(name, 0) + 1
+
     def skip(self, reason: InputError) -> None:
         """Count a record that cannot be used."""
         self.skipped += 1
@@ -66,64 +76,96 @@ class Tokenised:
     whole: Example
     useful: list[Example]
     truncated: bool
+    identity: bytes
+    """SHA-256 over what makes two records one."""
+    folded: bool
+    open_ended: bool
+    unused: list[str]
+
+
+Source = tuple[bool, Record]
+"""A record, and whether it is one of `data.eval`."""
 
 
 def tokenised_records(
-    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: Outcome
+    recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: Outcome, *, processes: int = 1
 ) -> Iterator[Tokenised]:
     """All records of the recipe's data (or `records` in place of `data.train`) as tokens, one at a time.
 
     Copies of held-out records are left out, and `outcome` counts what became of all. Raises InputError for a record
     that does not fit the stage or the model, unless `data.on_error` has it skipped.
     """
-    fraction = recipe.data.eval_fraction if recipe.data.eval is None else 0.0
     on_error = outcome.skip_line if recipe.data.on_error == "skip" else None
-    # A stage that samples looks itself at what prompt and answer come to.
-    most = UNLIMITED if recipe.stage_part.samples else context_length(stage.base.model)
-    kept_for_evaluation: set[bytes] = set()
-    for held_out, record in chain(
+    sources: Iterator[Source] = chain(
         ((True, record) for record in _records_of(recipe, recipe.data.eval or [], on_error)),
         ((False, record) for record in (training_records(recipe, on_error) if records is None else records)),
-    ):
+    )
+    kept_for_evaluation: set[bytes] = set()
+    read = _Reader(recipe, stage)
+    for one in in_processes(read, sources, processes) if processes > 1 else map(read, sources):
         outcome.records += 1
-        outcome.files[str(record.path)] = None
-        try:
-            values = read_values(_usable(recipe, record, outcome), recipe.stage, recipe.data.columns)
-            if held_out:
-                kept_for_evaluation.add(identity_digest(values.identity))
-            elif kept_for_evaluation and identity_digest(values.identity) in kept_for_evaluation:
-                outcome.dropped += 1
-                outcome.copies += 1
-                continue
-            thought = _with_reasoning(recipe, record, values)
-            said = _folded(stage, thought)
-            whole = stage.tokenise(record, said)
-            for tokens in whole.sequences:
-                stage.base.check_tokens(tokens.input_ids, record.place)
-            useful = stage.cut(whole, recipe.training.max_length)
-            _check_lengths(recipe, record, useful, most)
-        except InputError as error:
+        if isinstance(one, InputError):
             if recipe.data.on_error == "stop":
-                raise
-            outcome.skip(error)
+                raise one
+            outcome.skip(one)
             continue
-        truncated = stage.is_truncated(whole, recipe.training.max_length)
-        outcome.truncated += truncated
-        outcome.folded += said is not thought
-        outcome.dropped += not useful
-        if not recipe.stage_part.samples:
-            outcome.open_ended += not all(tokens.ends_with(stage.base.end_tokens) for tokens in whole.sequences)
-        yield Tokenised(record, held_out or is_held_out(values.identity, fraction), whole, useful, truncated)
+        outcome.files[str(one.record.path)] = None
+        if recipe.data.eval is not None and one.held_out:
+            kept_for_evaluation.add(one.identity)
+        elif one.identity in kept_for_evaluation:
+            outcome.dropped += 1
+            outcome.copies += 1
+            continue
+        outcome.add(one)
+        yield one
 
 
-def _usable(recipe: Recipe, record: Record, outcome: Outcome) -> Record:
-    """The record, under `data.unknown: warn` without what cannot be used, which is counted."""
+@dataclass(frozen=True)
+class _Reader:
+    """A function from records to their tokens, or to what is wrong with them; one record knows nothing of others."""
+
+    recipe: Recipe
+    stage: Stage[Any]
+
+    def __call__(self, source: Source) -> Tokenised | InputError:
+        try:
+            return self._tokenised(*source)
+        except InputError as error:
+            return error
+
+    def _tokenised(self, is_evaluation: bool, record: Record) -> Tokenised:  # noqa: FBT001
+        recipe, stage = self.recipe, self.stage
+        usable, unused = _usable(recipe, record)
+        values = read_values(usable, recipe.stage, recipe.data.columns)
+        thought = _with_reasoning(recipe, record, values)
+        said = _folded(stage, thought)
+        whole = stage.tokenise(record, said)
+        for tokens in whole.sequences:
+            stage.base.check_tokens(tokens.input_ids, record.place)
+        useful = stage.cut(whole, recipe.training.max_length)
+        _check_lengths(recipe, stage, record, useful)
+        identity = identity_digest(values.identity)
+        fraction = recipe.data.eval_fraction if recipe.data.eval is None else 0.0
+        ends = stage.base.end_tokens
+        return Tokenised(
+            record,
+            held_out=is_evaluation or _below(identity, fraction),
+            whole=whole,
+            useful=useful,
+            truncated=stage.is_truncated(whole, recipe.training.max_length),
+            identity=identity,
+            folded=said is not thought,
+            open_ended=not recipe.stage_part.samples and not all(tokens.ends_with(ends) for tokens in whole.sequences),
+            unused=unused,
+        )
+
+
+def _usable(recipe: Recipe, record: Record) -> tuple[Record, list[str]]:
+    """The record, under `data.unknown: warn` without what cannot be used, and the names of that."""
     if recipe.data.unknown == "stop" or recipe.stage_part.reads is TEXT:
-        return record
+        return record, []
     fields, left_out = without_unused(record.fields, recipe.data.columns.values())
-    for name in left_out:
-        outcome.unused[name] = outcome.unused.get(name, 0) + 1
-    return replace(record, fields=fields) if left_out else record
+    return replace(record, fields=fields) if left_out else record, left_out
 
 
 def _with_reasoning(recipe: Recipe, record: Record, values: Values) -> Values:
@@ -141,8 +183,10 @@ def _folded(stage: Stage[Any], values: Values) -> Values:
     return folded(values, system=not template.takes_system, repeats=not template.takes_repeats)
 
 
-def _check_lengths(recipe: Recipe, record: Record, examples: Sequence[Example], most: int) -> None:
+def _check_lengths(recipe: Recipe, stage: Stage[Any], record: Record, examples: Sequence[Example]) -> None:
     """Raise InputError for more tokens than the model was built to look at in one piece."""
+    # A stage that samples looks itself at what prompt and answer come to.
+    most = UNLIMITED if recipe.stage_part.samples else context_length(stage.base.model)
     longest = max((len(tokens) for example in examples for tokens in example.sequences), default=0)
     if longest > most:
         raise InputError(
@@ -153,7 +197,11 @@ def _check_lengths(recipe: Recipe, record: Record, examples: Sequence[Example], 
 
 def is_held_out(identity: Mapping[str, Any], fraction: float) -> bool:
     """Whether a record that says this (see `Values.identity`) belongs to the evaluation part."""
-    return int.from_bytes(identity_digest(identity)[:8], "big") < fraction * 2**64
+    return _below(identity_digest(identity), fraction)
+
+
+def _below(digest: bytes, fraction: float) -> bool:
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def identity_digest(identity: Mapping[str, Any]) -> bytes:

@@ -36,6 +36,7 @@ _CHATML = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = re.compile(r"\bstrftime_now\b")
 _DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxX"))
 
@@ -129,10 +130,12 @@ class ChatTemplate:
         )
         return cast(str, rendered)
 
-    def marked(self, messages: Messages) -> list[Span]:
-        """The spans that the template marks."""
+    def text_and_marks(self, messages: Messages) -> tuple[str, list[Span] | None]:
+        """The conversation's text, and the spans that the template marks in it; None where it marks none at all."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        if not _MARKS.search(self.source):
+            return self.text(messages), None
         rendered: Any = render_jinja_template(
             conversations=[[_plain(message, in_parts=self._takes_parts) for message in messages]],
             tools=cast(Any, list(self.tools) if self.tools else None),
@@ -140,13 +143,8 @@ class ChatTemplate:
             return_assistant_tokens_mask=True,
             **cast(dict[str, Any], self.tokenizer.special_tokens_map),
         )
-        _, (spans,) = rendered
-        return [(start, end) for start, end in spans]
-
-    @property
-    def marks(self) -> bool:
-        """Whether the template marks what the assistant says."""
-        return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
+        (text,), (spans,) = rendered
+        return text, [(start, end) for start, end in spans]
 
     @property
     def takes_system(self) -> bool:

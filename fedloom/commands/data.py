@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated
 
 import typer
@@ -45,7 +46,7 @@ def show(
     outcome = Outcome()
     lengths, most = Lengths(), loaded.training.max_length
     console = Console(highlight=False)
-    for number, one in enumerate(tokenised_records(loaded, stage, None, outcome)):
+    for number, one in enumerate(tokenised_records(loaded, stage, None, outcome, processes=os.cpu_count() or 1)):
         one = without_labels(one) if loaded.stage_part.samples else one
         lengths.add(one)
         if as_json:

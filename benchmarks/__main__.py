@@ -25,6 +25,7 @@ from core_training.foundation.errors import FedloomError
 from core_training.models.libraries import own_the_process
 
 MODULES = {
+    "data_reading": "data.reading",
     "engine_speed": "engine.speed",
     "step_overhead": "engine.step_overhead",
     "real_sites": "federation.real_sites",

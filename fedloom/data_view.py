@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -11,6 +12,8 @@ import numpy as np
 from rich.text import Text
 
 from core_training.data.examples import IGNORED, Example, Tokens
+from core_training.data.leaks import Leaks
+from core_training.data.rows import pack
 from fedloom.console import printable
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ LOST_ANSWERS = 0.05
 """The share of answer tokens lost to `training.max_length` from which on it is worth a warning."""
 
 _BARS = 30
-_ROWS = 8
 
 
 @dataclass
@@ -36,12 +38,17 @@ class Lengths:
     lost: int = 0
     cut: int = 0
     left_out: int = 0
+    trained: list[int] = field(default_factory=list)
+    """Tokens of each training example."""
+    leaks: Leaks = field(default_factory=Leaks)
 
     def add(self, one: Tokenised) -> None:
         """Count a record."""
         self.records[part_of(one)] += 1
         self.cut += one.truncated
         self.left_out += not one.useful
+        self.leaks.add(one.whole, held_out=one.held_out)
+        self.trained += [] if one.held_out else [len(example) for example in one.useful]
         self.lengths += [len(tokens) for tokens in one.whole.sequences]
         kept = [tokens for example in one.useful for tokens in example.sequences]
         learnt = sum(tokens.loss_tokens for tokens in kept)
@@ -54,19 +61,32 @@ class Lengths:
         """The share of the tokens to be learnt that the cut takes."""
         return self.lost / (self.lost + self.learnt) if self.lost + self.learnt else 0.0
 
-    def lines(self, limit: int) -> Iterator[str]:
-        """The counts for a person, and a histogram of the lengths."""
+    def lines(self, limit: int, *, packs: bool) -> Iterator[str]:
+        """The counts for a person, and a histogram of the lengths; `packs` is whether examples may share a row."""
         total = sum(self.records.values())
         yield f"{total} records: {self.records['train']} to train on, {self.records['held_out']} held out"
         yield f"{self.tokens} tokens, of which {self.learnt} are learnt"
-        yield f"{self.cut} records cut at {limit} tokens, {self.left_out} left out with nothing to learn from"
+        share = self.cut / total if total else 0.0
+        yield (
+            f"{self.cut} records ({share:.0%}) cut at {limit} tokens, and with them {self.lost_share:.0%} of what was "
+            f"to be learnt; {self.left_out} left out with nothing to learn from"
+        )
+        if packs and self.trained:
+            rows = len(pack(self.trained, limit))
+            yield f"packed: {rows} rows of {limit} tokens, {sum(self.trained) / (rows * limit):.0%} full"
+        yield from self._histogram(limit)
+
+    def _histogram(self, limit: int) -> Iterator[str]:
+        """Bars of the lengths, each twice as far as the one before."""
         if not self.lengths:
             return
-        counts, edges = np.histogram(self.lengths, bins=min(_ROWS, max(self.lengths) - min(self.lengths) + 1))
+        exponents = np.ceil(np.log2(np.maximum(self.lengths, 1))).astype(int)
+        counts = np.bincount(exponents)
         yield "tokens of a sequence:"
-        for count, start, end in zip(counts, edges, edges[1:], strict=False):
-            bar = "█" * round(_BARS * count / counts.max())
-            yield f"  {int(np.ceil(start)):>7} – {int(end):<7} {bar} {count}"
+        for exponent in range(int(exponents.min()), len(counts)):
+            bar = "█" * math.ceil(_BARS * counts[exponent] / counts.max())
+            cut = "  ← cut here" if 2 ** (exponent - 1) < limit <= 2**exponent and self.cut else ""
+            yield f"  up to {2**exponent:<6} {bar:<{_BARS}} {counts[exponent]}{cut}"
 
 
 def without_labels(one: Tokenised) -> Tokenised:

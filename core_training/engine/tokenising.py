@@ -102,7 +102,7 @@ def tokenised_records(
     )
     kept_for_evaluation: set[bytes] = set()
     read = _Reader(recipe, stage)
-    for one in in_processes(read, sources, processes) if processes > 1 else map(read, sources):
+    for one in in_processes(read, sources, processes):
         outcome.records += 1
         if isinstance(one, InputError):
             if recipe.data.on_error == "stop":

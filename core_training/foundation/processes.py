@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 V = TypeVar("V")
 R = TypeVar("R")
 
+_ALONE = 512
+"""So many values are sooner done than processes are started."""
 _AT_ONCE = 64
 _AHEAD = 8
 """Values that a process gets at once, and how many such lots each has before it."""
@@ -26,15 +28,19 @@ def in_processes(function: Callable[[V], R], values: Iterable[V], processes: int
     nothing else: other threads' locks stay as they are for ever.
     """
     global _function
-    if "fork" not in multiprocessing.get_all_start_methods():
+    values = iter(values)
+    yield from map(function, islice(values, _ALONE))
+    if processes < 2 or "fork" not in multiprocessing.get_all_start_methods():
         yield from map(function, values)
+        return
+    if not (first := list(islice(values, 1))):
         return
     _function = function
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that libraries have idle threads
         pool = multiprocessing.get_context("fork").Pool(processes)
     with pool:
-        lots = iter(values)
+        lots = chain(first, values)
         waiting = [pool.apply_async(_all, (lot,)) for lot in _lots(lots, processes * _AHEAD)]
         while waiting:
             yield from waiting.pop(0).get()

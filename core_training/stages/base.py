@@ -106,7 +106,9 @@ class Stage(Generic[V]):
 
     def shortened(self, whole: Example, limit: int) -> list[Example]:
         """The example with at most `limit` tokens a sequence, whatever is left; none where it is to be left out."""
-        if self.truncation == "leave_out" and is_longer(whole, limit):
+        if not is_longer(whole, limit):
+            return [whole]
+        if self.truncation == "leave_out":
             return []
         at_end = self.truncation == "keep_end"
         parts = (t.part(max(0, len(t) - limit), len(t)) if at_end else t.part(0, limit) for t in whole.sequences)

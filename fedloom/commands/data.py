@@ -45,6 +45,7 @@ def show(
         stage = load_stage(loaded, base)
     outcome = Outcome()
     lengths, most = Lengths(), loaded.training.max_length
+    packs = loaded.stage_part.packs and loaded.training.packing is not False
     console = Console(highlight=False)
     for number, one in enumerate(tokenised_records(loaded, stage, None, outcome, processes=os.cpu_count() or 1)):
         one = without_labels(one) if loaded.stage_part.samples else one
@@ -60,11 +61,13 @@ def show(
                 console.print(styled(tokens, base.tokenizer), soft_wrap=True)
                 console.print(plain(f"  {len(tokens)} tokens, {tokens.loss_tokens} learnt\n"), style="cyan")
     if not as_json:
-        for line in lengths.lines(most):
+        for line in lengths.lines(most, packs=packs):
             console.print(plain(line), soft_wrap=True)
     if outcome.skipped:
         said = f"warning: {outcome.skipped} records are skipped; the first: {outcome.first_error}"
         stderr.print(plain(said), soft_wrap=True)
+    if leak := lengths.leaks.warning():
+        stderr.print(plain(f"warning: {leak}"), soft_wrap=True)
     if lengths.lost_share >= LOST_ANSWERS:
         stderr.print(
             plain(

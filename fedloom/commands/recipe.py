@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -15,6 +16,7 @@ from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe, Topology
+from fedloom.console import results_only_on_stdout
 from fedloom.options import Json, Overrides, RecipePath
 from fedloom.privacy_account import privacy_of
 from fedloom.recipe_account import account_of, warnings_of
@@ -27,12 +29,24 @@ _TOPOLOGIES = get_args(Topology.model_fields["kind"].annotation)
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Load model and data, try a few steps, say time and memory.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Say whether a recipe is valid, what it would do, and what it protects."""
     loaded = load_recipe(recipe, overrides)
     account, privacy, warnings = account_of(loaded), privacy_of(loaded), warnings_of(loaded)
+    figures: dict[str, object] = {}
+    if measure:
+        account["takes"], figures, leak = _measured(loaded)
+        warnings += [leak] if leak else []
     if as_json:
         said = {"account": {**account, "privacy": privacy}, "warnings": warnings}
+        said |= {"measured": figures} if measure else {}
         typer.echo(json.dumps({"valid": True, "recipe": loaded.model_dump(), **said}))
         return
     typer.echo(f"{recipe}: valid: {loaded.stage}, {loaded.tuning.mode}, {loaded.topology.kind}")
@@ -43,6 +57,18 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False
         typer.echo(f"    {name:<18} {text}")
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _measured(recipe: Recipe) -> tuple[str, dict[str, object], str]:
+    """The figures of a few steps in words and as they are, and a warning of held-out answers in training."""
+    import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
+    from fedloom.measuring import measured
+
+    if recipe.deepspeed.used:
+        raise InputError("--measure: it tries steps in this process alone, and the recipe has a deepspeed group")
+    with results_only_on_stdout():
+        figures = measured(recipe)
+    return figures.line(), {**asdict(figures), "seconds": figures.seconds}, figures.leak
 
 
 @app.command()

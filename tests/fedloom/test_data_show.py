@@ -78,7 +78,9 @@ def test_a_person_sees_some_records_and_all_lengths(fedloom: Command, recipe_fil
     assert "d.jsonl, line 1 (" in outcome.out
     assert "d.jsonl, line 4 (" not in outcome.out
     assert "31 records: " in outcome.out
-    assert "1 records cut at 48 tokens" in outcome.out
+    assert "1 records (3%) cut at 48 tokens" in outcome.out
+    assert "up to 64 " in outcome.out
+    assert "← cut here" in outcome.out
     assert "█" in outcome.out
     assert "warning: training.max_length 48 cuts" in outcome.err
 
@@ -96,3 +98,33 @@ def test_the_weights_are_not_read(fedloom: Command, recipe_file: RecipeFile, tin
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "model.safetensors").unlink()
     assert fedloom("data", "show", recipe_file(model={"name_or_path": str(model)}), "--json").code == 0
+
+
+def test_rows_that_share_are_counted_and_leaks_said(fedloom: Command, recipe_file: RecipeFile, tmp_path: Path) -> None:
+    """The same long answer to other questions is learnt and held out at once."""
+    answer = "Rest, plenty of water, and a visit to the heart ward if the fever of the lung does not go down in a week."
+    records = [{"question": f"What helps in case {i}?", "answer": answer} for i in range(40)]
+    data = tiny.write_jsonl(tmp_path / "d.jsonl", records)
+    sections = {"data": {"train": str(data), "eval_fraction": 0.3}, "training": {"max_length": 256, "packing": None}}
+    outcome = fedloom("data", "show", recipe_file(**sections), "--limit", "0")
+    held_out = int(outcome.out.split(" held out")[0].rpartition(" ")[2])
+    assert f"warning: {held_out} held-out answers (100%) stand word for word in training" in outcome.err
+    assert "packed: " in outcome.out
+    assert "rows of 256 tokens" in outcome.out
+
+
+def test_many_records_are_read_in_several_processes_in_their_order(
+    fedloom: Command, recipe_file: RecipeFile, tmp_path: Path
+) -> None:
+    records = [{"question": f"Why {i}?", "answer": "Fever."} for i in range(1500)]
+    records[1400] = {"question": "Why?", "answer": ""}
+    data = tiny.write_jsonl(tmp_path / "d.jsonl", records)
+    sections = {"data": {"train": str(data), "eval_fraction": 0.0, "on_error": "skip"}}
+    outcome = fedloom("data", "show", recipe_file(**sections), "--json")
+    places = [int(json.loads(line)["place"].rpartition(" ")[2]) for line in outcome.out.splitlines()]
+    assert places == [i for i in range(1, 1501) if i != 1401]
+    assert "1 records are skipped; the first: " in outcome.err
+    sections["data"]["on_error"] = "stop"
+    outcome = fedloom("data", "show", recipe_file(**sections), "--json")
+    assert outcome.code == 2
+    assert "d.jsonl, line 1401: the completion is empty" in outcome.err

@@ -1,0 +1,88 @@
+"""What a run will take on this machine: a few of its steps, tried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from core_training.data.leaks import Leaks
+from core_training.engine.dataset import load_dataset
+from core_training.engine.engine import Engine
+from core_training.models.base_model import BaseModel
+from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import peak_rss_bytes
+from core_training.stages.base import load_stage
+
+_WARM_UP = 1
+_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds and bytes of the steps that were tried, and what they make of the whole run."""
+
+    seconds_per_step: float
+    tokens_per_second: float
+    steps: int
+    sites: int
+    peak_bytes: int
+    train_examples: int
+    eval_examples: int
+    leak: str
+
+    @property
+    def seconds(self) -> float:
+        """All steps of all sites one after the other, without evaluations and exchanges."""
+        return self.seconds_per_step * self.steps * self.sites
+
+    def line(self) -> str:
+        """The figures for a person."""
+        each = f" at each of {self.sites} sites" if self.sites > 1 else ""
+        where = "GPU memory" if torch.cuda.is_available() else "memory"
+        return (
+            f"{self.seconds_per_step:.2g} s a step ({self.tokens_per_second:.0f} tokens/s); {self.steps} steps{each} "
+            f"in about {_duration(self.seconds)}, evaluations not counted; {self.peak_bytes / 2**30:.2g} GiB of {where}"
+        )
+
+
+def measured(recipe: Recipe) -> Measured:
+    """Load model and data as the run would, and train a few steps. Nothing is written."""
+    stage = load_stage(recipe, BaseModel(recipe))
+    data = load_dataset(recipe, stage)
+    leaks = Leaks()
+    for rows, held_out in [(data.rows, False), *((rows, True) for rows in data.evaluation.values())]:
+        for row in rows:
+            for example in row:
+                leaks.add(example, held_out=held_out)
+    engine = Engine(stage, data)
+    try:
+        if engine.total_steps > _WARM_UP:
+            engine.train(_WARM_UP)
+        report = engine.train(min(_STEPS, engine.total_steps - engine.step))
+        return Measured(
+            seconds_per_step=report.seconds / report.steps,
+            tokens_per_second=report.tokens / report.seconds,
+            steps=engine.total_steps,
+            sites=_sites(recipe),
+            peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_rss_bytes(),
+            train_examples=data.report.train_examples,
+            eval_examples=data.report.eval_examples,
+            leak=leaks.warning(),
+        )
+    finally:
+        engine.close()
+
+
+def _sites(recipe: Recipe) -> int:
+    """The sites that a simulation trains on this machine."""
+    if recipe.topology.kind == "central":
+        return 1
+    return recipe.simulation.count or len(recipe.simulation.sites or [1])
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -2,7 +2,7 @@
 
 The template gives text, and labels are decided on that text: by the template's own `{% generation %}` marks; where it
 has none, by what each of the assistant's turns adds to it; and where it tells a turn otherwise inside a conversation
-than at its end, by where it puts the contents.
+than at its end, by what another turn in its place would change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core_training.data.examples import IGNORED, Tokens
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
-from core_training.models.chat_template import SIGN, ChatTemplate, Span, signed
+from core_training.models.chat_template import SIGN, ChatTemplate, Span
 from core_training.parts.data_kinds.values import Messages, Tools
 
 if TYPE_CHECKING:
@@ -182,17 +182,15 @@ def _spoken(messages: Messages, first: int, text: str, marked: list[Span] | None
         if len(spans) != len(turns):
             raise _Untraceable(first + 1)
         return [span for span, index in zip(spans, turns, strict=True) if _is_learnt(messages[index])]
-    return [_turn_or_content(messages, index, text, template) for index in turns if _is_learnt(messages[index])]
+    return [_turn_or_difference(messages, index, text, template) for index in turns if _is_learnt(messages[index])]
 
 
-def _turn_or_content(messages: Messages, index: int, text: str, template: ChatTemplate) -> Span:
-    """An assistant's turn; of one that is told otherwise at the end of a conversation its content, if that is all."""
+def _turn_or_difference(messages: Messages, index: int, text: str, template: ChatTemplate) -> Span:
+    """An assistant's turn; of one that is told otherwise at the end of a conversation what it says, and its end."""
     try:
         return _turn(messages, index, text, template)
     except _Untraceable:
-        if {"tool_calls", "reasoning_content"}.intersection(messages[index]):
-            raise
-        return _places(messages, text, template)[index]
+        return _difference(messages, index, text, template)
 
 
 def _turn(messages: Messages, index: int, text: str, template: ChatTemplate) -> Span:
@@ -238,30 +236,25 @@ def _closing(messages: Messages, text: str, content: str, template: ChatTemplate
     return closing
 
 
-def _places(messages: Messages, text: str, template: ChatTemplate) -> list[Span]:
-    """Each message's content in the text, with the token that ends it, where one follows.
+def _difference(messages: Messages, index: int, text: str, template: ChatTemplate) -> Span:
+    """The part of the text that is another one where the turn says nothing but a sign, and the token that ends it."""
+    plain = {part: value for part, value in messages[index].items() if part not in ("tool_calls", "reasoning_content")}
+    try:
+        other = template.text([*messages[:index], {**plain, "content": SIGN}, *messages[index + 1 :]])
+    except Exception:  # as where answers of functions must follow a call
+        raise _Untraceable(index + 1) from None
+    start = _shared(other, text)
+    rest = _shared(other[start:][::-1], text[start:][::-1])
+    if other[start : len(other) - rest] != SIGN:  # something else in the conversation depends on what the turn says
+        raise _Untraceable(index + 1)
+    end = len(text) - rest
+    return start, end + _ending(text[end:], template)
 
-    The template prints the conversation again with a sign in the place of each content. Between the signs stands what
-    is the template's own; with the contents put back that must be the text, character by character.
-    """
-    signs, turns = signed(messages)
-    frame = template.text(turns)
+
+def _ending(after: str, template: ChatTemplate) -> int:
+    """The characters of the token that ends a turn, if that follows next."""
     end = str(template.tokenizer.decode([template.turn_end])) if template.turn_end is not None else ""
-    places, here = [], 0
-    for number, (message, sign) in enumerate(zip(messages, signs, strict=True), start=1):
-        before, found, frame = frame.partition(sign)
-        after = frame.partition(SIGN)[0]
-        here += len(before)
-        variants = [message["content"], message["content"].strip()]
-        content = next((one for one in variants if text.startswith(before + one + after, here - len(before))), None)
-        if not found or not content:
-            raise _Untraceable(number)
-        closing = after.index(end) + len(end) if after.lstrip().startswith(end) else 0
-        places.append((here, here + len(content) + closing))
-        here += len(content)
-    if text[here:] != frame:
-        raise _Untraceable(len(messages))
-    return places
+    return after.index(end) + len(end) if after.lstrip().startswith(end) else 0
 
 
 def _shared(one: str, other: str) -> int:

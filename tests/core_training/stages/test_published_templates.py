@@ -155,3 +155,30 @@ def test_labels_do_not_depend_on_how_often_a_template_was_looked_at() -> None:
     assert first.tokens is not None
     assert again.tokens is not None
     np.testing.assert_array_equal(first.tokens.labels, again.tokens.labels)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "gptoss", "diffusion_gemma", "glm4moe", "nemotron_3_nano"])
+def test_a_template_that_is_nearly_a_published_one_is_read_without_its_marks(name: str) -> None:
+    """People change a line of a template: what TRL knows of it is then of no use, and turns are found by themselves."""
+    known = PUBLISHED[name]
+    tokenizer = known.template.tokenizer
+    changed = Published(name)
+    changed.__dict__["template"] = ChatTemplate(_copy_with(tokenizer, (named_template(name) or "") + "{# ours #}"), DAY)
+    for kind in ("two answers", "tools", "thought", "begins with an answer"):
+        reading = changed.read(kind)
+        assert reading.tokens is not None, (kind, reading.refusal)
+        for word in words(KINDS[kind].messages):
+            assert word in reading.learnt, (kind, reading.learnt)
+        for message in KINDS[kind].messages:
+            assert message["role"] == "assistant" or message["content"] not in reading.learnt, (kind, reading.learnt)
+
+
+DAY = date(2025, 1, 1)
+
+
+def _copy_with(tokenizer: Any, template: str) -> Any:
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    return other

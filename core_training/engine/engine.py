@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ from core_training.runs.finished_run import Result
 from core_training.runs.result_format import MODEL_CONFIG, write_result
 from core_training.stages.base import Stage, load_stage
 
+_log = logging.getLogger(__name__)
+
 _LOOP_FOLDER = "loop"
 
 
@@ -60,6 +63,7 @@ class Engine:
         self._loop: StepLoop | None = None
         self._salvaged: list[TrainReport] = []
         self._is_lost = False
+        self._has_told = False
         self._correction: Correction | None = correction_of(self._recipe)
         self._next_slice = Start.SAME_ROUND
         self._base.initial_state  # noqa: B018 - remembered before any engine on this base trains
@@ -116,7 +120,9 @@ class Engine:
                 self._take_model()
                 with self._begin_slice(loop):
                     loop.advance(steps, on_step)
-                return self._report(loop, time.perf_counter() - start)
+                report = self._report(loop, time.perf_counter() - start)
+                self._tell_changed_buffers()
+                return report
         except FedloomError as error:
             self._is_lost = not loop.is_whole or (isinstance(error, RunError) and error.process_is_lost)
             if not self._is_lost and loop.losses and self._deepspeed_engine is None:
@@ -272,6 +278,17 @@ class Engine:
             for rows in (self._rows, *self._evaluation.values()):
                 rows.numbers = _numbers(self._stage, prepared, rows)
         prepared.model.train()
+
+    def _tell_changed_buffers(self) -> None:
+        if (changed := self._base.changed_buffers()) and not self._has_told:
+            self._has_told = True
+            alone = "" if self._recipe.topology.kind == "central" else ", and what they became stays here"
+            _log.warning(
+                "training changes %d buffers of the model, such as %s: they are no part of the trained state%s",
+                len(changed),
+                changed[0],
+                alone,
+            )
 
     def _report(self, loop: StepLoop, seconds: float) -> TrainReport:
         """Sum a slice's batches up over all processes; several make a step under gradient accumulation."""

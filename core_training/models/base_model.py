@@ -27,6 +27,7 @@ from core_training.models.packing import keeps_examples_apart
 from core_training.models.parameters import (
     all_parameters,
     manifest_of,
+    persistent_buffers,
     read_parameters,
     trainable_parameters,
     write_parameters,
@@ -62,6 +63,7 @@ class BaseModel:
         """The tuned model. Its head, if the stage has one, is `score` or `value_head` of the innermost model."""
         if not recipe.deepspeed.used:
             train_in_float32(self.model)
+        self._buffers = {name: (own, own.clone()) for name, own in persistent_buffers(self.model).items()}
         self._frozen_digest = _frozen_digest(self.model, recipe)
         self._is_partly_trained = recipe.tuning_part.result == "layers"
         self.reach_is_known = False
@@ -122,6 +124,10 @@ class BaseModel:
                 yield
         finally:
             write_parameters(self.trainable_parameters, present, deepspeed_engine)
+
+    def changed_buffers(self) -> list[str]:
+        """The buffers of the model's files that are no longer what they were before training; they do not travel."""
+        return [name for name, (now, before) in self._buffers.items() if not torch.equal(now.to(before.device), before)]
 
     @cached_property
     def initial_digest(self) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from core_training.engine.central import train
 from core_training.engine.engine import open_engine
 from core_training.models.loading import load_starting_model, load_tokenizer
+from core_training.models.parameters import persistent_buffers
 from core_training.models.probe import logits_of
 from core_training.models.results import export_adapter, export_model, find_result, load_result, load_reward_model
 from core_training.recipe.schema import Recipe
@@ -125,3 +126,29 @@ def test_a_reward_model_is_the_same_whatever_token_pads(
     assert exported(input_ids=ids).logits != longer
     with pytest.raises(ValueError, match="Cannot handle batch sizes > 1"):
         exported(input_ids=ids.repeat(2, 1))
+
+
+def test_buffers_that_training_changes_are_told_once_and_written(
+    make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a router's bias that is steered while it trains."""
+    folder = make_family("deepseek_v3", tiny_model, tmp_path / "deepseek")
+    recipe = make_recipe(
+        model={"name_or_path": str(folder)}, tuning={"mode": "full"}, training={"max_steps": 4, "packing": False}
+    )
+    engine = open_engine(recipe)
+    name, bias = next(iter(persistent_buffers(engine._base.model).items()))
+
+    def steer(*_: object) -> None:
+        bias.add_(0.1)
+
+    steering = engine._base.model.register_forward_hook(steer)
+    engine.train(2)
+    engine.train(2)
+    assert caplog.text.count("training changes 1 buffers of the model") == 1
+    assert name in caplog.text
+    steering.remove()
+    engine.save_model(tmp_path / "model")
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(dict(written.named_buffers())[name], bias)
+    engine.close()

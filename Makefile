@@ -45,9 +45,10 @@ check: $(VENV)/.installed-all ## Style, types and the direction of imports
 bench: $(VENV)/.installed-all ## The figures in docs/results.md
 	$(BIN)/python -m benchmarks
 
-docs: $(VENV)/.installed-all ## docs/recipe.md from the schema, docs/templates.md from the published templates
+docs: $(VENV)/.installed-all ## The pages of docs/ that commands make: recipe.md, templates.md, what data.md shows
 	$(BIN)/fedloom recipe schema --markdown > docs/recipe.md
 	$(BIN)/python -m tests.templates > docs/templates.md
+	DATA_PAGE=1 $(BIN)/python -m pytest -q -n 0 tests/fedloom/test_data_page.py
 
 matrix: $(VENV)/.installed-all ## Every stage × tuning mode × topology: docs/matrix.md
 	MATRIX_PAGE=docs/matrix.md $(BIN)/python -m pytest -n 0 tests/matrix

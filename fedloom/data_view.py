@@ -121,13 +121,16 @@ def document_of(one: Tokenised, tokenizer: PreTrainedTokenizerBase) -> dict[str,
     }
 
 
-def styled(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """A sequence's text, with what is learnt in bold green."""
+def styled(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, *, in_colour: bool) -> Text:
+    """A sequence's text, with what is learnt in bold green, and in «…» where there is no colour."""
     text, learnt = Text(), _learnt(tokens)
     edges = [0, *(np.flatnonzero(np.diff(learnt.astype(int))) + 1).tolist(), len(tokens)]
     for start, end in pairwise(edges):
-        style = "bold green" if start < len(learnt) and learnt[start] else "dim"
-        text.append(printable(str(tokenizer.decode(tokens.input_ids[start:end])), kept="\n"), style=style)
+        piece, is_learnt = (
+            printable(str(tokenizer.decode(tokens.input_ids[start:end])), kept="\n"),
+            learnt[start:end].any(),
+        )
+        text.append(piece if in_colour or not is_learnt else f"«{piece}»", style="bold green" if is_learnt else "dim")
     return text
 
 

@@ -129,36 +129,11 @@ def _arranged(
     chosen, apart = (np.flatnonzero(held_out[parts] == out) for out in (False, True))
     chosen = _mixed(recipe, chosen, parts, outcome)
     training = _Selected(examples, chosen)
-    if outcome.skipped:
-        _log.warning(
-            "data.on_error: %d of %d records are skipped; the first: %s",
-            outcome.skipped,
-            outcome.records,
-            outcome.first_error,
-        )
+    for warning in outcome.warnings():
+        _log.warning("%s", warning)
     if not len(training):
         raise NothingToTrainError(_nothing_to_train(recipe, outcome, len(examples)))
     stage.check(training)
-    if outcome.unused:
-        said = ", ".join(f"{name} (in {count})" for name, count in outcome.unused.items())
-        _log.warning("data.unknown: of %d records these parts are left out: %s", outcome.records, said)
-    if outcome.copies:
-        _log.warning("data: %d training records stand in data.eval too, and are left out of training", outcome.copies)
-    if outcome.folded:
-        _log.warning(
-            "data: in %d of %d records a system text stands at the beginning of the user's words, or a speaker's turns "
-            "in a row are one: the chat template takes no others (model.chat_template)",
-            outcome.folded,
-            outcome.records,
-        )
-    if outcome.open_ended:
-        _log.warning(
-            "data: %d of %d records are learnt without a token that ends an answer, and teach the model not to stop; "
-            "take a chat template that closes the assistant's turn with one, as {{ eos_token }} (model.chat_template), "
-            "or make what closes it a token (model.add_tokens)",
-            outcome.open_ended,
-            outcome.records,
-        )
     room = min(recipe.training.max_length, context_length(stage.base.model))  # the padding counts on from the last one
     sources = {i: source for i, (_, source) in enumerate(outcome.parts)}
     dropped = outcome.dropped + outcome.skipped

@@ -47,6 +47,28 @@ class Outcome:
     files: dict[str, None] = field(default_factory=dict)
     parts: list[tuple[bool, str]] = field(default_factory=list)
 
+    def warnings(self) -> Iterator[str]:
+        """What a person should know of the records' fate, a sentence each."""
+        of_all = f"of {self.records} records"
+        if self.skipped:
+            yield f"data.on_error: {self.skipped} {of_all} are skipped; the first: {self.first_error}"
+        if self.unused:
+            said = ", ".join(f"{name} (in {count})" for name, count in self.unused.items())
+            yield f"data.unknown: {of_all} these parts are left out: {said}"
+        if self.copies:
+            yield f"data: {self.copies} training records stand in data.eval too, and are left out of training"
+        if self.folded:
+            yield (
+                f"data: in {self.folded} {of_all} a system text stands at the beginning of the user's words, or a "
+                "speaker's turns in a row are one: the chat template takes no others (model.chat_template)"
+            )
+        if self.open_ended:
+            yield (
+                f"data: {self.open_ended} {of_all} are learnt without a token that ends an answer, and teach the model "
+                "not to stop; take a chat template that closes the assistant's turn with one, as {{ eos_token }} "
+                "(model.chat_template), or make what closes it a token (model.add_tokens)"
+            )
+
     def add(self, one: Tokenised) -> None:
         """Count a record that became tokens."""
         self.truncated += one.truncated

@@ -32,7 +32,7 @@ def show(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a record, on standard output.")] = False,
 ) -> None:
-    """Show records after template and tokenizer, what is learnt of them in green, and all records' lengths."""
+    """Show records after template and tokenizer, what is learnt of them in green (or in «…»), and all lengths."""
     import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
     from core_training.engine.tokenising import Outcome, tokenised_records
     from core_training.models.outline import Outline
@@ -47,6 +47,7 @@ def show(
     lengths, most = Lengths(), loaded.training.max_length
     packs = loaded.stage_part.packs and loaded.training.packing is not False
     console = Console(highlight=False)
+    wrapped = not console.is_terminal  # a file's lines are as long as they are; a terminal's are broken between words
     for number, one in enumerate(tokenised_records(loaded, stage, None, outcome, processes=os.cpu_count() or 1)):
         one = without_labels(one) if loaded.stage_part.samples else one
         lengths.add(one)
@@ -56,23 +57,16 @@ def show(
             typer.echo(json.dumps(document_of(one, base.tokenizer), ensure_ascii=False))
         elif number < (_SHOWN if limit is None else limit):
             place = f"{one.record.place} ({'held out' if one.held_out else 'trains'})"
-            console.print(plain(place), style="bold", soft_wrap=True)
+            console.print(plain(place), style="bold", soft_wrap=wrapped)
             for tokens in shown(one):
-                console.print(styled(tokens, base.tokenizer), soft_wrap=True)
-                console.print(plain(f"  {len(tokens)} tokens, {tokens.loss_tokens} learnt\n"), style="cyan")
+                console.print(styled(tokens, base.tokenizer, in_colour=bool(console.color_system)), soft_wrap=wrapped)
+                console.print(plain(f"  {len(tokens)} tokens, {tokens.loss_tokens} learnt"), style="cyan")
+            console.print()
     if not as_json:
         for line in lengths.lines(most, packs=packs):
-            console.print(plain(line), soft_wrap=True)
-    if outcome.skipped:
-        said = f"warning: {outcome.skipped} records are skipped; the first: {outcome.first_error}"
-        stderr.print(plain(said), soft_wrap=True)
-    if leak := lengths.leaks.warning():
-        stderr.print(plain(f"warning: {leak}"), soft_wrap=True)
-    if lengths.lost_share >= LOST_ANSWERS:
-        stderr.print(
-            plain(
-                f"warning: training.max_length {most} cuts {lengths.lost_share:.0%} of the tokens that were to be "
-                "learnt; raise it, or shorten the records"
-            ),
-            soft_wrap=True,
-        )
+            console.print(plain(line), soft_wrap=wrapped)
+    lost = lengths.lost_share
+    cut = f"training.max_length {most} cuts {lost:.0%} of what was to be learnt; raise it, or shorten the records"
+    warnings = [*outcome.warnings(), lengths.leaks.warning(), cut if lost >= LOST_ANSWERS else ""]
+    for warning in filter(None, warnings):
+        stderr.print(plain(f"warning: {warning}"), soft_wrap=True)

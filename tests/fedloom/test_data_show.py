@@ -123,7 +123,7 @@ def test_many_records_are_read_in_several_processes_in_their_order(
     outcome = fedloom("data", "show", recipe_file(**sections), "--json")
     places = [int(json.loads(line)["place"].rpartition(" ")[2]) for line in outcome.out.splitlines()]
     assert places == [i for i in range(1, 1501) if i != 1401]
-    assert "1 records are skipped; the first: " in outcome.err
+    assert "1 of 1500 records are skipped; the first: " in outcome.err
     sections["data"]["on_error"] = "stop"
     outcome = fedloom("data", "show", recipe_file(**sections), "--json")
     assert outcome.code == 2

@@ -19,7 +19,8 @@ def end_tokens(model: PreTrainedModel, template: ChatTemplate) -> list[int]:
     Many models close a turn with another token than eos (`<end_of_turn>`, `<|eot_id|>`, `<|im_end|>`), and name it in
     their generation_config.json alone.
     """
-    configured = [model.config.get_text_config().eos_token_id, model.config.eos_token_id]
+    configs = (model.config.get_text_config(), model.config)
+    configured = [getattr(config, "eos_token_id", None) for config in configs]  # some have none at all
     if (generation := getattr(model, "generation_config", None)) is not None:
         configured.append(generation.eos_token_id)
     known = [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import torch
 from torch import nn
 
 from core_training.foundation.errors import RunError
+from core_training.models.heads import innermost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,16 +51,42 @@ def check_alike(before: torch.Tensor, model: PreTrainedModel, what: str) -> None
         )
 
 
-def check_written(model: PreTrainedModel, folder: Path) -> None:
-    """Load what was written of a plain transformers model, and raise RunError where it does not say the same.
-
-    A model too large for the memory that is free is not looked at, which is said.
-    """
+def has_room_for(model: PreTrainedModel, folder: Path) -> bool:
+    """Whether the model can be loaded from this folder once more; where it cannot, that is said."""
     size = sum(parameter.nbytes for parameter in model.parameters())
     if psutil.virtual_memory().available < 2 * size:
         _log.warning(
             "%s is not loaded again to be compared with the model in memory: too little memory is free", folder
         )
+        return False
+    return True
+
+
+def check_adapter(model: PreTrainedModel, base: Path, folder: Path) -> None:
+    """Load an adapter's folder on its base as it lies on disk; raise RunError where that does not say the same."""
+    from peft import PeftModel
+
+    inner = innermost(model)
+    kind: Any = type(inner)
+    config = type(inner.config).from_pretrained(base, local_files_only=True)
+    config.num_labels = inner.config.num_labels or 1
+    config.pad_token_id = inner.config.pad_token_id
+    if isinstance(scored := getattr(inner.config, "scored_layers", None), str):
+        config.scored_layers = scored
+    plain = kind.from_pretrained(base, config=config, dtype=model.dtype, local_files_only=True)
+    rows = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    if cast(nn.Embedding, plain.get_input_embeddings()).weight.shape[0] != rows:
+        plain.resize_token_embeddings(rows, mean_resizing=False)
+    written = cast("PreTrainedModel", PeftModel.from_pretrained(plain, str(folder)))
+    check_alike(logits_of(model), written, "writing the adapter")
+
+
+def check_written(model: PreTrainedModel, folder: Path) -> None:
+    """Load what was written of a plain transformers model, and raise RunError where it does not say the same.
+
+    A model too large for the memory that is free is not looked at, which is said.
+    """
+    if not has_room_for(model, folder):
         return
     config = type(model.config).from_pretrained(folder, local_files_only=True)
     written = type(model).from_pretrained(folder, config=config, local_files_only=True)

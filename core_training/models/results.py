@@ -19,7 +19,7 @@ from core_training.models.export import served_padding
 from core_training.models.loading import load_tokenizer, restore_buffers, unquantised
 from core_training.models.merging import merged
 from core_training.models.parameters import write_parameters
-from core_training.models.probe import check_written
+from core_training.models.probe import check_adapter, check_written, has_room_for
 from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
@@ -90,8 +90,17 @@ def export_adapter(result: Result, to: Path) -> bool:
         if tokenizer is not None:
             _update_config(scratch, base_model_name_or_path=str(base))
             tokenizer.save_pretrained(scratch)
+            _check_adapter(result, scratch)
         share(scratch)
     return tokenizer is not None or (to / "tokenizer_config.json").exists()
+
+
+def _check_adapter(result: Result, folder: Path) -> None:
+    """Put an adapter on its base as others do, and raise RunError where it does not say what the run's model says."""
+    trained = _load(result, unquantised(result.recipe))
+    if not has_room_for(trained.model, folder):
+        return
+    check_adapter(trained.model, trained.folder, folder)
 
 
 def export_model(result: Result, to: Path) -> None:

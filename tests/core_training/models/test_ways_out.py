@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from core_training.engine.central import train
 from core_training.engine.engine import open_engine
+from core_training.foundation.errors import RunError
+from core_training.models import results
 from core_training.models.loading import load_starting_model, load_tokenizer
 from core_training.models.parameters import persistent_buffers
 from core_training.models.probe import logits_of
@@ -93,6 +96,25 @@ def test_a_reward_model(ended: Callable[..., Any], tmp_path: Path, mode: str) ->
     )
     base = load_result(find_result(run))
     assert far(load_reward_model(run, base.vocabulary_digest), logits) < 1e-5
+    if mode == "lora":
+        export_adapter(find_result(run), tmp_path / "adapter")  # which looks at what it wrote
+
+
+def test_an_adapter_that_does_not_say_the_same_is_not_written(
+    make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(tuning={"lora": {"r": 4}}, output=str(tmp_path / "run"))
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(recipe, resume=False)
+    engine = open_engine(recipe)
+    train(recipe, engine, folder)
+    engine.close()
+    export_adapter(find_result(tmp_path / "run"), tmp_path / "right")
+    scaled = partial(results._update_config, lora_alpha=64)
+    monkeypatch.setattr(results, "_fit_to_plain_peft", lambda _, written: scaled(written))
+    with pytest.raises(RunError, match="writing the adapter changed what the model says"):
+        export_adapter(find_result(tmp_path / "run"), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_reward_model_is_the_same_whatever_token_pads(

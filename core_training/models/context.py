@@ -14,4 +14,5 @@ UNLIMITED = 2**31
 
 def context_length(model: PreTrainedModel) -> int:
     """The most tokens that a model was built to look at."""
-    return int(getattr(model.config, "max_position_embeddings", None) or UNLIMITED)
+    stated = getattr(model.config, "max_position_embeddings", None)
+    return int(stated) if stated and stated > 0 else UNLIMITED

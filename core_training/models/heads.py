@@ -47,10 +47,12 @@ def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     except ValueError:
         classifier = None
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
-        config.scored_layers = model.base_model_prefix
+        # Some models (Llama 4's text) call their layers otherwise than they say.
+        config.scored_layers = next(n for n in (model.base_model_prefix, "model") if hasattr(model, n))
         with torch.device("meta"):
             classifier = ScoredModel(config)
-    setattr(classifier, classifier.base_model_prefix, getattr(model, model.base_model_prefix))
+    layers = getattr(config, "scored_layers", model.base_model_prefix)
+    setattr(classifier, classifier.base_model_prefix, getattr(model, layers))
     score = Head(_width(model), bias=False)
     # A score of zeros would leave the layers below without a gradient; this is the spread of the model's own layers.
     spread = getattr(config, "initializer_range", 0.02)  # OPT's configuration has none

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core_training.foundation.durable import commit_folder, share
-from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
 from core_training.models.endings import generation_settings, own_settings_aside
@@ -100,7 +100,10 @@ def _check_adapter(result: Result, folder: Path) -> None:
     trained = _load(result, unquantised(result.recipe))
     if not has_room_for(trained.model, folder):
         return
-    check_adapter(trained.model, trained.folder, folder)
+    try:
+        check_adapter(trained.model, trained.folder, folder)
+    except RunError as error:
+        raise RunError(f"{error}. Until then write the whole model, with --merge") from None
 
 
 def export_model(result: Result, to: Path) -> None:

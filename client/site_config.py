@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from core_training.data.hub_cache import is_hub_name
 from core_training.foundation.errors import InputError
-from core_training.models.chat_template import named_template, template_names
+from core_training.models.chat_template import named_template, template_names, template_tokens
 from core_training.parts.section import Section
 from core_training.parts.stages.rollout import Rollout
 from core_training.recipe.schema import DeepSpeed, Recipe, Simulation
@@ -61,6 +62,10 @@ class SiteConfig(Section):
         default_factory=dict,
         description="Name of a reward function in a recipe: `FILE.py:name` here. No code ever comes with a recipe.",
     )
+    add_tokens: list[str] = Field(
+        default_factory=list,
+        description="Texts that a recipe may make tokens of its own, besides those of a published chat template.",
+    )
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="How this site trains, whatever a recipe says.")
     secure_aggregation: SecureAggregationTerms = Field(
         default_factory=SecureAggregationTerms, description="What this site asks of secure aggregation."
@@ -84,6 +89,7 @@ class SiteConfig(Section):
                 "model.chat_template: a recipe from outside cannot name a file of this site; it can name a published "
                 f"template ({', '.join(template_names())})"
             )
+        self._check_tokens(recipe)
         if recipe.deepspeed.config is not None:
             raise InputError("deepspeed.config: a recipe from outside cannot name a file of this site")
         if recipe.data.cache is not None:
@@ -112,6 +118,16 @@ class SiteConfig(Section):
                 "output": Recipe.model_fields["output"].default,
             }
         )
+
+    def _check_tokens(self, recipe: Recipe) -> None:
+        """Raise InputError for added tokens of a stranger's choice: whether one's row moves tells if a text has it."""
+        known = {*self.add_tokens, *template_tokens(recipe.model.chat_template)}
+        for token in recipe.model.add_tokens:
+            if token not in known:
+                raise InputError(
+                    f"model.add_tokens: {token!r} is none of the named chat template's, and site '{self.name}' does "
+                    "not allow it (add_tokens in site.yaml): whether it is trained would tell if the records have it"
+                )
 
     def _own(self, key: str, kind: str, name: str, own: dict[str, str]) -> str:
         """The entry `name` of one of the site's lists."""
@@ -155,7 +171,7 @@ def load_site_config(folder: Path) -> SiteConfig:
     config = parse_site_config(document, str(path))
     return config.model_copy(
         update={
-            "data": {name: [_absolute(folder, file) for file in _as_list(own)] for name, own in config.data.items()},
+            "data": {name: [_data_place(folder, file) for file in _as_list(own)] for name, own in config.data.items()},
             "models": {name: _absolute(folder, path) for name, path in config.models.items()},
             "runs": {name: _absolute(folder, path) for name, path in config.runs.items()},
             "reward_functions": {name: _absolute(folder, place) for name, place in config.reward_functions.items()},
@@ -175,6 +191,12 @@ def parse_site_config(document: Any, source: str) -> SiteConfig:
 
 def _absolute(folder: Path, path: str) -> str:
     return str(folder.absolute() / Path(path).expanduser())
+
+
+def _data_place(folder: Path, place: str) -> str:
+    """The path of a site's data, or the name of a data set on the hub that is in this machine's cache."""
+    path = _absolute(folder, place)
+    return place if is_hub_name(place) and not Path(path).exists() and not Path(path).suffix else path
 
 
 def _as_list(files: str | list[str]) -> list[str]:

@@ -13,7 +13,9 @@ from rich.text import Text
 
 from core_training.data.examples import IGNORED, Example, Tokens
 from core_training.data.leaks import Leaks
+from core_training.data.mixing import mixed
 from core_training.data.rows import pack
+from core_training.recipe.schema import Recipe
 from fedloom.console import printable
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ class Lengths:
     cut: int = 0
     left_out: int = 0
     trained: list[int] = field(default_factory=list)
-    """Tokens of each training example."""
+    """Tokens of each training example, and below its source."""
+    sources: list[str] = field(default_factory=list)
     leaks: Leaks = field(default_factory=Leaks)
 
     def add(self, one: Tokenised) -> None:
@@ -48,7 +51,9 @@ class Lengths:
         self.cut += one.truncated
         self.left_out += not one.useful
         self.leaks.add(one.whole, held_out=one.held_out)
-        self.trained += [] if one.held_out else [len(example) for example in one.useful]
+        if not one.held_out:
+            self.trained += [len(example) for example in one.useful]
+            self.sources += [one.record.source] * len(one.useful)
         self.lengths += [len(tokens) for tokens in one.whole.sequences]
         kept = [tokens for example in one.useful for tokens in example.sequences]
         learnt = sum(tokens.loss_tokens for tokens in kept)
@@ -61,8 +66,9 @@ class Lengths:
         """The share of the tokens to be learnt that the cut takes."""
         return self.lost / (self.lost + self.learnt) if self.lost + self.learnt else 0.0
 
-    def lines(self, limit: int, *, packs: bool) -> Iterator[str]:
-        """The counts for a person, and a histogram of the lengths; `packs` is whether examples may share a row."""
+    def lines(self, recipe: Recipe, context: int) -> Iterator[str]:
+        """The counts for a person, and a histogram of the lengths; `context` is the most that the model looks at."""
+        limit = recipe.training.max_length
         total = sum(self.records.values())
         yield f"{total} records: {self.records['train']} to train on, {self.records['held_out']} held out"
         yield f"{self.tokens} tokens, of which {self.learnt} are learnt"
@@ -71,9 +77,15 @@ class Lengths:
             f"{self.cut} records ({share:.0%}) cut at {limit} tokens, and with them {self.lost_share:.0%} of what was "
             f"to be learnt; {self.left_out} left out with nothing to learn from"
         )
-        if packs and self.trained:
-            rows = len(pack(self.trained, limit))
-            yield f"packed: {rows} rows of {limit} tokens, {sum(self.trained) / (rows * limit):.0%} full"
+        trained = self.trained
+        if recipe.data.mix and trained:
+            kept = mixed(self.sources, recipe.data.mix, recipe.training.seed)
+            yield f"data.mix keeps {len(kept)} of {len(trained)} training examples"
+            trained = [trained[number] for number in kept]
+        if recipe.stage_part.packs and recipe.training.packing is not False and trained:
+            room = min(limit, context)
+            rows = len(pack(trained, room))
+            yield f"packed, where the model can: {rows} rows of {room} tokens, {sum(trained) / (rows * room):.0%} full"
         yield from self._histogram(limit)
 
     def _histogram(self, limit: int) -> Iterator[str]:

@@ -13,6 +13,7 @@ from core_training.models.base_model import BaseModel
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import peak_rss_bytes
 from core_training.stages.base import load_stage
+from simulations.sites import simulated_sites
 
 _WARM_UP = 1
 _STEPS = 3
@@ -48,6 +49,7 @@ class Measured:
 
 def measured(recipe: Recipe) -> Measured:
     """Load model and data as the run would, and train a few steps. Nothing is written."""
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache": None})})
     stage = load_stage(recipe, BaseModel(recipe))
     data = load_dataset(recipe, stage)
     leaks = Leaks()
@@ -78,7 +80,10 @@ def _sites(recipe: Recipe) -> int:
     """The sites that a simulation trains on this machine."""
     if recipe.topology.kind == "central":
         return 1
-    return recipe.simulation.count or len(recipe.simulation.sites or [1])
+    simulation = recipe.simulation
+    if simulation.sites is None and simulation.partition is None:
+        return 1
+    return simulation.count or len(simulated_sites(recipe))
 
 
 def _duration(seconds: float) -> str:

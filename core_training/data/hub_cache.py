@@ -8,6 +8,8 @@ from pathlib import Path
 import core_training.foundation.environment as environment
 from core_training.foundation.errors import InputError
 
+SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<all>\d{5})(?=\.|$)")
+"""The end of the name of one of a data set's numbered files."""
 _NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<config>[\w.-]+))?(:(?P<split>\w+))?")
 
 
@@ -21,7 +23,7 @@ def cached_files(name: str) -> list[Path]:
         return []
     environment.silence_libraries()
     try:
-        return sorted(_found(match["name"], match["config"], match["split"] or "train"))
+        return _whole(sorted(_found(match["name"], match["config"], match["split"] or "train")))
     except Exception as error:  # whatever a builder raises
         said = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -29,6 +31,23 @@ def cached_files(name: str) -> list[Path]:
             f"in the cache of this machine ({said}); fetch it where the hub can be reached: "
             f"hf download --repo-type dataset {match['name']}"
         ) from None
+
+
+def _whole(files: list[Path]) -> list[Path]:
+    """The files. Raises ValueError where some of a data set's numbered files are not there."""
+    there: dict[str, set[str]] = {}
+    for file in files:
+        if shard := SHARD.search(file.name):
+            there.setdefault(f"{file.name[: shard.start()]} {shard['all']}", set()).add(shard["number"])
+    for name, numbers in there.items():
+        if len(numbers) < (total := int(name.rpartition(" ")[2])):
+            raise ValueError(f"it has {len(numbers)} of {total} files: the download is not complete")
+    return files
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a data set on the hub could have that name."""
+    return _NAME.fullmatch(name) is not None
 
 
 def _found(name: str, config: str | None, split: str) -> list[Path]:

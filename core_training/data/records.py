@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core_training.data.hub_cache import cached_files
+from core_training.data.hub_cache import SHARD, cached_files
 from core_training.data.tables import arrow_rows, csv_rows, excel_rows, parquet_rows
 from core_training.foundation.errors import InputError
 from core_training.recipe.llamafactory_data import names_data_set, read_entry
@@ -48,8 +49,13 @@ class Record:
 
 
 def source_name(path: Path) -> str:
-    """`niddk` for `…/niddk.jsonl.gz`."""
-    return path.name.split(".")[0] or path.name
+    """`niddk` for `…/niddk.jsonl.gz`; the data set's name for one of its numbered files, or of the hub's cache."""
+    if on_hub := next((part for part in path.parts if part.startswith("datasets--")), None):
+        return on_hub.rpartition("--")[2]
+    name, numbered = SHARD.subn("", path.name)
+    if numbered and name.split(".")[0] == "data" and path.parent.name:
+        return path.parent.name
+    return name.split(".")[0] or path.name
 
 
 def data_files(patterns: str | list[str]) -> list[Path]:
@@ -90,8 +96,14 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def records_in(patterns: str | list[str], most: int | None = None, on_error: OnError | None = None) -> Iterator[Record]:
-    """The records of all files that these patterns stand for, of each file at most so many, from the first."""
-    return (record for path in data_files(patterns) for record in islice(read_records(path, on_error), most))
+    """The records of all files that these patterns stand for, of each source at most so many, from the first."""
+    read: Counter[str] = Counter()
+    for path in data_files(patterns):
+        source = source_name(path)
+        left = None if most is None else most - read[source]
+        for record in islice(read_records(path, on_error), left):
+            read[source] += 1
+            yield record
 
 
 def read_records(path: Path, on_error: OnError | None = None) -> Iterator[Record]:
@@ -124,7 +136,8 @@ def _records_or_errors(path: Path) -> Iterator[Record | InputError]:
     kind = _kind(path)
     if kind in _BINARY:
         rows = {".xlsx": excel_rows, ".parquet": parquet_rows, ".arrow": arrow_rows}[kind](path)
-        yield from (Record(cells, path, number) for number, cells in rows)
+        for row in rows:
+            yield row if isinstance(row, InputError) else Record(row[1], path, row[0])
         return
     with _open(path) as stream:
         if kind == ".jsonl":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
 from itertools import chain
 from pathlib import Path
@@ -42,39 +43,62 @@ def _delimiter(head: str) -> str:
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise InputError(f"{path}, line 1: column '{twice}' is given twice")
 
 
-def excel_rows(path: Path) -> Iterator[Row]:
+def excel_rows(path: Path) -> Iterator[Row | InputError]:
     """The rows of a workbook's one sheet behind its header; cells are texts as CSV would have them, or true and false.
 
-    Raises InputError for a workbook with several sheets: which one is meant, nobody can say.
+    Raises InputError for a workbook with several sheets: which one is meant, nobody can say. For a row with more cells
+    than the header, or with a formula that nobody has worked out, an error is among the rows.
     """
+    from xml.etree.ElementTree import ParseError
     from zipfile import BadZipFile
 
-    from openpyxl import load_workbook
     from openpyxl.utils.exceptions import InvalidFileException
 
+    damaged = (BadZipFile, InvalidFileException, ParseError, zlib.error, EOFError, KeyError, ValueError, OSError)
     try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except (BadZipFile, InvalidFileException, KeyError, ValueError) as error:
-        raise InputError(f"{path}: not an Excel workbook (.xlsx): {error}") from None
+        yield from _sheet_rows(path)
+    except damaged as error:
+        raise InputError(f"{path}: not an Excel workbook (.xlsx), or a damaged one: {error}") from None
+
+
+def _sheet_rows(path: Path) -> Iterator[Row | InputError]:
+    from openpyxl import load_workbook
+
+    values, written = (load_workbook(path, read_only=True, data_only=only) for only in (True, False))
     try:
-        sheets = [sheet for sheet in book.worksheets if next(sheet.iter_rows(values_only=True), None)]
+        sheets = [sheet for sheet in values.worksheets if any(map(_has_cells, sheet.iter_rows(values_only=True)))]
         if len(sheets) != 1:
             titles = ", ".join(sheet.title for sheet in sheets) or "none"
             raise InputError(f"{path}: a workbook must have one sheet with cells, this has {titles}; save it by itself")
-        rows = sheets[0].iter_rows(values_only=True)
-        names = ["" if cell is None else str(cell) for cell in next(rows)]
+        both = (sheets[0], written[sheets[0].title])
+        rows = zip(*(sheet.iter_rows(values_only=True) for sheet in both), strict=False)
+        head = next(rows)[0]
+        names = ["" if cell is None else str(cell) for cell in head]
         while names and not names[-1]:
             names.pop()
+        if "" in names or not names:
+            raise InputError(f"{path}, line 1: column {names.index('') + 1 if names else 1} has no name")
         _check_names(path, names)
-        for number, cells in enumerate(rows, start=2):
-            if any(cell is not None for cell in cells):
+        for number, (cells, formulas) in enumerate(rows, start=2):
+            if not _has_cells(formulas):
+                continue
+            if _has_cells(cells[len(names) :]):
+                yield InputError(f"{path}, line {number}: not as many cells as the header has columns")
+            elif any(cell is None and formula is not None for cell, formula in zip(cells, formulas, strict=False)):
+                yield InputError(f"{path}, line {number}: a formula without a value; open the workbook and save it")
+            else:
                 yield number, dict(zip(names, map(_text, cells), strict=False))
     finally:
-        book.close()
+        values.close()
+        written.close()
+
+
+def _has_cells(row: Sequence[Any]) -> bool:
+    return any(cell is not None for cell in row)
 
 
 def _text(cell: Any) -> Any:

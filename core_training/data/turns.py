@@ -29,6 +29,7 @@ _ROLES = {
     "gpt": "assistant",
     "observation": "tool",
     "function_response": "tool",
+    "function": "tool",
 }
 """ShareGPT's names of the roles that chat templates call otherwise."""
 
@@ -52,6 +53,8 @@ def _message(name: str, value: Any) -> Message:
                 "data.unknown: warn"
             )
     more = {part: value[part] for part in _KEPT if value.get(part)}
+    if earlier := value.get("function_call"):  # OpenAI's before there were several
+        more.setdefault("tool_calls", [earlier])
     if thinking := value.get("thinking"):
         more.setdefault("reasoning_content", thinking)
     if role in _CALLING and isinstance(content, str):

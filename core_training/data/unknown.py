@@ -8,7 +8,7 @@ from typing import Any
 MEDIA = ("images", "image", "audio", "audios", "video", "videos", "documents")
 UNUSED_COLUMNS = (*MEDIA, "functions", "chat_template_kwargs")
 """Columns beside a conversation."""
-UNUSED_PARTS = (*MEDIA, "function_call", "prefix")
+UNUSED_PARTS = (*MEDIA, "prefix")
 """Parts of a turn."""
 
 
@@ -32,6 +32,8 @@ def _turn(value: Any, left_out: dict[str, None]) -> Any:
     turn = {part: one for part, one in value.items() if part not in UNUSED_PARTS}
     if isinstance(parts := turn.get("content"), list):
         texts = [part for part in parts if not isinstance(part, dict) or part.get("type") == "text"]
+        if not texts:  # a turn of nothing else would be an empty one
+            return turn
         left_out |= {f"a content's part of type '{part.get('type')}'": None for part in parts if part not in texts}
         turn["content"] = texts
     return turn

@@ -218,6 +218,7 @@ def _digest(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None)
     cut = [recipe.training.max_length, stage.truncation]
     settings = [recipe.stage, data, fraction, cut, rollout, stage.further_columns]
     versions = [_STORE_VERSION, transformers.__version__, tokenizers.__version__, stage.base.chat_template.digest]
+    versions.append(stage.base.vocabulary_digest)
     hasher = hashlib.sha256(json.dumps([settings, versions], sort_keys=True).encode())
     for path in sorted(stage.base.folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".txt"):  # the tokenizer, and what its model takes

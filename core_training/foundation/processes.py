@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import Any, TypeVar
+
+from core_training.foundation.errors import RunError
 
 V = TypeVar("V")
 R = TypeVar("R")
@@ -38,19 +44,29 @@ def in_processes(function: Callable[[V], R], values: Iterable[V], processes: int
     _function = function
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that libraries have idle threads
-        pool = multiprocessing.get_context("fork").Pool(processes)
-    with pool:
-        lots = chain(first, values)
-        waiting = [pool.apply_async(_all, (lot,)) for lot in _lots(lots, processes * _AHEAD)]
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"))
+        lots = _lots(chain(first, values))
+        waiting = deque(pool.submit(_all, lot) for lot in islice(lots, processes * _AHEAD))
+    try:
         while waiting:
-            yield from waiting.pop(0).get()
-            waiting += [pool.apply_async(_all, (lot,)) for lot in _lots(lots, 1)]
+            yield from waiting.popleft().result()
+            waiting.extend(pool.submit(_all, lot) for lot in islice(lots, 1))
+    except BrokenProcessPool:
+        raise RunError(
+            "a process that works on the records was ended from outside, as by a lack of memory; use fewer of them at "
+            "once (taskset), or shorter records"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _lots(values: Iterator[V], most: int) -> Iterator[list[V]]:
-    for _ in range(most):
-        if not (lot := list(islice(values, _AT_ONCE))):
-            return
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _lots(values: Iterator[V]) -> Iterator[list[V]]:
+    while lot := list(islice(values, _AT_ONCE)):
         yield lot
 
 

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from core_training.foundation.errors import InputError
 from core_training.foundation.state import Manifest, TrainableState
@@ -33,6 +32,7 @@ from core_training.models.parameters import (
     write_parameters,
 )
 from core_training.models.precision import train_in_float32
+from core_training.models.vocabulary import added_rows
 from core_training.recipe.schema import Recipe
 from core_training.tuning.base import load_tuning
 
@@ -50,7 +50,8 @@ class BaseModel:
         self.folder = Path(recipe.model.name_or_path)
         self._day = date.fromisoformat(recipe.model.chat_date)
         start = load_starting_model(recipe, self.tokenizer)
-        self._known_tokens = cast(nn.Embedding, start.model.get_input_embeddings()).num_embeddings
+        self._known_tokens = start.rows
+        self._added_tokens = added_rows(self.tokenizer, recipe.model.add_tokens)
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             self.check_tokens(np.array([token]), f"model.name_or_path: {self.folder}")
         self.base_digest = start.digest
@@ -63,7 +64,7 @@ class BaseModel:
         """The tuned model. Its head, if the stage has one, is `score` or `value_head` of the innermost model."""
         if not recipe.deepspeed.used:
             train_in_float32(self.model)
-        self._buffers = {name: (own, own.clone()) for name, own in persistent_buffers(self.model).items()}
+        self._buffers = {name: buffer.clone() for name, buffer in persistent_buffers(self.model).items()}
         self._frozen_digest = _frozen_digest(self.model, recipe)
         self._is_partly_trained = recipe.tuning_part.result == "layers"
         self.reach_is_known = False
@@ -76,10 +77,12 @@ class BaseModel:
 
         Published models have such entries that nobody uses (Gemma 3's `<image_soft_token>` in the models of text).
         """
-        if len(ids) and (largest := int(ids.max())) >= self._known_tokens:
+        if not len(ids) or int(ids.max()) < self._known_tokens:
+            return
+        if len(unknown := np.setdiff1d(ids[ids >= self._known_tokens], self._added_tokens)):
             raise InputError(
-                f"{place}: token {largest} is one of the tokenizer's {len(self.tokenizer)}, and the model has rows for "
-                f"{self._known_tokens} alone; leave out what it stands for"
+                f"{place}: token {unknown[-1]} is one of the tokenizer's {len(self.tokenizer)}, and the model has rows "
+                f"for {self._known_tokens} alone; leave out what it stands for"
             )
 
     @cached_property
@@ -127,7 +130,8 @@ class BaseModel:
 
     def changed_buffers(self) -> list[str]:
         """The buffers of the model's files that are no longer what they were before training; they do not travel."""
-        return [name for name, (now, before) in self._buffers.items() if not torch.equal(now.to(before.device), before)]
+        now = persistent_buffers(self.model) if self._buffers else {}  # another device has tensors of its own
+        return [name for name, before in self._buffers.items() if not torch.equal(now[name].to(before.device), before)]
 
     @cached_property
     def initial_digest(self) -> str:

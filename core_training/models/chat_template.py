@@ -37,8 +37,10 @@ _CHATML = (
 )
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_MARKER = re.compile(r"<\|[^|<>\s]+\|>|</?[a-z_]+>")
 _CLOCK = re.compile(r"\bstrftime_now\b")
-_DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxX"))
+_DIRECTIVES = [f"%{flag}{letter}" for letter in "aAbBcCdDeFgGhHIjklmMnprRStTuUVwWxXyYzZ" for flag in ("", "-")]
+_PERCENT = "\ue002"
 
 
 def template_names() -> list[str]:
@@ -51,6 +53,12 @@ def named_template(name: str) -> str | None:
     if name == "chatml":
         return _CHATML
     return _published()[name].read_text(encoding="utf-8") if name in template_names() else None
+
+
+def template_tokens(name: str | None) -> set[str]:
+    """The markers, such as `<|im_start|>`, in the template of that name; none for any other name."""
+    template = (named_template(name) if name else None) or ""
+    return set(_MARKER.findall(template + training_template(template)))
 
 
 def training_template(template: str) -> str:
@@ -75,7 +83,8 @@ def standing_clock(template: str, day: date) -> str:
     """The template with that day (at midnight) for its clock, if it reads one."""
     if not _CLOCK.search(template):
         return template
-    filters = "".join(f" | replace({code!r}, {day.strftime(code)!r})" for code in _DIRECTIVES)
+    printed = [("%%", _PERCENT), *((code, day.strftime(code)) for code in _DIRECTIVES), (_PERCENT, "%")]
+    filters = "".join(f" | replace({code!r}, {text!r})" for code, text in printed if code != text)
     return f"{{%- macro strftime_now(format) -%}}{{{{ format{filters} }}}}{{%- endmacro +%}}{template}"
 
 
@@ -99,8 +108,9 @@ class ChatTemplate:
 
     @property
     def exists(self) -> bool:
-        """Whether the tokenizer has a template at all."""
-        return bool(self.tokenizer.chat_template)
+        """Whether the tokenizer has a template for such conversations."""
+        own = self.tokenizer.chat_template
+        return bool(own) and not (isinstance(own, dict) and "default" not in own and not self.tools)
 
     @property
     def source(self) -> str:
@@ -204,6 +214,9 @@ class ChatTemplate:
 
     def _takes(self, *roles: str) -> bool:
         """Whether turns of these roles are all printed; True for a template that cannot be tried out."""
+
+        if not self.exists:
+            return True
 
         def printed(*roles: str) -> bool:
             signs, turns = signed([{"role": role} for role in roles])

@@ -39,6 +39,8 @@ class StartingModel:
     name: str
     digest: str
     """SHA-256 (hex) over the base's weight files and, in order, the results of earlier runs that were merged in."""
+    rows: int
+    """The tokens that the base has rows for, without those that the recipe adds."""
 
 
 def load_starting_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> StartingModel:
@@ -143,7 +145,7 @@ def _load_base(recipe: Recipe) -> StartingModel:
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{where}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
-    return StartingModel(model, str(folder), weights_digest(folder))
+    return StartingModel(model, str(folder), weights_digest(folder), model.get_input_embeddings().weight.shape[0])
 
 
 def _check_config(config: Any, where: str) -> None:
@@ -187,7 +189,7 @@ def _with_run(start: StartingModel, run: Path, recipe: Recipe, following: tuple[
     settings = json.dumps(result.recipe.tuning.model_dump(), sort_keys=True)
     parts = ["" if whole else start.digest, settings, state.digest]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return StartingModel(merged(tuned), str(run) if whole else f"{start.name} + {run}", digest)
+    return replace(start, model=merged(tuned), name=str(run) if whole else f"{start.name} + {run}", digest=digest)
 
 
 def restore_buffers(model: PreTrainedModel, result: Result) -> None:

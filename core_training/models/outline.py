@@ -14,6 +14,7 @@ from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.libraries import settle_libraries
 from core_training.models.loading import load_tokenizer
+from core_training.models.vocabulary import added_rows
 from core_training.recipe.schema import Recipe
 
 
@@ -34,6 +35,6 @@ class Outline(BaseModel):
             raise InputError(f"model.name_or_path: {self.folder} cannot be read: {error}") from None
         if (self.folder / "generation_config.json").is_file():
             self.model.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
-        rows = cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
-        self._known_tokens = max(rows, len(self.tokenizer)) if recipe.model.add_tokens else rows
+        self._known_tokens = cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
+        self._added_tokens = added_rows(self.tokenizer, recipe.model.add_tokens)
         self.keeps_examples_apart = False

@@ -18,14 +18,26 @@ _KEY = "model.add_tokens"
 
 
 def add_to_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
-    """Make each of these texts a token of its own. Raises InputError for one that is a token already."""
+    """Make each of these texts a token of its own. Raises InputError for one that is a token already.
+
+    Those like `<|im_start|>` are special, and so no part of what a person is shown; others, like `<think>`, are text.
+    """
     from transformers import AddedToken
 
     known = tokenizer.get_vocab()
     for token in tokens:
         if token in known:
             raise InputError(f"{_KEY}: {token!r} is a token of this model already; leave it out")
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    tokenizer.add_tokens(
+        [AddedToken(t, special=t.startswith("<|") and t.endswith("|>"), normalized=False) for t in tokens]
+    )
+
+
+def added_rows(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> list[int]:
+    """The numbers of added tokens."""
+    rows = tokenizer.convert_tokens_to_ids(tokens)
+    assert isinstance(rows, list)
+    return rows
 
 
 def add_to_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
@@ -33,8 +45,7 @@ def add_to_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tok
 
     So it is the same at every site, whatever the seed. Tables that have rows to spare stay as large as they are.
     """
-    rows = tokenizer.convert_tokens_to_ids(tokens)
-    assert isinstance(rows, list)
+    rows = added_rows(tokenizer, tokens)
     before = _tables(model)[0].weight.shape[0]
     # Not the rows that some tables have to spare.
     used = sorted({row for row in tokenizer.get_vocab().values() if row < before} - set(rows))
@@ -44,9 +55,10 @@ def add_to_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tok
         ]
         if max(rows) >= before:
             model.resize_token_embeddings(max(rows) + 1, mean_resizing=False)
+        new = sorted({*rows, *range(before, max(rows) + 1)})  # a tokenizer may know tokens that have no row either
         for table, mean in zip(_tables(model), means, strict=True):
             for name, parameter in table.named_parameters():
-                parameter[rows] = mean[name].to(parameter)
+                parameter[new] = mean[name].to(parameter)
     setattr(model.get_input_embeddings(), ADDED_ROWS, rows)
 
 

@@ -85,8 +85,9 @@ class Model(Section):
     )
     add_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,
-        description="Texts that become tokens of their own, such as `<|im_start|>`: each begins as the mean of all "
-        "tokens, and its rows are trained and travel with the rest, beside adapters too.",
+        description="Texts that become tokens of their own: each begins as the mean of all tokens, and its rows are "
+        "trained and travel with the rest, beside adapters too. Those like `<|im_start|>` are special: no part of what "
+        "a person or a reward function is shown.",
     )
     chat_date: Annotated[str, BeforeValidator(str)] = Field(
         "2025-01-01",
@@ -125,8 +126,9 @@ class Data(Section):
 
     train: str | list[str] | None = Field(
         None,
-        description="File, glob, folder or list of them: .jsonl .json .csv .parquet .txt, text ones also as .gz; "
-        "`FOLDER/dataset_info.json:NAME` is a data set of LLaMA-Factory's, `NAME[:1000]` its first thousand records. "
+        description="File, glob, folder, name on the hub that is in this machine's cache, or a list of them: .jsonl "
+        ".json .csv .tsv .txt (also .gz), .xlsx .parquet .arrow; `FOLDER/dataset_info.json:NAME` is a data set of "
+        "LLaMA-Factory's, `NAME[:1000]` its first thousand records. "
         "In a real federation: the data set's name, which each site maps to files of its own in `site.yaml`.",
     )
     eval: str | list[str] | None = Field(None, description="Evaluation files; without it a part of `train` is kept.")
@@ -152,9 +154,9 @@ class Data(Section):
         "or kept in the last turn alone, which is what the templates of many thinking models print.",
     )
     max_samples: PositiveInt | None = Field(
-        None, description="Records to read of each file or data set, from the first. Unset: all."
+        None, description="Records to read of each source (a file, or all files of a data set), from the first."
     )
-    mix: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict,
         description="The share that each source (a file's name without endings) has of the training records: as many "
         "are kept as can be without one twice. Unset: all records.",

@@ -174,15 +174,22 @@ def _is_learnt(message: dict[str, Any]) -> bool:
 def _spoken(messages: Messages, first: int, text: str, marked: list[Span] | None, template: ChatTemplate) -> list[Span]:
     """The spans of `text` in which the assistant speaks what is to be learnt, from message number `first` on."""
     turns = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
+    learnt = [index for index in turns if _is_learnt(messages[index])]
     if marked is not None:
         begin = _turn_start(messages, first, text, template) if first else 0
         spans = [(max(start, begin), end) for start, end in marked if end > begin]
-        if all(_is_learnt(messages[index]) for index in turns):
-            return spans
-        if len(spans) != len(turns):
-            raise _Untraceable(first + 1)
-        return [span for span, index in zip(spans, turns, strict=True) if _is_learnt(messages[index])]
-    return [_turn_or_difference(messages, index, text, template) for index in turns if _is_learnt(messages[index])]
+        if all(messages[index]["content"].strip() in "".join(text[s:e] for s, e in spans) for index in turns):
+            return spans if len(learnt) == len(turns) else _of_turns(learnt, spans, messages, text, template)
+        # Marks inside a macro are reported where the macro begins.
+    return [_turn_or_difference(messages, index, text, template) for index in learnt]
+
+
+def _of_turns(
+    learnt: list[int], spans: list[Span], messages: Messages, text: str, template: ChatTemplate
+) -> list[Span]:
+    """Those of the marked spans that lie in the turns that are learnt; a template may mark several in one."""
+    regions = [_turn_or_difference(messages, index, text, template) for index in learnt]
+    return [(s, e) for s, e in spans if any(s < end and start < e for start, end in regions)]
 
 
 def _turn_or_difference(messages: Messages, index: int, text: str, template: ChatTemplate) -> Span:

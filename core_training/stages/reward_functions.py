@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,9 @@ _OWN_NAMES = ("prompt", "prompts", "completion", "completions")
 """Columns that a function has by another name already."""
 _TRLS_NAMES = ("completion_ids", "log_extra", "log_metric", "reasoning_delimiters")
 """Parameters of TRL's functions that are no columns."""
+
+_NAME_LENGTH = 28
+"""Characters of a function's name in that of its figure."""
 
 # DAPO (Yu et al. 2025) starts to punish length at four fifths of the longest answer.
 _PUNISHED_SHARE = 5
@@ -193,9 +197,13 @@ class FunctionJudge:
         return Judged(total, dict(zip(self._names(), parts, strict=True)) if len(parts) > 1 else {})
 
     def _names(self) -> list[str]:
-        """A name for each function: its own, unless two have the same."""
-        short = [function.short_name for function in self._functions]
-        return short if len(set(short)) == len(short) else [function.name for function in self._functions]
+        """A name for each function, as figures have them: its own, with a number where two would have the same."""
+        names: list[str] = []
+        for function in self._functions:
+            name = re.sub("[^a-z0-9_]", "_", function.short_name.lower())[:_NAME_LENGTH]
+            taken = sum(other == name or other.startswith(f"{name}_") for other in names)
+            names.append(f"{name}_{taken + 1}" if name in names else name)
+        return names
 
 
 def _by_name(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -17,18 +17,26 @@ ADDED_ROWS = "fedloom_added_rows"
 _KEY = "model.add_tokens"
 
 
-def rows_beside_adapters(model: PreTrainedModel, trained_whole: list[str]) -> dict[str, list[int]]:
+def rows_beside_adapters(model: PreTrainedModel, adapted: list[str], whole: list[str]) -> dict[str, list[int]]:
     """The rows that are trained beside adapters, by the names of embeddings and output layer; for PEFT.
 
-    `trained_whole` are modules that are trained as they are, and need no rows of their own. Raises InputError for an
-    output layer that PEFT trains no rows of.
+    Modules that are trained `whole` need no rows of their own, nor does what shares their weights. Raises InputError
+    for `adapted` ones, and for an output layer of which PEFT trains no rows.
     """
     rows: list[int] = getattr(model.get_input_embeddings(), ADDED_ROWS, [])
     if not rows:
         return {}
     embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
     tables = {name: module for name, module in model.named_modules() if module is embeddings or module is output}
-    chosen = {name: rows for name in tables if name not in trained_whole}
+    if both := sorted(tables.keys() & set(adapted)):
+        raise InputError(
+            f"{_KEY}: rows of {both[0]} cannot be trained beside an adapter on it; leave it out of "
+            "tuning.lora.target_modules, or name it in tuning.lora.modules_to_save instead"
+        )
+    shared = output is not None and output.weight is embeddings.weight
+    if shared and tables.keys() & set(whole):
+        return {}
+    chosen = {name: rows for name in tables if name not in whole}
     for name in chosen:
         if tables[name] is output and (type(output) is not nn.Linear or output.bias is not None):
             raise InputError(

@@ -53,7 +53,7 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
         init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
         # Whole names, as PEFT would also take `input_layernorm` for `norm`.
         modules_to_save=whole or None,
-        trainable_token_indices=rows_beside_adapters(model, whole) or None,
+        trainable_token_indices=rows_beside_adapters(model, adapted, whole) or None,
         # What the model shares (embeddings and output layer) goes on being shared when it is trained whole. An adapter
         # is its layer's own: those that PEFT shares are parameters by themselves in one memory, which a move parts.
         ensure_weight_tying=bool(tied.intersection(whole)),

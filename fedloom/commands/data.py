@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Annotated
 
 import typer
@@ -35,6 +34,8 @@ def show(
     """Show records after template and tokenizer, what is learnt of them in green (or in «…»), and all lengths."""
     import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
     from core_training.engine.tokenising import Outcome, tokenised_records
+    from core_training.foundation.processes import available_cores
+    from core_training.models.context import context_length
     from core_training.models.outline import Outline
     from core_training.stages.base import load_stage
     from fedloom.data_view import LOST_ANSWERS, Lengths, document_of, shown, styled, without_labels
@@ -45,10 +46,9 @@ def show(
         stage = load_stage(loaded, base)
     outcome = Outcome()
     lengths, most = Lengths(), loaded.training.max_length
-    packs = loaded.stage_part.packs and loaded.training.packing is not False
     console = Console(highlight=False)
     wrapped = not console.is_terminal  # a file's lines are as long as they are; a terminal's are broken between words
-    for number, one in enumerate(tokenised_records(loaded, stage, None, outcome, processes=os.cpu_count() or 1)):
+    for number, one in enumerate(tokenised_records(loaded, stage, None, outcome, processes=available_cores())):
         one = without_labels(one) if loaded.stage_part.samples else one
         lengths.add(one)
         if as_json:
@@ -63,7 +63,7 @@ def show(
                 console.print(plain(f"  {len(tokens)} tokens, {tokens.loss_tokens} learnt"), style="cyan")
             console.print()
     if not as_json:
-        for line in lengths.lines(most, packs=packs):
+        for line in lengths.lines(loaded, context_length(base.model)):
             console.print(plain(line), soft_wrap=wrapped)
     lost = lengths.lost_share
     cut = f"training.max_length {most} cuts {lost:.0%} of what was to be learnt; raise it, or shorten the records"

@@ -45,8 +45,8 @@ def export(
         stderr.print(f"wrote the {kind} to {to}", soft_wrap=True)
         if adapter and (added := result.recipe.model.add_tokens):
             stderr.print(
-                f"its base needs rows for {len(added)} added tokens before it takes the adapter: "
-                "model.resize_token_embeddings(len(tokenizer)); --merge writes a model that has them",
+                f"its base may lack rows for the {len(added)} added tokens; where it has fewer than the tokenizer has "
+                "tokens: model.resize_token_embeddings(len(tokenizer)). --merge writes a model that has them",
                 soft_wrap=True,
             )
         if not tokenizer:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from client.site_config import load_site_config
 from core_training.foundation.errors import InputError
@@ -138,3 +139,25 @@ def test_a_recipe_may_name_a_published_chat_template(site):
     asked = recipe(model={"name_or_path": "tiny", "chat_template": "chatml"})
 
     assert load_site_config(site).resolve(asked).model.chat_template == "chatml"
+
+
+def test_added_tokens_are_those_of_a_named_template_or_of_the_sites_list(site):
+    model = {"name_or_path": "tiny", "chat_template": "chatml"}
+    asked = recipe(model={**model, "add_tokens": ["<|im_start|>", "<|im_end|>"]})
+    assert load_site_config(site).resolve(asked).model.add_tokens == ["<|im_start|>", "<|im_end|>"]
+
+    probing = recipe(model={**model, "add_tokens": ["Jane Doe"]})
+    with pytest.raises(InputError, match=r"model\.add_tokens: 'Jane Doe' is none .*add_tokens in site\.yaml"):
+        load_site_config(site).resolve(probing)
+    config = load_site_config(site).model_copy(update={"add_tokens": ["Jane Doe"]})
+    assert config.resolve(probing).model.add_tokens == ["Jane Doe"]
+
+
+def test_a_sites_data_may_be_a_name_on_the_hub(site):
+    document = yaml.safe_load((site / "site.yaml").read_text())
+    document["data"]["published"] = "org/notes"
+    (site / "site.yaml").write_text(yaml.safe_dump(document))
+    config = load_site_config(site)
+    assert config.data["published"] == ["org/notes"]
+    (site / "org" / "notes").mkdir(parents=True)
+    assert load_site_config(site).data["published"] == [str(site / "org" / "notes")]

@@ -109,7 +109,7 @@ def test_rows_that_share_are_counted_and_leaks_said(fedloom: Command, recipe_fil
     outcome = fedloom("data", "show", recipe_file(**sections), "--limit", "0")
     held_out = int(outcome.out.split(" held out")[0].rpartition(" ")[2])
     assert f"warning: {held_out} held-out answers (100%) stand word for word in training" in outcome.err
-    assert "packed: " in outcome.out
+    assert "packed, where the model can: " in outcome.out
     assert "rows of 256 tokens" in outcome.out
 
 

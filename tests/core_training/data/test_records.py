@@ -283,3 +283,59 @@ def test_lines_that_are_no_records_go_to_whoever_asks_for_them(tmp_path: Path) -
     cut.write_bytes(gzip.compress(LINES)[:-9])
     with pytest.raises(InputError, match="damaged or cut short"):
         list(read_records(cut, errors.append))
+
+
+def test_a_half_downloaded_data_set_is_refused(hub_cache: Path) -> None:
+    files = hub_cache / "hub" / "datasets--org--notes" / "snapshots" / ("a" * 40)
+    (files / "train.jsonl").unlink()
+    write(files, "train-00000-of-00002.jsonl", LINES)
+    with pytest.raises(InputError, match=r"it has 1 of 2 files: the download is not complete"):
+        data_files("org/notes")
+    write(files, "train-00001-of-00002.jsonl", LINES)
+    records = list(records_in("org/notes", most=3))
+    assert len(records) == 3
+    assert {record.source for record in records} == {"notes"}
+
+
+def test_numbered_files_of_one_data_set_are_one_source() -> None:
+    assert source_name(Path("notes-00001-of-00003.parquet")) == "notes"
+    assert source_name(Path("saved/data-00001-of-00003.arrow")) == "saved"
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([["question", None, "answer"], ["a", "b", "c"]], "line 1: column 2 has no name"),
+        ([[None, None], ["a", "b"]], "line 1: column 1 has no name"),
+        ([["question", "answer"], ["a", "b", "c"]], "line 2: not as many cells as the header has columns"),
+        ([["question", "answer"], ["a", "=A1"]], "line 2: a formula without a value"),
+        ([["question", "question"], ["a", "b"]], "column 'question' is given twice"),
+    ],
+)
+def test_what_is_wrong_in_a_workbook_is_named(tmp_path: Path, rows: list[list[Any]], expected: str) -> None:
+    from openpyxl import Workbook
+
+    book = Workbook()
+    assert book.active is not None
+    for number, row in enumerate(rows, start=1):
+        for column, cell in enumerate(row, start=1):
+            book.active.cell(number, column, cell)
+    book.save(tmp_path / "a.xlsx")
+    assert expected in error_of(tmp_path / "a.xlsx")
+
+
+def test_a_damaged_workbook_is_named(tmp_path: Path) -> None:
+    import zipfile
+
+    from openpyxl import Workbook
+
+    book = Workbook()
+    assert book.active is not None
+    book.active.append(["question", "answer"])
+    book.save(tmp_path / "whole.xlsx")
+    for part in ("xl/worksheets/sheet1.xml", "xl/workbook.xml", "[Content_Types].xml"):
+        with zipfile.ZipFile(tmp_path / "whole.xlsx") as whole, zipfile.ZipFile(tmp_path / "cut.xlsx", "w") as cut:
+            for name in whole.namelist():
+                content = whole.read(name)
+                cut.writestr(name, content[: len(content) // 2] if name == part else content)
+        assert "not an Excel workbook (.xlsx), or a damaged one" in error_of(tmp_path / "cut.xlsx")

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core_training.engine.central import train
+from core_training.engine.dataset import load_dataset
 from core_training.engine.engine import open_engine
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
@@ -169,3 +171,53 @@ def test_an_outline_knows_them_too(recipe_of: MakeRecipe, tiny_model: Path) -> N
     assert outline.end_tokens[-1] == 401
     stage = tiny.stage_of(recipe_of(tiny_model))
     assert stage.base.end_tokens == outline.end_tokens
+
+
+def test_a_token_that_nobody_added_stays_without_a_row(recipe_of: MakeRecipe, tiny_model: Path, tmp_path: Path) -> None:
+    """A tokenizer may know one token more than the model: the added one's row makes no room for it."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<unused>"])
+    family = make_family("mixtral", tiny_model, tmp_path / "mixtral")
+    tokenizer.save_pretrained(family)
+    starts = [BaseModel(recipe_of(family, tuning={"mode": "full"})) for _ in range(2)]
+    assert starts[0].initial_digest == starts[1].initial_digest
+    weight = starts[0].model.get_input_embeddings().weight.detach()
+    torch.testing.assert_close(weight[400], weight[:400].mean(dim=0))
+    starts[0].check_tokens(np.array([5, 401, 402]), "here")
+    for base in (starts[0], Outline(recipe_of(family))):
+        with pytest.raises(InputError, match="here: token 400 is one of the tokenizer's 403"):
+            base.check_tokens(np.array([5, 400, 402]), "here")
+
+
+def test_markers_are_special_and_other_tokens_are_text(recipe_of: MakeRecipe, tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(recipe_of(tiny_model, model={"add_tokens": [*ADDED, "<think>"]}))
+    ids = tokenizer.encode("<|im_start|><think>a", add_special_tokens=False)
+    assert len(ids) == 3
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "<think>a"
+
+
+@pytest.mark.parametrize("whole", [["embed_tokens"], ["lm_head"]])
+def test_what_shares_weights_with_a_module_that_is_trained_whole_needs_no_rows(
+    recipe_of: MakeRecipe, tiny_model: Path, tmp_path: Path, whole: list[str]
+) -> None:
+    run, logits, moved = ended(recipe_of(tiny_model, tuning={"lora": {"r": 4, "modules_to_save": whole}}))
+    assert (moved > 1e-4).all()
+    export_model(find_result(run), tmp_path / "merged")
+    assert far(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), logits) < 1e-5
+
+
+def test_an_adapter_on_the_embeddings_is_refused_by_the_key(recipe_of: MakeRecipe, tiny_model: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.add_tokens: rows of .*embed_tokens.*target_modules"):
+        BaseModel(recipe_of(tiny_model, tuning={"lora": {"target_modules": ["q_proj", "embed_tokens"]}}))
+
+
+def test_records_are_tokenised_anew_for_other_tokens(recipe_of: MakeRecipe, tiny_model: Path, tmp_path: Path) -> None:
+    largest = []
+    for tokens in ([], ["fever"]):
+        recipe = recipe_of(
+            tiny_model, model={"add_tokens": tokens, "chat_template": None}, data={"cache": str(tmp_path)}
+        )
+        rows = load_dataset(recipe, tiny.stage_of(recipe)).rows
+        largest.append(max(int(row[0].sequences[0].input_ids.max()) for row in rows))
+    assert largest[0] < 400
+    assert largest[1] == 400

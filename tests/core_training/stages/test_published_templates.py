@@ -182,3 +182,49 @@ def _copy_with(tokenizer: Any, template: str) -> Any:
     other = copy.deepcopy(tokenizer)
     other.chat_template = template
     return other
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_one_turn_of_several_is_learnt_alone(name: str) -> None:
+    """Some templates mark several pieces of a turn, or one behind the last."""
+    turns = [dict(turn) for turn in KINDS["two answers"].messages]
+    for number, spared, learnt in ((1, "Answer one.", "Answer two."), (3, "Answer two.", "Answer one.")):
+        some = [{**turn, "learnt": False} if index == number else turn for index, turn in enumerate(turns)]
+        reading = PUBLISHED[name].read_values(Conversation(some))
+        assert reading.tokens is not None, reading.refusal
+        assert learnt in reading.learnt
+        assert spared not in reading.learnt
+        assert "Question" not in reading.learnt
+
+
+def test_marks_in_a_macro_are_not_believed() -> None:
+    """transformers reports them where the macro begins."""
+    said = (
+        "{% macro say(m) %}<|assistant|>{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endmacro %}"
+    )
+    talk = "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}{{ say(m) }}{% endif %}"
+    macro = Published("macro")
+    macro.__dict__["template"] = ChatTemplate(_with_template(f"{said}{talk}{{% endfor %}}"), DAY)
+    reading = macro.read("two answers")
+    assert reading.tokens is not None
+    assert "Answer one.<|eos|>" in reading.learnt
+    assert "Answer two.<|eos|>" in reading.learnt
+    assert "Question" not in reading.learnt
+
+
+@pytest.mark.parametrize("form", ["%F", "%e %B", "%D", "%-H:%M", "%%d", "%j", "%T"])
+def test_a_clock_knows_every_directive(form: str) -> None:
+    still = ChatTemplate(_with_template("{{ strftime_now('" + form + "') }}"), DAY)
+    assert still.text(TURNS) == DAY.strftime(form)
+
+
+def test_a_tokenizer_with_templates_for_tools_alone_has_none_for_others() -> None:
+    tokenizer = _with_template("")
+    tokenizer.chat_template = {"tool_use": "{{ tools | tojson }}"}
+    template = ChatTemplate(tokenizer, DAY)
+    assert (template.exists, template.turn_end, template.takes_system, template.takes_repeats) == (
+        False,
+        None,
+        True,
+        True,
+    )

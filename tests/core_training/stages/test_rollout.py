@@ -366,7 +366,7 @@ def test_functions_of_one_name_are_told_by_their_files() -> None:
     judge = FunctionJudge([RewardFunction(same, "a.py:f"), RewardFunction(same, "b.py:f", 3.0)], tiny_tokenizer())
     judged = judge(answered())
     assert judged.total.tolist() == [4.0]
-    assert list(judged.parts) == ["a.py:f", "b.py:f"]
+    assert list(judged.parts) == ["f", "f_2"]
 
 
 def answered() -> dict[str, torch.Tensor]:
@@ -415,3 +415,31 @@ def test_a_site_gives_its_own_functions_and_trls(make_recipe: MakeRecipe) -> Non
                 rollout={"reward_function": {"other": 1}},
             )
         )
+
+
+def test_names_of_functions_are_names_of_figures(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Whatever they are called: a report holds figures of plain names alone."""
+    long = "a" * 50
+    (tmp_path / "judge.py").write_text(
+        "".join(f"def {name}(prompts, completions):\n    return [1.0] * len(prompts)\n" for name in ("Brevity", long))
+    )
+    (tmp_path / "other.py").write_text((tmp_path / "judge.py").read_text())
+    names = [f"{tmp_path / file}.py:{name}" for file in ("judge", "other") for name in ("Brevity", long)]
+    recipe = make_recipe(
+        stage="grpo",
+        data={"train": str(tiny.write_jsonl(tmp_path / "d.jsonl", PROMPT_RECORDS)), "columns": {}},
+        rollout={"reward_function": dict.fromkeys(names, 1), "max_new_tokens": 3},
+        output=str(tmp_path / "run"),
+    )
+    from core_training.engine.central import train
+    from core_training.runs.run_folder import RunFolder
+
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(recipe, resume=False)
+    engine = open_engine(recipe)
+    metrics = train(recipe, engine, folder).metrics
+    engine.close()
+    assert {"reward_brevity", "reward_brevity_2", "reward_" + "a" * 28, "reward_" + "a" * 28 + "_2"} <= metrics.keys()
+
+
+PROMPT_RECORDS = [{"prompt": f"What is {i}?"} for i in range(20)]

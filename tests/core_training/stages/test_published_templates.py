@@ -228,3 +228,35 @@ def test_a_tokenizer_with_templates_for_tools_alone_has_none_for_others() -> Non
         True,
         True,
     )
+
+
+@pytest.mark.parametrize("blanks", [" {}", "\n{}\n", "  {} "])
+def test_blanks_around_answers_change_nothing_of_what_is_learnt(blanks: str) -> None:
+    for name, published in PUBLISHED.items():
+        for kind in ("two answers", "system"):
+            turns = [dict(turn) for turn in KINDS[kind].messages]
+            for turn in turns:
+                if turn["role"] == "assistant":
+                    turn["content"] = blanks.format(turn["content"])
+            reading = published.read_values(replace(KINDS[kind], messages=turns))
+            assert reading.tokens is not None, (name, kind, reading.refusal)
+            first, found, rest = reading.learnt.partition("Answer one.")
+            assert found, (name, kind, reading.learnt)
+            assert "Answer two." in rest, (name, kind, reading.learnt)
+            assert "Question" not in first + rest, (name, kind, reading.learnt)
+
+
+OLD_MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate user/assistant') }}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ m['content'] + eos_token + ' ' }}{% endif %}{% endfor %}"
+)
+
+
+def test_an_old_template_of_mistrals_takes_system_texts_and_turns_in_a_row() -> None:
+    old = Published("mistral")
+    old.__dict__["template"] = ChatTemplate(_with_template(OLD_MISTRAL), DAY)
+    cells = {kind: old.read(kind).cell for kind in KINDS}
+    assert (cells["two answers"], cells["system"], cells["answers in a row"]) == ("learnt", "learnt¹", "learnt¹")
+    assert "[INST] Be brief.\n\nQuestion one? [/INST]" in old.read("system").text

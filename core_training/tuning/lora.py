@@ -13,6 +13,7 @@ from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.lora import LORA, Lora
 from core_training.tuning.added_rows import rows_beside_adapters
 from core_training.tuning.base import TuningMode
+from core_training.tuning.reach import tell_reach, unlike_linear
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +49,7 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=(unlike_linear(model) or None) if isinstance(targets, str) else None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
@@ -70,6 +72,7 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
             f"tuning.lora.{key}: {getattr(settings, key)} does not fit this model ({reason}); it has {_leaves(model)}"
         ) from None
     _check_adapters(tuned, settings)
+    tell_reach(tuned, model)
     return cast("PreTrainedModel", tuned)  # it hands on to the model inside what it has not itself
 
 

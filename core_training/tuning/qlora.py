@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.qlora import QLORA, Qlora
 from core_training.tuning.lora import LoraTuning
+from core_training.tuning.reach import is_linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +26,7 @@ class QloraTuning(LoraTuning):
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         output = model.get_output_embeddings()
-        layers = {module for module in model.modules() if type(module) is nn.Linear and module is not output}
+        layers = {module for module in model.modules() if module is not output and _can_be_quantised(module)}
         if not layers:
             raise InputError(f"tuning.mode: a {type(model).__name__} has no linear layers to quantise; use lora")
         tuned = super().apply(model)
@@ -42,12 +44,18 @@ class QloraTuning(LoraTuning):
         return self.recipe.tuning.settings(QLORA).model_dump()
 
 
-def _quantised(linear: nn.Linear, settings: Qlora, dtype: str) -> nn.Module:
+def _can_be_quantised(module: nn.Module) -> bool:
+    """Whether a layer is a linear one, whatever it is called; GPT-2's Conv1D is one whose weights lie the other way."""
+    return isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and is_linear(module))
+
+
+def _quantised(linear: nn.Linear | Conv1D, settings: Qlora, dtype: str) -> nn.Module:
     from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
 
+    weight_data = linear.weight.data.T.contiguous() if isinstance(linear, Conv1D) else linear.weight.data
     layer: Any = Linear4bit(
-        linear.in_features,
-        linear.out_features,
+        weight_data.shape[1],
+        weight_data.shape[0],
         bias=linear.bias is not None,
         compute_dtype=getattr(torch, settings.compute_dtype or dtype),
         compress_statistics=settings.double_quant,
@@ -58,7 +66,7 @@ def _quantised(linear: nn.Linear, settings: Qlora, dtype: str) -> nn.Module:
     # in training then have no gradient. Without effect on a GPU.
     layer.support_avx512bf16_for_cpu = False
     weight: Any = Params4bit(
-        linear.weight.data,
+        weight_data,
         requires_grad=False,
         compress_statistics=settings.double_quant,
         quant_type=settings.quant_type,

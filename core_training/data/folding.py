@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from core_training.parts.data_kinds.values import CONVERSATIONS, Message, Messag
 V = TypeVar("V", bound=Values)
 
 _JOINED = ("user", "assistant")
+_RESPONSE = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
 _APART = {"tool_calls", "reasoning_content"}
 """Parts of turns that are not joined with others."""
 
@@ -27,6 +29,29 @@ def folded(values: V, *, system: bool, repeats: bool) -> V:
         if now != messages:
             changed[name] = now
     return replace(values, **changed) if changed else values  # type: ignore[type-var]
+
+
+def unwrapped(values: V) -> V:
+    """The values without `<tool_response>` around functions' results, and without tools that a system text has.
+
+    Hermes' data have both written out, for templates that would write them again.
+    """
+    changed: dict[str, Any] = {}
+    for name in (part.name for part in fields(values) if part.name in CONVERSATIONS):  # type: ignore[arg-type]
+        messages: Messages = getattr(values, name)
+        now = [_unwrapped(message) for message in messages]
+        if now != messages:
+            changed[name] = now
+        if getattr(values, "tools", None) and any(
+            m["role"] == "system" and "<tools>" in m["content"] for m in messages
+        ):
+            changed["tools"] = None
+    return replace(values, **changed) if changed else values  # type: ignore[type-var]
+
+
+def _unwrapped(message: Message) -> Message:
+    found = _RESPONSE.fullmatch(message["content"]) if message["role"] == "tool" else None
+    return message if found is None else {**message, "content": found[1]}
 
 
 def _without_system(messages: Messages) -> Messages:

@@ -22,7 +22,10 @@ def read_values(record: Record, stage: str, columns: Mapping[str, str]) -> Value
     Of the layouts that the record has, the first of the stage's that uses most of the renamed columns is read.
     Raises InputError naming the record: without the columns, with which stages would fit; or with what is wrong in one.
     """
-    fitting = [layout for layout in _layouts(stage) if layout.fits(record, columns)]
+    layouts = _layouts(stage)
+    fitting = [layout for layout in layouts if layout.fits(record, columns)]
+    if not fitting and (named := [layout for layout in layouts if layout.names(record, columns)]):
+        fitting = [max(named, key=lambda one: one.filled(record, columns))]
     if not fitting:
         raise InputError(_wrong_columns(record, stage, columns))
     layout: Layout[Values] = max(fitting, key=lambda one: len(set(one.required) & set(columns)))

@@ -26,4 +26,12 @@ class Layout(Generic[V]):
 
     def fits(self, record: Record, columns: Mapping[str, str]) -> bool:
         """Whether the record has the columns; `columns` are the files' names of those that are called otherwise."""
+        return self.filled(record, columns) == len(self.required)
+
+    def filled(self, record: Record, columns: Mapping[str, str]) -> int:
+        """The number of its columns that say something in the record."""
+        return sum(record.fields.get(columns.get(column, column)) is not None for column in self.required)
+
+    def names(self, record: Record, columns: Mapping[str, str]) -> bool:
+        """Whether the record has the columns at all, be they empty."""
         return all(columns.get(column, column) in record.fields for column in self.required)

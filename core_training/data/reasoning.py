@@ -6,13 +6,14 @@ import re
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from core_training.parts.data_kinds.values import CONVERSATIONS, Messages, Values
+from core_training.parts.data_kinds.values import CONVERSATIONS, Message, Messages, Values
 from core_training.recipe.schema import Reasoning
 
 V = TypeVar("V", bound=Values)
 
-_THOUGHT = re.compile(r"^.*?</think>\s*", re.DOTALL)
-"""Up to the end of a thought, whose beginning the prompt may have had."""
+_THOUGHT = re.compile(r"^\s*<think>(?P<thought>.*?)</think>\s*", re.DOTALL)
+_REST_OF_THOUGHT = re.compile(r"^(?P<thought>(?:(?!<think>).)*?\n)</think>\s*?\n\s*", re.DOTALL)
+"""A thought whose beginning the prompt had: its end has a line of its own."""
 
 
 def with_reasoning(values: V, kept: Reasoning) -> V:
@@ -37,10 +38,32 @@ def with_reasoning(values: V, kept: Reasoning) -> V:
     return replace(values, **changed)  # type: ignore[type-var]
 
 
-def _without(message: dict[str, Any]) -> dict[str, Any]:
+def with_thoughts_apart(values: V) -> V:
+    """The values with `<think>…</think>` before an assistant's words as `reasoning_content`, which templates print."""
+    changed = {
+        part.name: [_apart(message) for message in getattr(values, part.name)]
+        for part in fields(values)  # type: ignore[arg-type]
+        if part.name in CONVERSATIONS
+    }
+    return replace(values, **changed)  # type: ignore[type-var]
+
+
+def _apart(message: Message) -> Message:
+    if message["role"] != "assistant" or "reasoning_content" in message or "<think>" not in message["content"]:
+        return message
+    found = _THOUGHT.match(message["content"])
+    rest = message["content"][found.end() :] if found else ""
+    if not found or not found["thought"].strip() or not (rest.strip() or "tool_calls" in message):
+        return message
+    return {**message, "content": rest, "reasoning_content": found["thought"].strip()}
+
+
+def _without(message: Message) -> Message:
     plain = {part: value for part, value in message.items() if part != "reasoning_content"}
-    content = _THOUGHT.sub("", message["content"])
-    if "<think>" in content:
+    content = message["content"]
+    while found := _THOUGHT.match(content) or _REST_OF_THOUGHT.match(content):
+        content = content[found.end() :]
+    if content.lstrip().startswith("<think>"):
         raise ValueError("an assistant's turn has a thought without an end (</think>), which cannot be left out")
     if not content.strip() and "tool_calls" not in message:
         raise ValueError("an assistant's turn is nothing but a thought, which is to be left out (data.reasoning)")

@@ -52,10 +52,11 @@ def source_name(path: Path) -> str:
     """`niddk` for `…/niddk.jsonl.gz`; the data set's name for one of its numbered files, or of the hub's cache."""
     if on_hub := next((part for part in path.parts if part.startswith("datasets--")), None):
         return on_hub.rpartition("--")[2]
-    name, numbered = SHARD.subn("", path.name)
-    if numbered and name.split(".")[0] == "data" and path.parent.name:
-        return path.parent.name
-    return name.split(".")[0] or path.name
+    name, numbered = SHARD.subn("", path.name.removesuffix(".gz"))
+    if numbered and name == "data.arrow":  # in a folder that `datasets` saved, or in one for each of its parts
+        folder = path.parent
+        return (folder.parent if (folder.parent / "dataset_dict.json").is_file() else folder).name or name
+    return (name.removesuffix(Path(name).suffix) if _kind(Path(name)) else name.split(".")[0]) or path.name
 
 
 def data_files(patterns: str | list[str]) -> list[Path]:
@@ -96,13 +97,13 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def records_in(patterns: str | list[str], most: int | None = None, on_error: OnError | None = None) -> Iterator[Record]:
-    """The records of all files that these patterns stand for, of each source at most so many, from the first."""
-    read: Counter[str] = Counter()
+    """The records of all files that these patterns stand for, of each data set at most so many, from the first."""
+    read: Counter[Path] = Counter()
     for path in data_files(patterns):
-        source = source_name(path)
-        left = None if most is None else most - read[source]
+        data_set = path.with_name(SHARD.sub("", path.name))
+        left = None if most is None else most - read[data_set]
         for record in islice(read_records(path, on_error), left):
-            read[source] += 1
+            read[data_set] += 1
             yield record
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime
 from itertools import chain
 from pathlib import Path
@@ -23,9 +25,11 @@ def csv_rows(path: Path, lines: Iterable[str]) -> Iterator[Row | InputError]:
     """The rows behind a header line; for a row with another number of cells than it, an error."""
     csv.field_size_limit(_LONGEST_CELL)
     lines = iter(lines)
-    head = next(lines, "")
-    reader = csv.DictReader(chain([head], lines), strict=True, delimiter=_delimiter(head))
+    head, reader = next(lines, ""), None
+    if "\r" in head.rstrip("\r\n"):
+        raise InputError(f"{path}, line 1: its lines end as on old Macs (CR alone); save it with LF or CR+LF")
     try:
+        reader = csv.DictReader(chain([head], lines), strict=True, delimiter=_delimiter(head))
         _check_names(path, list(reader.fieldnames or []))
         for row in reader:
             if None in row or None in row.values():
@@ -34,7 +38,8 @@ def csv_rows(path: Path, lines: Iterable[str]) -> Iterator[Row | InputError]:
                 yield reader.line_num, row
     except csv.Error as error:
         # The reader counts a record's lines when it has read it: this one starts on the next.
-        raise InputError(f"{path}, line {reader.line_num + 1}: not valid CSV: {error}") from None
+        number = reader.line_num + 1 if reader is not None else 1
+        raise InputError(f"{path}, line {number}: not valid CSV: {error}") from None
 
 
 def _delimiter(head: str) -> str:
@@ -103,9 +108,13 @@ def _has_cells(row: Sequence[Any]) -> bool:
 
 def _text(cell: Any) -> Any:
     """A cell as CSV would have it."""
+    from openpyxl.utils.escape import unescape
+
     if cell is None:
         return ""
-    if isinstance(cell, (str, bool)):
+    if isinstance(cell, str):
+        return unescape(cell)  # a carriage return is written `_x000D_`
+    if isinstance(cell, bool):
         return cell
     if isinstance(cell, datetime | date):
         return cell.isoformat().removesuffix("T00:00:00")
@@ -114,30 +123,63 @@ def _text(cell: Any) -> Any:
 
 def parquet_rows(path: Path) -> Iterator[Row]:
     """The rows of a Parquet file."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _named(path, "a Parquet file"):
         yield from _numbered(pq.ParquetFile(path).iter_batches(batch_size=1024))
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a Parquet file: {error}") from None
 
 
 def arrow_rows(path: Path) -> Iterator[Row]:
     """The rows of an Arrow file, a stream as `datasets` saves it or a file with an index."""
     import pyarrow as pa
 
+    with _named(path, "an Arrow file"), pa.memory_map(str(path)) as source:
+        try:
+            batches: Iterable[Any] = pa.ipc.open_stream(source)
+        except pa.ArrowInvalid:
+            opened = pa.ipc.open_file(source)
+            batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
+        yield from _numbered(batches)
+
+
+@contextmanager
+def _named(path: Path, kind: str) -> Iterator[None]:
+    """Raise InputError for what cannot be read, of which the library says many things."""
+    import pyarrow as pa
+
     try:
-        with pa.memory_map(str(path)) as source:
-            try:
-                batches: Iterable[Any] = pa.ipc.open_stream(source)
-            except pa.ArrowInvalid:
-                opened = pa.ipc.open_file(source)
-                batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
-            yield from _numbered(batches)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not an Arrow file: {error}") from None
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError, ValueError) as error:
+        raise InputError(f"{path}: not {kind}, or a damaged one: {error}") from None
 
 
 def _numbered(batches: Iterable[Any]) -> Iterator[Row]:
-    return enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)
+    return enumerate(chain.from_iterable(map(_plain_rows, batches)), start=1)
+
+
+def _plain_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    columns = [_plain(column.to_pylist(), column.type) for column in batch.columns]
+    return (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _plain(values: list[Any], kind: Any) -> list[Any]:
+    """Values of an Arrow type as JSON would have them.
+
+    Structs are the union of all that the rows have: what a row lacks is null there, and is left out. `datasets` keeps
+    what differs more than that as texts of JSON.
+    """
+    import pyarrow as pa
+
+    if isinstance(kind, pa.JsonType):
+        return [None if one is None else json.loads(one) for one in values]
+    if pa.types.is_struct(kind):
+        parts = {
+            part.name: _plain([None if one is None else one[part.name] for one in values], part.type) for part in kind
+        }
+        return [
+            None if one is None else {name: part[i] for name, part in parts.items() if part[i] is not None}
+            for i, one in enumerate(values)
+        ]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [None if one is None else _plain(one, kind.value_type) for one in values]
+    return values

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from core_training.data.examples import Example
-from core_training.data.folding import folded
+from core_training.data.folding import folded, unwrapped
 from core_training.data.formats import read_values
-from core_training.data.reasoning import with_reasoning
+from core_training.data.reasoning import with_reasoning, with_thoughts_apart
 from core_training.data.records import OnError, Record, data_files, records_in
 from core_training.data.unknown import without_unused
 from core_training.foundation.errors import InputError
@@ -59,8 +59,9 @@ class Outcome:
             yield f"data: {self.copies} training records stand in data.eval too, and are left out of training"
         if self.folded:
             yield (
-                f"data: in {self.folded} {of_all} a system text stands at the beginning of the user's words, or a "
-                "speaker's turns in a row are one: the chat template takes no others (model.chat_template)"
+                f"data: in {self.folded} {of_all} a system text stands at the beginning of the user's words, a "
+                "speaker's turns in a row are one, or tools and their results are written once: the chat template "
+                "takes no others (model.chat_template)"
             )
         if self.open_ended:
             yield (
@@ -160,6 +161,8 @@ class _Reader:
         usable, unused = _usable(recipe, record)
         values = read_values(usable, recipe.stage, recipe.data.columns)
         thought = _with_reasoning(recipe, record, values)
+        if stage.base.chat_template.takes_thoughts:
+            thought = with_thoughts_apart(thought)
         said = _folded(stage, thought)
         whole = stage.tokenise(record, said)
         for tokens in whole.sequences:
@@ -202,6 +205,8 @@ def _folded(stage: Stage[Any], values: Values) -> Values:
     template = stage.base.chat_template
     if not template.exists:
         return values
+    if template.wraps_results:
+        values = unwrapped(values)
     return folded(values, system=not template.takes_system, repeats=not template.takes_repeats)
 
 

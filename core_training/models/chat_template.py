@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """Characters of a text: from the first to before the second."""
 
-SIGN = "\ue000"
-"""A letter that no text has; it stands where the template puts a content."""
+SIGN = "\ufdd0"
+"""A noncharacter of Unicode, which no text has; it stands where the template puts a content."""
 
 _CHATML = (
     "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' }}"
@@ -40,7 +40,7 @@ _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>|</?[a-z_]+>")
 _CLOCK = re.compile(r"\bstrftime_now\b")
 _DIRECTIVES = [f"%{flag}{letter}" for letter in "aAbBcCdDeFgGhHIjklmMnprRStTuUVwWxXyYzZ" for flag in ("", "-")]
-_PERCENT = "\ue002"
+_PERCENT = "\ufdd2"
 
 
 def template_names() -> list[str]:
@@ -166,6 +166,42 @@ class ChatTemplate:
         """Whether a speaker may have two turns in a row."""
         return self._takes("user", "user", "assistant", "assistant")
 
+    @property
+    def takes_thoughts(self) -> bool:
+        """Whether a thought apart from an answer's words is printed."""
+        return self._prints({"role": "assistant", "content": "Answer", "reasoning_content": SIGN}, SIGN)
+
+    @property
+    def wraps_results(self) -> bool:
+        """Whether the template itself puts `<tool_response>` around what a function gave."""
+        call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+        turns = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": SIGN}]
+        return self._prints(*turns, "<tool_response>")
+
+    @property
+    def opening(self) -> str:
+        """What the template itself says between a question's words and where the answer is to begin."""
+
+        def look() -> str:
+            try:
+                return self.text([{"role": "user", "content": SIGN}], to_answer=True).rpartition(SIGN)[2]
+            except Exception:  # it does not take this conversation, and may raise anything
+                return ""
+
+        return cast(str, self._once("opening", look))
+
+    def _prints(self, *turns_and_text: Any) -> bool:
+        """Whether a conversation of a question and these turns has the text that is given last."""
+        *turns, text = turns_and_text
+
+        def look() -> bool:
+            try:
+                return text in self.text([{"role": "user", "content": "Question"}, *turns])
+            except Exception:  # it does not take this conversation, and may raise anything
+                return False
+
+        return self.exists and cast(bool, self._once(("prints", text, len(turns)), look))
+
     def passed_over(self, messages: Messages, *, to_answer: bool) -> tuple[int, ...]:
         """The numbers of the turns whose contents the template leaves out, in a conversation of this form."""
         form = tuple((message["role"], len(message.get("tool_calls") or ())) for message in messages)
@@ -238,7 +274,7 @@ class ChatTemplate:
 
 def signed(messages: Messages) -> tuple[list[str], Messages]:
     """A sign for each message, and the messages with it in the place of the content."""
-    signs = [f"{SIGN}{number}\ue001" for number in range(len(messages))]
+    signs = [f"{SIGN}{number}\ufdd1" for number in range(len(messages))]
     return signs, [{**message, "content": sign} for message, sign in zip(messages, signs, strict=True)]
 
 

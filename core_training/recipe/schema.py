@@ -154,7 +154,7 @@ class Data(Section):
         "or kept in the last turn alone, which is what the templates of many thinking models print.",
     )
     max_samples: PositiveInt | None = Field(
-        None, description="Records to read of each source (a file, or all files of a data set), from the first."
+        None, description="Records to read of each data set (a file, or all its numbered files), from the first."
     )
     mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict,

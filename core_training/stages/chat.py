@@ -40,6 +40,8 @@ def answer_tokens(
     Raises InputError where the template does not print what the record says, or prints it where it cannot be found.
     """
     messages, template = [*prompt, *answer], base.chat_template.with_tools(tools)
+    if any(SIGN in message["content"] for message in messages):
+        raise InputError(f"{record.place}: a text has U+FDD0, which is no character; leave it out")
     if not template.tokenizer.is_fast:
         raise InputError(
             f"model.name_or_path: {base.folder}: its tokenizer does not say which characters a token is of, so what "
@@ -177,11 +179,20 @@ def _spoken(messages: Messages, first: int, text: str, marked: list[Span] | None
     learnt = [index for index in turns if _is_learnt(messages[index])]
     if marked is not None:
         begin = _turn_start(messages, first, text, template) if first else 0
-        spans = [(max(start, begin), end) for start, end in marked if end > begin]
+        spans = [(max(_said_from(start, text, template), begin), end) for start, end in marked if end > begin]
         if all(messages[index]["content"].strip() in "".join(text[s:e] for s, e in spans) for index in turns):
             return spans if len(learnt) == len(turns) else _of_turns(learnt, spans, messages, text, template)
         # Marks inside a macro are reported where the macro begins.
     return [_turn_or_difference(messages, index, text, template) for index in learnt]
+
+
+def _said_from(start: int, text: str, template: ChatTemplate) -> int:
+    """The start of a marked span, behind what the template itself says before each answer, if that is marked too."""
+    opening = template.opening
+    for known in range(len(opening)):
+        if text.startswith(opening[known:], start) and text.endswith(opening[:known], 0, start):
+            return start + len(opening) - known
+    return start
 
 
 def _of_turns(

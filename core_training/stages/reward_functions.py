@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _KEY = "rollout.reward_function"
 _TRL = "trl:"
 
+_GIVEN = ("prompts", "completions")
 _OWN_NAMES = ("prompt", "prompts", "completion", "completions")
 """Columns that a function has by another name already."""
 _TRLS_NAMES = ("completion_ids", "log_extra", "log_metric", "reasoning_delimiters")
@@ -99,9 +100,22 @@ class RewardFunction:
         if self.is_trls:
             parameters = [one for one in parameters if one.name not in (*_OWN_NAMES, *_TRLS_NAMES)]
         else:
-            parameters = parameters[2:]
+            parameters = [one for one in parameters[0 if self._own_names else 2 :] if one.name not in _GIVEN]
         named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
         return {one.name: one.default is one.empty for one in named}, inspect.Parameter.VAR_KEYWORD in kinds
+
+    @cached_property
+    def _own_names(self) -> list[str]:
+        """Those of `prompts` and `completions` that the function names; without any they are its first parameters."""
+        try:
+            parameters = inspect.signature(self.function).parameters
+        except (TypeError, ValueError):
+            return []
+        return [
+            name
+            for name in _GIVEN
+            if name in parameters and parameters[name].kind is not parameters[name].POSITIONAL_ONLY
+        ]
 
     def rewards(self, answered: Answered) -> torch.Tensor:
         """A reward for each answer. Raises InputError without a word of the texts: others read a site's errors too."""
@@ -132,8 +146,11 @@ class RewardFunction:
         columns = _by_name(answered.columns)
         if not self.wants_all:
             columns = {name: values for name, values in columns.items() if name in self.wanted}
-        if not self.is_trls:
+        if not self.is_trls and not self._own_names:
             return self.function(answered.prompts, answered.completions, **columns)
+        if not self.is_trls:
+            own = {"prompts": answered.prompts, "completions": answered.completions}
+            return self.function(**{name: own[name] for name in self._own_names}, **columns)
         return self.function(
             prompts=[[{"role": "user", "content": prompt}] for prompt in answered.prompts],
             completions=[[{"role": "assistant", "content": text}] for text in answered.completions],

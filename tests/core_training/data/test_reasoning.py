@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core_training.data.reasoning import with_reasoning
+from core_training.data.reasoning import with_reasoning, with_thoughts_apart
 from core_training.parts.data_kinds.values import Conversation, PreferencePair, Text
 from core_training.recipe.schema import Reasoning
 
@@ -44,14 +44,31 @@ def test_a_text_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "left"), [("Hm.\n</think>\nYes", "Yes"), ("<think>a</think><think>b</think>No", "<think>b</think>No")]
+    ("content", "left"),
+    [
+        ("Hm.\n</think>\nYes", "Yes"),
+        ("<think>a</think><think>b</think>No", "No"),
+        ("Use <think> and </think> tags.", "Use <think> and </think> tags."),
+        ("Write </think> to close.", "Write </think> to close."),
+    ],
 )
-def test_a_thought_whose_beginning_the_prompt_had_is_left_out_too(content: str, left: str) -> None:
-    if "<think>" in left:
-        with pytest.raises(ValueError, match="a thought without an end"):
-            with_reasoning(Conversation([ASKED, said(content)]), "drop")
-    else:
-        assert with_reasoning(Conversation([ASKED, said(content)]), "drop").messages[1] == said(left)
+def test_thoughts_at_the_beginning_alone_are_left_out(content: str, left: str) -> None:
+    """Also one whose beginning the prompt had; an answer that speaks of the marks stays."""
+    assert with_reasoning(Conversation([ASKED, said(content)]), "drop").messages[1] == said(left)
+
+
+@pytest.mark.parametrize(
+    ("content", "thought", "words"),
+    [
+        ("<think>T one</think>A one", "T one", "A one"),
+        ("<think>\nT one\n</think>\n\nA one", "T one", "A one"),
+        ("Use <think> and </think> tags.", None, "Use <think> and </think> tags."),
+        ("<think>\n\n</think>\n\nA one", None, "<think>\n\n</think>\n\nA one"),
+        ("<think>T one</think>", None, "<think>T one</think>"),
+    ],
+)
+def test_a_thought_before_the_words_is_put_apart(content: str, thought: str | None, words: str) -> None:
+    assert with_thoughts_apart(Conversation([ASKED, said(content)])).messages == [ASKED, said(words, thought)]
 
 
 @pytest.mark.parametrize(

@@ -339,3 +339,74 @@ def test_a_damaged_workbook_is_named(tmp_path: Path) -> None:
                 content = whole.read(name)
                 cut.writestr(name, content[: len(content) // 2] if name == part else content)
         assert "not an Excel workbook (.xlsx), or a damaged one" in error_of(tmp_path / "cut.xlsx")
+
+
+CALLS = [
+    {"name": "weather", "arguments": {"city": "Rome"}},
+    {"name": "calc", "arguments": {"expr": "2+2"}},
+]
+TALKS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    for call in CALLS
+]
+
+
+def test_what_other_rows_have_is_not_in_a_row_of_a_table(tmp_path: Path) -> None:
+    """Structs of a column are the union of all rows' keys."""
+    pq.write_table(pa.Table.from_pylist(TALKS), tmp_path / "talks.parquet")
+    assert [record.fields for record in read_records(tmp_path / "talks.parquet")] == TALKS
+
+
+def test_what_datasets_keeps_as_json_is_read_as_it_was(tmp_path: Path) -> None:
+    """Turns that differ in their keys become texts of JSON there."""
+    import datasets
+
+    talks = [
+        *TALKS,
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]},
+    ]
+    path = write(tmp_path, "talks.jsonl", "".join(json.dumps(talk) + "\n" for talk in talks).encode())
+    loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    loaded.save_to_disk(str(tmp_path / "saved"))
+    loaded.to_parquet(str(tmp_path / "talks.parquet"))
+    for pattern in ("saved", "talks.parquet"):
+        assert [record.fields for record in records_in(str(tmp_path / pattern))] == talks
+
+
+def test_each_of_two_data_sets_of_one_name_is_read(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    for name in ("notes", "questions"):
+        DatasetDict({"train": Dataset.from_list(ROWS * 3)}).save_to_disk(str(tmp_path / name))
+        write(tmp_path, f"visits.{name}.jsonl", LINES * 3)
+    saved = list(records_in([str(tmp_path / "notes"), str(tmp_path / "questions")], most=4))
+    assert [record.source for record in saved] == ["notes"] * 4 + ["questions"] * 4
+    files = list(records_in(str(tmp_path / "visits.*.jsonl"), most=4))
+    assert [record.source for record in files] == ["visits.notes"] * 4 + ["visits.questions"] * 4
+
+
+def test_lines_of_old_macs_and_cells_of_carriage_returns(tmp_path: Path) -> None:
+    from openpyxl import Workbook
+
+    assert "end as on old Macs (CR alone)" in error_of(write(tmp_path, "mac.csv", b"a,b\r1,2\r"))
+    book = Workbook()
+    assert book.active is not None
+    book.active.append(["text"])
+    book.active.append(["one_x000D_\ntwo"])
+    book.save(tmp_path / "a.xlsx")
+    assert [record.fields for record in read_records(tmp_path / "a.xlsx")] == [{"text": "one\r\ntwo"}]
+
+
+def test_values_that_python_has_not_are_named(tmp_path: Path) -> None:
+    late = pa.array([2**62], type=pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["a"], "seen": late}), tmp_path / "late.parquet")
+    assert "not a Parquet file, or a damaged one" in error_of(tmp_path / "late.parquet")
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
+    )
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, pa.schema([("text", pa.string())])) as out,
+    ):
+        out.write_table(pa.table({"text": broken}))
+    assert "not an Arrow file, or a damaged one" in error_of(tmp_path / "a.arrow")

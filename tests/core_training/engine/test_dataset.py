@@ -665,3 +665,11 @@ def test_what_cannot_be_used_ends_the_run_or_is_left_out_and_counted(
         "data.unknown: of 4 records these parts are left out: a content's part of type 'image' (in 1), "
         "a turn's 'images' (in 1), column 'images' (in 1), column 'chat_template_kwargs' (in 1)"
     ) in caplog.text
+
+
+def test_a_column_that_is_null_decides_no_layout(load: Callable[..., Dataset]) -> None:
+    """Tables have every column in every row."""
+    empty = {"messages": None, "prompt": None, "completion": None}
+    records = [{**empty, "messages": TURNS}, {**empty, "prompt": "One?", "completion": "First."}]
+    assert load(*records, data={"columns": {}}).report.train_examples == 2
+    assert "line 1: 'completion' must be " in message_of(load, {**empty, "prompt": "One?"}, data={"columns": {}})

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from core_training.data.examples import IGNORED
-from core_training.data.folding import folded
-from core_training.data.reasoning import with_reasoning
+from core_training.data.folding import folded, unwrapped
+from core_training.data.reasoning import with_reasoning, with_thoughts_apart
 from core_training.models.chat_template import (
     ChatTemplate,
     named_template,
@@ -79,7 +79,12 @@ def test_labels_are_the_marks_of_the_template_for_training(name: str) -> None:
             return_assistant_tokens_mask=True,
         )
         assert tokens.input_ids.tolist() == marked["input_ids"], kind
-        assert (tokens.labels != IGNORED).astype(int).tolist() == marked["assistant_masks"], kind
+        ours, theirs = tokens.labels != IGNORED, np.array(marked["assistant_masks"], dtype=bool)
+        assert not (ours & ~theirs).any(), kind
+        # TRL also learns what the template says before each answer, where its marks begin there.
+        spared = template.tokenizer.decode(tokens.input_ids[theirs & ~ours])
+        said = template.opening.replace("\n", "")
+        assert set(spared.replace("\n", "").replace(said, "")) <= set(said), (kind, spared)
 
 
 def test_thoughts_that_are_printed_in_the_last_turn_alone_are_kept_there() -> None:
@@ -260,3 +265,53 @@ def test_an_old_template_of_mistrals_takes_system_texts_and_turns_in_a_row() -> 
     cells = {kind: old.read(kind).cell for kind in KINDS}
     assert (cells["two answers"], cells["system"], cells["answers in a row"]) == ("learnt", "learnt¹", "learnt¹")
     assert "[INST] Be brief.\n\nQuestion one? [/INST]" in old.read("system").text
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_nothing_that_the_prompt_says_is_learnt(name: str) -> None:
+    template, reading = PUBLISHED[name].template, PUBLISHED[name].read("plain")
+    assert reading.tokens is not None
+    prompt = template.text(KINDS["plain"].messages[:1], to_answer=True)
+    first = int((reading.tokens.labels != IGNORED).argmax())
+    before = str(template.tokenizer.decode(reading.tokens.input_ids[:first]))
+    if reading.text.startswith(prompt):  # some open a thought there that a plain conversation does not have
+        assert len(before) >= len(prompt), (before, prompt)
+
+
+THINKING = ["qwen3", "qwen3_8", "qwen3_5_think", "glm4moe", "gptoss", "muse_glimmer", "gemma4_v5"]
+
+
+@pytest.mark.parametrize("name", THINKING)
+def test_a_thought_before_the_words_is_read_as_one_apart(name: str) -> None:
+    apart, written = KINDS["thought"], [dict(turn) for turn in KINDS["thought"].messages]
+    written[1]["content"] = f"<think>{written[1].pop('reasoning_content')}</think>{written[1]['content']}"
+    assert PUBLISHED[name].template.takes_thoughts
+    inline = with_thoughts_apart(replace(apart, messages=written))
+    assert PUBLISHED[name].read_values(inline).learnt == PUBLISHED[name].read("thought").learnt
+
+
+def test_what_hermes_data_have_written_out_is_not_written_twice() -> None:
+    said = KINDS["tools"]
+    turns = [{"role": "system", "content": "You have <tools>dose</tools>."}, *(dict(turn) for turn in said.messages)]
+    turns[3]["content"] = "<tool_response>\n100 mg\n</tool_response>"
+    template = PUBLISHED["qwen3"].template
+    assert template.wraps_results
+    told = unwrapped(replace(said, messages=turns))
+    assert told.tools is None
+    text = PUBLISHED["qwen3"].read_values(told).text
+    assert text.count("<tool_response>") == 1
+    assert "# Tools" not in text
+    assert unwrapped(said) is said
+    assert not PUBLISHED["llama3_1"].template.wraps_results
+
+
+def test_letters_for_private_use_are_letters() -> None:
+    """Texts from PDFs have them."""
+    turns = [dict(turn) for turn in KINDS["two answers"].messages]
+    turns[0]["content"] = "\ue000 first point?"
+    turns[1]["learnt"] = False
+    for published in PUBLISHED.values():
+        reading = published.read_values(Conversation(turns))
+        assert reading.tokens is not None, (published.name, reading.refusal)
+        assert "Answer one." not in reading.learnt
+        assert "Answer two." in reading.learnt

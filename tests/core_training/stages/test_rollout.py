@@ -23,7 +23,7 @@ from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.trainable import means
 from core_training.models.base_model import BaseModel
 from core_training.recipe.schema import Recipe
-from core_training.stages.reward_functions import FunctionJudge, RewardFunction, load_function
+from core_training.stages.reward_functions import Answered, FunctionJudge, RewardFunction, load_function
 from core_training.stages.rewards import load_judge
 from core_training.stages.rollout import Sampler, prompt_lengths, texts
 from tests import tiny
@@ -443,3 +443,18 @@ def test_names_of_functions_are_names_of_figures(make_recipe: MakeRecipe, tmp_pa
 
 
 PROMPT_RECORDS = [{"prompt": f"What is {i}?"} for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda completions, answer: [(c, a) for c, a in zip(completions, answer, strict=True)],
+        lambda completions, prompts, answer: [(c, a) for c, a in zip(completions, answer, strict=True)],
+        lambda completions, **columns: [(c, a) for c, a in zip(completions, columns["answer"], strict=True)],
+        lambda asked, said, answer: [(c, a) for c, a in zip(said, answer, strict=True)],
+    ],
+)
+def test_a_function_gets_prompts_and_completions_by_name(function: Callable[..., Any]) -> None:
+    """In whatever order, or one of them alone, as TRL's and other people's functions have them."""
+    asked = Answered(["p"], ["c"], [[1]], [{"answer": "a"}])
+    assert RewardFunction(function, "f")._answer(asked) == [("c", "a")]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from core_training.parts.data_kinds.values import CONVERSATIONS, Message, Messages, Values
+from core_training.parts.data_kinds.values import Message, Messages, Values, conversations_of
 
 V = TypeVar("V", bound=Values)
 
@@ -22,7 +22,7 @@ def folded(values: V, *, system: bool, repeats: bool) -> V:
     Each is done where it is true. Turns that call functions, or of which one alone is to be learnt, stay.
     """
     changed: dict[str, Any] = {}
-    for name in (part.name for part in fields(values) if part.name in CONVERSATIONS):  # type: ignore[arg-type]
+    for name in conversations_of(values):
         messages: Messages = getattr(values, name)
         now = _without_system(messages) if system else messages
         now = _without_repeats(now) if repeats else now
@@ -37,7 +37,7 @@ def unwrapped(values: V) -> V:
     Hermes' data have both written out, for templates that would write them again.
     """
     changed: dict[str, Any] = {}
-    for name in (part.name for part in fields(values) if part.name in CONVERSATIONS):  # type: ignore[arg-type]
+    for name in conversations_of(values):
         messages: Messages = getattr(values, name)
         now = [_unwrapped(message) for message in messages]
         if now != messages:

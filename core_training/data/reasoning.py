@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from core_training.parts.data_kinds.values import CONVERSATIONS, Message, Messages, Values
+from core_training.parts.data_kinds.values import Message, Messages, Values, conversations_of
 from core_training.recipe.schema import Reasoning
 
 V = TypeVar("V", bound=Values)
@@ -24,15 +24,14 @@ def with_reasoning(values: V, kept: Reasoning) -> V:
     if kept == "keep":
         return values
     changed: dict[str, Any] = {}
-    for part in fields(values):  # type: ignore[arg-type]
-        if part.name in CONVERSATIONS:
-            messages: Messages = getattr(values, part.name)
-            own = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-            spared = own[-1:] if kept == "last" and part.name != "prompt" else []
-            changed[part.name] = [
-                message if index in spared or index not in own else _without(message)
-                for index, message in enumerate(messages)
-            ]
+    for name in conversations_of(values):
+        messages: Messages = getattr(values, name)
+        own = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        spared = own[-1:] if kept == "last" and name != "prompt" else []
+        changed[name] = [
+            message if index in spared or index not in own else _without(message)
+            for index, message in enumerate(messages)
+        ]
     if "chosen" in changed and changed["chosen"] == changed["rejected"]:
         raise ValueError("without their thoughts chosen and rejected are the same answer; a pair must differ")
     return replace(values, **changed)  # type: ignore[type-var]
@@ -40,12 +39,12 @@ def with_reasoning(values: V, kept: Reasoning) -> V:
 
 def with_thoughts_apart(values: V) -> V:
     """The values with `<think>…</think>` before an assistant's words as `reasoning_content`, which templates print."""
-    changed = {
-        part.name: [_apart(message) for message in getattr(values, part.name)]
-        for part in fields(values)  # type: ignore[arg-type]
-        if part.name in CONVERSATIONS
-    }
-    return replace(values, **changed)  # type: ignore[type-var]
+    changed: dict[str, Messages] = {}
+    for name in conversations_of(values):
+        messages: Messages = getattr(values, name)
+        if any("<think>" in message["content"] for message in messages):
+            changed[name] = [_apart(message) for message in messages]
+    return replace(values, **changed) if changed else values  # type: ignore[type-var]
 
 
 def _apart(message: Message) -> Message:

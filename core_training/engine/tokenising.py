@@ -161,8 +161,8 @@ class _Reader:
         usable, unused = _usable(recipe, record)
         values = read_values(usable, recipe.stage, recipe.data.columns)
         thought = _with_reasoning(recipe, record, values)
-        if stage.base.chat_template.takes_thoughts:
-            thought = with_thoughts_apart(thought)
+        if (apart := with_thoughts_apart(thought)) is not thought and stage.base.chat_template.takes_thoughts:
+            thought = apart
         said = _folded(stage, thought)
         whole = stage.tokenise(record, said)
         for tokens in whole.sequences:
@@ -203,10 +203,11 @@ def _with_reasoning(recipe: Recipe, record: Record, values: Values) -> Values:
 def _folded(stage: Stage[Any], values: Values) -> Values:
     """The values with the turns that the chat template takes."""
     template = stage.base.chat_template
-    if not template.exists:
+    # The template is asked only of records that have such turns: most have none.
+    if (plain := unwrapped(values)) is not values and template.wraps_results:
+        values = plain
+    if folded(values, system=True, repeats=True) is values or not template.exists:
         return values
-    if template.wraps_results:
-        values = unwrapped(values)
     return folded(values, system=not template.takes_system, repeats=not template.takes_repeats)
 
 

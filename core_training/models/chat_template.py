@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from core_training.parts.data_kinds.values import Messages, Tools
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
@@ -139,6 +140,12 @@ class ChatTemplate:
             add_generation_prompt=to_answer,
         )
         return cast(str, rendered)
+
+    def encoding(self, text: str) -> Encoding:
+        """The tokens of a text, and the characters that each is of; for a fast tokenizer."""
+        # A call sets the tokenizer up (its file may say to cut or to pad); the calls after it need not do it again.
+        self._once("set up", lambda: self.tokenizer(""))
+        return cast("Encoding", self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
 
     def text_and_marks(self, messages: Messages) -> tuple[str, list[Span] | None]:
         """The conversation's text, and the spans that the template marks in it; None where it marks none at all."""

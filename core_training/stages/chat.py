@@ -51,7 +51,7 @@ def answer_tokens(
         text, marked = template.text_and_marks(messages)
         _check_printed(messages, template, text)
         spans = _spoken(messages, len(prompt), text, marked, template)
-    encoding = template.tokenizer(text, add_special_tokens=False).encodings[0]
+    encoding = template.encoding(text)
     ids = np.asarray(encoding.ids, dtype=np.int64)
     labels = np.full_like(ids, IGNORED)
     for span in spans:
@@ -188,8 +188,8 @@ def _spoken(messages: Messages, first: int, text: str, marked: list[Span] | None
 
 def _said_from(start: int, text: str, template: ChatTemplate) -> int:
     """The start of a marked span, behind what the template itself says before each answer, if that is marked too."""
-    opening = template.opening
-    for known in range(len(opening)):
+    opening, letter = template.opening, text[start : start + 1]
+    for known in (place for place, own in enumerate(opening) if own == letter):
         if text.startswith(opening[known:], start) and text.endswith(opening[:known], 0, start):
             return start + len(opening) - known
     return start

@@ -10,8 +10,6 @@ Message = dict[str, Any]
 """A turn of a conversation: `role` and `content`, texts; some also `tool_calls`, `reasoning_content`, `name` and
 `tool_call_id`, as chat templates know them, and `learnt`: False where a turn of the assistant's is not to be learnt."""
 Messages = list[Message]
-CONVERSATIONS = ("messages", "prompt", "chosen", "rejected", "completion")
-"""The names under which values hold turns."""
 Tools = Sequence[dict[str, Any]]
 """Descriptions of functions that the assistant may call, as chat templates know them."""
 
@@ -28,6 +26,14 @@ class Values(Protocol):
         else is lists of messages. This rule never changes, or records would move between training and evaluation.
         """
         ...
+
+
+_CONVERSATIONS = ("messages", "prompt", "chosen", "rejected", "completion")
+
+
+def conversations_of(values: Values) -> list[str]:
+    """The names under which values hold turns."""
+    return [name for name in _CONVERSATIONS if hasattr(values, name)]
 
 
 @dataclass(frozen=True)

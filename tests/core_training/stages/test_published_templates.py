@@ -315,3 +315,11 @@ def test_letters_for_private_use_are_letters() -> None:
         assert reading.tokens is not None, (published.name, reading.refusal)
         assert "Answer one." not in reading.learnt
         assert "Answer two." in reading.learnt
+
+
+def test_a_tokenizer_whose_file_says_to_cut_and_to_pad_does_neither() -> None:
+    tokenizer = _with_template("{{ messages[0].content }}")
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=64)
+    encoding = ChatTemplate(tokenizer, DAY).encoding("one two three four five six seven")
+    assert tokenizer.decode(encoding.ids) == "one two three four five six seven"

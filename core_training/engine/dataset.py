@@ -240,7 +240,7 @@ def _nothing_to_train(recipe: Recipe, outcome: Outcome, held_out: int) -> str:
         return f"data.train: {recipe.data.train} holds no record"
     files = ", ".join(sorted(outcome.files))
     if outcome.skipped == outcome.records:
-        return f"data.train: all {outcome.records} records of {files} are skipped; the first: {outcome.first_error}"
+        return f"data.train: all {outcome.records} records are skipped; the first: {outcome.first_error}"
     if outcome.dropped + outcome.skipped == outcome.records:
         return (
             f"data.train: none of the {outcome.records} records of {files} has a token to learn within "

@@ -176,14 +176,14 @@ class ChatTemplate:
     @property
     def takes_thoughts(self) -> bool:
         """Whether a thought apart from an answer's words is printed."""
-        return self._prints({"role": "assistant", "content": "Answer", "reasoning_content": SIGN}, SIGN)
+        return self._prints(SIGN, [{"role": "assistant", "content": "Answer", "reasoning_content": SIGN}])
 
     @property
     def wraps_results(self) -> bool:
         """Whether the template itself puts `<tool_response>` around what a function gave."""
         call = {"type": "function", "function": {"name": "f", "arguments": {}}}
         turns = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": SIGN}]
-        return self._prints(*turns, "<tool_response>")
+        return self._prints("<tool_response>", turns)
 
     @property
     def opening(self) -> str:
@@ -197,9 +197,8 @@ class ChatTemplate:
 
         return cast(str, self._once("opening", look))
 
-    def _prints(self, *turns_and_text: Any) -> bool:
-        """Whether a conversation of a question and these turns has the text that is given last."""
-        *turns, text = turns_and_text
+    def _prints(self, text: str, turns: Messages) -> bool:
+        """Whether a conversation of a question and these turns has a text."""
 
         def look() -> bool:
             try:
@@ -207,7 +206,7 @@ class ChatTemplate:
             except Exception:  # it does not take this conversation, and may raise anything
                 return False
 
-        return self.exists and cast(bool, self._once(("prints", text, len(turns)), look))
+        return self.exists and cast(bool, self._once(("prints", text), look))
 
     def passed_over(self, messages: Messages, *, to_answer: bool) -> tuple[int, ...]:
         """The numbers of the turns whose contents the template leaves out, in a conversation of this form."""
@@ -257,7 +256,6 @@ class ChatTemplate:
 
     def _takes(self, *roles: str) -> bool:
         """Whether turns of these roles are all printed; True for a template that cannot be tried out."""
-
         if not self.exists:
             return True
 

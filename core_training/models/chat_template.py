@@ -182,7 +182,7 @@ class ChatTemplate:
     def wraps_results(self) -> bool:
         """Whether the template itself puts `<tool_response>` around what a function gave."""
         call = {"type": "function", "function": {"name": "f", "arguments": {}}}
-        turns = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": SIGN}]
+        turns: Messages = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": SIGN}]
         return self._prints("<tool_response>", turns)
 
     @property

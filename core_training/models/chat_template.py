@@ -182,8 +182,8 @@ class ChatTemplate:
     def wraps_results(self) -> bool:
         """Whether the template itself puts `<tool_response>` around what a function gave."""
         call = {"type": "function", "function": {"name": "f", "arguments": {}}}
-        turns: Messages = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": SIGN}]
-        return self._prints("<tool_response>", turns)
+        calling: Messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+        return self._prints("<tool_response>", [*calling, {"role": "tool", "content": SIGN}])
 
     @property
     def opening(self) -> str:

@@ -16,7 +16,8 @@ def mixed(sources: Sequence[str], shares: Mapping[str, float], seed: int) -> npt
     `sources` is each example's. As many are kept as can be without one of them twice; of a source of which not all are
     needed those that the seed draws. Raises InputError where the names of the sources are others than the shares'.
     """
-    names, counts = np.unique(np.array(sources, dtype=object), return_counts=True)
+    own_source = np.array(sources, dtype=object)
+    names, counts = np.unique(own_source, return_counts=True)
     if set(names) != set(shares):
         raise InputError(
             f"data.mix: it has shares for {', '.join(sorted(shares))}, and the records are of {', '.join(names)} (the "
@@ -26,7 +27,7 @@ def mixed(sources: Sequence[str], shares: Mapping[str, float], seed: int) -> npt
     random = np.random.default_rng(seed)
     kept = []
     for name, count in zip(names, counts, strict=True):
-        own = np.flatnonzero(np.array(sources, dtype=object) == name)
+        own = np.flatnonzero(own_source == name)
         wanted = max(1, min(int(count), round(most * shares[name])))
         kept.append(np.sort(random.permutation(own)[:wanted]))
     return np.sort(np.concatenate(kept))

@@ -12,7 +12,7 @@ from core_training.recipe.schema import Reasoning
 V = TypeVar("V", bound=Values)
 
 _THOUGHT = re.compile(r"^\s*<think>(?P<thought>.*?)</think>\s*", re.DOTALL)
-_REST_OF_THOUGHT = re.compile(r"^(?P<thought>(?:(?!<think>).)*?\n)</think>\s*?\n\s*", re.DOTALL)
+_REST_OF_THOUGHT = re.compile(r"^(?:(?!<think>).)*?\n</think>\s*?\n\s*", re.DOTALL)
 """A thought whose beginning the prompt had: its end has a line of its own."""
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-MEDIA = ("images", "image", "audio", "audios", "video", "videos", "documents")
-UNUSED_COLUMNS = (*MEDIA, "functions", "chat_template_kwargs")
+_MEDIA = ("images", "image", "audio", "audios", "video", "videos", "documents")
+UNUSED_COLUMNS = (*_MEDIA, "functions", "chat_template_kwargs")
 """Columns beside a conversation."""
-UNUSED_PARTS = (*MEDIA, "prefix")
+UNUSED_PARTS = (*_MEDIA, "prefix")
 """Parts of a turn."""
 
 

@@ -280,7 +280,7 @@ class Engine:
         prepared.model.train()
 
     def _tell_changed_buffers(self) -> None:
-        if (changed := self._base.changed_buffers()) and not self._has_told:
+        if not self._has_told and (changed := self._base.changed_buffers()):
             self._has_told = True
             alone = "" if self._recipe.topology.kind == "central" else ", and what they became stays here"
             _log.warning(

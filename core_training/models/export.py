@@ -17,6 +17,7 @@ from core_training.runs.result_format import (
     ADAPTER_CONFIG,
     BUFFERS,
     GENERATION_CONFIG,
+    LAYERS,
     MODEL_CONFIG,
     ORIGIN,
     Origin,
@@ -49,8 +50,10 @@ def layout_files(base: BaseModel, recipe: Recipe, base_name: str, *, without_bas
     """The small files that stand beside the weights; `base_name` is what they call the base model."""
     origin = Origin(base.base_digest, base.vocabulary_digest, other_names(base.model))
     files = {ORIGIN: json.dumps(asdict(origin), indent=2)}
-    kind = result_name(recipe, without_base=without_base)
-    if recipe.stage_part.head != "score" and kind != "layers":
+    kind = result_name(recipe)
+    if kind == "model" and without_base and base.has_frozen_weights:
+        kind = LAYERS
+    if recipe.stage_part.head != "score" and kind != LAYERS:
         files[GENERATION_CONFIG] = generation_settings(innermost(base.model), base.end_tokens)
     if kind == "model":
         base.model.config.architectures = [type(base.model).__name__]

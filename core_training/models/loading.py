@@ -136,11 +136,12 @@ def _load_base(recipe: Recipe) -> StartingModel:
             folder,
             config=config,
             dtype=recipe.model.dtype,
+            attn_implementation=recipe.model.attn_implementation,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ImportError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{where} cannot be loaded: {_first_line(error)}") from None
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):

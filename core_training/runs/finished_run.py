@@ -11,7 +11,7 @@ from pathlib import Path
 from core_training.foundation.errors import InputError
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
-from core_training.runs.result_format import ADAPTER_CONFIG, result_name
+from core_training.runs.result_format import ADAPTER_CONFIG, LAYERS, result_name
 from core_training.runs.run_folder import RunFolder
 
 
@@ -29,7 +29,7 @@ class Result:
     @property
     def is_whole_model(self) -> bool:
         """Whether every weight was trained, so that the base's are not needed."""
-        return self.recipe.tuning_part.result == "model"
+        return self.recipe.tuning_part.result == "model" and self.folder.name != LAYERS
 
     @property
     def base_folder(self) -> Path | None:
@@ -53,8 +53,7 @@ def find_result(run: Path, base: Path | None = None, site: str | None = None) ->
         if not base.is_dir():
             raise InputError(f"--base: {base}: no such folder; name the base model's")
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(base)})})
-    partial = result_name(recipe, without_base=True)
-    name = partial if site is None and (run / partial).is_dir() else result_name(recipe)
+    name = LAYERS if site is None and (run / LAYERS).is_dir() else result_name(recipe)
     return Result(recipe, _result_folder(run, name, site))
 
 

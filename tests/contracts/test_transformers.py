@@ -122,7 +122,7 @@ def test_padding_on_the_right_needs_no_mask(make: Callable[[], Any]) -> None:
     torch.testing.assert_close(beside[:, :6], alone)
 
 
-@leans("core_training/data/rows.py", "core_training/models/packing.py")
+@leans("core_training/data/rows.py", "core_training/models/reading.py")
 @pytest.mark.parametrize("training", [False, True])
 def test_positions_that_start_again_keep_the_examples_of_a_row_apart(training: bool) -> None:
     model, ids = llama().train(training), tokens(2, 8)
@@ -137,7 +137,7 @@ def test_positions_that_start_again_keep_the_examples_of_a_row_apart(training: b
     torch.testing.assert_close(first[:, 5:], alone)
 
 
-@leans("core_training/models/packing.py")
+@leans("core_training/models/reading.py")
 def test_what_a_hook_makes_of_the_embedded_tokens_is_what_the_layers_see_and_a_mask_is_an_exact_zero() -> None:
     model = llama()
     seen: list[torch.Tensor] = []

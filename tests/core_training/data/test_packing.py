@@ -12,7 +12,7 @@ import transformers
 
 from core_training.engine.dataset import load_dataset
 from core_training.foundation.errors import InputError
-from core_training.models.packing import keeps_examples_apart
+from core_training.models.reading import reading_of
 from tests import tiny
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -40,7 +40,7 @@ def test_a_model_keeps_examples_apart_exactly_when_the_first_one_leaves_the_seco
     kind: str, dtype: torch.dtype
 ) -> None:
     model = model_of(kind, 50, dtype)
-    found = keeps_examples_apart(model)
+    found = reading_of(model, "").keeps_examples_apart
     assert found == CONFIGS[kind][2]
     with torch.no_grad():
         for parameter in model.float().parameters():
@@ -54,7 +54,7 @@ def test_a_model_keeps_examples_apart_exactly_when_the_first_one_leaves_the_seco
 def test_looking_leaves_the_model_as_it_was() -> None:
     model = model_of("llama", 50)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    keeps_examples_apart(model)
+    reading_of(model, "")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert not model.get_input_embeddings()._forward_hooks

@@ -247,7 +247,7 @@ def test_keys_that_are_switched_off_are_none() -> None:
         ({"lora_rank": 8.5}, "lora_rank: must be a whole number, not 8.5"),
         ({"packing": "maybe"}, "packing: must be true or false, not 'maybe'"),
         ({"dataset": None}, "dataset: name a data set of data/dataset_info.json"),
-        ({"lr_scheduler_type": "polynomial"}, "training.lr_scheduler_type: "),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "training.lr_scheduler_type: "),
         ({"resume_from_checkpoint": "saves/x"}, "resume_from_checkpoint: saves/x"),
         ({"fp16": True}, "fp16: True"),
     ],

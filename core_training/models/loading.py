@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ from core_training.tuning.base import load_tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,20 @@ def _load_base(recipe: Recipe) -> StartingModel:
     except (OSError, ImportError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{where} cannot be loaded: {_first_line(error)}") from None
     model, loading = loaded
+    _tell_of_alibi(model)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{where}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
     return StartingModel(model, str(folder), weights_digest(folder), model.get_input_embeddings().weight.shape[0])
+
+
+def _tell_of_alibi(model: PreTrainedModel) -> None:
+    """Say that a Falcon with ALiBi depends on how its attention is computed (transformers 5)."""
+    config = model.config
+    if config.model_type == "falcon" and config.alibi and config._attn_implementation == "sdpa":
+        _log.warning(
+            "a Falcon with ALiBi says something else under sdpa than under eager, in which it was made; set "
+            "model.attn_implementation: eager"
+        )
 
 
 def _check_config(config: Any, where: str) -> None:

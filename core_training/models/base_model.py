@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from core_training.models.chat_template import ChatTemplate
 from core_training.models.endings import end_tokens
 from core_training.models.heads import innermost
 from core_training.models.libraries import settle_libraries
-from core_training.models.loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
+from core_training.models.loading import base_folder, load_starting_model, load_tokenizer, tune, vocabulary_digest
 from core_training.models.parameters import (
     all_parameters,
     manifest_of,
@@ -49,7 +48,7 @@ class BaseModel:
         """Load the model that the recipe starts from. Raises InputError when its folder lacks something."""
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe)
         settle_libraries()
-        self.folder = Path(recipe.model.name_or_path)
+        self.folder = base_folder(recipe)
         self._day = date.fromisoformat(recipe.model.chat_date)
         start = load_starting_model(recipe, self.tokenizer)
         self._known_tokens = start.rows

@@ -83,7 +83,21 @@ def with_sections(parts: Mapping[str, Part[Any]]) -> Callable[[type[P]], type[P]
 class Model(Section):
     """The base model."""
 
-    name_or_path: str = Field(description="Folder of the base model (weights, tokenizer, chat template).")
+    name_or_path: str = Field(
+        description="Folder of the base model (weights, tokenizer, chat template), or its name on the hub, "
+        "`OWNER/NAME` or `OWNER/NAME@REVISION`, of which this machine's cache has the files. A run writes down the "
+        "commit, and goes on with it. In a real federation: the model's name, which each site maps in `site.yaml`."
+    )
+    download: bool = Field(
+        False,
+        description="Fetch a model by its name on the hub, once, where the cache lacks it. A site does so only if its "
+        "own `site.yaml` allows it.",
+    )
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="SHA-256 over the base's weights, as `fedloom model get` prints it; others are refused. A run of a "
+        "model by its name on the hub writes it down.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Type the frozen weights are held in and the model computes in; trained weights are float32.",

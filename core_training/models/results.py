@@ -155,7 +155,8 @@ def trained_state(result: Result, base: BaseModel) -> TrainableState:
 def _require_base(result: Result, remedy: str) -> Path:
     if result.base_folder is None:
         name = result.recipe.model.name_or_path
-        fetched = f", or fetch it with `fedloom model get {name}`" if hub_model(name) is not None else ""
+        model = hub_model(name)
+        fetched = f", or fetch it with `fedloom model get {name}`" if model is not None and model.is_pinned else ""
         raise InputError(f"the base model '{name}' is not here; {remedy}{fetched}")
     return result.base_folder
 

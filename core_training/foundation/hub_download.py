@@ -1,4 +1,4 @@
-"""The process that fetches a model: `python -m core_training.foundation.hub_download NAME REVISION`.
+"""The process that fetches a model: `python -m core_training.foundation.hub_download NAME REVISION PROGRESS`.
 
 Prints one JSON object: the commit, or an error. Takes safetensors, tokenizer, configuration and templates, and neither
 pickles nor code. Holds every file against the size and hash that the hub lists, before the name of a branch stands for
@@ -64,8 +64,11 @@ class _Download:
     def commit(self) -> str:
         return str(self._pinned.revision)
 
-    def run(self) -> None:
+    def run(self, *, shows_progress: bool) -> None:
         """Fetch the small files and then the weights, so that a snapshot with all its weights has all else."""
+        from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+        disable_progress_bars()
         small = [name for name in self._files if is_small_file(name)]
         index = [INDEX] if WHOLE not in self._files else []
         self._fetch(small + index)
@@ -73,6 +76,8 @@ class _Download:
         if unlisted := [name for name in weights if name not in self._files]:
             raise InputError(f"{self._model}: its index names {unlisted[0]}, which it does not have")
         self._check_room(weights)
+        if shows_progress:
+            enable_progress_bars()
         self._fetch(weights)
         if not self._model.is_pinned:
             commit_file(self._model.reference, self.commit.encode())
@@ -100,11 +105,10 @@ class _Download:
             )
 
     def _fetch(self, names: list[str]) -> None:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import hf_hub_download
 
-        snapshot_download(self._model.name, revision=self.commit, allow_patterns=names)
         for name in names:
-            path = self._folder / name
+            path = Path(hf_hub_download(self._model.name, name, revision=self.commit))
             if not self._files[name].fits(path):
                 path.resolve().unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
@@ -147,12 +151,12 @@ def _explained(model: HubModel, error: Exception) -> FedloomError:
 
 def main() -> None:
     """Fetch the model of the command line and print the answer."""
-    name, revision = sys.argv[1:]
+    name, revision, progress = sys.argv[1:]
     model = HubModel(name, revision or None)
     answer: dict[str, Any]
     try:
         download = _Download(model)
-        download.run()
+        download.run(shows_progress=progress == "1")
         answer = {"commit": download.commit}
     except KeyboardInterrupt:
         sys.exit(130)

@@ -19,7 +19,8 @@ from core_training.foundation.hub_models import HubModel
 
 _log = logging.getLogger(__name__)
 
-_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_PROGRESS_OFF = "HF_HUB_DISABLE_PROGRESS_BARS"
+_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", _PROGRESS_OFF)
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ def fetch(model: HubModel, *, quiet: bool = False) -> Fetched:
         )
     if not quiet:
         _log.warning("fetching %s from the hub", model)
+    progress = "0" if quiet or _PROGRESS_OFF in os.environ or not sys.stderr.isatty() else "1"
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "core_training.foundation.hub_download", model.name, model.revision or ""],
+            [sys.executable, "-m", "core_training.foundation.hub_download", model.name, model.revision or "", progress],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            env=_environment(model, shows_progress=not quiet and sys.stderr.isatty()),
+            env=_environment(model),
             check=False,
         )
     except KeyboardInterrupt:
@@ -56,13 +58,11 @@ def fetch(model: HubModel, *, quiet: bool = False) -> Fetched:
     return _answer(model, done)
 
 
-def _environment(model: HubModel, *, shows_progress: bool) -> dict[str, str]:
+def _environment(model: HubModel) -> dict[str, str]:
     """This process's own variables, and with them its token, with the hub switched on."""
     variables = {name: value for name, value in os.environ.items() if name not in _SWITCHES}
     variables["HF_HUB_CACHE"] = str(model.cache_folder.parent)
     variables["HF_HUB_VERBOSITY"] = "error"
-    if not shows_progress:
-        variables["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     return variables
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core_training.foundation.durable import commit_folder
-from core_training.foundation.model_files import INDEX, is_small_file, weight_names
+from core_training.foundation.model_files import INDEX, WHOLE, is_small_file, weight_names
 
 _NAME = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -94,8 +94,9 @@ def copy_model(snapshot: Path, to: Path) -> None:
 
 def _is_whole(folder: Path) -> bool:
     """Whether there are a configuration and all weights: other programs fetch files one by one, as they need them."""
-    names = weight_names(folder)
-    return bool(names) and all((folder / name).is_file() for name in ("config.json", *names))
+    if not any((folder / name).is_file() for name in (WHOLE, INDEX)):
+        return False
+    return all((folder / name).is_file() for name in ("config.json", *weight_names(folder)))
 
 
 def _content(reference: Path) -> str | None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import shutil
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,3 +213,24 @@ def test_the_recipe_from_python_fetches_its_model_too(
     train(recipe)
     assert pinned(tmp_path / "run")["name_or_path"] == f"org/tiny@{commit}"
     assert train(recipe, resume=True).state_digest
+
+
+def test_a_terminal_is_shown_a_bar_and_nobody_else(
+    hub: StandInHub, tiny_model: Path, environment: dict[str, str]
+) -> None:
+    hub.add("org/tiny", tiny_model)
+    command = [sys.executable, "-m", "fedloom.cli", "model", "get", "org/tiny"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    done = subprocess.run(command, stderr=theirs, stdout=subprocess.PIPE, env=environment, timeout=60)
+    os.close(theirs)
+    said = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert done.returncode == 0, said
+    assert "model.safetensors: 100%" in said
+    assert "tokenizer.json" not in said
+    shutil.rmtree(HubModel("org/tiny").cache_folder)
+    assert (
+        subprocess.run(command, capture_output=True, env=environment, timeout=60).stderr
+        == b"fetching org/tiny from the hub\n"
+    )

@@ -76,7 +76,9 @@ def test_what_another_program_fetched_in_part_is_not_a_model() -> None:
     )
     cached("org/tokenizer", {"config.json": "{}", "tokenizer.json": "{}"})
     folder = cached("org/half", {"model.safetensors.index.json": index, "model-00001-of-00002.safetensors": ""})
+    cached("org/adapter", {"config.json": "{}", "adapter_model.safetensors": ""})
     assert find_model("org/tokenizer") is None
+    assert find_model("org/adapter") is None
     (folder / "config.json").write_text("{}")
     assert find_model("org/half") is None
     (folder / "model-00002-of-00002.safetensors").touch()
@@ -220,6 +222,7 @@ def test_a_token_opens_a_gated_model_and_is_written_nowhere(
     ):
         fetch(TINY)
     login = tmp_path / "hf" / "token"
+    login.parent.mkdir(exist_ok=True)
     if place == "variable":
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
     else:

@@ -349,7 +349,8 @@ class _Reader:
 
     def mapping(self, key: str) -> dict[str, Any] | None:
         """Names with values, as they are."""
-        return self._value(key, None, "names with values", _mapping)
+        found: dict[str, Any] | None = self._value(key, None, "names with values", _mapping)
+        return found
 
     def names(self, key: str) -> list[str]:
         """A list, or a text with commas."""

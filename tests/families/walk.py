@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from core_training.data.examples import IGNORED
 from core_training.engine.central import train
 from core_training.engine.engine import Engine, open_engine
+from core_training.models.conversation import Conversation, Sampling
 from core_training.models.loading import load_starting_model, load_tokenizer
 from core_training.models.probe import logits_of
 from core_training.models.results import export_adapter, export_model, find_result, load_result, load_reward_model
@@ -89,7 +90,7 @@ class Family:
 def first_loss(family: Family) -> None:
     """The loss before the first step is the one that plain transformers has of the same tokens, packed or not."""
     engine = open_engine(family.recipe("loss", training={"packing": False}))
-    plain = AutoModelForCausalLM.from_pretrained(family.model).eval()
+    plain = AutoModelForCausalLM.from_pretrained(family.model).eval().requires_grad_(requires_grad=False)
     total, count = 0.0, 0
     for rows in engine._evaluation.values():
         for row in rows:
@@ -192,6 +193,26 @@ def topologies(family: Family) -> None:
     assert states[0] == states[1] == states[2], states
 
 
+def chat(family: Family) -> None:
+    """A model that has learnt one answer gives it, and ends."""
+    said = {"prompt": "fever?", "completion": "See the ward."}
+    data = tiny.write_jsonl(family.folder / "said.jsonl", [said] * 8)
+    recipe = family.recipe(
+        "chat",
+        tuning={"mode": "full"},
+        data={"train": str(data), "eval_fraction": 0.0},
+        training={"max_steps": 40, "learning_rate": 1e-2, "packing": False, "max_grad_norm": 1.0},
+    )
+    engine = open_engine(recipe)
+    report = engine.train(40)
+    engine._base.model.eval()
+    engine._base.model.config.use_cache = True
+    answer = Conversation(engine._base, Sampling(max_tokens=40)).reply("fever?")
+    assert report.loss_last < report.loss_first / 4, report
+    assert answer.ended, answer
+    engine.close()
+
+
 WALKS: dict[str, Callable[[Family], None]] = {
     "loss": first_loss,
     "adapter": adapter,
@@ -201,6 +222,7 @@ WALKS: dict[str, Callable[[Family], None]] = {
     "reward": reward,
     **{stage: _stage(stage) for stage in ("pretrain", "dpo", "kto", "orpo", "simpo", "ppo", "rloo", "grpo")},
     "topologies": topologies,
+    "chat": chat,
 }
 """The cells of a family, by name."""
 

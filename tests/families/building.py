@@ -61,6 +61,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
                "attention_head_dim": 16, "attention_hidden_size": 64},
     "zamba": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba", "hybrid"],
               "attention_head_dim": 16, "attention_hidden_size": 64, "mamba_dt_rank": 4},
+    **{
+        name: {"layer_types": ["linear_attention", "full_attention"]}
+        for name in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "bailing_hybrid", "olmo_hybrid")
+    },
+    "minicpm3": {"dim_model_base": 32, "scale_emb": 1.0},
     "zaya": {"num_experts_per_tok": 1},
     "whisper": {"decoder_attention_heads": 4, "encoder_attention_heads": 4},
     "plbart": {"decoder_attention_heads": 4, "encoder_attention_heads": 4},
@@ -118,7 +123,9 @@ def make_family(name: str, tokenizer_of: Path, folder: Path, vocabulary: int | N
         parameter.data += 0.02 * torch.randn(parameter.shape)
     for key, buffer in model.named_buffers():
         if key in model.state_dict() and buffer.is_floating_point():
-            buffer.copy_(buffer + 0.05 * torch.randn(buffer.shape))
+            noise = 0.05 * torch.randn(buffer.shape)
+            # What is 0 may be a mask; a buffer of nothing else is a bias that is still to be learnt.
+            buffer.copy_(buffer * (1 + noise) if buffer.any() else noise)
     model.save_pretrained(folder)
     for path in tokenizer_of.iterdir():
         if "token" in path.name or path.suffix == ".jinja":

@@ -38,7 +38,7 @@ def to_recipe(document: Mapping[str, Any], source: str) -> dict[str, Any]:
 _log = logging.getLogger(__name__)
 
 _STAGES = {"pt": "pretrain", "sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
-_PREFERENCE_LOSSES = {"sigmoid": "dpo", "orpo": "orpo", "simpo": "simpo"}
+_PREFERENCE_LOSSES = {"sigmoid": "dpo", "hinge": "dpo", "ipo": "dpo", "orpo": "orpo", "simpo": "simpo"}
 
 _ATTENTION = {
     "auto": "auto",
@@ -286,8 +286,17 @@ def _objective(read: _Reader, stage: str) -> dict[str, Any]:
     """The stage's own section."""
     if stage == "reward":
         return {"reward": {"center_rewards_coefficient": 0.0}}
-    if stage in ("dpo", "orpo"):
-        return {stage: {"beta": read.number("pref_beta", 0.1)}}
+    if stage == "dpo":
+        return {
+            "dpo": {
+                "beta": read.number("pref_beta", 0.1),
+                "loss_type": read.text("pref_loss", "sigmoid"),
+                "label_smoothing": read.number("dpo_label_smoothing", 0.0),
+                "sft_weight": read.number("pref_ftx", 0.0),
+            }
+        }
+    if stage == "orpo":
+        return {"orpo": {"beta": read.number("pref_beta", 0.1)}}
     if stage == "simpo":
         return {"simpo": {"beta": read.number("pref_beta", 0.1), "gamma": read.number("simpo_gamma", 0.5)}}
     if stage == "kto":

@@ -139,7 +139,9 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
     [
         ({"stage": "pt"}, {"stage": "pretrain", "training": {"packing": True}}),
         ({"stage": "rm"}, {"stage": "reward", "reward": {"center_rewards_coefficient": 0.0}}),
-        ({"stage": "dpo", "pref_beta": 0.3}, {"stage": "dpo", "dpo": {"beta": 0.3}}),
+        ({"stage": "dpo", "pref_beta": 0.3}, {"stage": "dpo", "dpo": {"beta": 0.3, "loss_type": "sigmoid"}}),
+        ({"stage": "dpo", "pref_loss": "ipo", "pref_ftx": 0.5}, {"dpo": {"loss_type": "ipo", "sft_weight": 0.5}}),
+        ({"stage": "dpo", "dpo_label_smoothing": 0.1}, {"dpo": {"loss_type": "sigmoid", "label_smoothing": 0.1}}),
         ({"stage": "dpo", "pref_loss": "orpo"}, {"stage": "orpo", "orpo": {"beta": 0.1}}),
         (
             {"stage": "dpo", "pref_loss": "simpo", "pref_beta": "2.5", "simpo_gamma": 1},
@@ -293,9 +295,11 @@ def test_the_keys_of_its_own_examples_are_taken(more: dict[str, Any]) -> None:
     [
         ({"stage": "grpo"}, "stage: 'grpo' has no counterpart here; it can be pt, sft, rm, ppo, dpo, kto"),
         (
-            {"stage": "dpo", "pref_loss": "ipo"},
-            "pref_loss: 'ipo' has no counterpart here; it can be sigmoid, orpo, simpo",
+            {"stage": "dpo", "pref_loss": "kto_pair"},
+            "pref_loss: 'kto_pair' has no counterpart here; it can be sigmoid, hinge, ipo, orpo, simpo",
         ),
+        ({"stage": "dpo", "pref_loss": "orpo", "pref_ftx": 0.5}, "no counterpart here: pref_ftx: 0.5"),
+        ({"stage": "dpo", "pref_loss": "hinge", "dpo_label_smoothing": 0.1}, "dpo.label_smoothing: loss_type hinge"),
         ({"finetuning_type": "oft"}, "finetuning_type: 'oft' has no counterpart"),
         ({"quantization_bit": 8}, "quantization_bit: 8 (here: four bits"),
         ({"quantization_bit": 4, "finetuning_type": "full"}, "quantization_bit: 4 (here: "),

@@ -59,7 +59,8 @@ class BaseModel:
         """SHA-256 (hex) of the model that the run starts from, before tuning; see `StartingModel.digest`."""
         start.model.config.pad_token_id = self.tokenizer.pad_token_id
         may_pack = recipe.stage_part.packs and recipe.training.packing is not False
-        reading = reading_of(start.model, f"model.name_or_path: {self.folder}")
+        rows = min(recipe.training.per_device_train_batch_size, 2)  # more of them are like two
+        reading = reading_of(start.model, f"model.name_or_path: {self.folder}", rows)
         self.keeps_examples_apart = may_pack and reading.keeps_examples_apart
         """Whether examples can share a row, where the recipe packs any."""
         self.model: PreTrainedModel = tune(start.model, recipe)

@@ -6,6 +6,8 @@ the weights. The model must hold its weights unquantised; it is left as it was.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 _LENGTH = 4
 _CLOSE = 1e-2
+_ON_A_GPU_ALONE = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""What no CPU has the backward of."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,11 @@ class Reading:
     """
 
 
-def reading_of(model: PreTrainedModel, where: str) -> Reading:
-    """How the model reads. Raises InputError, which begins with `where`, for one that cannot learn the next token.
+def reading_of(model: PreTrainedModel, where: str, rows: int = 2) -> Reading:
+    """How the model reads batches of so many rows: FlashAttention in transformers heeds a lone row's positions only.
 
-    Encoders that transformers also gives an output layer read ahead, and some count positions from another number.
+    Raises InputError, which begins with `where`, for a model that cannot learn the next token. Encoders that
+    transformers also gives an output layer read ahead, and some count positions from another number.
     """
     embedded: list[torch.Tensor] = []
 
@@ -43,17 +48,20 @@ def reading_of(model: PreTrainedModel, where: str) -> Reading:
         embedded.append(output.detach().requires_grad_())
         return embedded[0].clone()  # some models write into it
 
-    row = torch.arange(2 * _LENGTH, device=model.device).unsqueeze(0)
     training = model.training
     model.eval()  # no dropout between two looks
     hook = model.get_input_embeddings().register_forward_hook(keep)
     try:
-        with torch.enable_grad():
-            logits = model(input_ids=row, position_ids=row % _LENGTH, use_cache=False).logits.float()
-            halves = [part.square().sum() for part in (logits[:, :_LENGTH], logits[:, _LENGTH:])]
-            gradients = [torch.autograd.grad(half, embedded, retain_graph=True)[0] for half in halves]
-        with torch.no_grad():
-            given, own = (model(input_ids=row, use_cache=False, **more).logits for more in ({"position_ids": row}, {}))
+        with _where_it_computes(model):
+            batch = torch.arange(2 * _LENGTH, device=model.device).repeat(rows, 1)
+            with torch.enable_grad():
+                logits = model(input_ids=batch, position_ids=batch % _LENGTH, use_cache=False).logits.float()
+                halves = [part.square().sum() for part in (logits[:, :_LENGTH], logits[:, _LENGTH:])]
+                gradients = [torch.autograd.grad(half, embedded, retain_graph=True)[0] for half in halves]
+            with torch.no_grad():
+                given, own = (
+                    model(input_ids=batch, use_cache=False, **more).logits for more in ({"position_ids": batch}, {})
+                )
     finally:
         hook.remove()
         model.train(training)
@@ -68,3 +76,20 @@ def reading_of(model: PreTrainedModel, where: str) -> Reading:
             "supported; name another model"
         )
     return Reading(keeps_examples_apart=not gradients[1][:, :_LENGTH].any())
+
+
+@contextmanager
+def _where_it_computes(model: PreTrainedModel) -> Iterator[None]:
+    """Have the model on a device that its attention can train on. Raises InputError where there is none."""
+    attention = model.config._attn_implementation
+    if attention not in _ON_A_GPU_ALONE:
+        yield
+        return
+    if not torch.cuda.is_available():
+        raise InputError(f"model.attn_implementation: {attention} cannot train without a GPU; leave it out")
+    device = model.device
+    model.to("cuda")  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        model.to(device)  # type: ignore[arg-type]  # weights are quantised on the CPU

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -32,5 +33,9 @@ def _use_liger(model: PreTrainedModel) -> None:
         return
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
+    inner = innermost(model)
+    library = vars(sys.modules[type(inner).__module__])
+    names = dict(library)
     # The loss is computed where labels are alone (decision 010), which saves more than the fused output layer would.
-    _apply_liger_kernel_to_instance(innermost(model), fused_linear_cross_entropy=False, cross_entropy=False)
+    _apply_liger_kernel_to_instance(inner, fused_linear_cross_entropy=False, cross_entropy=False, rope=False)
+    library.update(names)  # it changes the library's classes, too, and models on the CPU are made of them

@@ -134,6 +134,10 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _check_texts(self) -> Self:
+        if (self.attn_implementation or "").startswith("flash_") and self.dtype == "float32":
+            raise ValueError(
+                f"attn_implementation: {self.attn_implementation} computes in 16 bits; set dtype: bfloat16"
+            )
         if len(set(self.add_tokens)) < len(self.add_tokens):
             raise ValueError("add_tokens: one of them is given twice")
         try:
@@ -260,7 +264,7 @@ class Training(Section):
     )
     use_liger_kernel: bool = Field(
         False,
-        description="Liger's kernels for norms, rotary embeddings and MLPs, on a GPU and where they are installed.",
+        description="Liger's kernels for norms and MLPs, on a GPU and where they are installed.",
     )
     save_steps: PositiveInt = Field(100, description="Steps between two checkpoints of a central run.")
     keep_optimizer: bool = Field(

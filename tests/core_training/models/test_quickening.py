@@ -38,7 +38,9 @@ def test_attention_is_computed_as_the_recipe_says(make_recipe: MakeRecipe) -> No
 
 def test_attention_that_this_machine_lacks_is_named(make_recipe: MakeRecipe) -> None:
     with pytest.raises(InputError, match=r"cannot be loaded: .*[Ff]lash"):
-        BaseModel(make_recipe(model={"attn_implementation": "flash_attention_2"}))
+        BaseModel(make_recipe(model={"attn_implementation": "flash_attention_2", "dtype": "bfloat16"}))
+    with pytest.raises(InputError, match="attn_implementation: flash_attention_2 is for 16 bits"):
+        make_recipe(model={"attn_implementation": "flash_attention_2"})
 
 
 def test_a_falcon_with_alibi_is_said_to_depend_on_it(

@@ -55,8 +55,8 @@ def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
                 classifier = ScoredModel(config)
         except ValueError:
             raise InputError(
-                f"stage: transformers has no {type(model).__name__} without its output layer, whose place a score would "
-                "take; name another model"
+                f"stage: transformers has no {type(model).__name__} without its output layer, so there is no place for "
+                "a score; name another model"
             ) from None
     layers = getattr(config, "scored_layers", model.base_model_prefix)
     setattr(classifier, classifier.base_model_prefix, getattr(model, layers))

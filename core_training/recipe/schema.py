@@ -135,9 +135,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _check_texts(self) -> Self:
         if (self.attn_implementation or "").startswith("flash_") and self.dtype == "float32":
-            raise ValueError(
-                f"attn_implementation: {self.attn_implementation} computes in 16 bits; set dtype: bfloat16"
-            )
+            raise ValueError(f"attn_implementation: {self.attn_implementation} is for 16 bits; set dtype: bfloat16")
         if len(set(self.add_tokens)) < len(self.add_tokens):
             raise ValueError("add_tokens: one of them is given twice")
         try:

@@ -27,7 +27,7 @@ from core_training.parts.section import Count, PositiveInt, Section
 from core_training.parts.stages import STAGES
 from core_training.parts.stages.rollout import Rollout
 from core_training.parts.stages.stage_part import StagePart
-from core_training.parts.tuning_modes import TUNING_MODES
+from core_training.parts.tuning_modes import NOT_AVERAGED, TUNING_MODES
 from core_training.parts.tuning_modes.lora import LORA
 from core_training.parts.tuning_modes.tuning_part import TuningPart
 from core_training.recipe.optimisation import (
@@ -149,7 +149,15 @@ class Model(Section):
 class Tuning(Parted):
     """Which parameters are trained, and so which ones travel. Reward and value heads always are."""
 
-    mode: ModeName = Field("lora", description="full | freeze | lora | qlora.")
+    mode: ModeName = Field("lora", description=" | ".join(TUNING_MODES) + ".")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_why_not(cls, given: Any) -> Any:
+        mode = given.get("mode") if isinstance(given, dict) else None
+        if isinstance(mode, str) and mode in NOT_AVERAGED:
+            raise ValueError(f"mode: '{mode}' is not supported: {NOT_AVERAGED[mode]}")
+        return given
 
 
 Reasoning = Literal["keep", "drop", "last"]

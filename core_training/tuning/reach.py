@@ -25,14 +25,14 @@ _WORTH = 0.01
 
 def adapted_weights(tuned: nn.Module) -> set[int]:
     """The identities of the weights that have adapters."""
-    from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted: set[int] = set()
     for module in tuned.modules():
         if isinstance(module, ParamWrapper):
             adapted.add(id(module.get_param()))
-        elif isinstance(module, LoraLayer):
+        elif isinstance(module, BaseTunerLayer):
             adapted |= {id(weight) for weight in module.get_base_layer().parameters()}
     return adapted
 

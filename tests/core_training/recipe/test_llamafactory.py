@@ -207,7 +207,7 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
                 }
             },
         ),
-        ({"flash_attn": "fa2"}, {"model": {"attn_implementation": "flash_attention_2"}}),
+        ({"flash_attn": "fa2", "bf16": True}, {"model": {"attn_implementation": "flash_attention_2"}}),
         ({"flash_attn": "auto"}, {"model": {"attn_implementation": None}}),
         ({"model_name_or_path": "Qwen/Q", "model_revision": "v2"}, {"model": {"name_or_path": "Qwen/Q@v2"}}),
         ({"moe_aux_loss_coef": 0.01}, {"model": {"router_aux_loss_coef": 0.01}}),

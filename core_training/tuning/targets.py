@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _KEY = "tuning.lora.target_modules"
-_READ = re.compile(r"self\.(\w+)\.weight\b(?!\s*\[|\.(?:dtype|device|shape)\b)")
+_READ = re.compile(r"(self|\w)\.(\w+)\.weight\b(?!\s*\[|\.(?:dtype|device|shape)\b)")
 """A layer's weight in the code around it. Bloom reads a slice of some in a mode that it is not in."""
 
 
@@ -89,10 +89,11 @@ def read_elsewhere(model: nn.Module) -> set[str]:
     An adapter beside such a layer is passed by, and other code reads no packed weights.
     """
     return {
-        f"{name}.{child}" if name else child
+        f"{name}.{inside}" if name else inside
         for name, module in model.named_modules()
-        for child in _reads(cast("Hashable", type(module)))
-        if isinstance(getattr(module, child, None), nn.Module)
+        if (read := _reads(cast("Hashable", type(module))))
+        for inside, _ in module.named_modules()
+        if ("self", inside) in read or ("", _leaf(inside)) in read
     }
 
 
@@ -196,10 +197,11 @@ def _is_weight_of(parameter: str, layers: list[str], leaves: set[str]) -> bool:
 
 
 @cache
-def _reads(kind: Hashable) -> frozenset[str]:
-    """The attributes of a class of modules whose weights its code reads."""
+def _reads(kind: Hashable) -> frozenset[tuple[str, str]]:
+    """The layers whose weights the code of a class of modules reads: of its own, and of modules anywhere inside."""
     try:
-        return frozenset(_READ.findall(inspect.getsource(cast("type[nn.Module]", kind))))
+        found = _READ.findall(inspect.getsource(cast("type[nn.Module]", kind)))
+        return frozenset((holder if holder == "self" else "", layer) for holder, layer in found)
     except (OSError, TypeError):  # there is no source of it
         return frozenset()
 

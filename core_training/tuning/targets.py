@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _KEY = "tuning.lora.target_modules"
-_READ = re.compile(r"(self|\w)\.(\w+)\.weight\b(?!\s*\[|\.(?:dtype|device|shape)\b)")
+_READ = re.compile(r"(?<![\"\w.])((?:\w+\.)+)(\w+)\.weight\b(?!\s*\[|\.(?:dtype|device|shape)\b)")
 """A layer's weight in the code around it. Bloom reads a slice of some in a mode that it is not in."""
 
 
@@ -201,7 +201,7 @@ def _reads(kind: Hashable) -> frozenset[tuple[str, str]]:
     """The layers whose weights the code of a class of modules reads: of its own, and of modules anywhere inside."""
     try:
         found = _READ.findall(inspect.getsource(cast("type[nn.Module]", kind)))
-        return frozenset((holder if holder == "self" else "", layer) for holder, layer in found)
+        return frozenset(("self" if holder == "self." else "", layer) for holder, layer in found)
     except (OSError, TypeError):  # there is no source of it
         return frozenset()
 

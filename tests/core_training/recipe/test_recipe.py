@@ -67,7 +67,10 @@ def test_an_unknown_key_is_named_with_the_key_that_was_meant(lines: str, key: st
         ("training:", "training: this is a section with keys of its own (learning_rate, "),
         ("data: {train: 3}", "data.train: input should be a valid string or a valid list, not 3"),
         ("simulation: {sites: [3]}", "simulation.sites.0: input should be a valid string, not 3"),
-        ("tuning: {mode: lor}", "tuning.mode: input should be 'full', 'freeze', 'lora', 'qlora', 'ia3' or 'vera', not 'lor'"),
+        (
+            "tuning: {mode: lor}",
+            "tuning.mode: input should be 'full', 'freeze', 'lora', 'qlora', 'ia3' or 'vera', not 'lor'",
+        ),
         (
             "tuning: {lora: {target_modules: all}}",
             "tuning.lora.target_modules: input should be 'all-linear' or a valid list",

@@ -173,6 +173,16 @@ class Data(Section):
     )
 
 
+def _names(given: Any) -> Any:
+    """A name, a list of names or nothing, as a list."""
+    if given in (None, "none"):
+        return []
+    return [given] if isinstance(given, str) else given
+
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio", "csv"]
+
+
 class Training(Section):
     """The optimisation; names as in Hugging Face's `TrainingArguments`."""
 
@@ -210,6 +220,23 @@ class Training(Section):
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for activation memory.")
     save_steps: PositiveInt = Field(100, description="Steps between two checkpoints of a central run.")
+    eval_steps: PositiveInt | None = Field(
+        None,
+        description="Steps between two evaluations of a central run. Unset: `eval_every` rounds of the topology, if it "
+        "has them, or else of `save_steps`.",
+    )
+    logging_steps: PositiveInt = Field(
+        10, description="Steps between two points of the curve (docs/runs.md); the last step is one, too."
+    )
+    report_to: Annotated[list[TrackerName], BeforeValidator(_names)] = Field(
+        default_factory=list,
+        description="Where the curve goes besides `curve.jsonl`, in the run folder: tensorboard, wandb, mlflow, "
+        "trackio, csv; one or a list. Nothing leaves the machine unless the library's own variables say so.",
+    )
+    load_best_model_at_end: bool = Field(
+        False,
+        description="The result is the state with the lowest held-out loss of those that were evaluated, not the last.",
+    )
     keep_optimizer: bool = Field(
         True, description="Optimizer moments stay at a site from round to round; false: each round starts without."
     )
@@ -253,7 +280,7 @@ class Topology(Section):
     )
     eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
     early_stopping_patience: PositiveInt | None = Field(
-        None, description="Federated: stop after this many evaluations without a lower loss."
+        None, description="Stop after this many evaluations without a lower held-out loss."
     )
     graph: Literal["complete", "ring"] = Field("complete", description="Who talks to whom under `mixing: metropolis`.")
 
@@ -423,6 +450,9 @@ class Recipe(_WithStages):
             if self.aggregation.corrects:
                 self._check_correction()
             self._check_privacy()
+        if self.judges_by_held_out is not None and self.data.eval is None and self.data.eval_fraction == 0:
+            key = self.judges_by_held_out
+            raise ValueError(f"{key}: no records are held out to judge by; give data.eval or data.eval_fraction")
         self.deepspeed.check()
         if self.simulation.sites is not None and not self.simulation.sites:
             raise ValueError("simulation.sites: name at least one site's file")
@@ -506,6 +536,13 @@ class Recipe(_WithStages):
     def tuning_part(self) -> TuningPart[Any]:
         """The facts of the recipe's tuning mode."""
         return TUNING_MODES[self.tuning.mode]
+
+    @property
+    def judges_by_held_out(self) -> str | None:
+        """The key that has a run judged by its held-out loss; None where there is none."""
+        if self.training.load_best_model_at_end:
+            return "training.load_best_model_at_end"
+        return "topology.early_stopping_patience" if self.topology.early_stopping_patience is not None else None
 
     @property
     def learning_rate(self) -> float:

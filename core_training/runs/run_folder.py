@@ -1,6 +1,7 @@
 """The run folder: what a run leaves behind, in the files that people and programs look for.
 
-`recipe.yaml` (resolved), `events.jsonl` (append-only), `summary.json`, `checkpoints/`, `adapter/` or `model/`.
+`recipe.yaml` (resolved), `events.jsonl` (append-only), `curve.jsonl`, `summary.json`, `checkpoints/`, `adapter/` or
+`model/`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, RunError
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
+from core_training.runs.curve import CURVE_FILE, CurveFile, Row
 from core_training.runs.events import Event, read_event
 from core_training.runs.run_status import RunStatus, fold
 
@@ -54,7 +56,8 @@ class Summary:
     `truncated` records were cut at `training.max_length`; `dropped` ones had nothing to learn from, or are held out.
     `initial_digest` is of the model that the run started from, which is its reference policy all along, and of the
     reward model that judges, if one does. `void_rounds` changed nothing, as too few sites were left to open the sum;
-    `saturated` values, over all rounds and sites, were cut at the clip of a ring codec.
+    `saturated` values, over all rounds and sites, were cut at the clip of a ring codec. `curve` is the file of the run
+    folder that has the figures of each logged step, or round.
     """
 
     topology: str
@@ -79,6 +82,7 @@ class Summary:
     dropped: int | None = None
     void_rounds: int | None = None
     saturated: int | None = None
+    curve: str | None = None
     peak_rss_bytes: int | None = None
     sites: dict[str, SiteSummary] = field(default_factory=dict)
 
@@ -87,9 +91,10 @@ class RunFolder:
     """A run's folder, made when first written to. Each listener is told of every event, after it is written."""
 
     def __init__(self, path: Path, *listeners: Listener) -> None:
-        self._listeners = listeners
+        self._listeners = list(listeners)
         self.path = path if path.name not in ("", "..") else path.resolve()
         self._given_out = 0
+        self._curve = CurveFile(self.path / CURVE_FILE)
 
     @property
     def run_id(self) -> str:
@@ -130,7 +135,7 @@ class RunFolder:
                 raise InputError(f"{self.path} holds an earlier run; name another folder with --out")
             number = next(n for n in range(1, sys.maxsize) if not self._aside(n).exists())
             self.path.rename(self._aside(number))
-            self._given_out = 0
+            self._given_out, self._curve = 0, CurveFile(self.path / CURVE_FILE)
             _log.warning("%s held an earlier run, which is now %s", self.path, self._aside(number))
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -169,8 +174,17 @@ class RunFolder:
                 os.close(descriptor)
         except OSError as error:
             raise RunError(f"{self.path / 'events.jsonl'} cannot be written: {error}") from error
-        for listener in self._listeners:
+        for listener in (self._curve.take, *self._listeners):
             listener(event)
+
+    @contextmanager
+    def telling(self, listener: Listener) -> Iterator[None]:
+        """Tell one more listener of every event while the block runs."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
     def lines(self, name: str | None = None) -> Iterator[dict[str, Any]]:
         """The lines of `events.jsonl` as they stand, or those of one name. One that a kill cut short is passed over."""
@@ -183,6 +197,10 @@ class RunFolder:
     def status(self) -> RunStatus:
         """The run's status."""
         return fold(self.events(Event))
+
+    def curve(self) -> list[Row]:
+        """The rows of `curve.jsonl` so far."""
+        return list(self._curve.rows())
 
     def new_events(self) -> Iterator[Event]:
         """The events that this has not given out yet. A line that is still being written waits for the next time."""
@@ -206,6 +224,8 @@ class RunFolder:
                         yield document, start
 
     def write_summary(self, summary: Summary) -> None:
+        """Write `summary.json`, once the name of the curve is in it."""
+        summary.curve = CURVE_FILE if (self.path / CURVE_FILE).exists() else None
         commit_file(self.path / "summary.json", (json.dumps(asdict(summary), indent=2) + "\n").encode())
 
     def summary(self) -> dict[str, Any] | None:

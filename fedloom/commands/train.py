@@ -27,6 +27,7 @@ def train(
     from core_training.distributed.launch import must_launch, opened_engine, run_as_group, speaks
     from core_training.recipe.reading import load_recipe
     from core_training.runs.run_folder import RunFolder
+    from core_training.runs.trackers import check_trackers
     from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
 
@@ -37,6 +38,7 @@ def train(
         if speaks():
             show_summary(done, str(folder.path), as_json=as_json, quiet=quiet)
         return
+    check_trackers(loaded)
     if launching:
         raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
     from core_training.engine.central import train as train_centrally

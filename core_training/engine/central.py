@@ -210,14 +210,13 @@ class _CentralRun:
     def _conclude(self) -> Summary:
         """Write the result and the summary."""
         recipe, engine, folder = self._recipe, self._engine, self._folder
-        final = self._evaluation
-        best = self._progress.best_at
-        if recipe.training.load_best_model_at_end and best is not None and best != engine.step:
-            state, notes = read_best(folder.checkpoints, best, engine.manifest)
+        final, best = self._evaluation, self._progress.better_than(engine.step)
+        if recipe.training.load_best_model_at_end and best is not None:
+            step, loss = best
+            state, notes = read_best(folder.checkpoints, step, engine.manifest)
             engine.write_state(state)
             final = notes["evaluation"]
-            assert self._progress.best_eval_loss is not None, "it is what made it the best"
-            folder.event(events.BestChosen(step=best, eval_loss=self._progress.best_eval_loss))
+            folder.event(events.BestChosen(step=step, eval_loss=loss))
         engine.save_model(folder.path / result_name(recipe))
         summary = _summarise(recipe, engine, self._progress, _initial_evaluation(folder), final)
         folder.write_summary(summary)

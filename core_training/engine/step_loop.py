@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import set_seed
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from core_training.data.examples import Batch, Row
@@ -171,6 +172,18 @@ class StepLoop:
             )
             if found is None:
                 raise RunError(f"{folder / _DEEPSPEED_FOLDER}: DeepSpeed finds no checkpoint here")
+        self._follow_schedule()
+
+    def _follow_schedule(self) -> None:
+        """Set the learning rate that the schedule has for the next step.
+
+        The one in the checkpoint is another where the run has been made longer, and its schedule with it.
+        """
+        schedule = self._inner_schedule
+        if isinstance(schedule, LambdaLR):  # all of transformers' are; one of DeepSpeed's own keeps its rates itself
+            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+            for group, peak, factor in zip(self.optimizer.param_groups, schedule.base_lrs, factors, strict=True):
+                group["lr"] = peak * factor
 
     def _take_step(self) -> TakenStep:
         """Take one step of the run; return the losses and gradients that it is made from."""

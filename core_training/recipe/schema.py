@@ -573,10 +573,11 @@ class Recipe(_WithStages):
     @property
     def engine_digest(self) -> str:
         """SHA-256 (hex) over what decides the training at a site: parties with one digest run the same recipe."""
-        # What lies elsewhere at each site is compared by content instead: see `initial_digest` of an engine. The data
-        # and a reward function are the site's own, and never compared.
+        # What lies elsewhere at each site is compared by content instead: see `initial_digest` of an engine. The data,
+        # a reward function and how its curve is kept are the site's own, and never compared.
         places: Any = dict.fromkeys(("model", "data", "deepspeed", "simulation", "output"), True)
-        parts = self.model_dump(exclude={**places, "rollout": {"reward_model", "reward_function"}})
+        own = {"rollout": {"reward_model", "reward_function"}, "training": {"logging_steps", "report_to"}}
+        parts = self.model_dump(exclude={**places, **own})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

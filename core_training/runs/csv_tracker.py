@@ -13,7 +13,7 @@ from core_training.runs.curve import Row
 from core_training.runs.run_folder import RunFolder
 
 
-class CsvTracker(GeneralTracker):
+class CsvTracker(GeneralTracker):  # type: ignore[misc]  # accelerate has no types
     """Writes the whole table whenever a run ends, fails or is interrupted: its columns are known only then."""
 
     name = "csv"

@@ -51,6 +51,12 @@ class RunFigures:
         self.best_eval_loss, self.best_at, self.evaluations_without_gain = loss, at, 0
         return True
 
+    def better_than(self, now: int) -> tuple[int, float] | None:
+        """Step or round, and held-out loss, of the best state, where it is not the one at the end of `now`."""
+        if self.best_at is None or self.best_eval_loss is None or self.best_at == now:
+            return None
+        return self.best_at, self.best_eval_loss
+
     def has_lost_patience(self, patience: int | None) -> bool:
         """Whether there were so many evaluations without a lower loss."""
         return patience is not None and self.evaluations_without_gain >= patience

@@ -26,6 +26,7 @@ from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.curve import CURVE_FILE, CurveFile, Row
 from core_training.runs.events import Event, read_event
+from core_training.runs.going_on import check_goes_on, is_same_run, schedule_note
 from core_training.runs.run_status import RunStatus, fold
 
 _log = logging.getLogger(__name__)
@@ -117,17 +118,15 @@ class RunFolder:
     def prepare(self, recipe: Recipe, *, resume: bool) -> None:
         """Make the folder ready for `recipe`, starting anew or going on.
 
-        A folder that holds an earlier run is moved aside (`NAME.1`, `NAME.2`, …) when a new one starts. Raises
-        InputError when there is nothing to resume, or when the earlier run had another recipe.
+        A folder that holds an earlier run is moved aside (`NAME.1`, `NAME.2`, …) when a new one starts. A run may go
+        on with more steps or rounds than it was to have, also when it had ended. Raises InputError when there is
+        nothing to resume, or when the earlier run had another recipe.
         """
         earlier = self.path / "recipe.yaml"
         if resume:
             if not earlier.exists():
                 raise InputError(f"{self.path}: there is no run to resume here; leave out --resume to start one")
-            if (difference := _difference(load_recipe(earlier), recipe)) is not None:
-                raise InputError(
-                    f"{self.path}: the run to resume has another {difference}; use its recipe.yaml, or --out"
-                )
+            self._check_goes_on(load_recipe(earlier), recipe)
         elif earlier.exists():
             if not self.checkpoints.is_dir():
                 raise InputError(f"{self.path} holds a recipe.yaml, but no run; name another folder with --out")
@@ -150,7 +149,7 @@ class RunFolder:
         summary = self.summary()
         if summary is None or summary.get("status") != "completed":
             return None
-        return summary if _difference(load_recipe(self.path / "recipe.yaml"), recipe) is None else None
+        return summary if is_same_run(load_recipe(self.path / "recipe.yaml"), recipe) else None
 
     def keep_recipe(self, text: str) -> None:
         """Write `recipe.yaml`, in the words of whoever started the run."""
@@ -236,6 +235,19 @@ class RunFolder:
             return None
         return document if isinstance(document, dict) else None
 
+    def _check_goes_on(self, earlier: Recipe, recipe: Recipe) -> None:
+        """Raise InputError where the run cannot go on with `recipe`; where that makes it longer, it has not ended."""
+        steps = max((int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")), default=0)
+        try:
+            is_longer = check_goes_on(earlier, recipe, steps)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+        if is_longer:
+            # Before the recipe is written: a kill in between leaves a run that has only its last evaluation to make.
+            (self.path / "summary.json").unlink(missing_ok=True)
+            if (note := schedule_note(earlier, recipe)) is not None:
+                _log.warning(note)
+
     def _aside(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}")
 
@@ -243,9 +255,3 @@ class RunFolder:
 def peak_rss_bytes() -> int:
     """The most memory this process ever held, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _difference(earlier: Recipe, now: Recipe) -> str | None:
-    """The first section in which two recipes differ, apart from where they write to."""
-    before, after = earlier.model_dump(exclude={"output"}), now.model_dump(exclude={"output"})
-    return next((section for section in before if before[section] != after[section]), None)

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,7 @@ class _Trackers:
     def take(self, event: Event) -> None:
         for change in measured(event):
             if isinstance(change, Measured):
-                figures = {name: value for name, value in change.figures.items() if value is not None}
-                self._with_all(lambda tracker, at=change.at, figures=figures: tracker.log(figures, step=at))
+                self._with_all(partial(_tell, change))
 
     def finish(self) -> None:
         self._with_all(lambda tracker: tracker.finish())
@@ -90,6 +90,10 @@ class _Trackers:
             except Exception as error:  # a library's own troubles end no training
                 del self._running[name]
                 _log.warning("training.report_to: %s failed and is told no more: %s", name, error)
+
+
+def _tell(what: Measured, tracker: GeneralTracker) -> None:
+    tracker.log({name: value for name, value in what.figures.items() if value is not None}, step=what.at)
 
 
 def _know_the_process() -> None:

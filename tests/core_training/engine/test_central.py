@@ -209,3 +209,89 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(make_recipe: MakeRec
     new = ("best_eval_loss", "best_at", "evaluations_without_gain", "evaluated_at")
     (kept / "notes.json").write_text(json.dumps({name: value for name, value in notes.items() if name not in new}))
     assert run(recipe, tmp_path / "run", resume=True).state_digest == whole.state_digest
+
+
+# A run that is made longer
+
+
+@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
+def test_a_finished_run_goes_on_to_what_more_steps_at_once_come_to(
+    make_recipe: MakeRecipe, tmp_path: Path, schedule: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"lr_scheduler_type": schedule, "warmup_steps": 2, "logging_steps": 2, "gradient_accumulation_steps": 3}
+    short, long = (make_recipe(tuning=DROPOUT, training={**settings, "max_steps": steps}) for steps in (4, 8))
+    run(short, tmp_path / "run")
+    extended = run(long, tmp_path / "run", resume=True)
+    at_once = run(long, tmp_path / "at-once")
+    assert extended.state_digest == at_once.state_digest
+    assert extended.tokens_trained == at_once.tokens_trained
+    rows, expected = curve(tmp_path / "run"), curve(tmp_path / "at-once")
+    assert {**rows[2], "eval_loss": None} == {**expected[2], "eval_loss": None}, "it was evaluated at its first end"
+    assert rows[:2] + rows[3:] == expected[:2] + expected[3:]
+    assert not [record for record in caplog.records if "schedule" in record.getMessage()]
+
+
+def test_a_schedule_with_an_end_is_that_of_the_longer_run_from_there_on(
+    make_recipe: MakeRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short, long = (make_recipe(training={"max_steps": steps, "logging_steps": 1}) for steps in (4, 8))
+    run(short, tmp_path / "run")
+    run(long, tmp_path / "run", resume=True)
+    rates = [row["learning_rate"] for row in curve(tmp_path / "run") if "loss" in row]
+    assert rates == pytest.approx([0.01 * share for share in (1, 3 / 4, 2 / 4, 1 / 4, 4 / 8, 3 / 8, 2 / 8, 1 / 8)])
+    said = [record.getMessage() for record in caplog.records if "schedule" in record.getMessage()]
+    assert said == [
+        "training.lr_scheduler_type: from here on the learning rate is that of a linear schedule over 8 steps; up to "
+        "here it was that over 4 steps"
+    ]
+
+
+def test_a_longer_run_that_is_killed_has_not_ended(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    short, long = (make_recipe(training={"max_steps": steps, "save_steps": 2}) for steps in (2, 6))
+    run(short, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.completed(short) is not None
+    assert folder.completed(long) is None
+    with pytest.raises(Killed):
+        run(long, tmp_path / "run", resume=True, on_step=kill_at(5))
+    assert folder.completed(long) is None
+    assert run(long, tmp_path / "run", resume=True).status == "completed"
+    assert folder.completed(long) is not None
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"max_steps": 3}, "was to take 6 steps, and can only be made longer"),
+        ({"max_steps": None}, "was to take 6 steps, and can only be made longer"),
+        ({"max_steps": 8, "seed": 1}, "has another training; use its recipe.yaml"),
+    ],
+)
+def test_a_run_cannot_be_made_shorter_or_another(
+    make_recipe: MakeRecipe, tmp_path: Path, training: dict[str, Any], message: str
+) -> None:
+    run(make_recipe(training={"max_steps": 6}), tmp_path / "run")
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+    with pytest.raises(InputError, match=message):
+        run(make_recipe(training=training), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+
+
+def test_passes_can_be_made_more_and_steps_of_them_no_fewer(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    def recipe(**length: Any) -> Recipe:
+        return make_recipe(training={"max_steps": None, "lr_scheduler_type": "constant", **length})
+
+    run(recipe(num_train_epochs=1), tmp_path / "run")
+    two = run(recipe(num_train_epochs=2), tmp_path / "run", resume=True)
+    assert two.state_digest == run(recipe(num_train_epochs=2), tmp_path / "at-once").state_digest
+    with pytest.raises(InputError, match="was to take 2 passes over the data, and can only be made longer"):
+        run(recipe(max_steps=3), tmp_path / "run", resume=True)
+
+
+def test_how_the_curve_is_kept_may_change_on_the_way(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(make_recipe(training={"save_steps": 2}), tmp_path / "run", on_step=kill_at(4))
+    otherwise = make_recipe(training={"save_steps": 2, "logging_steps": 1, "report_to": "csv"})
+    run(otherwise, tmp_path / "run", resume=True)
+    assert [row["step"] for row in curve(tmp_path / "run")] == [0, 2, 3, 4, 5, 6]
+    assert (tmp_path / "run" / "curve.csv").exists()

@@ -580,6 +580,20 @@ class Recipe(_WithStages):
         parts = self.model_dump(exclude={**places, **own})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    def flat(self) -> dict[str, str | int | float | bool]:
+        """The keys as people write overrides, with plain values (lists as JSON); those that are unset are left out."""
+        return _flat(self.model_dump(), "")
+
     def to_yaml(self) -> str:
         """The recipe with every default written out."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _flat(document: Mapping[str, Any], prefix: str) -> dict[str, str | int | float | bool]:
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+    return flat

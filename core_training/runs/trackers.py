@@ -6,7 +6,6 @@ library's own, which a user has set. No party of a federation makes another one 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -109,7 +108,7 @@ def _started(name: str, recipe: Recipe, folder: RunFolder, since: int) -> Genera
     try:
         tracker = _MAKERS[name](folder, since)
         tracker.start()
-        tracker.store_init_configuration(_flat(recipe.model_dump()))
+        tracker.store_init_configuration(recipe.flat())
     except Exception as error:
         raise InputError(f"training.report_to: {name} cannot be started: {error}") from error
     return tracker
@@ -168,14 +167,3 @@ def _place(folder: RunFolder, name: str) -> Path:
     place = folder.path / name
     place.mkdir(parents=True, exist_ok=True)
     return place
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """A recipe's keys as people write overrides, with plain values; those that are unset are left out."""
-    flat: dict[str, str | int | float | bool] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
-    return flat

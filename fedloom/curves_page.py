@@ -27,6 +27,9 @@ _COLUMNS = 2
 _INCHES = (5.5, 3.2)
 """Width and height of one picture."""
 
+_STYLES = ("-", "--", "-.", ":")
+"""One after another, so that runs whose lines lie on each other are seen."""
+
 _MARKED = 30
 """Points up to which each is marked: a line through few of them says little."""
 
@@ -68,7 +71,7 @@ def _picture(runs: Sequence[RunCurves]) -> Any:
     grid = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
     for axes, name in zip(grid, names, strict=False):
         for index, run in enumerate(runs):
-            _draw(axes, name, run, COLOURS[index % len(COLOURS)])
+            _draw(axes, name, run, COLOURS[index % len(COLOURS)], _STYLES[index % len(_STYLES)])
         axes.set_title(_TITLES.get(name, name.replace("_", " ")), loc="left", fontsize=11)
         axes.set_xlabel("optimizer steps at each site")
         axes.legend(frameon=False)
@@ -77,7 +80,7 @@ def _picture(runs: Sequence[RunCurves]) -> Any:
     return figure
 
 
-def _draw(axes: Any, name: str, run: RunCurves, colour: str) -> None:
+def _draw(axes: Any, name: str, run: RunCurves, colour: str, style: str) -> None:
     """A run's line of a figure; or its sites', thinner, under one label."""
     lines = run.of(name)
     for number, (steps, values) in enumerate(lines):
@@ -85,6 +88,7 @@ def _draw(axes: Any, name: str, run: RunCurves, colour: str) -> None:
             steps,
             values,
             color=colour,
+            linestyle=style,
             label=run.label if number == 0 else None,
             linewidth=1.8 if len(lines) == 1 else 0.9,
             marker="o" if len(steps) <= _MARKED else None,

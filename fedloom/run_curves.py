@@ -90,8 +90,8 @@ def _of_rounds(folder: RunFolder, recipe: Recipe) -> dict[str, Line]:
         held_out = [(point.at, point.eval_loss) for point in folder.status().curve.values()]
         return _named(eval_loss=held_out)
     rounds = {point.at: (point.loss, point.eval_loss) for point in folder.status().curve.values()}
-    for kind in (SliceTrained, NodeRound):
-        rounds |= {event.round: (event.loss, event.eval_loss) for event in folder.events(kind)}
+    told: list[SliceTrained | NodeRound] = [*folder.events(SliceTrained), *folder.events(NodeRound)]
+    rounds |= {event.round: (event.loss, event.eval_loss) for event in told}
     return _named(
         loss=[(number * local_steps, loss) for number, (loss, _) in sorted(rounds.items())],
         eval_loss=[((number - 1) * local_steps, loss) for number, (_, loss) in sorted(rounds.items())],

@@ -23,14 +23,17 @@ def check_goes_on(earlier: Recipe, now: Recipe, steps_behind: int) -> bool:
 
     Raises InputError, which the caller puts the run's name before, where the run cannot go on with `now`.
     """
-    if is_same_run(earlier, now):
+    if (section := _difference(earlier, now, {})) is None:
         return False
-    if (section := _difference(earlier, now, _LENGTH)) is not None:
-        raise InputError(f"the run to resume has another {section}; use its recipe.yaml, or --out")
+    if (other := _difference(earlier, now, _LENGTH)) is not None:
+        raise InputError(f"the run to resume has another {other}; use its recipe.yaml, or --out")
     if now.privacy.secure is not None and now.topology.kind != "central":
         raise InputError("topology.rounds: a run that aggregates securely ends where it was to end; start another")
     if not _is_longer(earlier, now) or steps_behind > (now.total_steps or steps_behind):
-        raise InputError(f"the run to resume was to take {_length(earlier)}, and can only be made longer; or use --out")
+        raise InputError(
+            f"the run to resume has another {section}: it was to take {_length(earlier)}, and can only be made longer; "
+            "use its recipe.yaml, or --out"
+        )
     return True
 
 

@@ -25,6 +25,6 @@ STAGES: Registry[StagePart[Any]] = Registry(
         *("model", "stage", "tuning", "rollout", "data", "training", "deepspeed"),
         *("topology", "aggregation", "privacy", "simulation", "output"),
         *("stage_part", "stage_settings", "tuning_part", "learning_rate", "fewest_sites", "total_steps"),
-        *("engine_digest", "to_yaml"),
+        *("judges_by_held_out", "engine_digest", "flat", "to_yaml"),
     ),
 )

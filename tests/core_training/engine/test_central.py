@@ -262,8 +262,8 @@ def test_a_longer_run_that_is_killed_has_not_ended(make_recipe: MakeRecipe, tmp_
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"max_steps": 3}, "was to take 6 steps, and can only be made longer"),
-        ({"max_steps": None}, "was to take 6 steps, and can only be made longer"),
+        ({"max_steps": 3}, "has another training: it was to take 6 steps, and can only be made longer"),
+        ({"max_steps": None}, "has another training: it was to take 6 steps, and can only be made longer"),
         ({"max_steps": 8, "seed": 1}, "has another training; use its recipe.yaml"),
     ],
 )

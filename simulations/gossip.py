@@ -173,6 +173,8 @@ async def _simulate(
     # The nodes' own seconds are virtual: what the exchange really took is what the sites did not.
     total = time.perf_counter() - began
     summary.seconds |= {"total": total, "training": turns.seconds, "exchange": total - turns.seconds}
+    if summary.rounds is not None and summary.rounds < (recipe.topology.rounds or 0):
+        folder.event(events.StoppedEarly(round=summary.rounds))
     if not recipe.training.load_best_model_at_end and summary.rounds is not None:
         folder.event(events.LastStateEvaluated(round=summary.rounds, eval_loss=summary.eval_loss))
     folder.write_summary(summary)

@@ -87,6 +87,10 @@ class StoppedEarlyAtStep(Event):
     NAME = "stopped_early"
     step: int
 
+    @property
+    def note(self) -> str:
+        return f"stopped early at step {self.step}: the held-out loss falls no more"
+
 
 @dataclass(frozen=True, kw_only=True)
 class BestChosen(Event):
@@ -99,6 +103,11 @@ class BestChosen(Event):
     eval_loss: float
     step: int | None = None
     round: int | None = None
+
+    @property
+    def note(self) -> str:
+        place = f"step {self.step}" if self.round is None else f"round {self.round}"
+        return f"the result is the state at the end of {place}, the best on the held-out records"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +303,10 @@ class LastStateEvaluated(Event):
 class StoppedEarly(Event):
     NAME = "stopped_early"
     round: int
+
+    @property
+    def note(self) -> str:
+        return f"stopped early after round {self.round}: the held-out loss falls no more"
 
 
 @dataclass(frozen=True, kw_only=True)

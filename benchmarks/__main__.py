@@ -28,6 +28,7 @@ MODULES = {
     "data_reading": "data.reading",
     "engine_speed": "engine.speed",
     "step_overhead": "engine.step_overhead",
+    "startup": "engine.startup",
     "real_sites": "federation.real_sites",
     "against_trl": "engine.against_trl",
     "simulated_memory": "federation.simulated_memory",

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from core_training.data.hub_cache import is_hub_name
 from core_training.foundation.errors import InputError
+from core_training.foundation.hub_models import hub_model
 from core_training.models.chat_template import named_template, template_names, template_tokens
 from core_training.parts.section import Section
 from core_training.parts.stages.rollout import Rollout
@@ -56,7 +57,14 @@ class SiteConfig(Section):
     data: dict[str, str | list[str]] = Field(
         default_factory=dict, description="Name of a data set in a recipe: its files here (file, glob, folder or list)."
     )
-    models: dict[str, str] = Field(default_factory=dict, description="Name of a base model in a recipe: its folder.")
+    models: dict[str, str] = Field(
+        default_factory=dict,
+        description="Name of a base model in a recipe: its folder, or its name on the hub (`OWNER/NAME@REVISION`).",
+    )
+    download: bool = Field(
+        False,
+        description="Whether a recipe may have this site fetch such a model, as named here, that its cache lacks.",
+    )
     runs: dict[str, str] = Field(
         default_factory=dict,
         description="Name of an earlier run in a recipe (`model.adapters`, `rollout.reward_model`): its folder here.",
@@ -99,6 +107,11 @@ class SiteConfig(Section):
                 f"template ({', '.join(template_names())})"
             )
         self._check_tokens(recipe)
+        if recipe.model.download and not self.download:
+            raise InputError(
+                f"model.download: site '{self.name}' fetches nothing for a recipe from outside (its own site.yaml does "
+                "not say download: true); leave it out, and have the model fetched there"
+            )
         if recipe.deepspeed.config is not None:
             raise InputError("deepspeed.config: a recipe from outside cannot name a file of this site")
         if recipe.data.cache is not None:
@@ -182,7 +195,7 @@ def load_site_config(folder: Path) -> SiteConfig:
     return config.model_copy(
         update={
             "data": {name: [_data_place(folder, file) for file in _as_list(own)] for name, own in config.data.items()},
-            "models": {name: _absolute(folder, path) for name, path in config.models.items()},
+            "models": {name: model_place(place, folder) for name, place in config.models.items()},
             "runs": {name: _absolute(folder, path) for name, path in config.runs.items()},
             "reward_functions": {name: _absolute(folder, place) for name, place in config.reward_functions.items()},
         }
@@ -201,6 +214,12 @@ def parse_site_config(document: Any, source: str) -> SiteConfig:
 
 def _absolute(folder: Path, path: str) -> str:
     return str(folder.absolute() / Path(path).expanduser())
+
+
+def model_place(place: str, folder: Path) -> str:
+    """A model's folder, absolute (`place` is relative to `folder`), or its name on the hub where there is none."""
+    path = _absolute(folder, place)
+    return place if hub_model(place) is not None and not Path(path).is_dir() else path
 
 
 def _data_place(folder: Path, place: str) -> str:

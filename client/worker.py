@@ -20,8 +20,10 @@ from client.enrolment import load_enrolment
 from client.site_config import SiteConfig, load_site_config
 from core_training.distributed.launch import must_launch, run_as_group
 from core_training.foundation.errors import FedloomError, InputError, ProtocolError, RunError
+from core_training.foundation.hub_models import hub_model
 from core_training.foundation.trainable import Trainable
-from core_training.models.libraries import own_the_process
+from core_training.models.libraries import own_the_process, settle_libraries
+from core_training.recipe.model_source import on_this_machine
 from core_training.recipe.schema import Recipe
 from strategies.messages import Envelope, Refusal
 
@@ -109,8 +111,13 @@ class Worker:
             "its own logs/worker.log says why"
         )
 
-    def _open(self, resolved: Recipe) -> Trainable:
+    def _open(self, asked: Recipe) -> Trainable:
+        # In a group this is the one process that fetches: the others follow.
+        resolved = on_this_machine(asked)
+        if hub_model(resolved.model.name_or_path) is not None:
+            _log.info("the base model is %s, its weights %s", resolved.model.name_or_path, resolved.model.digest)
         if not self._config.deepspeed.used:
+            settle_libraries()
             from core_training.engine.engine import open_engine
 
             return open_engine(resolved)

@@ -28,7 +28,11 @@ Site = Annotated[
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 Base = Annotated[
     Path | None,
-    typer.Option("--base", metavar="DIR", help="The base model's folder, where the recipe's name for it is none here."),
+    typer.Option(
+        "--base",
+        metavar="DIR",
+        help="The base model's folder or hub name, where the recipe's name for it is none here.",
+    ),
 ]
 
 
@@ -41,6 +45,18 @@ def paths_by_name(options: list[str], option: str) -> dict[str, list[str]]:
             raise InputError(f"{option} '{text}': give a name and a path, such as {option} medquad=/data/medquad.jsonl")
         named.setdefault(name, []).append(str(Path(path).expanduser().absolute()))
     return named
+
+
+def models_by_name(options: list[str], option: str) -> dict[str, str]:
+    """`NAME=PLACE` options: a folder's absolute path, or a hub name, which is said. Raises as `paths_by_name`."""
+    from core_training.foundation.hub_models import hub_model
+
+    models = {name: own[-1] for name, own in paths_by_name(options, option).items()}
+    for name, _, place in (text.partition("=") for text in options):
+        if hub_model(place) is not None:
+            models[name] = place
+            typer.echo(f"{option} {name}: {place} is no folder here, so it is a model's name on the hub", err=True)
+    return models
 
 
 def print_answer(document: dict[str, Any], text: str, *, as_json: bool) -> None:

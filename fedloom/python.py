@@ -29,6 +29,7 @@ def train(recipe: Recipe, on_step: OnStep = lambda *_: None, *, resume: bool = F
 
     check_trackers(recipe)
     folder = RunFolder(Path(recipe.output))
+    recipe = _on_this_machine(recipe, folder, resume=resume)
     with opened_engine(recipe) as engine, folder.claimed():
         folder.prepare(recipe, resume=resume)
         return train_centrally(recipe, engine, folder, on_step, resume=resume, heeds_signals=False)
@@ -44,8 +45,16 @@ def simulate(recipe: Recipe, on_round: OnRound = lambda *_: None, *, resume: boo
     import simulations
 
     folder = RunFolder(Path(recipe.output))
+    recipe = _on_this_machine(recipe, folder, resume=resume)
     with folder.claimed():
         return simulations.simulate(recipe, folder, on_round, resume=resume)
+
+
+def _on_this_machine(recipe: Recipe, folder: RunFolder, *, resume: bool) -> Recipe:
+    """The recipe with its model found, or fetched where it asks for that, and pinned."""
+    from core_training.recipe.model_source import on_this_machine
+
+    return on_this_machine(folder.pinned(recipe) if resume else recipe, quiet=True)
 
 
 def evaluate(run: str | Path, data: str | list[str] | None = None) -> EvalReport:

@@ -20,7 +20,7 @@ from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.checkpoints import keep_best, prune_best, read_best
-from core_training.runs.result_format import result_name, write_result
+from core_training.runs.result_format import result_folder, write_result
 from core_training.runs.run_folder import RunFolder, Summary
 from core_training.runs.trackers import reporting
 from flower_transport.grid import Grid
@@ -240,7 +240,8 @@ class _RoundLoop:
         self._progress.seconds_total = time.perf_counter() - began
         if not self._recipe.training.load_best_model_at_end:
             self._folder.event(events.LastStateEvaluated(round=number, eval_loss=total(final).loss))
-        write_result(state, self._membership.layout, self._folder.path / result_name(self._recipe, without_base=True))
+        layout = self._membership.layout
+        write_result(state, layout, self._folder.path / result_folder(layout))
         summary = self._progress.conclude(self._recipe, state, final)
         self._folder.write_summary(summary)
         self._folder.event(events.RoundsCompleted(round=number, eval_loss=summary.eval_loss))

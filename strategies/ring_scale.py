@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.state import Manifest
+from core_training.recipe.optimisation import ADAMS
 from core_training.recipe.schema import Recipe
 from strategies.fedavg import MOST_PROCESSES, most_weight
 
@@ -93,8 +94,13 @@ def largest_change(recipe: Recipe) -> float:
     if recipe.privacy.clip is not None:
         return recipe.privacy.clip
     training = recipe.training
-    if training.optim == "adamw_torch":
+    if _is_usual_adam(recipe):
         return _path(recipe) * _ADAM_MOST
+    if training.optim != "sgd":
+        raise InputError(
+            f"privacy.clip: codec {recipe.privacy.codec} needs it with optim '{training.optim}', of which nothing says "
+            "how far a value can move in a round; set it to some learning rates × topology.local_steps"
+        )
     if training.max_grad_norm == 0:
         raise InputError(
             f"privacy.clip: codec {recipe.privacy.codec} needs it with optim 'sgd' and max_grad_norm 0, where nothing "
@@ -151,16 +157,24 @@ def widened(scale: Scale, recipe: Recipe, manifest: Manifest) -> Scale:
 
 def _first_limit(recipe: Recipe, size: int) -> float:
     """The limit at which a first round cuts a tensor of `size` values."""
-    if recipe.training.optim == "adamw_torch":
+    if recipe.training.optim != "sgd":
         return _path(recipe) * _ADAM_FIRST
     # Clipped to this norm and spread evenly over the tensor, a gradient has norm/√size in each value.
     return _path(recipe) * _SGD_FIRST * (recipe.training.max_grad_norm or 1.0) / math.sqrt(max(size, 1))
 
 
+def _is_usual_adam(recipe: Recipe) -> bool:
+    """Whether the bound of Adam's steps holds, which is for its usual β."""
+    training = recipe.training
+    return training.optim in ADAMS and (training.adam_beta1, training.adam_beta2) == (0.9, 0.999)
+
+
 def _path(recipe: Recipe) -> float:
     """Learning rate × updates of a round: the length of a path of unit steps one way."""
     updates = (recipe.topology.local_steps or 1) * recipe.stage_part.optimizer_steps(recipe.stage_settings)
-    return (recipe.learning_rate or 1.0) * updates  # with a learning rate of 0 nothing moves, and any limit will do
+    return (
+        recipe.largest_learning_rate or 1.0
+    ) * updates  # with a learning rate of 0 nothing moves, and any limit will do
 
 
 def _halvings(ratio: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hypothesis import settings
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from tests import tiny
+from tests.stand_in_hub import StandInHub, stand_in_hub
 
 # What needs an extra of fedloom's cannot even be imported without; `make test` installs them all.
 collect_ignore = [] if find_spec("deepspeed") else ["core_training/distributed/test_group.py"]
@@ -44,6 +45,22 @@ def site_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three sites' questions, of unequal size."""
     folder = tmp_path_factory.mktemp("sites")
     return [tiny.write_jsonl(folder / f"site{i}.jsonl", tiny.questions(i, 12 + 7 * i)) for i in range(3)]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+    """A hub on loopback in the place of the real one, with an empty cache, and no token of the user's."""
+    from huggingface_hub import constants
+
+    with stand_in_hub() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("FEDLOOM_OFFLINE", "0")
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+            monkeypatch.delenv(name, raising=False)
+        yield hub
 
 
 @pytest.fixture

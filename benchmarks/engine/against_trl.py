@@ -16,24 +16,19 @@ import gc
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+from benchmarks.engine.sides import LIBRARIES, Ours, Trl
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import forget_peak, in_fresh_process, peak_bytes, resident_bytes
 from benchmarks.places import Places
 from core_training.data.records import read_records
 from core_training.foundation.errors import RunError
-from core_training.models.base_model import BaseModel
-from core_training.parts.tuning_modes.lora import Lora
-from core_training.recipe.reading import parse_recipe
 
 RECORDS_PER_SITE = 4
 TURNS = 3
@@ -56,16 +51,6 @@ SETTINGS = {
     "defaults": Setting("float32", {}, 1.5, 0.75),
     "fp32": Setting("float32", {"bf16": False}, 1.0, 1.0),
     "bf16": Setting("bfloat16", {"model_init_kwargs": {"dtype": "bfloat16"}}, 1.0, 1.0),
-}
-LIBRARIES = {
-    "ours": ("core_training.engine.engine", "transformers.models.llama.modeling_llama", "peft.peft_model"),
-    "trl": (
-        "trl.trainer.sft_trainer",
-        "trl.trainer.dpo_trainer",
-        "transformers.models.llama.modeling_llama",
-        "peft.peft_model",
-        "datasets",
-    ),
 }
 
 
@@ -117,12 +102,12 @@ def _second_round(model_bytes: int, first: int, second: int) -> Figure:
 
 def take_turns(model: str, file: str, stage: str, setting: str) -> dict[str, Any]:
     """Let both sides train an epoch each in turn; medians over the turns after the first."""
-    ours, trl = _Ours(model, file, stage, setting, TURNS), _Trl(model, file, stage, setting, TURNS)
+    ours, trl = _ours(model, file, stage, setting, TURNS), _trl(model, file, stage, setting, TURNS)
     if ours.tokens != trl.tokens:
         raise RunError(f"the sides do not see the same: {ours.tokens} and {trl.tokens} tokens")
     our_seconds: list[float] = []
-    trl_seconds = trl.train(lambda: our_seconds.append(ours.train_epoch()))
-    seconds = list(zip(our_seconds, trl_seconds, strict=True))[WARM_UP_TURNS:]
+    epochs = trl.train(lambda: our_seconds.append(ours.train_epoch().seconds))
+    seconds = list(zip(our_seconds, (epoch.seconds for epoch in epochs), strict=True))[WARM_UP_TURNS:]
     return {
         "ratio": statistics.median(theirs / our for our, theirs in seconds),
         "our_tokens_per_second": ours.tokens / statistics.median(our for our, _ in seconds),
@@ -137,16 +122,16 @@ def held_by(side: str, model: str, file: str, stage: str, setting: str) -> int:
     """Peak bytes beyond the imports' of one side that loads model and records and trains an epoch."""
     before = _resident_with(LIBRARIES[side])
     if side == "ours":
-        _Ours(model, file, stage, setting, 1).train_epoch()
+        _ours(model, file, stage, setting, 1).train_epoch()
     else:
-        _Trl(model, file, stage, setting, 1).train()
+        _trl(model, file, stage, setting, 1).train()
     return peak_bytes() - before
 
 
 def two_rounds(model: str, file: str) -> list[int]:
     """Bytes of the trained parameters, and the peaks beyond the imports' of a site's first and second round of DPO."""
     before = _resident_with(LIBRARIES["ours"])
-    site = _Ours(model, file, "dpo", "defaults", 2, "full")
+    site = _ours(model, file, "dpo", "defaults", 2, "full")
     held = [4 * site.engine.manifest.size]
     for _ in range(2):
         site.engine.begin_round(site.engine.read_state())
@@ -164,117 +149,19 @@ def _resident_with(modules: Sequence[str]) -> int:
     return resident_bytes()
 
 
-class _Ours:
-    """Our engine on a file of records."""
-
-    def __init__(self, model: str, file: str, stage: str, setting: str, epochs: int, mode: str = "lora") -> None:
-        from core_training.engine.dataset import load_dataset
-        from core_training.engine.engine import Engine
-        from core_training.models.base_model import BaseModel
-        from core_training.stages.base import load_stage
-
-        values = {
-            "model": {"name_or_path": model, "dtype": SETTINGS[setting].dtype},
-            "stage": stage,
-            "tuning": {"mode": mode},
-            "data": {"train": file, "eval_fraction": 0.0},
-            "training": {"num_train_epochs": float(epochs), "max_length": MAX_LENGTH},
-        }
-        recipe = parse_recipe(json.dumps(values))
-        the_stage = load_stage(recipe, BaseModel(recipe))
-        dataset = load_dataset(recipe, the_stage)
-        self.tokens = sum(len(example) for row in dataset.rows for example in row)
-        self.engine = Engine(the_stage, dataset)
-        with _reference_passes() as seconds:
-            self.engine.launch()
-        self.reference_seconds = sum(seconds)
-        self._steps = self.engine.total_steps // epochs
-
-    def train_epoch(self) -> float:
-        """Seconds of an epoch, with a pass of the reference policy if there is one."""
-        return self.engine.train(self._steps).seconds + self.reference_seconds
+def _ours(model: str, file: str, stage: str, setting: str, epochs: int, mode: str = "lora") -> Ours:
+    sections = {
+        "model": {"name_or_path": model, "dtype": SETTINGS[setting].dtype},
+        "stage": stage,
+        "tuning": {"mode": mode},
+        "data": {"train": file},
+        "training": {"max_length": MAX_LENGTH},
+    }
+    return Ours(sections, epochs)
 
 
-class _Trl:
-    """TRL's trainer on the same file."""
-
-    def __init__(self, model: str, file: str, stage: str, setting: str, epochs: int) -> None:
-        import trl
-        from datasets import Dataset
-        from peft import LoraConfig
-
-        from core_training.foundation.environment import silence_libraries
-
-        silence_libraries()
-        config, trainer = {"sft": (trl.SFTConfig, trl.SFTTrainer), "dpo": (trl.DPOConfig, trl.DPOTrainer)}[stage]
-        lora = Lora()
-        with tempfile.TemporaryDirectory() as output:
-            made = trainer(
-                model=model,
-                args=config(
-                    output_dir=output,
-                    max_length=MAX_LENGTH,
-                    num_train_epochs=epochs,
-                    use_cpu=True,
-                    save_strategy="no",
-                    logging_strategy="no",
-                    report_to="none",
-                    disable_tqdm=True,
-                    **SETTINGS[setting].trl,
-                ),
-                train_dataset=Dataset.from_list(
-                    [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
-                ),
-                peft_config=LoraConfig(
-                    r=lora.r, lora_alpha=lora.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-                ),
-            )
-        self.tokens = sum(map(_tokens_of, made.train_dataset))
-        self._trainer = made
-
-    def train(self, before_each_epoch: Callable[[], None] = lambda: None) -> list[float]:
-        """Seconds of each epoch."""
-        from transformers import TrainerCallback
-
-        began, seconds = 0.0, []
-
-        class Stopwatch(TrainerCallback):  # type: ignore[misc]
-            def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-                nonlocal began
-                before_each_epoch()
-                began = time.perf_counter()
-
-            def on_epoch_end(self, *_: Any, **__: Any) -> None:
-                seconds.append(time.perf_counter() - began)
-
-        self._trainer.add_callback(Stopwatch())
-        self._trainer.train()
-        return seconds
-
-
-def _tokens_of(example: dict[str, Any]) -> int:
-    """Tokens of an example of TRL's after its cut, which for pairs is made batch by batch."""
-    if "input_ids" in example:
-        return len(example["input_ids"])
-    prompt = len(example["prompt_ids"])
-    return sum(min(prompt + len(example[name]), MAX_LENGTH) for name in ("chosen_ids", "rejected_ids"))
-
-
-@contextmanager
-def _reference_passes() -> Iterator[list[float]]:
-    """The seconds for which the reference policy is in the parameters."""
-    seconds: list[float] = []
-    inner = BaseModel.reference_policy
-
-    @contextmanager
-    def timed(base: BaseModel, *arguments: Any) -> Iterator[None]:
-        began = time.perf_counter()
-        with inner(base, *arguments):
-            yield
-        seconds.append(time.perf_counter() - began)
-
-    with patch.object(BaseModel, "reference_policy", timed):
-        yield seconds
+def _trl(model: str, file: str, stage: str, setting: str, epochs: int) -> Trl:
+    return Trl(model, file, stage, epochs, max_length=MAX_LENGTH, **SETTINGS[setting].trl)
 
 
 def _write_records(places: Places, stage: str, path: Path) -> Path:

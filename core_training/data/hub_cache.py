@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import core_training.foundation.environment as environment
+import core_training.foundation.environment  # noqa: F401 - before anything that might call home
 from core_training.foundation.errors import InputError
 
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<all>\d{5})(?=\.|$)")
@@ -21,7 +21,6 @@ def cached_files(name: str) -> list[Path]:
     match = _NAME.fullmatch(name)
     if match is None:
         return []
-    environment.silence_libraries()
     try:
         return _whole(sorted(_found(match["name"], match["config"], match["split"] or "train")))
     except Exception as error:  # whatever a builder raises
@@ -55,6 +54,8 @@ def _found(name: str, config: str | None, split: str) -> list[Path]:
     import datasets
     from huggingface_hub import snapshot_download
 
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
     try:
         folder = snapshot_download(name, repo_type="dataset", local_files_only=True)
     except OSError:  # it was never downloaded as files

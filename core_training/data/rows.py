@@ -71,7 +71,7 @@ class Collator:
     A batch of n rows whose examples have k sequences holds k·n sequences: all first ones, then all second ones. The
     examples of a packed row stand one after another, with positions that start again at 0.
     No attention mask is needed: attention is causal, so no token looks at the padding behind it, and restarting
-    positions keep packed examples apart in models that derive a block-diagonal mask from them (see `models.packing`).
+    positions keep packed examples apart in models that derive a block-diagonal mask from them (see `models.reading`).
     """
 
     def __init__(self, pad_token_id: int) -> None:

@@ -16,6 +16,7 @@ from core_training.distributed import slurm
 from core_training.foundation import environment
 from core_training.foundation.errors import InputError
 from core_training.foundation.trainable import Trainable
+from core_training.models.libraries import settle_libraries
 from core_training.recipe.schema import DeepSpeed, Recipe
 
 _SAVED_WITHIN = 600
@@ -113,6 +114,7 @@ def opened_engine(recipe: Recipe) -> Iterator[Trainable]:
 
         engine: Trainable = lead_or_follow(recipe)
     else:
+        settle_libraries()
         from core_training.engine.engine import open_engine
 
         environment.train_alone()

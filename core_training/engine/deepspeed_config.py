@@ -84,7 +84,7 @@ def plugin(recipe: Recipe, model: nn.Module, total_steps: int) -> Any:
         bf16=recipe.model.dtype == "bfloat16",
         learning_rate=recipe.learning_rate,
         weight_decay=training.weight_decay,
-        warmup_steps=training.warmup_steps,
+        warmup_steps=training.warmup_of(total_steps),
         max_grad_norm=training.max_grad_norm,
         per_device_train_batch_size=training.per_device_train_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,

@@ -1,15 +1,28 @@
-"""Optimizers and schedules by the names that transformers gives them."""
+"""Optimizers and schedules by the names that transformers gives them, as its `Trainer` makes them.
+
+The `Trainer` itself is asked for the rarer ones alone: with it come pandas, pyarrow and datasets, which take longer to
+import than a step.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, Trainer, get_scheduler
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from transformers import get_scheduler
 
-from core_training.recipe.schema import Recipe
+from core_training.foundation.errors import InputError
+from core_training.parts.tuning_modes.lora import LORA
+from core_training.recipe.schema import Recipe, Training
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+    from transformers import PreTrainedModel
+
+_NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.|_)norm($|\.)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -22,34 +35,78 @@ class _OptimizerArguments:
 
     optim: str
     learning_rate: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
     optim_args: str | None = None
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
 
 
 def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> Optimizer:
-    """The recipe's optimizer of the parameters that are trained; biases and norms are not decayed."""
-    training = recipe.training
-    decayed = set(Trainer.get_decay_parameter_names(cast("Any", None), model))
+    """The recipe's optimizer of the parameters that are trained; biases and norms are not decayed.
+
+    Raises InputError where its package lacks.
+    """
+    training, decayed = recipe.training, decayed_parameters(model)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for name, p in trained if name in decayed], "weight_decay": training.weight_decay},
-        {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
-    ]
-    arguments: Any = _OptimizerArguments(training.optim, recipe.learning_rate)
-    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    optimizer: Optimizer = optimizer_class(groups, **settings)
+    ratio = recipe.tuning.settings(LORA).loraplus_lr_ratio or 1.0
+    groups: list[dict[str, Any]] = []
+    for of_b in (False, True) if ratio != 1 else (False,):
+        rate = recipe.learning_rate * (ratio if of_b else 1)
+        here = [(name, parameter) for name, parameter in trained if ratio == 1 or ("lora_B" in name) == of_b]
+        for decay, with_decay in ((training.weight_decay, True), (0.0, False)):
+            chosen = [parameter for name, parameter in here if (name in decayed) == with_decay]
+            groups.append({"params": chosen, "weight_decay": decay, "lr": rate})
+    kind, settings = _kind(model, training, recipe.learning_rate)
+    if settings.get("optim_bits") == 8:
+        _keep_embeddings_exact(model)
+    optimizer: Optimizer = kind(groups, **settings)
     return optimizer
 
 
+def decayed_parameters(model: nn.Module) -> set[str]:
+    """The names of the parameters that weight decay is for: all but biases and those of norms, as of `Trainer`."""
+    norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.LayerNorm))
+    return {name for name, _ in model.named_parameters() if not (_NOT_DECAYED.search(name) or name.startswith(norms))}
+
+
 def build_schedule(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> LRScheduler:
-    """The recipe's schedule over so many steps of `optimizer`."""
+    """The recipe's schedule over so many steps of `optimizer`. Raises InputError for settings that it has not."""
     training = recipe.training
-    schedule: LRScheduler = get_scheduler(
-        training.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=training.warmup_steps,
-        num_training_steps=total_steps,
-    )
+    try:
+        schedule: LRScheduler = get_scheduler(
+            training.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=training.warmup_of(total_steps),
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=dict(training.lr_scheduler_kwargs),
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"training.lr_scheduler_kwargs: {str(error).splitlines()[0]}") from None
     return schedule
+
+
+def _kind(model: PreTrainedModel, training: Training, rate: float) -> tuple[type[Any], dict[str, Any]]:
+    """The class of the optimizer and what it is made with."""
+    betas = (training.adam_beta1, training.adam_beta2)
+    if training.optim == "adamw_torch":
+        return AdamW, {"lr": rate, "betas": betas, "eps": training.adam_epsilon}
+    if training.optim == "sgd":
+        return SGD, {"lr": rate}
+    from transformers import Trainer
+
+    arguments: Any = _OptimizerArguments(training.optim, rate, *betas, training.adam_epsilon)
+    try:
+        kind: tuple[type[Any], dict[str, Any]] = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise InputError(f"training.optim: {training.optim}: {str(error).splitlines()[0]}") from None
+    return kind
+
+
+def _keep_embeddings_exact(model: PreTrainedModel) -> None:
+    """Have bitsandbytes keep the moments of embeddings in 32 bits, whose rows differ most (Dettmers et al. 2021)."""
+    from bitsandbytes.optim import GlobalOptimManager  # type: ignore[attr-defined]
+
+    manager = GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})

@@ -35,6 +35,7 @@ class Preparation(NamedTuple):
 def prepare(stage: Stage[Any], total_steps: int) -> Preparation:
     """The stage's model with the optimizer and schedule of its recipe. Every process of a group must call it."""
     recipe, model = stage.recipe, stage.base.model
+    model.train()  # models are loaded to be asked, and an adapter's wrapper says of itself alone that it trains
     if recipe.training.gradient_checkpointing:
         # Each call hooks into the embeddings: one of the many runs that share a model is enough.
         innermost(model).disable_input_require_grads()

@@ -129,6 +129,9 @@ class StepLoop:
 
     def forget_moments(self) -> None:
         """Set the optimizer back to how it was before its first step; learning rate and schedule go on."""
+        if self.prepared.deepspeed_engine is None:
+            self.optimizer.state.clear()  # in eight bits, zeros are not what zero means
+            return
         for state in self.optimizer.state.values():
             for name, value in state.items():
                 # In place, as DeepSpeed keeps other names for the same tensors.

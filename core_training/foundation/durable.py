@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from core_training.foundation.errors import FedloomError, RunError
+from core_training.foundation.errors import FedloomError, InputError, RunError
 
 
 def scratch_of(target: Path) -> Path:
@@ -48,6 +48,15 @@ def commit_folder(target: Path) -> Iterator[Path]:
             replaced.rename(target)
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def new_folder(to: Path) -> Path:
+    """The absolute path of a folder to write with `--to`. Raises InputError for a file, or where something is in it."""
+    if to.exists() and not to.is_dir():
+        raise InputError(f"--to: {to} is a file; name a new folder")
+    if to.is_dir() and any(to.iterdir()):
+        raise InputError(f"--to: {to} exists and is not empty; name a new folder")
+    return to.resolve()
 
 
 def share(folder: Path) -> None:

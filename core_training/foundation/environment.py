@@ -25,6 +25,12 @@ SETTINGS = {
     "DS_BUILD_LOG_LEVEL": "ERROR",
 }
 
+STAY_OFFLINE = "FEDLOOM_OFFLINE"
+"""The variable that says whether the user wants nothing fetched at all: "1" where the hub was switched off before.
+
+Every process of fedloom's has the hub switched off, so that in a later one those variables no longer tell.
+"""
+
 _OTHERS_RECIPES = (
     "ACCELERATE_",  # `accelerate config` and `accelerate launch`: precision, DeepSpeed, FSDP, compilation, …
     "FSDP_",
@@ -68,6 +74,11 @@ def _drop(names: list[str]) -> list[str]:
 IGNORED = _drop(sorted(n for n in os.environ if n.startswith((*_OTHERS_RECIPES, *_DOORS)) or n in _OTHER_ARITHMETIC))
 """The variables that were set and are not heeded."""
 
+_was_switched_off = any(
+    os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+)
+os.environ.setdefault(STAY_OFFLINE, "1" if _was_switched_off else "0")
 os.environ.update(SETTINGS)
 
 # OpenMP's threads wait for each other by spinning: three processes on two cores then mostly wait. Alone, spinning this
@@ -93,13 +104,10 @@ def silence_libraries() -> None:
     """Keep warnings meant for library developers off a person's terminal."""
     import warnings
 
-    import datasets
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|torch)(\.|$)")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(transformers|trl|peft|accelerate|torch)(\.|$)")

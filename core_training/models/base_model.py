@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers.integrations.neftune import activate_neftune
 
 from core_training.foundation.errors import InputError
 from core_training.foundation.state import Manifest, TrainableState
@@ -21,8 +21,7 @@ from core_training.models.chat_template import ChatTemplate
 from core_training.models.endings import end_tokens
 from core_training.models.heads import innermost
 from core_training.models.libraries import settle_libraries
-from core_training.models.loading import load_starting_model, load_tokenizer, tune, vocabulary_digest
-from core_training.models.packing import keeps_examples_apart
+from core_training.models.loading import base_folder, load_starting_model, load_tokenizer, tune, vocabulary_digest
 from core_training.models.parameters import (
     all_parameters,
     manifest_of,
@@ -32,6 +31,8 @@ from core_training.models.parameters import (
     write_parameters,
 )
 from core_training.models.precision import train_in_float32
+from core_training.models.quickening import quicken
+from core_training.models.reading import reading_of
 from core_training.models.vocabulary import added_rows
 from core_training.recipe.schema import Recipe
 from core_training.tuning.base import load_tuning
@@ -47,7 +48,7 @@ class BaseModel:
         """Load the model that the recipe starts from. Raises InputError when its folder lacks something."""
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe)
         settle_libraries()
-        self.folder = Path(recipe.model.name_or_path)
+        self.folder = base_folder(recipe)
         self._day = date.fromisoformat(recipe.model.chat_date)
         start = load_starting_model(recipe, self.tokenizer)
         self._known_tokens = start.rows
@@ -58,15 +59,20 @@ class BaseModel:
         """SHA-256 (hex) of the model that the run starts from, before tuning; see `StartingModel.digest`."""
         start.model.config.pad_token_id = self.tokenizer.pad_token_id
         may_pack = recipe.stage_part.packs and recipe.training.packing is not False
-        self.keeps_examples_apart = may_pack and keeps_examples_apart(start.model)
-        """Whether examples can share a row; not looked at where the recipe packs none."""
+        rows = min(recipe.training.per_device_train_batch_size, 2)  # more of them are like two
+        reading = reading_of(start.model, f"model.name_or_path: {self.folder}", rows)
+        self.keeps_examples_apart = may_pack and reading.keeps_examples_apart
+        """Whether examples can share a row, where the recipe packs any."""
         self.model: PreTrainedModel = tune(start.model, recipe)
         """The tuned model. Its head, if the stage has one, is `score` or `value_head` of the innermost model."""
         if not recipe.deepspeed.used:
             train_in_float32(self.model)
+        quicken(self.model, recipe.training)
+        if (alpha := recipe.training.neftune_noise_alpha) is not None:
+            activate_neftune(self.model, alpha)
         self._buffers = {name: buffer.clone() for name, buffer in persistent_buffers(self.model).items()}
         self._frozen_digest = _frozen_digest(self.model, recipe)
-        self._is_partly_trained = recipe.tuning_part.result == "layers"
+        self._adapts = recipe.tuning_part.result == "adapter"
         self.reach_is_known = False
         """Whether a run has looked at which of the trained parameters its loss depends on."""
         self.owner: Any = None
@@ -101,9 +107,14 @@ class BaseModel:
         return trainable_parameters(self.model)
 
     @property
+    def has_frozen_weights(self) -> bool:
+        """Whether the model has weights of its own that are not trained."""
+        return not all(parameter.requires_grad for parameter in self.model.parameters())
+
+    @property
     def result_parameters(self) -> dict[str, Any]:
-        """The parameters of a result: the trained ones and, where some layers were trained, the frozen ones too."""
-        return all_parameters(self.model) if self._is_partly_trained else self.trainable_parameters
+        """The parameters of a result: the trained ones and, where it is a model, the frozen ones too."""
+        return self.trainable_parameters if self._adapts else all_parameters(self.model)
 
     @cached_property
     def manifest(self) -> Manifest:

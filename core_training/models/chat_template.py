@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import lru_cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from core_training.parts.data_kinds.values import Messages, Tools
@@ -68,8 +68,11 @@ def training_template(template: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _published() -> dict[str, Traversable]:
-    folder = files("trl") / "chat_templates"
+def _published() -> dict[str, Path]:
+    trl = find_spec("trl")  # found and not imported, which takes longer than reading all of its templates
+    assert trl is not None
+    assert trl.submodule_search_locations is not None
+    folder = Path(trl.submodule_search_locations[0]) / "chat_templates"
     return {path.name.removesuffix(".jinja"): path for path in folder.iterdir() if path.name.endswith(".jinja")}
 
 

@@ -12,7 +12,15 @@ UNLIMITED = 2**31
 """More tokens than anyone has, for a model that states no limit."""
 
 
+_NAMES = ("max_position_embeddings", "max_seq_len", "context_length")
+"""The keys that say it: MPT's is the second, RWKV's the third."""
+
+
 def context_length(model: PreTrainedModel) -> int:
     """The most tokens that a model was built to look at."""
-    stated = getattr(model.config, "max_position_embeddings", None)
-    return int(stated) if stated and stated > 0 else UNLIMITED
+    for config in (model.config, model.config.get_text_config()):
+        for name in _NAMES:
+            stated = getattr(config, name, None)
+            if isinstance(stated, int) and stated > 0:
+                return stated
+    return UNLIMITED

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
+from core_training.foundation.hub_models import hub_model
 from core_training.models.base_model import BaseModel
 from core_training.models.endings import generation_settings
 from core_training.models.heads import innermost
@@ -17,6 +18,7 @@ from core_training.runs.result_format import (
     ADAPTER_CONFIG,
     BUFFERS,
     GENERATION_CONFIG,
+    LAYERS,
     MODEL_CONFIG,
     ORIGIN,
     Origin,
@@ -45,12 +47,21 @@ def served_padding(base: BaseModel) -> Iterator[None]:
         config.pad_token_id = kept
 
 
+def base_reference(base_name: str) -> dict[str, str | None]:
+    """The base model as an adapter's configuration names it: a hub's name and its revision are two fields there."""
+    model = hub_model(base_name)
+    name, revision = (base_name, None) if model is None else (model.name, model.revision)
+    return {"base_model_name_or_path": name, "revision": revision}
+
+
 def layout_files(base: BaseModel, recipe: Recipe, base_name: str, *, without_base: bool = False) -> dict[str, str]:
     """The small files that stand beside the weights; `base_name` is what they call the base model."""
     origin = Origin(base.base_digest, base.vocabulary_digest, other_names(base.model))
     files = {ORIGIN: json.dumps(asdict(origin), indent=2)}
-    kind = result_name(recipe, without_base=without_base)
-    if recipe.stage_part.head != "score" and kind != "layers":
+    kind = result_name(recipe)
+    if kind == "model" and without_base and base.has_frozen_weights:
+        kind = LAYERS
+    if recipe.stage_part.head != "score" and kind != LAYERS:
         files[GENERATION_CONFIG] = generation_settings(innermost(base.model), base.end_tokens)
     if kind == "model":
         base.model.config.architectures = [type(base.model).__name__]
@@ -62,7 +73,8 @@ def layout_files(base: BaseModel, recipe: Recipe, base_name: str, *, without_bas
         config = cast("PeftModel", base.model).peft_config["default"].to_dict()
         # Nowhere on disk is there a base with earlier runs in it: such a name is loaded by no one by mistake.
         runs = f" with {count} earlier runs merged in" if (count := len(recipe.model.adapters)) else ""
-        config["base_model_name_or_path"] = base_name + runs
+        config |= base_reference(base_name)
+        config["base_model_name_or_path"] += runs
         config["inference_mode"] = True
         plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
         files[ADAPTER_CONFIG] = json.dumps(plain, indent=2, sort_keys=True)

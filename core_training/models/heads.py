@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from core_training.data.examples import IGNORED, Batch
+from core_training.foundation.errors import InputError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,8 +50,14 @@ def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
         # Some models (Llama 4's text) call their layers otherwise than they say.
         config.scored_layers = next(n for n in (model.base_model_prefix, "model") if hasattr(model, n))
-        with torch.device("meta"):
-            classifier = ScoredModel(config)
+        try:
+            with torch.device("meta"):
+                classifier = ScoredModel(config)
+        except ValueError:
+            raise InputError(
+                f"stage: transformers has no {type(model).__name__} without its output layer, so there is no place for "
+                "a score; name another model"
+            ) from None
     layers = getattr(config, "scored_layers", model.base_model_prefix)
     setattr(classifier, classifier.base_model_prefix, getattr(model, layers))
     score = Head(_width(model), bias=False)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import core_training.foundation.environment as environment
 from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.hub_models import find_model, hub_model
+from core_training.foundation.model_files import weight_names, weights_digest
 from core_training.models.chat_template import named_template, template_names
 from core_training.models.heads import add_value_head, with_score_head
 from core_training.models.merging import merged
@@ -29,6 +32,9 @@ from core_training.tuning.base import load_tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,29 @@ def unquantised(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"tuning": recipe.tuning.model_copy(update={"mode": mode})})
 
 
+def base_folder(recipe: Recipe) -> Path:
+    """The folder of the recipe's base model: the one of that name, or its files in the hub's cache.
+
+    Raises InputError where it is not on this machine, or is no model's.
+    """
+    name, where = recipe.model.name_or_path, _where(recipe)
+    if (folder := find_model(name)) is None:
+        if (model := hub_model(name)) is None:
+            raise InputError(f"{where}: no such folder; name a model's, or its name on the hub (OWNER/NAME)")
+        raise InputError(
+            f"{where}: no such folder, and as a name on the hub not (or not wholly) in this machine's cache; fetch it "
+            f"once with `fedloom model get {model}`, or set model.download: true"
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{where}: no config.json in it, so it is not a model folder")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"{where}: it has no tokenizer (tokenizer.json); save one beside the weights")
+    return folder
+
+
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the recipe's chat template and a padding token. Raises InputError where it lacks."""
-    folder, where = Path(recipe.model.name_or_path), _where(recipe)
-    _check_folder(folder, where)
+    folder, where = base_folder(recipe), _where(recipe)
     from transformers import AutoTokenizer
 
     environment.silence_libraries()
@@ -111,21 +136,14 @@ def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
-def weights_digest(folder: Path) -> str:
-    """SHA-256 (hex) over the weight files in a folder, in the order of their names."""
-    hasher = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            hasher.update(hashlib.file_digest(stream, "sha256").digest())
-    return hasher.hexdigest()
-
-
 def _load_base(recipe: Recipe) -> StartingModel:
     """The base model alone."""
-    folder, where = Path(recipe.model.name_or_path), _where(recipe)
-    _check_folder(folder, where)
-    if not any(folder.glob("*.safetensors")):
+    folder, where = base_folder(recipe), _where(recipe)
+    if not weight_names(folder):
         raise InputError(f"{where}: it has no *.safetensors weights (pickled weights are never loaded)")
+    if recipe.model.digest not in (None, digest := weights_digest(folder)):
+        public = "model.digest: the weights here are others than the recipe's"
+        raise InputError(f"{where}: its weights have the digest {digest}, which is not model.digest", public)
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -136,16 +154,28 @@ def _load_base(recipe: Recipe) -> StartingModel:
             folder,
             config=config,
             dtype=recipe.model.dtype,
+            attn_implementation=recipe.model.attn_implementation,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ImportError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{where} cannot be loaded: {_first_line(error)}") from None
     model, loading = loaded
+    _tell_of_alibi(model)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{where}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
-    return StartingModel(model, str(folder), weights_digest(folder), model.get_input_embeddings().weight.shape[0])
+    return StartingModel(model, recipe.model.name_or_path, digest, model.get_input_embeddings().weight.shape[0])
+
+
+def _tell_of_alibi(model: PreTrainedModel) -> None:
+    """Say that a Falcon with ALiBi depends on how its attention is computed (transformers 5)."""
+    config = model.config
+    if config.model_type == "falcon" and config.alibi and config._attn_implementation == "sdpa":
+        _log.warning(
+            "a Falcon with ALiBi says something else under sdpa than under eager, in which it was made; set "
+            "model.attn_implementation: eager"
+        )
 
 
 def _check_config(config: Any, where: str) -> None:
@@ -212,15 +242,6 @@ def _member(run: Path, following: tuple[Path, ...]) -> Result:
             "rollout.reward_model, or start from the run that it started from"
         )
     return result
-
-
-def _check_folder(folder: Path, where: str) -> None:
-    if not folder.is_dir():
-        raise InputError(f"{where}: no such folder. fedloom downloads nothing: fetch the model first, name its folder")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{where}: no config.json in it, so it is not a model folder")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise InputError(f"{where}: it has no tokenizer (tokenizer.json); save one beside the weights")
 
 
 def _where(recipe: Recipe) -> str:

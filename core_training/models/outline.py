@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.libraries import settle_libraries
-from core_training.models.loading import load_tokenizer
+from core_training.models.loading import base_folder, load_tokenizer
 from core_training.models.vocabulary import added_rows
 from core_training.recipe.schema import Recipe
 
@@ -25,7 +24,7 @@ class Outline(BaseModel):
         """Raises InputError where the model's folder lacks a tokenizer or a configuration."""
         self.tokenizer = load_tokenizer(recipe)
         settle_libraries()
-        self.folder = Path(recipe.model.name_or_path)
+        self.folder = base_folder(recipe)
         self._day = date.fromisoformat(recipe.model.chat_date)
         try:
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from core_training.foundation.durable import commit_folder, share
+from core_training.foundation.durable import commit_folder, new_folder, share
 from core_training.foundation.errors import InputError, ProtocolError, RunError
+from core_training.foundation.hub_models import hub_model
 from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
 from core_training.models.endings import generation_settings, own_settings_aside
-from core_training.models.export import served_padding
+from core_training.models.export import base_reference, served_padding
 from core_training.models.loading import load_tokenizer, restore_buffers, unquantised
 from core_training.models.merging import merged
 from core_training.models.parameters import write_parameters
@@ -56,7 +57,7 @@ def load_reward_model(run: Path, vocabulary: str) -> PreTrainedModel:
         result = find_result(run)
         if result.recipe.stage != "reward":
             raise InputError(f"{run} is of stage {result.recipe.stage}; name a run of stage reward")
-        _require_base(result, "model.name_or_path in its recipe.yaml must be a folder here")
+        _require_base(result, "model.name_or_path in its recipe.yaml must be found here")
         if read_origin(result.folder).vocabulary_digest != vocabulary:
             raise InputError(
                 f"the reward model {run} reads other tokens than the model that it judges: train one on a base with "
@@ -73,10 +74,10 @@ def load_reward_model(run: Path, vocabulary: str) -> PreTrainedModel:
 def export_adapter(result: Result, to: Path) -> bool:
     """Write the adapter alone, as PEFT and vLLM load it. Returns whether the tokenizer could be put beside it.
 
-    Where the base model is on this machine, the adapter names it by its absolute path. Raises InputError when `to`
-    holds something, and for an adapter that fits no model on disk.
+    Where the base model is on this machine, the adapter names it by its absolute path, or by its name on the hub and
+    the commit. Raises InputError when `to` holds something, and for an adapter that fits no model on disk.
     """
-    to = _free(to)
+    to = new_folder(to)
     if result.recipe.model.adapters:
         raise InputError(
             "the run started from earlier runs (model.adapters), so its adapter alone fits no model on disk; "
@@ -88,7 +89,7 @@ def export_adapter(result: Result, to: Path) -> bool:
         shutil.copytree(result.folder, scratch, dirs_exist_ok=True)
         _fit_to_plain_peft(result, scratch)
         if tokenizer is not None:
-            _update_config(scratch, base_model_name_or_path=str(base))
+            _update_config(scratch, **base_reference(result.base_name))
             tokenizer.save_pretrained(scratch)
             _check_adapter(result, scratch)
         share(scratch)
@@ -111,7 +112,7 @@ def export_model(result: Result, to: Path) -> None:
 
     Raises InputError when `to` holds something, and as `load_result`.
     """
-    to = _free(to)
+    to = new_folder(to)
     base = _load(result, unquantised(result.recipe))
     model = merged(base.model)
     ends = generation_settings(model, base.end_tokens)
@@ -153,7 +154,10 @@ def trained_state(result: Result, base: BaseModel) -> TrainableState:
 
 def _require_base(result: Result, remedy: str) -> Path:
     if result.base_folder is None:
-        raise InputError(f"the base model '{result.recipe.model.name_or_path}' is no folder here; {remedy}")
+        name = result.recipe.model.name_or_path
+        model = hub_model(name)
+        fetched = f", or fetch it with `fedloom model get {name}`" if model is not None and model.is_pinned else ""
+        raise InputError(f"the base model '{name}' is not here; {remedy}{fetched}")
     return result.base_folder
 
 
@@ -198,11 +202,3 @@ def _update_config(folder: Path, **values: Any) -> None:
     path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8")) | values
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _free(to: Path) -> Path:
-    if to.exists() and not to.is_dir():
-        raise InputError(f"--to: {to} is a file; name a new folder")
-    if to.is_dir() and any(to.iterdir()):
-        raise InputError(f"--to: {to} exists and is not empty; name a new folder")
-    return to.resolve()

@@ -29,7 +29,10 @@ class ScoredModel(PreTrainedModel):
         return True
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.get_input_embeddings()  # type: ignore[no-any-return, operator]
+        # Of an encoder-decoder that is cut in half, transformers wraps the decoder once more.
+        layers: Any = getattr(self.base_model, "decoder", self.base_model)
+        embeddings: nn.Module = layers.get_input_embeddings()
+        return embeddings
 
     def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> SequenceClassifierOutput:
         """`logits` are the scores of all tokens, shape (sequences, length, 1)."""

@@ -6,11 +6,12 @@ that would change the training is an error, one that would not is named in a lin
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from core_training.foundation.errors import InputError
@@ -37,18 +38,26 @@ def to_recipe(document: Mapping[str, Any], source: str) -> dict[str, Any]:
 _log = logging.getLogger(__name__)
 
 _STAGES = {"pt": "pretrain", "sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
-_PREFERENCE_LOSSES = {"sigmoid": "dpo", "orpo": "orpo", "simpo": "simpo"}
+_PREFERENCE_LOSSES = {"sigmoid": "dpo", "hinge": "dpo", "ipo": "dpo", "orpo": "orpo", "simpo": "simpo"}
+
+_ATTENTION = {
+    "auto": "auto",
+    "disabled": "eager",
+    "sdpa": "sdpa",
+    "fa2": "flash_attention_2",
+    "fa3": "flash_attention_3",
+}
 
 _WITHOUT_EFFECT = re.compile(
     "^("
     # what is shown, saved, checked on the way, and how fast it goes
     "logging_.*|log_.*|report_to|run_name|plot_loss|disable_tqdm|print_param_status|(use_)?swanlab.*|"
     "overwrite_.*|preprocessing_.*|dataloader_num_workers|dataloader_p.*|ddp_.*|data_shared_file_system|streaming|"
-    "buffer_size|remove_unused_columns|low_cpu_mem_usage|use_fast_tokenizer|cache_dir|.*_hub_token|model_revision|"
-    "trust_remote_code|flash_attn|use_unsloth_gc|enable_liger_kernel|use_cache|offload_folder|infer_.*|vllm_.*|"
+    "buffer_size|remove_unused_columns|low_cpu_mem_usage|use_fast_tokenizer|cache_dir|.*_hub_token|"
+    "trust_remote_code|use_unsloth_gc|use_cache|offload_folder|infer_.*|vllm_.*|use_reentrant_gc|"
     "export_.*|do_eval|eval_.*|evaluation_strategy|batch_eval_metrics|compute_accuracy|metric_for_best_model|"
     "greater_is_better|save_strategy|save_total_limit|save_only_model|save_safetensors|include_.*|local_rank|"
-    "torch_compile.*|tf32|ray_.*|disable_version_checking|generation_.*|pissa_.*|create_new_adapter|"
+    "torch_compile_.*|gradient_checkpointing_kwargs|resources_per_worker|placement_strategy|tf32|ray_.*|disable_version_checking|generation_.*|pissa_.*|create_new_adapter|"
     # of another stage or tuning mode: where one is of use, it has been read
     "template|lora_.*|use_rslora|use_dora|additional_target|quantization_.*|double_quantization|freeze_.*|pref_.*|"
     "simpo_.*|kto_.*|ppo_.*|reward_model.*|max_new_tokens|max_length|temperature|top_p|top_k|do_sample"
@@ -81,10 +90,6 @@ _WHEN_OFF = {
     "push_to_hub": False,
     "auto_find_batch_size": False,
     "label_smoothing_factor": 0.0,
-    "neftune_noise_alpha": None,
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8,
     "pref_ftx": 0.0,
     "pref_bco_weight": 0.0,
     "dpo_label_smoothing": 0.0,
@@ -96,7 +101,7 @@ _WHEN_OFF = {
     "use_adam_mini": False,
     "use_llama_pro": False,
     "use_mca": False,
-    "loraplus_lr_ratio": None,
+    "use_kt": False,
     "use_asft_loss": False,
     "use_dft_loss": False,
     "fsdp": "",
@@ -138,8 +143,18 @@ def _tuning_mode(read: _Reader) -> str:
 
 def _model(read: _Reader, stage: str) -> dict[str, Any]:
     if (folder := read.text("model_name_or_path", None)) is None:
-        raise InputError(f"{read.source}: model_name_or_path: name the base model's folder")
+        raise InputError(f"{read.source}: model_name_or_path: name the base model's folder, or its name on the hub")
+    revision = read.text("model_revision", "main")
+    if revision != "main" and not Path(folder).is_dir():
+        folder = f"{folder}@{revision}"
     model: dict[str, Any] = {"name_or_path": folder}
+    attention = read.one_of("flash_attn", _ATTENTION, "auto")
+    if attention != "auto":
+        model["attn_implementation"] = attention
+    if (balance := read.number("moe_aux_loss_coef", 0.0)) and stage not in ("pretrain", "sft"):
+        read.refuse("moe_aux_loss_coef", "it is for the stages pt and sft")
+    elif balance:
+        model["router_aux_loss_coef"] = balance
     bf16, pure = read.switch("bf16", default=False), read.switch("pure_bf16", default=False)
     if bf16 or pure:
         model["dtype"] = "bfloat16"
@@ -165,6 +180,8 @@ def _tuning(read: _Reader, mode: str) -> dict[str, Any]:
             "use_dora": read.switch("use_dora", default=False),
             "modules_to_save": read.names("additional_target"),
         }
+        if read.given("loraplus_lr_ratio"):
+            lora["loraplus_lr_ratio"] = read.number("loraplus_lr_ratio", 0.0)
         if read.switch("pissa_init", default=False):
             lora["init_lora_weights"] = "pissa"
         tuning["lora"] = lora
@@ -216,24 +233,34 @@ def _training(read: _Reader, stage: str) -> dict[str, Any]:
         "gradient_accumulation_steps": read.whole("gradient_accumulation_steps", 1),
         "max_length": read.whole("cutoff_len", 2048),
         "num_train_epochs": read.number("num_train_epochs", 3.0),
+        "optim": read.text("optim", "adamw_torch"),
         "lr_scheduler_type": read.text("lr_scheduler_type", "linear"),
         "weight_decay": read.number("weight_decay", 0.0),
         "max_grad_norm": read.number("max_grad_norm", 1.0),
         "seed": read.whole("seed", 42),
         "save_steps": read.whole("save_steps", 500),
     }
+    if stage == "kto":
+        _compare_rows(training, read)
     steps = read.whole("max_steps", -1)
     if steps > 0:
         training["max_steps"] = steps
-    ratio = read.number("warmup_ratio", 0.0)
-    if warmup := read.whole("warmup_steps", 0):
+    ratio, warmup = read.number("warmup_ratio", 0.0), read.whole("warmup_steps", 0)
+    if training["lr_scheduler_type"] == "constant":
+        if ratio or warmup:
+            read.say("warmup_ratio, warmup_steps: schedule constant has no warm-up")
+    elif warmup:
         training["warmup_steps"] = warmup
-    elif ratio and steps > 0:
-        training["warmup_steps"] = math.ceil(steps * ratio)
     elif ratio:
-        read.refuse("warmup_ratio", "warmup_steps, or a max_steps that it is a share of")
-    optimizer = read.text("optim", "adamw_torch")
-    training["optim"] = "adamw_torch" if optimizer == "adamw_torch_fused" else optimizer
+        training["warmup_ratio"] = ratio
+    if (settings := read.mapping("lr_scheduler_kwargs")) is not None:
+        training["lr_scheduler_kwargs"] = settings
+    for key in ("adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha"):
+        if read.given(key):
+            training[key] = read.number(key, 0.0)
+    for key, here in (("torch_compile", "torch_compile"), ("enable_liger_kernel", "use_liger_kernel")):
+        if read.switch(key, default=False):
+            training[here] = True
     neat = read.switch("neat_packing", default=False)
     packing = read.switch("packing", default=stage == "pretrain") or neat
     if packing or stage in ("pretrain", "sft"):
@@ -247,12 +274,29 @@ def _training(read: _Reader, stage: str) -> dict[str, Any]:
     return training
 
 
+def _compare_rows(training: dict[str, Any], read: _Reader) -> None:
+    """Have rows come in twos where the objective compares a batch's rows; as many make a step as before."""
+    batches = training["gradient_accumulation_steps"]
+    if training["per_device_train_batch_size"] == 1 and batches % 2 == 0:
+        training |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": batches // 2}
+        read.say(f"per_device_train_batch_size: kto compares a batch's rows, so 1 × {batches} is 2 × {batches // 2}")
+
+
 def _objective(read: _Reader, stage: str) -> dict[str, Any]:
     """The stage's own section."""
     if stage == "reward":
         return {"reward": {"center_rewards_coefficient": 0.0}}
-    if stage in ("dpo", "orpo"):
-        return {stage: {"beta": read.number("pref_beta", 0.1)}}
+    if stage == "dpo":
+        return {
+            "dpo": {
+                "beta": read.number("pref_beta", 0.1),
+                "loss_type": read.text("pref_loss", "sigmoid"),
+                "label_smoothing": read.number("dpo_label_smoothing", 0.0),
+                "sft_weight": read.number("pref_ftx", 0.0),
+            }
+        }
+    if stage == "orpo":
+        return {"orpo": {"beta": read.number("pref_beta", 0.1)}}
     if stage == "simpo":
         return {"simpo": {"beta": read.number("pref_beta", 0.1), "gamma": read.number("simpo_gamma", 0.5)}}
     if stage == "kto":
@@ -311,6 +355,11 @@ class _Reader:
 
     def switch(self, key: str, *, default: bool) -> bool:
         return bool(self._value(key, default, "true or false", _switch))
+
+    def mapping(self, key: str) -> dict[str, Any] | None:
+        """Names with values, as they are."""
+        found: dict[str, Any] | None = self._value(key, None, "names with values", _mapping)
+        return found
 
     def names(self, key: str) -> list[str]:
         """A list, or a text with commas."""
@@ -389,6 +438,14 @@ def _switch(value: Any) -> bool:
 def _names(value: Any) -> list[str]:
     names = value.split(",") if isinstance(value, str) else [_text(one) for one in value]
     return [name.strip() for name in names if name.strip()]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, dict):
+        raise TypeError
+    return value
 
 
 def _same(value: Any, other: Any) -> bool:

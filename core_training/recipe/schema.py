@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeVar
@@ -26,8 +27,17 @@ from core_training.parts.section import Count, PositiveInt, Section
 from core_training.parts.stages import STAGES
 from core_training.parts.stages.rollout import Rollout
 from core_training.parts.stages.stage_part import StagePart
-from core_training.parts.tuning_modes import TUNING_MODES
+from core_training.parts.tuning_modes import NOT_AVERAGED, TUNING_MODES
+from core_training.parts.tuning_modes.lora import LORA
 from core_training.parts.tuning_modes.tuning_part import TuningPart
+from core_training.recipe.optimisation import (
+    NEEDED_SETTINGS,
+    OPTIMIZERS,
+    SCHEDULES,
+    UNUSABLE_OPTIMIZERS,
+    UNUSABLE_SCHEDULES,
+    why_not,
+)
 
 if TYPE_CHECKING:
     StageName: TypeAlias = str
@@ -73,10 +83,32 @@ def with_sections(parts: Mapping[str, Part[Any]]) -> Callable[[type[P]], type[P]
 class Model(Section):
     """The base model."""
 
-    name_or_path: str = Field(description="Folder of the base model (weights, tokenizer, chat template).")
+    name_or_path: str = Field(
+        description="Folder of the base model (weights, tokenizer, chat template), or its name on the hub, "
+        "`OWNER/NAME` or `OWNER/NAME@REVISION`, of which this machine's cache has the files. A run writes down the "
+        "commit, and goes on with it. In a real federation: the model's name, which each site maps in `site.yaml`."
+    )
+    download: bool = Field(
+        False,
+        description="Fetch a model by its name on the hub, once, where the cache lacks it. A site does so only if its "
+        "own `site.yaml` allows it.",
+    )
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="SHA-256 over the base's weights, as `fedloom model get` prints it; others are refused. A run of a "
+        "model by its name on the hub writes it down.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Type the frozen weights are held in and the model computes in; trained weights are float32.",
+    )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        Field(None, description="How attention is computed, in transformers' words. Unset: what it chooses itself.")
+    )
+    router_aux_loss_coef: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Mixtures of experts, stages pretrain and sft: weight of the loss that keeps the router's choices "
+        "in balance (Fedus et al. 2022). 0 leaves it out.",
     )
     chat_template: str | None = Field(
         None,
@@ -102,6 +134,8 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _check_texts(self) -> Self:
+        if (self.attn_implementation or "").startswith("flash_") and self.dtype == "float32":
+            raise ValueError(f"attn_implementation: {self.attn_implementation} is for 16 bits; set dtype: bfloat16")
         if len(set(self.add_tokens)) < len(self.add_tokens):
             raise ValueError("add_tokens: one of them is given twice")
         try:
@@ -115,7 +149,15 @@ class Model(Section):
 class Tuning(Parted):
     """Which parameters are trained, and so which ones travel. Reward and value heads always are."""
 
-    mode: ModeName = Field("lora", description="full | freeze | lora | qlora.")
+    mode: ModeName = Field("lora", description=" | ".join(TUNING_MODES) + ".")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_why_not(cls, given: Any) -> Any:
+        mode = given.get("mode") if isinstance(given, dict) else None
+        if isinstance(mode, str) and mode in NOT_AVERAGED:
+            raise ValueError(f"mode: '{mode}' is not supported: {NOT_AVERAGED[mode]}")
+        return given
 
 
 Reasoning = Literal["keep", "drop", "last"]
@@ -208,17 +250,38 @@ class Training(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="Seed of initialisation, data order and dropout."
     )
-    optim: Literal["adamw_torch", "sgd"] = Field("adamw_torch", description="Optimizer.")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="Schedule over the whole run, not over each round."
+    optim: str = Field("adamw_torch", description=f"Optimizer: {', '.join(f'`{name}`' for name in OPTIMIZERS)}.")
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Adam's and Lion's β₁.")
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="Adam's and Lion's β₂.")
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="Adam's ε.")
+    lr_scheduler_type: str = Field(
+        "linear",
+        description="Schedule over the whole run, not over each round: "
+        f"{', '.join(f'`{name}`' for name in SCHEDULES)}.",
+    )
+    lr_scheduler_kwargs: dict[str, int | float | str] = Field(
+        default_factory=dict, description="What a schedule needs beside, such as `{min_lr_rate: 0.1}`."
     )
     warmup_steps: Count = Field(0, description="Steps over which the learning rate rises from 0.")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="The same as a share of all steps, rounded up."
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay (AdamW).")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="Gradient clipping; 0 turns it off.")
     packing: bool | None = Field(
         None, description="Put several examples in one row, without cross-talk. Unset: on where stage and model can."
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for activation memory.")
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Strength of the noise on embedded tokens in training (NEFTune, Jain et al. 2023)."
+    )
+    torch_compile: bool = Field(
+        False, description="Compile the model with `torch.compile`; the first steps are slow. Needs a C++ compiler."
+    )
+    use_liger_kernel: bool = Field(
+        False,
+        description="Liger's kernels for norms and MLPs, on a GPU and where they are installed.",
+    )
     save_steps: PositiveInt = Field(100, description="Steps between two checkpoints of a central run.")
     eval_steps: PositiveInt | None = Field(
         None,
@@ -240,6 +303,28 @@ class Training(Section):
     keep_optimizer: bool = Field(
         True, description="Optimizer moments stay at a site from round to round; false: each round starts without."
     )
+
+    @model_validator(mode="after")
+    def _check_optimisation(self) -> Self:
+        for key, usable, unusable in (
+            ("optim", OPTIMIZERS, UNUSABLE_OPTIMIZERS),
+            ("lr_scheduler_type", SCHEDULES, UNUSABLE_SCHEDULES),
+        ):
+            if reason := why_not(getattr(self, key), usable, unusable):
+                raise ValueError(f"{key}: {reason}")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("warmup_ratio: warmup_steps says the same; give one of them")
+        schedule, needed = self.lr_scheduler_type, NEEDED_SETTINGS.get(self.lr_scheduler_type, ())
+        if needed and not set(needed) & set(self.lr_scheduler_kwargs):
+            raise ValueError(f"lr_scheduler_kwargs: schedule {schedule} needs {' or '.join(needed)}")
+        if (self.warmup_steps or self.warmup_ratio) and schedule == "constant":
+            key = "warmup_steps" if self.warmup_steps else "warmup_ratio"
+            raise ValueError(f"{key}: schedule constant has no warm-up; choose constant_with_warmup")
+        return self
+
+    def warmup_of(self, total_steps: int) -> int:
+        """The steps of warm-up in a run of so many steps."""
+        return self.warmup_steps or math.ceil(total_steps * self.warmup_ratio)
 
 
 class DeepSpeed(Section):
@@ -476,6 +561,15 @@ class Recipe(_WithStages):
             raise ValueError(
                 f"training.per_device_train_batch_size: stage {self.stage} {part.rows_compared}; give 2 or more"
             )
+        if self.model.router_aux_loss_coef and not part.packs:
+            raise ValueError(
+                f"model.router_aux_loss_coef: it is for the stages pretrain and sft, not for stage {self.stage}"
+            )
+        if self.training.neftune_noise_alpha and part.samples:
+            raise ValueError(
+                f"training.neftune_noise_alpha: stage {self.stage} compares the policy with what it was without noise; "
+                "leave it out"
+            )
         if self.data.loss_on != "answers" and part.reads is not CONVERSATION:
             raise ValueError(f"data.loss_on: it is for conversations, as of stage sft, not for stage {self.stage}")
         if self.training.packing and not part.packs:
@@ -551,6 +645,12 @@ class Recipe(_WithStages):
             return self.training.learning_rate
         part, adapts = self.stage_part, self.tuning_part.result == "adapter"
         return part.adapter_learning_rate if adapts else part.learning_rate
+
+    @property
+    def largest_learning_rate(self) -> float:
+        """The peak rate of the parameters that learn fastest."""
+        ratio = self.tuning.settings(LORA).loraplus_lr_ratio if self.tuning_part.result == "adapter" else None
+        return self.learning_rate * max(ratio or 1.0, 1.0)
 
     @property
     def fewest_sites(self) -> dict[str, int]:

@@ -42,6 +42,17 @@ class Unknown(Event):
     line: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class HubModelFound(Event):
+    """The run's base model is one of the hub's: at which commit, in which folder here, with which weights."""
+
+    NAME = "hub_model"
+    model: str
+    revision: str | None
+    digest: str | None
+    folder: str
+
+
 # Runs of one process
 
 

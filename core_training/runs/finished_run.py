@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core_training.foundation.errors import InputError
+from core_training.foundation.hub_models import find_model
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
-from core_training.runs.result_format import ADAPTER_CONFIG, result_name
+from core_training.runs.result_format import ADAPTER_CONFIG, LAYERS, result_name
 from core_training.runs.run_folder import RunFolder
 
 
@@ -29,17 +30,23 @@ class Result:
     @property
     def is_whole_model(self) -> bool:
         """Whether every weight was trained, so that the base's are not needed."""
-        return self.recipe.tuning_part.result == "model"
+        return self.recipe.tuning_part.result == "model" and self.folder.name != LAYERS
 
     @property
     def base_folder(self) -> Path | None:
-        """The base model's folder, or None where the recipe's name for it is no folder on this machine."""
+        """The base model's folder, or None where the recipe's name for it stands for none on this machine."""
+        folder = find_model(self.recipe.model.name_or_path)
+        return None if folder is None else folder.resolve()
+
+    @property
+    def base_name(self) -> str:
+        """What others may call the base model: its folder's absolute path, or the recipe's name for it."""
         folder = Path(self.recipe.model.name_or_path)
-        return folder.resolve() if folder.is_dir() else None
+        return str(folder.resolve()) if folder.is_dir() else self.recipe.model.name_or_path
 
 
 def find_result(run: Path, base: Path | None = None, site: str | None = None) -> Result:
-    """The result in run folder `run`; `base` is the base model's folder, in place of the recipe's name for it.
+    """The result in run folder `run`; `base` is the base model's folder or hub name, in place of the recipe's for it.
 
     `site` chooses among the results of a simulation whose sites ended with different ones (gossip by Metropolis).
     Raises InputError when this is no run folder, or the run has not ended.
@@ -50,11 +57,13 @@ def find_result(run: Path, base: Path | None = None, site: str | None = None) ->
         raise InputError(f"{run}: not a run folder (it has no recipe.yaml)")
     recipe = load_recipe(run / "recipe.yaml")
     if base is not None:
-        if not base.is_dir():
-            raise InputError(f"--base: {base}: no such folder; name the base model's")
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(base)})})
-    partial = result_name(recipe, without_base=True)
-    name = partial if site is None and (run / partial).is_dir() else result_name(recipe)
+        if find_model(str(base)) is None:
+            raise InputError(
+                f"--base: {base}: no such folder, nor such a model in the hub's cache; name the base model's"
+            )
+        model = recipe.model.model_copy(update={"name_or_path": str(base), "digest": None})
+        recipe = recipe.model_copy(update={"model": model})
+    name = LAYERS if site is None and (run / LAYERS).is_dir() else result_name(recipe)
     return Result(recipe, _result_folder(run, name, site))
 
 

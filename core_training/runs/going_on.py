@@ -9,8 +9,8 @@ from core_training.recipe.schema import Recipe
 
 _CURVE = {"logging_steps", "report_to"}
 _LENGTH: dict[str, set[str]] = {"training": {"max_steps", "num_train_epochs"}, "topology": {"rounds"}}
-_WITHOUT_END = ("constant", "constant_with_warmup")
-"""Schedules that are the same however long the run is."""
+_WITHOUT_END = ("constant", "constant_with_warmup", "inverse_sqrt")
+"""Schedules that are the same however long the run is, unless their warm-up is a share of it."""
 
 
 def is_same_run(earlier: Recipe, now: Recipe) -> bool:
@@ -40,7 +40,7 @@ def check_goes_on(earlier: Recipe, now: Recipe, steps_behind: int) -> bool:
 def schedule_note(earlier: Recipe, now: Recipe) -> str | None:
     """What becomes of the learning rate in a run that was made longer; None where its schedule has no end."""
     schedule = now.training.lr_scheduler_type
-    if schedule in _WITHOUT_END:
+    if schedule in _WITHOUT_END and not now.training.warmup_ratio:
         return None
     return (
         f"training.lr_scheduler_type: from here on the learning rate is that of a {schedule} schedule over "
@@ -49,8 +49,9 @@ def schedule_note(earlier: Recipe, now: Recipe) -> str | None:
 
 
 def _difference(earlier: Recipe, now: Recipe, left_out: dict[str, set[str]]) -> str | None:
-    """The first section in which two recipes differ, apart from what may."""
-    excluded: dict[str, Any] = {"output": True, **left_out, "training": _CURVE | left_out.get("training", set())}
+    """The first section in which two recipes differ, apart from what may, and from whether they may fetch a model."""
+    training = _CURVE | left_out.get("training", set())
+    excluded: dict[str, Any] = {"output": True, "model": {"download"}, **left_out, "training": training}
     before, after = earlier.model_dump(exclude=excluded), now.model_dump(exclude=excluded)
     return next((section for section in before if before[section] != after[section]), None)
 

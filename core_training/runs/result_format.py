@@ -51,10 +51,20 @@ class Origin:
     """Names under which PEFT also keeps a trained tensor that the model has in two places: copy: its canonical name."""
 
 
-def result_name(recipe: Recipe, *, without_base: bool = False) -> str:
-    """The folder of a run's result: `adapter`, or `model`; `layers` where there is no base to make a model with."""
-    kind = recipe.tuning_part.result
-    return "model" if kind == "layers" and not without_base else kind
+LAYERS = "layers"
+"""The folder of a result that needs the base's weights beside its own to be a model."""
+
+
+def result_name(recipe: Recipe) -> str:
+    """The folder of a run's result where the base model is at hand: `adapter` or `model`."""
+    return "model" if recipe.tuning_part.result == "layers" else recipe.tuning_part.result
+
+
+def result_folder(layout: Mapping[str, str]) -> str:
+    """The folder of a result with these small files: `adapter`, `model` or, without the frozen weights, `layers`."""
+    if ADAPTER_CONFIG in layout:
+        return "adapter"
+    return "model" if MODEL_CONFIG in layout else LAYERS
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", ser_json_inf_nan="constants"))

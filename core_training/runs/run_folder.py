@@ -22,8 +22,11 @@ from typing import Any, TypeVar
 from core_training.foundation import background
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.hub_models import hub_model
+from core_training.recipe.model_source import as_pinned_before
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
 from core_training.runs.curve import CURVE_FILE, CurveFile, Row
 from core_training.runs.events import Event, read_event
 from core_training.runs.going_on import check_goes_on, is_same_run, schedule_note
@@ -143,6 +146,19 @@ class RunFolder:
                 f"{self.path} cannot be made a run folder: {error.strerror}; name another with --out"
             ) from None
         commit_file(earlier, recipe.to_yaml().encode())
+        self._note_hub_model(recipe)
+
+    def _note_hub_model(self, recipe: Recipe) -> None:
+        model = hub_model(recipe.model.name_or_path)
+        if model is not None and model.is_pinned and (folder := model.snapshot()) is not None:
+            digest = recipe.model.digest
+            found = events.HubModelFound(model=model.name, revision=model.revision, digest=digest, folder=str(folder))
+            self.event(found)
+
+    def pinned(self, recipe: Recipe) -> Recipe:
+        """The recipe that goes on with the run here: with its model as it was pinned, where there is such a run."""
+        earlier = self.path / "recipe.yaml"
+        return as_pinned_before(recipe, load_recipe(earlier)) if earlier.is_file() else recipe
 
     def completed(self, recipe: Recipe) -> dict[str, Any] | None:
         """The summary, if this folder holds the completed run of `recipe`: then there is nothing to resume."""

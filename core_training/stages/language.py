@@ -5,11 +5,14 @@ The output layer runs only where a label is: masked prompt tokens pay for no log
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from core_training.data.examples import IGNORED, Batch
+from core_training.stages.balance import balance_loss
 from core_training.stages.base import BatchLoss, Stage, V
 
 
@@ -18,14 +21,26 @@ def labelled_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch
 
     Returns float32 logits of shape (sequences, positions, vocabulary) and labels of shape (sequences, positions).
     """
+    return labelled_output(model, batch)[1:]
+
+
+def labelled_output(model: nn.Module, batch: Batch, **settings: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """The model's whole output, asked for with further settings of its forward; logits and labels as above."""
     labels = batch["labels"][:, 1:]
     positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
     if positions.numel() == 0:  # nothing to learn here: one ignored position keeps the loss a differentiable zero
         positions = torch.zeros(1, dtype=torch.long, device=labels.device)
     output = model(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=positions, use_cache=False
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        logits_to_keep=positions,
+        use_cache=False,
+        **settings,
     )
-    return output.logits.float(), labels[:, positions]
+    logits = output.logits
+    if logits.shape[1] != len(positions):  # the model has given all
+        logits = logits[:, positions]
+    return output, logits.float(), labels[:, positions]
 
 
 def token_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -48,10 +63,14 @@ class LanguageStage(Stage[V]):
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         # Shapes: logits (sequences, positions, vocabulary); labels, correct (sequences, positions); exact (sequences,).
-        logits, labels = labelled_logits(model, batch)
+        balance = self.recipe.model.router_aux_loss_coef if model.training else 0.0
+        settings = {"output_router_logits": True} if balance else {}
+        output, logits, labels = labelled_output(model, batch, **settings)
         total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
         counted = labels != IGNORED
         tokens = counted.sum()
+        if balance:
+            total = total + balance * tokens * balance_loss(output, self.base.model.config, batch)
         if model.training:
             return BatchLoss(total, tokens, tokens)
         correct = (logits.argmax(dim=-1) == labels) & counted

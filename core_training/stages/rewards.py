@@ -14,10 +14,10 @@ from torch import nn
 from core_training.data.examples import Batch
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.model_files import weights_digest
 from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
 from core_training.models.heads import end_scores
-from core_training.models.loading import weights_digest
 from core_training.models.results import find_result, load_reward_model
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import read_origin

@@ -9,6 +9,7 @@ from torch import nn
 from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.freeze import FREEZE
 from core_training.tuning.base import TuningMode
+from core_training.tuning.text_part import freeze_other_senses, is_of_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,6 +49,7 @@ class FreezeTuning(TuningMode):
             module.requires_grad_(True)
         if hasattr(model, "score"):
             model.score.requires_grad_(True)
+        freeze_other_senses(model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise InputError("tuning.freeze: nothing is left to train; set trainable_layers or extra_modules")
         return model
@@ -57,7 +59,7 @@ def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The stack of the model's layers and its name; a layer's index is its place there."""
     expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == expected:
+        if isinstance(module, nn.ModuleList) and len(module) == expected and is_of_text(name):
             return name, module
     raise InputError(f"tuning.mode: a {type(model).__name__} has no stack of layers; use full, lora or qlora")
 

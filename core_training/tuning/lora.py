@@ -13,7 +13,8 @@ from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.lora import LORA, Lora
 from core_training.tuning.added_rows import rows_beside_adapters
 from core_training.tuning.base import TuningMode
-from core_training.tuning.reach import tell_reach, unlike_linear
+from core_training.tuning.reach import adapted_weights, tell_reach
+from core_training.tuning.targets import Targets, experts, leaves, modules_named, targets_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,23 +40,23 @@ class LoraTuning(TuningMode):
 def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
-    targets = settings.target_modules
-    adapted = _named(model, "target_modules", targets) if isinstance(targets, list) else []
-    whole = _named(model, "modules_to_save", settings.modules_to_save)
+    targets = targets_of(model, settings)
+    whole = modules_named(model, "tuning.lora.modules_to_save", settings.modules_to_save)
     tied = _tied(model)
-    _check_tied(settings, tied.intersection(adapted), tied.intersection(whole))
+    _check_tied(settings, tied.intersection(targets.modules), tied.intersection(whole))
+    hint = _hint(model, settings, targets)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=(unlike_linear(model) or None) if isinstance(targets, str) else None,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
         # Whole names, as PEFT would also take `input_layernorm` for `norm`.
         modules_to_save=whole or None,
-        trainable_token_indices=rows_beside_adapters(model, adapted, whole) or None,
+        trainable_token_indices=rows_beside_adapters(model, targets.modules, whole) or None,
         # What the model shares (embeddings and output layer) goes on being shared when it is trained whole. An adapter
         # is its layer's own: those that PEFT shares are parameters by themselves in one memory, which a move parts.
         ensure_weight_tying=bool(tied.intersection(whole)),
@@ -69,11 +70,20 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
         key = "modules_to_save" if whole and to_blame else "target_modules"
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"tuning.lora.{key}: {getattr(settings, key)} does not fit this model ({reason}); it has {_leaves(model)}"
+            f"tuning.lora.{key}: {getattr(settings, key)} does not fit this model ({reason}); it has {leaves(model)}"
         ) from None
     _check_adapters(tuned, settings)
-    tell_reach(tuned, model)
+    tell_reach("tuning.lora: adapters reach", tuned, model, adapted_weights(tuned), hint)
     return cast("PreTrainedModel", tuned)  # it hands on to the model inside what it has not itself
+
+
+def _hint(model: PreTrainedModel, settings: Lora, targets: Targets) -> str:
+    """What to do about experts that get no adapters."""
+    if not set(experts(model)).difference(targets.parameters):
+        return ""
+    if key := settings.bars_parameters:
+        return f". No adapters stand on experts under {key}"
+    return ". tuning.lora.experts: true puts adapters on the experts"
 
 
 def _check_adapters(tuned: nn.Module, settings: Lora) -> None:
@@ -102,16 +112,6 @@ def _check_adapters(tuned: nn.Module, settings: Lora) -> None:
             raise InputError(f"tuning.lora.r: {settings.r} is more than the {parameter.shape[0]} that {name} can have")
 
 
-def _named(model: PreTrainedModel, key: str, names: list[str]) -> list[str]:
-    """The whole names of the modules with these names, or with one as the last parts of their own."""
-    known = [name for name, _ in model.named_modules()]
-    found = {one: [name for name in known if f".{name}".endswith(f".{one}")] for one in names}
-    for one in names:
-        if not found[one]:
-            raise InputError(f"tuning.lora.{key}: '{one}' does not fit this model; it has {_leaves(model)}")
-    return [name for one in names for name in found[one]]
-
-
 def _tied(model: PreTrainedModel) -> set[str]:
     """The names of embeddings and output layer, where they are one matrix."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -132,8 +132,3 @@ def _check_tied(settings: Lora, adapted: set[str], whole: set[str]) -> None:
             f"tuning.lora.target_modules: {min(adapted)} is embeddings and output layer at once, and modules_to_save "
             f"trains it whole as {min(whole)}; leave it out of one of them"
         )
-
-
-def _leaves(model: PreTrainedModel) -> str:
-    """Names of the modules that hold weights themselves."""
-    return ", ".join(sorted({n.split(".")[-1] for n, module in model.named_modules() if module._parameters}))

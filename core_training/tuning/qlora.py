@@ -6,37 +6,51 @@ were merged unquantised, PiSSA and OLoRA quantise what they leave, and sites wit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch.nn.utils.parametrize import is_parametrized
 
 from core_training.foundation.errors import InputError
-from core_training.parts.tuning_modes.qlora import QLORA, Qlora
+from core_training.parts.tuning_modes.qlora import QLORA
+from core_training.tuning.four_bits import adapt_on_four_bits, quantise_parameter, quantised_layer
 from core_training.tuning.lora import LoraTuning
-from core_training.tuning.reach import is_linear
+from core_training.tuning.reach import tell_reach
+from core_training.tuning.targets import experts, is_linear, read_elsewhere
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class QloraTuning(LoraTuning):
-    """Adapters on linear layers that are quantised: all but the output layer, which is as LoRA leaves it."""
+    """Adapters on weights that are quantised: all linear layers but the output, which is as LoRA leaves it."""
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        output = model.get_output_embeddings()
-        layers = {module for module in model.modules() if module is not output and _can_be_quantised(module)}
-        if not layers:
+        layers, tensors = _layers(model), [_place(model, name) for name in experts(model)]
+        if not layers and not tensors:
             raise InputError(f"tuning.mode: a {type(model).__name__} has no linear layers to quantise; use lora")
         tuned = super().apply(model)
+        held = {id(layer.weight) for layer in layers} | {id(getattr(module, name)) for module, name in tensors}
+        tell_reach("tuning.qlora: four bits hold", tuned, model, held)
+        settings = self.recipe.tuning.settings(QLORA)
+        wrappers = [module for module in tuned.modules() if isinstance(module, ParamWrapper)]
+        by_weight = {id(wrapper.get_base_layer()) for wrapper in wrappers}
+        tensors += [(layer, "weight") for layer in layers if id(layer) in by_weight]
         places = [
-            (parent, name) for parent in tuned.modules() for name, child in parent.named_children() if child in layers
+            (parent, name)
+            for parent in tuned.modules()
+            for name, child in parent.named_children()
+            if child in layers and id(child) not in by_weight
         ]
         layers.clear()  # each is let go as soon as it is replaced
-        settings = self.recipe.tuning.settings(QLORA)
         for parent, name in places:
-            setattr(parent, name, _quantised(getattr(parent, name), settings, self.recipe.model.dtype))
+            setattr(parent, name, quantised_layer(getattr(parent, name), settings, self.recipe.model.dtype))
+        for module, name in tensors:
+            quantise_parameter(module, name, settings)
+        for wrapper in wrappers:
+            if is_parametrized(wrapper.get_base_layer(), wrapper.parameter_name):
+                adapt_on_four_bits(wrapper)
         return tuned
 
     @property
@@ -44,34 +58,17 @@ class QloraTuning(LoraTuning):
         return self.recipe.tuning.settings(QLORA).model_dump()
 
 
-def _can_be_quantised(module: nn.Module) -> bool:
-    """Whether a layer is a linear one, whatever it is called; GPT-2's Conv1D is one whose weights lie the other way."""
-    return isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and is_linear(module))
+def _layers(model: PreTrainedModel) -> set[nn.Module]:
+    """The linear layers that can be held in four bits: no other code reads their weights."""
+    by_hand, output = read_elsewhere(model), model.get_output_embeddings()
+    return {
+        module
+        for name, module in model.named_modules()
+        if module is not output and name not in by_hand and is_linear(module)
+    }
 
 
-def _quantised(linear: nn.Linear | Conv1D, settings: Qlora, dtype: str) -> nn.Module:
-    from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
-
-    weight_data = linear.weight.data.T.contiguous() if isinstance(linear, Conv1D) else linear.weight.data
-    layer: Any = Linear4bit(
-        weight_data.shape[1],
-        weight_data.shape[0],
-        bias=linear.bias is not None,
-        compute_dtype=getattr(torch, settings.compute_dtype or dtype),
-        compress_statistics=settings.double_quant,
-        quant_type=settings.quant_type,
-        device="meta",
-    )
-    # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward in evaluation; later forwards
-    # in training then have no gradient. Without effect on a GPU.
-    layer.support_avx512bf16_for_cpu = False
-    weight: Any = Params4bit(
-        weight_data,
-        requires_grad=False,
-        compress_statistics=settings.double_quant,
-        quant_type=settings.quant_type,
-        module=layer,
-    )
-    layer.weight = weight.to("cpu")
-    layer.bias = linear.bias
-    return cast(nn.Module, layer)
+def _place(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
+    """The module that holds the parameter, and its name there."""
+    module, _, name = parameter.rpartition(".")
+    return model.get_submodule(module), name

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedloom.options import Json, paths_by_name, print_answer
+from fedloom.options import Json, models_by_name, paths_by_name, print_answer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,7 +27,8 @@ def init(
         list[str], typer.Option(metavar="NAME=PATH", help="A data set's name in recipes, its files here; repeatable.")
     ],
     model: Annotated[
-        list[str], typer.Option(metavar="NAME=PATH", help="A model's name in recipes, and its folder here; repeatable.")
+        list[str],
+        typer.Option(metavar="NAME=PATH", help="A model's name in recipes, its folder or hub name; repeatable."),
     ],
     folder: Folder = Path("site"),
     as_json: Json = False,
@@ -35,7 +36,7 @@ def init(
     """Make a site's folder, its keys and its identity. What is private never leaves the folder."""
     from client.deployment import init_site
 
-    models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
+    models = models_by_name(model, "--model")
     public_key = init_site(folder, name, server, paths_by_name(data, "--data"), models, ca)
     print_answer(
         {"folder": str(folder), "public_key": str(public_key)},

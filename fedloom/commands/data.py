@@ -37,10 +37,11 @@ def show(
     from core_training.foundation.processes import available_cores
     from core_training.models.context import context_length
     from core_training.models.outline import Outline
+    from core_training.recipe.model_source import on_this_machine
     from core_training.stages.base import load_stage
     from fedloom.data_view import LOST_ANSWERS, Lengths, document_of, shown, styled, without_labels
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = on_this_machine(load_recipe(recipe, overrides))
     with results_only_on_stdout():
         base = Outline(loaded)
         stage = load_stage(loaded, base)

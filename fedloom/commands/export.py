@@ -39,8 +39,7 @@ def export(
             export_model(result, to)
     kind = "adapter" if adapter else "model"
     if as_json:
-        named = str(result.base_folder or result.recipe.model.name_or_path)
-        typer.echo(json.dumps({"folder": str(to), "kind": kind, "base": named, "tokenizer": tokenizer}))
+        typer.echo(json.dumps({"folder": str(to), "kind": kind, "base": result.base_name, "tokenizer": tokenizer}))
     elif not quiet:
         stderr.print(f"wrote the {kind} to {to}", soft_wrap=True)
         if adapter and (added := result.recipe.model.add_tokens):

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from core_training.runs import events
-from fedloom.options import Json, Overrides, Quiet, RecipePath, paths_by_name, print_answer
+from fedloom.options import Json, Overrides, Quiet, RecipePath, models_by_name, paths_by_name, print_answer
 
 app = typer.Typer(no_args_is_help=True, help="A gossip node: training together without a server.")
 
@@ -25,7 +25,8 @@ def init(
         list[str], typer.Option(metavar="NAME=PATH", help="A data set's name in recipes, its files here; repeatable.")
     ],
     model: Annotated[
-        list[str], typer.Option(metavar="NAME=PATH", help="A model's name in recipes, and its folder here; repeatable.")
+        list[str],
+        typer.Option(metavar="NAME=PATH", help="A model's name in recipes, its folder or hub name; repeatable."),
     ],
     listen: Annotated[str, typer.Option(help="HOST:PORT to listen on; 127.0.0.1 is this machine alone.")],
     address: Annotated[
@@ -37,7 +38,7 @@ def init(
     """Make a node's folder and its keys. The private key never leaves the folder."""
     from p2p.node_folder import init_node
 
-    models = {key: paths[-1] for key, paths in paths_by_name(model, "--model").items()}
+    models = models_by_name(model, "--model")
     entry = init_node(folder, name, listen, paths_by_name(data, "--data"), models, address)
     print_answer(
         {"folder": str(folder), "entry": str(entry), **json.loads(entry.read_text(encoding="utf-8"))},

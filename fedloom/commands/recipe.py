@@ -62,12 +62,13 @@ def check(
 def _measured(recipe: Recipe) -> tuple[str, dict[str, object], str]:
     """The figures of a few steps in words and as they are, and a warning of held-out answers in training."""
     import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
+    from core_training.recipe.model_source import on_this_machine
     from fedloom.measuring import measured
 
     if recipe.deepspeed.used:
         raise InputError("--measure: it tries steps in this process alone, and the recipe has a deepspeed group")
     with results_only_on_stdout():
-        figures = measured(recipe)
+        figures = measured(on_this_machine(recipe))
     return figures.line(), {**asdict(figures), "seconds": figures.seconds}, figures.leak
 
 

@@ -24,6 +24,7 @@ def simulate(
     from pathlib import Path
 
     from core_training.foundation.errors import InputError
+    from core_training.recipe.model_source import on_this_machine
     from core_training.recipe.reading import load_recipe
     from core_training.runs.run_folder import RunFolder
     from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
@@ -37,9 +38,11 @@ def simulate(
     if loaded.deepspeed.used:
         raise InputError("deepspeed: the sites of a simulation train in turn in one process without it; leave it out")
     folder = RunFolder(out or Path(loaded.output))
+    loaded = folder.pinned(loaded) if resume else loaded
     if resume and (done := folder.completed(loaded)) is not None:
         show_summary(done, str(folder.path), as_json=as_json, quiet=quiet)
         return
+    loaded = on_this_machine(loaded, quiet=quiet)
     from simulations import simulate as run_simulation
 
     if not quiet:

@@ -25,6 +25,7 @@ def train(
     from pathlib import Path
 
     from core_training.distributed.launch import must_launch, opened_engine, run_as_group, speaks
+    from core_training.recipe.model_source import on_this_machine
     from core_training.recipe.reading import load_recipe
     from core_training.runs.run_folder import RunFolder
     from core_training.runs.trackers import check_trackers
@@ -33,12 +34,15 @@ def train(
 
     loaded = load_recipe(recipe, ["topology.kind=central", *(overrides or [])])
     folder = RunFolder(out or Path(loaded.output))
+    loaded = folder.pinned(loaded) if resume else loaded
     launching = must_launch(loaded.deepspeed)
     if resume and (done := folder.completed(loaded)) is not None:
         if speaks():
             show_summary(done, str(folder.path), as_json=as_json, quiet=quiet)
         return
     check_trackers(loaded)
+    if speaks():  # the others of a group are given its recipe
+        loaded = on_this_machine(loaded, quiet=quiet)
     if launching:
         raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
     from core_training.engine.central import train as train_centrally

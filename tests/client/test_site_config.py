@@ -27,6 +27,7 @@ deepspeed: {processes: 2, stage: 2}
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     (tmp_path / "site.yaml").write_text(SITE)
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
     return tmp_path
 
 
@@ -160,6 +161,32 @@ def test_added_tokens_are_those_of_a_named_template_or_of_the_sites_list(site):
         load_site_config(site).resolve(probing)
     config = load_site_config(site).model_copy(update={"add_tokens": ["Jane Doe"]})
     assert config.resolve(probing).model.add_tokens == ["Jane Doe"]
+
+
+def test_a_sites_model_may_be_a_name_on_the_hub(site):
+    document = yaml.safe_load((site / "site.yaml").read_text())
+    document["models"]["published"] = "org/tiny@v1"
+    (site / "site.yaml").write_text(yaml.safe_dump(document))
+    asked = recipe(model={"name_or_path": "published"})
+    assert load_site_config(site).resolve(asked).model.name_or_path == "org/tiny@v1"
+    (site / "org" / "tiny@v1").mkdir(parents=True)
+    assert load_site_config(site).resolve(asked).model.name_or_path == str(site / "org" / "tiny@v1")
+
+
+def test_a_recipe_names_no_revision_of_a_sites_model(site):
+    with pytest.raises(InputError, match=r"has no model 'tiny@refs/pr/3', it has 'tiny'"):
+        load_site_config(site).resolve(recipe(model={"name_or_path": "tiny@refs/pr/3"}))
+
+
+def test_a_recipe_makes_a_site_fetch_only_what_the_site_allows(site):
+    asked = recipe(model={"name_or_path": "tiny", "download": True})
+    with pytest.raises(
+        InputError, match=r"model\.download: site 'hospital-a' fetches nothing for a recipe from outside"
+    ):
+        load_site_config(site).resolve(asked)
+    with (site / "site.yaml").open("a") as file:
+        file.write("download: true\n")
+    assert load_site_config(site).resolve(asked).model.download
 
 
 def test_a_sites_data_may_be_a_name_on_the_hub(site):

@@ -143,7 +143,7 @@ def test_many_runs_have_an_accelerator_each_and_the_first_goes_on() -> None:
     assert (first.device.type, first.gradient_accumulation_steps) == ("cpu", 1)
 
 
-@leans("core_training/engine/deepspeed_config.py", "core_training/engine/optimizers.py")
+@leans("core_training/engine/deepspeed_config.py")
 def test_training_arguments_make_it_forget_what_it_was_told_before(tmp_path: Path) -> None:
     """A group's next engine needs that; a process with other runs in it must not make any."""
     from transformers import TrainingArguments

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -12,10 +11,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from core_training.engine.optimizers import build_optimizer, decayed_parameters
+from core_training.recipe.schema import Recipe
 from tests import tiny
 from tests.contracts.leaning import leans, look_up, names
 from tests.contracts.tiny_models import EOS, PAD, VOCABULARY, classifier, gpt2, llama, tokens
@@ -26,10 +33,6 @@ NAMES = {
     "core_training/stages/chat.py": ["transformers.utils.chat_template_utils:render_jinja_template"],
     "core_training/stages/policy_gradient.py": ["transformers.modeling_layers:GradientCheckpointingLayer"],
     "core_training/distributed/group.py": ["transformers.integrations.deepspeed:unset_hf_deepspeed_config"],
-    "core_training/engine/optimizers.py": [
-        "transformers:Trainer.get_decay_parameter_names",
-        "transformers:Trainer.get_optimizer_cls_and_kwargs",
-    ],
     "core_training/engine/deepspeed_config.py": [
         "transformers.integrations.deepspeed:HfTrainerDeepSpeedConfig.trainer_config_finalize",
     ],
@@ -39,7 +42,6 @@ NAMES = {
     ],
     "core_training/models/heads.py": ["transformers:PreTrainedModel.base_model_prefix"],
     "core_training/models/scored_model.py": ["transformers:PreTrainedModel._can_set_experts_implementation"],
-    "core_training/models/libraries.py": ["transformers.trainer:"],
     "core_training/models/conversation.py": ["transformers:TextStreamer.on_finalized_text"],
 }
 
@@ -49,39 +51,34 @@ def test_a_name_is_where_it_was(file: str, name: str) -> None:
     look_up(file, name)
 
 
-# --- optimizers by name
+# --- optimizers, which are Trainer's without it
 
 
 @leans("core_training/engine/optimizers.py")
-def test_biases_and_norms_are_not_decayed() -> None:
-    model = gpt2()
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
-    left = {name for name, _ in model.named_parameters()} - decayed
-    assert left == {
-        name for name, parameter in model.named_parameters() if name.endswith("bias") or ".ln_" in f".{name}"
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_what_trainer_does_not_decay_is_left_alone(make: Callable[[], Any]) -> None:
+    model = make()
+    parameters = {name for name, _ in model.named_parameters()}
+    assert decayed_parameters(model) == parameters & set(Trainer.get_decay_parameter_names(None, model))
+    assert parameters - decayed_parameters(model) == {
+        name for name in parameters if name.endswith("bias") or "norm" in name or ".ln_" in f".{name}"
     }
-    assert {name for name, _ in llama().named_parameters() if "norm" in name}.isdisjoint(
-        Trainer.get_decay_parameter_names(None, llama())
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """All that core_training/engine/optimizers.py says of an optimizer."""
-
-    optim: str
-    learning_rate: float = 0.5
-    optim_args: str | None = None
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
 
 
 @leans("core_training/engine/optimizers.py")
-def test_an_optimizer_is_made_of_what_was_said_and_no_default_of_theirs() -> None:
-    adam = {"lr": 0.5, "betas": (0.9, 0.999), "eps": 1e-8}
-    assert Trainer.get_optimizer_cls_and_kwargs(Arguments("adamw_torch"), llama()) == (torch.optim.AdamW, adam)
-    assert Trainer.get_optimizer_cls_and_kwargs(Arguments("sgd"), llama()) == (torch.optim.SGD, {"lr": 0.5})
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_an_optimizer_is_the_one_that_trainer_makes(
+    optim: str, make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe, model = make_recipe(training={"optim": optim, "learning_rate": 0.5, "weight_decay": 0.1}), llama()
+    ours = build_optimizer(model, recipe)
+    arguments = TrainingArguments(str(tmp_path), optim=optim, learning_rate=0.5, weight_decay=0.1, use_cpu=True)
+    theirs = Trainer(model=model, args=arguments).create_optimizer()
+    assert type(ours) is type(theirs)
+    assert ours.defaults == {**theirs.defaults, "weight_decay": ours.defaults["weight_decay"]}
+    for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        assert list(map(id, mine.pop("params"))) == list(map(id, other.pop("params")))
+        assert mine == other
 
 
 # --- forwards: positions, padding, packing, chosen logits
@@ -122,7 +119,7 @@ def test_padding_on_the_right_needs_no_mask(make: Callable[[], Any]) -> None:
     torch.testing.assert_close(beside[:, :6], alone)
 
 
-@leans("core_training/data/rows.py", "core_training/models/packing.py")
+@leans("core_training/data/rows.py", "core_training/models/reading.py")
 @pytest.mark.parametrize("training", [False, True])
 def test_positions_that_start_again_keep_the_examples_of_a_row_apart(training: bool) -> None:
     model, ids = llama().train(training), tokens(2, 8)
@@ -137,7 +134,7 @@ def test_positions_that_start_again_keep_the_examples_of_a_row_apart(training: b
     torch.testing.assert_close(first[:, 5:], alone)
 
 
-@leans("core_training/models/packing.py")
+@leans("core_training/models/reading.py")
 def test_what_a_hook_makes_of_the_embedded_tokens_is_what_the_layers_see_and_a_mask_is_an_exact_zero() -> None:
     model = llama()
     seen: list[torch.Tensor] = []

@@ -277,7 +277,8 @@ def test_a_run_whose_base_model_is_elsewhere_gives_its_adapter(
     assert json.loads(outcome.out)["base"] == "ward-model"
     refused = fedloom("export", run_of_strangers, "--to", tmp_path / "merged", "--merge")
     assert refused.code == 2
-    assert "the base model 'ward-model' is no folder here; name it with --base DIR" in refused.err
+    assert "the base model 'ward-model' is not here; name it with --base DIR" in refused.err
+    assert "model get" not in refused.err
     assert not (tmp_path / "merged").exists()
     arguments = ("export", run_of_strangers, "--to", tmp_path / "merged", "--merge", "--base", tiny_model)
     assert fedloom(*arguments).code == 0

@@ -210,5 +210,5 @@ def test_check_names_the_keys_of_llama_factory_that_do_nothing_here(fedloom: Com
     assert "without effect here: " in outcome.err
     assert "logging_steps" in outcome.err
     assert "plot_loss" in outcome.err
-    path.write_text(yaml.safe_dump({**keys, "neftune_noise_alpha": 5}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({**keys, "use_muon": True}), encoding="utf-8")
     assert fedloom("recipe", "check", path).code == 2

@@ -50,6 +50,7 @@ class Workplace:
                 "mode": mode,
                 "lora": {"r": 2, "lora_alpha": 8, "lora_dropout": dropout},
                 "freeze": {"trainable_layers": 1},
+                "vera": {"r": 4},
             },
             "data": {"train": files, "eval_fraction": 0.0},
             "training": {

@@ -24,7 +24,15 @@ STAGES: Registry[StagePart[Any]] = Registry(
     reserved=(
         *("model", "stage", "tuning", "rollout", "data", "training", "deepspeed"),
         *("topology", "aggregation", "privacy", "simulation", "output"),
-        *("stage_part", "stage_settings", "tuning_part", "learning_rate", "fewest_sites", "total_steps"),
+        *(
+            "stage_part",
+            "stage_settings",
+            "tuning_part",
+            "learning_rate",
+            "largest_learning_rate",
+            "fewest_sites",
+            "total_steps",
+        ),
         *("judges_by_held_out", "engine_digest", "flat", "to_yaml"),
     ),
 )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core_training.parts.section import Name, PositiveInt, Section
 from core_training.parts.tuning_modes.tuning_part import TuningPart
@@ -19,14 +19,38 @@ class Lora(Section):
     target_modules: Literal["all-linear"] | list[Name] = Field(
         "all-linear", description="Modules that get adapters: `all-linear` (all but the output layer) or names."
     )
+    experts: bool | None = Field(
+        None,
+        description="Adapters on the experts of a mixture, which are one tensor to PEFT. Unset: with `all-linear`, "
+        "yes, where `lora_dropout`, `use_dora` and `init_lora_weights` do not bar them.",
+    )
     use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead (Kalajdzievski 2023).")
     use_dora: bool = Field(False, description="Train each weight's magnitude apart from its direction (Liu 2024).")
     init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = Field(
         "default", description="How the factors start: `pissa` and `olora` take them from the base's own weights."
     )
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="LoRA+ (Hayou 2024): the factors B learn at this many times the learning rate, such as 16."
+    )
     modules_to_save: list[Name] = Field(
         default_factory=list, description="Modules trained whole beside the adapters, such as `embed_tokens`."
     )
+
+    @model_validator(mode="after")
+    def _check_experts(self) -> Self:
+        if self.experts and (key := self.bars_parameters):
+            raise ValueError(f"experts: PEFT has no adapters on experts under {key}; leave out one of them")
+        return self
+
+    @property
+    def bars_parameters(self) -> str | None:
+        """The key under which PEFT has adapters on layers alone, and none on a tensor of experts."""
+        barring = {
+            "lora_dropout": self.lora_dropout > 0,
+            "use_dora": self.use_dora,
+            "init_lora_weights": self.carves,
+        }
+        return next((f"tuning.lora.{key}" for key, bars in barring.items() if bars), None)
 
     @property
     def carves(self) -> bool:

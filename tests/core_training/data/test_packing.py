@@ -12,7 +12,7 @@ import transformers
 
 from core_training.engine.dataset import load_dataset
 from core_training.foundation.errors import InputError
-from core_training.models.packing import keeps_examples_apart
+from core_training.models.reading import reading_of
 from tests import tiny
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -40,7 +40,7 @@ def test_a_model_keeps_examples_apart_exactly_when_the_first_one_leaves_the_seco
     kind: str, dtype: torch.dtype
 ) -> None:
     model = model_of(kind, 50, dtype)
-    found = keeps_examples_apart(model)
+    found = reading_of(model, "").keeps_examples_apart
     assert found == CONFIGS[kind][2]
     with torch.no_grad():
         for parameter in model.float().parameters():
@@ -54,10 +54,35 @@ def test_a_model_keeps_examples_apart_exactly_when_the_first_one_leaves_the_seco
 def test_looking_leaves_the_model_as_it_was() -> None:
     model = model_of("llama", 50)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    keeps_examples_apart(model)
+    reading_of(model, "")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert not model.get_input_embeddings()._forward_hooks
+
+
+@pytest.mark.parametrize(("batch_size", "packs"), [(1, True), (2, False)])
+def test_attention_that_heeds_the_positions_of_a_lone_row_only_packs_no_more_than_one(
+    make_recipe: Any, monkeypatch: pytest.MonkeyPatch, batch_size: int, packs: bool
+) -> None:
+    """So does FlashAttention, as transformers calls it; this one stands for it on a machine without a GPU."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def heeding_a_lone_row(module: Any, query: Any, key: Any, value: Any, mask: Any, **settings: Any) -> Any:
+        return sdpa_attention_forward(module, query, key, value, mask if len(query) == 1 else None, **settings)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", heeding_a_lone_row)
+    recipe = make_recipe(training={"packing": None, "per_device_train_batch_size": batch_size})
+    assert (max(map(len, load_dataset(recipe, tiny.stage_of(recipe)).rows)) > 1) == packs
+
+
+def test_attention_that_cannot_train_here_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU can")
+    model = model_of("llama", 50)
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(InputError, match="flex_attention cannot train without a GPU"):
+        reading_of(model, "")
 
 
 @pytest.fixture

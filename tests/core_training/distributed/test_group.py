@@ -23,6 +23,7 @@ from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
 from tests.core_training.distributed.group_program import figures
 from tests.matrix.cells import Workplace
+from tests.stand_in_hub import StandInHub
 
 MakeRecipe = Callable[..., Recipe]
 pytestmark = pytest.mark.slow
@@ -260,6 +261,26 @@ def test_a_group_trains_the_same_whoever_starts_it_and_exports_whole(
     exported = load_file(next((tmp_path / "run").glob("*/*model.safetensors")))
     shapes = {name.removeprefix("base_model.model."): array.shape for name, array in exported.items()}
     assert shapes == {spec.name: spec.shape for spec in engine.manifest.tensors}
+
+
+def test_one_process_of_a_group_fetches_the_model_for_all(
+    make_recipe: MakeRecipe, hub: StandInHub, tiny_model: Path, tmp_path: Path
+) -> None:
+    commit = hub.add("org/tiny", tiny_model)
+    recipe = make_recipe(
+        model={"name_or_path": "org/tiny", "download": True},
+        training={"max_steps": 1},
+        deepspeed={"processes": 2, "stage": 1},
+        output=str(tmp_path / "run"),
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    processes = by_torchrun_on_two_machines(["fedloom.cli", "train", str(tmp_path / "recipe.yaml"), "--json"], port)
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs[0][1][-3000:]
+    assert [one.path for one in hub.asked].count("/api/models/org/tiny") == 1
+    assert f"org/tiny@{commit}" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
 @pytest.mark.parametrize("named", ["optimizer", "scheduler"])

@@ -214,11 +214,12 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(make_recipe: MakeRec
 # A run that is made longer
 
 
-@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
+@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup", "inverse_sqrt"])
 def test_a_finished_run_goes_on_to_what_more_steps_at_once_come_to(
     make_recipe: MakeRecipe, tmp_path: Path, schedule: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {"lr_scheduler_type": schedule, "warmup_steps": 2, "logging_steps": 2, "gradient_accumulation_steps": 3}
+    warmup = {"warmup_steps": 2} if schedule != "constant" else {}
+    settings = {"lr_scheduler_type": schedule, "logging_steps": 2, "gradient_accumulation_steps": 3, **warmup}
     short, long = (make_recipe(tuning=DROPOUT, training={**settings, "max_steps": steps}) for steps in (4, 8))
     run(short, tmp_path / "run")
     extended = run(long, tmp_path / "run", resume=True)

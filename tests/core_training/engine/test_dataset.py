@@ -280,7 +280,7 @@ def changed_model(tiny_model: Path, folder: Path, change: Callable[[Path], Any])
             ": its weights lack 9 tensors, such as",
         ),
         (lambda f: edit(f / "tokenizer_config.json", eos_token=None), ": its tokenizer has no end-of-sequence token"),
-        (shutil.rmtree, ": no such folder. fedloom downloads nothing"),
+        (shutil.rmtree, ": no such folder; name a model's, or its name on the hub"),
     ],
 )
 def test_a_model_folder_that_lacks_something_is_named(

@@ -128,6 +128,29 @@ def test_threads_wait_briefly_in_every_process_unless_the_user_says_otherwise(
     assert done.stdout.splitlines()[0] == f"torch {expected}", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("variables", "stays_offline"),
+    [
+        ({}, "0"),
+        ({"HF_HUB_OFFLINE": "1"}, "1"),
+        ({"TRANSFORMERS_OFFLINE": "true"}, "1"),
+        ({"HF_HUB_OFFLINE": "0"}, "0"),
+    ],
+)
+def test_who_switches_the_hub_off_is_told_from_fedlooms_own_doing(
+    variables: dict[str, str], stays_offline: str
+) -> None:
+    """Also by a process that it starts, in whose environment the hub is off in any case."""
+    show = "import os, core_training.foundation.environment; print(os.environ['FEDLOOM_OFFLINE'])"
+    again = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {show!r}], check=True)"
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "FEDLOOM_OFFLINE")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{show}\n{again}"], capture_output=True, text=True, cwd=ROOT, env=clean | variables
+    )
+    assert done.stdout.split() == [stays_offline] * 2, done.stderr
+
+
 def test_a_variable_that_opens_another_interface_is_not_heeded() -> None:
     code = "import os; from core_training.foundation.environment import IGNORED as i; print(i, sorted(os.environ))"
     doors = {"FLWR_INTERNAL_GRPC_CONTROL_API": "1", "FLWR_INTERNAL_GRPC_FLEET_API": "1"}

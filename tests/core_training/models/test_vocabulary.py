@@ -24,7 +24,7 @@ from core_training.models.results import export_adapter, export_model, find_resu
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
 from tests import tiny
-from tests.families import FAMILIES, make_family
+from tests.families.building import make_family
 
 MakeRecipe = Callable[..., Recipe]
 ADDED = ["<|im_start|>", "<|im_end|>"]
@@ -116,11 +116,8 @@ def test_added_rows_begin_alike_whatever_the_seed(recipe_of: MakeRecipe, family:
     assert len({*digests, BaseModel(plain).base_digest}) == 2
 
 
-def test_a_table_with_rows_to_spare_keeps_its_size(
-    recipe_of: MakeRecipe, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(FAMILIES, "llama", {"tie_word_embeddings": False})
-    family = make_family("llama", tiny_model, tmp_path / "roomy", vocabulary=416)
+def test_a_table_with_rows_to_spare_keeps_its_size(recipe_of: MakeRecipe, tiny_model: Path, tmp_path: Path) -> None:
+    family = make_family("llama", tiny_model, tmp_path / "roomy", vocabulary=416, tie_word_embeddings=False)
     run, logits, moved = ended(recipe_of(family, tuning={"lora": {"r": 4}}))
     assert logits.shape[-1] == 416
     assert (moved > 1e-4).all()

@@ -26,7 +26,7 @@ from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
 from tests import tiny
 from tests.core_training import preference_data
-from tests.families import FAMILIES, make_family
+from tests.families.building import FAMILIES, make_family
 
 MakeRecipe = Callable[..., Recipe]
 

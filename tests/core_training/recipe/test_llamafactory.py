@@ -108,7 +108,7 @@ _TRAINING: dict[str, Any] = {
     "num_train_epochs": 3.0,
     "max_steps": 95,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 10,
+    "warmup_ratio": 0.1,
     "max_length": 1024,
     "seed": 7,
     "save_steps": 500,
@@ -139,7 +139,9 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
     [
         ({"stage": "pt"}, {"stage": "pretrain", "training": {"packing": True}}),
         ({"stage": "rm"}, {"stage": "reward", "reward": {"center_rewards_coefficient": 0.0}}),
-        ({"stage": "dpo", "pref_beta": 0.3}, {"stage": "dpo", "dpo": {"beta": 0.3}}),
+        ({"stage": "dpo", "pref_beta": 0.3}, {"stage": "dpo", "dpo": {"beta": 0.3, "loss_type": "sigmoid"}}),
+        ({"stage": "dpo", "pref_loss": "ipo", "pref_ftx": 0.5}, {"dpo": {"loss_type": "ipo", "sft_weight": 0.5}}),
+        ({"stage": "dpo", "dpo_label_smoothing": 0.1}, {"dpo": {"loss_type": "sigmoid", "label_smoothing": 0.1}}),
         ({"stage": "dpo", "pref_loss": "orpo"}, {"stage": "orpo", "orpo": {"beta": 0.1}}),
         (
             {"stage": "dpo", "pref_loss": "simpo", "pref_beta": "2.5", "simpo_gamma": 1},
@@ -186,7 +188,33 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
         ({"disable_gradient_checkpointing": False}, {"training": {"gradient_checkpointing": True}}),
         (
             {"warmup_steps": 20, "optim": "adamw_torch_fused"},
-            {"training": {"warmup_steps": 20, "optim": "adamw_torch"}},
+            {"training": {"warmup_steps": 20, "optim": "adamw_torch_fused"}},
+        ),
+        ({"warmup_ratio": 0.1}, {"training": {"warmup_ratio": 0.1, "warmup_steps": 0}}),
+        ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, {"training": {"warmup_ratio": 0.0}}),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}'},
+            {"training": {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}},
+        ),
+        (
+            {"neftune_noise_alpha": 5, "adam_beta2": 0.95, "torch_compile": True, "enable_liger_kernel": True},
+            {
+                "training": {
+                    "neftune_noise_alpha": 5,
+                    "adam_beta2": 0.95,
+                    "torch_compile": True,
+                    "use_liger_kernel": True,
+                }
+            },
+        ),
+        ({"flash_attn": "fa2", "bf16": True}, {"model": {"attn_implementation": "flash_attention_2"}}),
+        ({"flash_attn": "auto"}, {"model": {"attn_implementation": None}}),
+        ({"model_name_or_path": "Qwen/Q", "model_revision": "v2"}, {"model": {"name_or_path": "Qwen/Q@v2"}}),
+        ({"moe_aux_loss_coef": 0.01}, {"model": {"router_aux_loss_coef": 0.01}}),
+        ({"loraplus_lr_ratio": 16}, {"tuning": {"lora": {"loraplus_lr_ratio": 16}}}),
+        (
+            {"stage": "kto", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+            {"training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}},
         ),
         ({"deepspeed": "ds_z3.json"}, {"deepspeed": {"config": "ds_z3.json"}}),
         (
@@ -219,11 +247,10 @@ def _resolved(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_all_keys_without_a_counterpart_are_named_at_once() -> None:
-    message = error_of(use_galore=True, shift_attn=True, val_size=100, warmup_ratio=0.1, neftune_noise_alpha=5, typo=1)
+    message = error_of(use_galore=True, shift_attn=True, val_size=100, use_muon=True, typo=1)
     assert message.startswith("LLaMA-Factory keys that change the training and have no counterpart here: ")
-    for part in ("use_galore: True", "shift_attn: True", "val_size: 100 (", "warmup_ratio: 0.1 (", "; typo"):
+    for part in ("use_galore: True", "shift_attn: True", "val_size: 100 (", "use_muon: True", "; typo"):
         assert part in message
-    assert "neftune_noise_alpha: 5" in message
 
 
 def test_keys_that_are_switched_off_are_none() -> None:
@@ -232,14 +259,47 @@ def test_keys_that_are_switched_off_are_none() -> None:
     )
 
 
+EXAMPLE: dict[str, Any] = {
+    **{"trust_remote_code": True, "do_train": True, "finetuning_type": "lora", "lora_rank": 8, "lora_target": "all"},
+    **{"dataset": "one,two", "template": "qwen3_nothink", "cutoff_len": 2048, "max_samples": 1000},
+    **{"preprocessing_num_workers": 16, "dataloader_num_workers": 4, "output_dir": "saves/x", "logging_steps": 10},
+    **{"save_steps": 500, "plot_loss": True, "overwrite_output_dir": True, "save_only_model": False},
+    **{"report_to": "none", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    **{"learning_rate": 1e-4, "num_train_epochs": 3.0, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1},
+    **{"bf16": True, "ddp_timeout": 180000000, "resume_from_checkpoint": None},
+}
+"""The keys that LLaMA-Factory's own examples for text have in common."""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"stage": "sft"},
+        {"stage": "sft", "finetuning_type": "full", "deepspeed": "z3.json"},
+        {"stage": "sft", "ray_run_name": "x", "ray_num_workers": 4, "resources_per_worker": {"GPU": 1}},
+        {"stage": "sft", "tokenized_path": "saves/tokens", "overwrite_cache": True},
+        {"stage": "pt"},
+        {"stage": "rm"},
+        {"stage": "kto", "pref_beta": 0.1},
+        {"stage": "dpo", "pref_beta": 0.1, "pref_loss": "sigmoid"},
+        {"stage": "ppo", "reward_model": "saves/reward", "max_new_tokens": 512, "top_k": 0, "top_p": 0.9},
+        {"stage": "sft", "quantization_bit": 4, "quantization_method": "bnb", "double_quantization": False},
+    ],
+)
+def test_the_keys_of_its_own_examples_are_taken(more: dict[str, Any]) -> None:
+    assert recipe_of(**{**EXAMPLE, **more}).training.warmup_ratio == 0.1
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
         ({"stage": "grpo"}, "stage: 'grpo' has no counterpart here; it can be pt, sft, rm, ppo, dpo, kto"),
         (
-            {"stage": "dpo", "pref_loss": "ipo"},
-            "pref_loss: 'ipo' has no counterpart here; it can be sigmoid, orpo, simpo",
+            {"stage": "dpo", "pref_loss": "kto_pair"},
+            "pref_loss: 'kto_pair' has no counterpart here; it can be sigmoid, hinge, ipo, orpo, simpo",
         ),
+        ({"stage": "dpo", "pref_loss": "orpo", "pref_ftx": 0.5}, "no counterpart here: pref_ftx: 0.5"),
+        ({"stage": "dpo", "pref_loss": "hinge", "dpo_label_smoothing": 0.1}, "dpo.label_smoothing: loss_type hinge"),
         ({"finetuning_type": "oft"}, "finetuning_type: 'oft' has no counterpart"),
         ({"quantization_bit": 8}, "quantization_bit: 8 (here: four bits"),
         ({"quantization_bit": 4, "finetuning_type": "full"}, "quantization_bit: 4 (here: "),
@@ -247,7 +307,7 @@ def test_keys_that_are_switched_off_are_none() -> None:
         ({"lora_rank": 8.5}, "lora_rank: must be a whole number, not 8.5"),
         ({"packing": "maybe"}, "packing: must be true or false, not 'maybe'"),
         ({"dataset": None}, "dataset: name a data set of data/dataset_info.json"),
-        ({"lr_scheduler_type": "polynomial"}, "training.lr_scheduler_type: "),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "training.lr_scheduler_type: "),
         ({"resume_from_checkpoint": "saves/x"}, "resume_from_checkpoint: saves/x"),
         ({"fp16": True}, "fp16: True"),
     ],

@@ -67,7 +67,10 @@ def test_an_unknown_key_is_named_with_the_key_that_was_meant(lines: str, key: st
         ("training:", "training: this is a section with keys of its own (learning_rate, "),
         ("data: {train: 3}", "data.train: input should be a valid string or a valid list, not 3"),
         ("simulation: {sites: [3]}", "simulation.sites.0: input should be a valid string, not 3"),
-        ("tuning: {mode: lor}", "tuning.mode: input should be 'full', 'freeze', 'lora' or 'qlora', not 'lor'"),
+        (
+            "tuning: {mode: lor}",
+            "tuning.mode: input should be 'full', 'freeze', 'lora', 'qlora', 'ia3' or 'vera', not 'lor'",
+        ),
         (
             "tuning: {lora: {target_modules: all}}",
             "tuning.lora.target_modules: input should be 'all-linear' or a valid list",
@@ -108,6 +111,12 @@ def test_an_impossible_combination_is_explained(lines: str, expected: str) -> No
     [
         ("stage: kto\ntraining: {per_device_train_batch_size: 1}", "training.per_device_train_batch_size: stage kto"),
         ("stage: dpo\ntraining: {packing: true}", "training.packing: examples of stage dpo cannot share a row"),
+        ("stage: dpo\ndpo: {loss_type: ipo, label_smoothing: 0.1}", "dpo.label_smoothing: loss_type ipo has none"),
+        ("stage: dpo\ndpo: {loss_type: exo_pair}", "dpo.label_smoothing: loss_type exo_pair needs it: the paper's ε"),
+        ("stage: dpo\ndpo: {label_smoothing: 0.5}", "dpo.label_smoothing: input should be less than 0.5"),
+        ("stage: dpo\ndpo: {loss_type: aot}", "dpo.loss_type: not aot: it sorts the ratios of a batch, so the losses"),
+        ("stage: dpo\ndpo: {loss_type: sft}", "dpo.loss_type: not sft: it goes beside another loss; set sft_weight"),
+        ("stage: dpo\ndpo: {loss_type: slic}", "dpo.loss_type: input should be 'sigmoid', 'sigmoid_norm', 'ipo',"),
         ("stage: ppo", "rollout: stage ppo needs something that judges answers; give either reward_model"),
         ("stage: grpo\nrollout: {reward_model: a, reward_function: b.py:c}", "rollout: stage grpo needs something"),
     ],

@@ -167,7 +167,6 @@ def test_a_reward_model_without_an_opinion_loses_ln_2_and_more_with_a_margin(
 
 def test_losses_stay_finite_where_a_policy_is_certain() -> None:
     """ORPO's odds are infinite at probability 1, and a log-ratio may be far out."""
-    from core_training.stages.dpo import dpo_losses
     from core_training.stages.kto import kto_losses
     from core_training.stages.orpo import orpo_losses
     from core_training.stages.simpo import simpo_losses
@@ -177,7 +176,6 @@ def test_losses_stay_finite_where_a_policy_is_certain() -> None:
     losses = [
         orpo_losses(good, bad, 0.1),
         simpo_losses(good, bad, 2.0, 1.0),
-        dpo_losses(100 * good, 100 * bad, 0.1),
         kto_losses(100 * good, torch.tensor(0.0), bad < -1, 0.1),
     ]
     total = torch.stack(losses).sum()

@@ -1,78 +1,146 @@
-"""The layers that adapters stand on, in families whose layers are not plain linear ones."""
+"""What adapters and four bits reach, in families whose layers are not plain linear ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from core_training.engine.engine import open_engine
+from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.probe import logits_of
 from core_training.recipe.schema import Recipe
 from core_training.tuning import reach
-from tests.families import FAMILIES, make_family
+from tests.families.building import make_family
 
 MakeRecipe = Callable[..., Recipe]
-
-ROUTED = {"num_local_experts": 4, "num_experts_per_tok": 2}
-MORE = {
-    "phimoe": ROUTED,
-    "llama4_text": {**ROUTED, "num_experts_per_tok": 1, "intermediate_size_mlp": 64, "head_dim": 8},
-    "falcon": {"alibi": False, "new_decoder_architecture": False},
-}
+Build = Callable[..., BaseModel]
 
 
-@pytest.mark.parametrize("family", MORE)
+@pytest.fixture
+def build(make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path) -> Build:
+    """A family's model, tuned as a recipe's section says."""
+
+    def built(family: str, mode: str = "lora", settings: dict[str, Any] | None = None, **lora: Any) -> BaseModel:
+        folder = tmp_path / family
+        if not folder.exists():
+            make_family(family, tiny_model, folder, **(settings or {}))
+        tuning = {"mode": mode, "lora": {"r": 4, **lora}}
+        return BaseModel(make_recipe(model={"name_or_path": str(folder)}, tuning=tuning))
+
+    return built
+
+
+def trained(base: BaseModel) -> str:
+    return " ".join(base.trainable_parameters)
+
+
+@pytest.mark.parametrize("family", ["phimoe", "llama4_text", "falcon"])
 @pytest.mark.parametrize("mode", ["lora", "qlora"])
 def test_layers_that_are_linear_by_name_alone_are_left_alone(
-    make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, mode: str
+    make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path, family: str, mode: str
 ) -> None:
     """Routers give scores and choices at once; Falcon's layers are plain ones with a forward of their own."""
-    monkeypatch.setitem(FAMILIES, family, MORE[family])
     model = make_family(family, tiny_model, tmp_path / family)
     engine = open_engine(make_recipe(model={"name_or_path": str(model)}, tuning={"mode": mode, "lora": {"r": 4}}))
     assert engine.train(2).steps == 2
-    names = {name for name, parameter in engine._base.model.named_parameters() if parameter.requires_grad}
-    assert not any("router" in name for name in names)
+    assert "router" not in trained(engine._base)
     engine.close()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "falcon"])
-def test_layers_of_other_classes_are_held_in_four_bits(
-    make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
-) -> None:
+def test_layers_of_other_classes_are_held_in_four_bits(build: Build, family: str) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    monkeypatch.setitem(FAMILIES, family, {**FAMILIES.get(family, {}), **MORE.get(family, {})})
-    model = make_family(family, tiny_model, tmp_path / family)
-    plain = BaseModel(make_recipe(model={"name_or_path": str(model)}))
-    held = BaseModel(make_recipe(model={"name_or_path": str(model)}, tuning={"mode": "qlora"}))
+    plain, held = build(family), build(family, "qlora")
     quantised = [name for name, module in held.model.named_modules() if isinstance(module, Linear4bit)]
     assert len(quantised) == 8  # four in each of two layers
+    resembles(plain, held)
+
+
+def resembles(plain: BaseModel, held: BaseModel) -> None:
     exact, coarse = logits_of(plain.model), logits_of(held.model)
-    difference = float((coarse - exact).abs().max())
-    assert 0 < difference < 0.5 * float(exact.abs().max())
+    assert 0 < float((coarse - exact).abs().max()) < 0.5 * float(exact.abs().max())
     assert torch.corrcoef(torch.stack([exact.flatten(), coarse.flatten()]))[0, 1] > 0.9
 
 
-def test_what_adapters_do_not_reach_is_told_once(
-    make_recipe: MakeRecipe,
-    tiny_model: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The experts of many mixtures are tensors of three dimensions, and no layers."""
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3", "granitemoehybrid"])
+def test_experts_are_adapted_and_held_in_four_bits(build: Build, family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And the dense layers beside them, whose names PEFT takes for an expert's."""
     reach._tell.cache_clear()
-    monkeypatch.setitem(FAMILIES, "llama4_text", MORE["llama4_text"])
-    model = make_family("llama4_text", tiny_model, tmp_path / "llama4")
+    plain, held = build(family), build(family, "qlora")
+    for base in (plain, held):
+        assert "experts.lora_A" in trained(base)
+        assert "experts.base_layer.lora_A" in trained(base)
+    if family == "deepseek_v3":
+        assert "layers.0.mlp.gate_proj.lora_A" in trained(plain)
+        assert "layers.1.mlp.shared_experts.down_proj.lora_A" in trained(plain)
+    wide = {n: p.numel() for n, p in held.model.named_parameters() if p.dtype != torch.uint8 and "lora_" not in n}
+    layers = {name: size for name, size in wide.items() if "layers" in name and "norm" not in name}
+    packed = sum(p.numel() for p in held.model.parameters() if p.dtype == torch.uint8)
+    assert sum(layers.values()) < 0.2 * 2 * packed, layers
+    resembles(plain, held)
+    assert "adapters reach" not in caplog.text or family == "granitemoehybrid"
+
+
+def test_what_adapters_do_not_reach_is_told_once(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+    reach._tell.cache_clear()
     for _ in range(2):
-        BaseModel(make_recipe(model={"name_or_path": str(model)}))
+        build("llama4_text", experts=False)
     assert caplog.text.count("tuning.lora: adapters reach ") == 1
     assert "of the layers' weights; left out: model.layers.*.feed_forward.experts.gate_up_proj (" in caplog.text
+    assert "tuning.lora.experts: true puts adapters on the experts" in caplog.text
+    build("llama4_text", lora_dropout=0.1)
+    assert "No adapters stand on experts under tuning.lora.lora_dropout" in caplog.text
     caplog.clear()
-    BaseModel(make_recipe())
+    build("gpt2")
     assert "adapters reach" not in caplog.text
+
+
+@pytest.mark.parametrize(("key", "value"), [("lora_dropout", 0.1), ("use_dora", True), ("init_lora_weights", "pissa")])
+def test_what_peft_has_no_adapters_on_experts_for_is_refused(
+    make_recipe: MakeRecipe, build: Build, key: str, value: Any
+) -> None:
+    with pytest.raises(InputError, match=f"no adapters on experts under tuning.lora.{key}"):
+        make_recipe(tuning={"lora": {"experts": True, key: value}})
+    with pytest.raises(InputError, match=f"tuning.lora.{key}: PEFT has no such adapter for .*experts.down_proj"):
+        build("mixtral", target_modules=["w2"], **{key: value})
+
+
+def test_experts_are_named_as_they_are_and_as_they_were(build: Build) -> None:
+    both = build("mixtral", target_modules=["w1", "w2", "w3"])
+    assert trained(both) == trained(build("mixtral", target_modules=["gate_up_proj", "down_proj"]))
+    assert "experts" not in trained(build("mixtral", target_modules=["q_proj"]))
+    assert "experts" in trained(build("mixtral", target_modules=["q_proj"], experts=True))
+    with pytest.raises(InputError, match=r"w1 and w3 of its experts as one tensor \(gate_up_proj\); name w3, too"):
+        build("mixtral", target_modules=["w1", "w2"])
+    with pytest.raises(InputError, match="'w4' does not fit this model"):
+        build("mixtral", target_modules=["w4"])
+
+
+@pytest.mark.parametrize(("family", "layer"), [("mamba", "out_proj"), ("jamba", "dt_proj")])
+def test_a_layer_whose_weight_other_code_reads_gets_no_adapter_and_stays_wide(
+    build: Build, family: str, layer: str
+) -> None:
+    held = build(family, "qlora")
+    assert f"{layer}.lora_A" not in trained(held)
+    weights = [
+        p for n, p in held.model.named_parameters() if (n.endswith(f"{layer}.weight") and "mixer" in n) or "mamba" in n
+    ]
+    assert weights
+    assert any(p.dtype == torch.float32 for p in weights)
+    with pytest.raises(InputError, match=f"reads the weights of .*{layer} itself"):
+        build(family, target_modules=[layer])
+
+
+def test_what_sees_is_frozen_and_does_not_travel(build: Build) -> None:
+    """A published model of text and images trains on text alone."""
+    for mode in ("full", "freeze", "lora", "qlora"):
+        names = trained(build("gemma3", mode))
+        assert "language_model" in names
+        assert "vision" not in names
+        assert "multi_modal_projector" not in names

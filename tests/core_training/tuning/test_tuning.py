@@ -179,13 +179,13 @@ def test_the_four_bits_are_those_of_transformers(
 def test_nf4_is_as_close_as_it_should_be(double_quant: bool) -> None:
     """Blocks of 64 normal weights: RMSE 0.092 of their deviation, at most 0.152 of the block's largest."""
     from core_training.parts.tuning_modes.qlora import Qlora
-    from core_training.tuning.qlora import _quantised
+    from core_training.tuning.four_bits import quantised_layer
 
     torch.manual_seed(0)
     linear = torch.nn.Linear(512, 512, bias=False)
     torch.nn.init.normal_(linear.weight)
     weight = linear.weight.detach().clone()
-    layer = _quantised(linear, Qlora(double_quant=double_quant), "float32")
+    layer = quantised_layer(linear, Qlora(double_quant=double_quant), "float32")
     back = layer.eval()(torch.eye(512)).T.detach()
     error = (back - weight).reshape(-1, 64)
     assert abs(error.square().mean().sqrt() / weight.std() - 0.092) < 0.003

@@ -1,0 +1,30 @@
+"""The loss that keeps a mixture of experts in balance (Fedus et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from core_training.data.examples import Batch
+from core_training.foundation.errors import InputError
+from core_training.models.heads import last_labelled
+
+
+def balance_loss(output: Any, config: Any, batch: Batch) -> torch.Tensor:
+    """Experts × the sum over them of their share of the tokens and of the router's probability; 1 in perfect balance.
+
+    A scalar, over all layers and the tokens up to each sequence's last label, as behind it is padding. `output` is of
+    a forward with `output_router_logits`. Raises InputError for a model that gives no router's scores.
+    """
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    scores = tuple(layer for layer in getattr(output, "router_logits", None) or () if layer is not None)
+    if not scores:
+        raise InputError(
+            f"model.router_aux_loss_coef: a {config.model_type} model does not give its router's scores; leave it out"
+        )
+    labels = batch["labels"]
+    read = torch.arange(labels.shape[1], device=labels.device) <= last_labelled(labels).unsqueeze(1)
+    chosen = config.get_text_config().num_experts_per_tok
+    return cast(torch.Tensor, load_balancing_loss_func(scores, scores[0].shape[-1], chosen, read.long()))

@@ -1,0 +1,1 @@
+"""Language models of every family that transformers has, each a few thousand weights, and what they are asked."""

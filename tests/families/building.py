@@ -1,0 +1,133 @@
+"""Language models of many families, each a few thousand weights: for what has to hold beyond one architecture."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_SIZES: dict[str, Any] = {
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256},
+    # GPT-2's, MPT's and others' words for the same
+    **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "d_model": 32, "n_layers": 2, "n_heads": 4},
+    **{"ffn_dim": 64, "ffn_hidden_size": 64, "num_layers": 2, "word_embed_proj_dim": 32},
+    # attention that shrinks to a latent; windows
+    **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    **{"sliding_window": 16, "query_pre_attn_scalar": 8, "original_max_position_embeddings": 256},
+    # experts
+    **{"num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    **{"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "n_group": 2, "topk_group": 1},
+    **{"first_k_dense_replace": 1, "n_shared_experts": 1, "intermediate_size_mlp": 64, "moe_num_experts": 4},
+    # state spaces
+    **{"state_size": 8, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_num_heads": 4},
+    **{"mamba_head_dim": 16, "conv_kernel": 4, "n_groups": 1, "hidden_size_per_layer_input": 8},
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+"""What a small model has of each size, under the names that configurations have for them."""
+
+_LATENT = {"num_key_value_heads": 4}
+_ROTARY = {"rotary_dim": 4}
+
+_SMALL_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+               "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
+_SMALL_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                 "image_size": 32, "patch_size": 8}  # fmt: skip
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "qwen3": {"tie_word_embeddings": True},
+    "gpt2": {},
+    "gptj": _ROTARY,
+    "codegen": _ROTARY,
+    "falcon": {"alibi": False, "new_decoder_architecture": False},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
+    "llama4_text": {"num_experts_per_tok": 1},
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_groups": 1},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 16},
+    "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0,
+                     "laurel_rank": 4, "activation_sparsity_pattern": [0.0, 0.0], "intermediate_size": [64, 64]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba", "hybrid"],
+               "num_mem_blocks": 1, "n_mamba_heads": 4, "mamba_headdim": 16, "adapter_rank": 4,
+               "attention_head_dim": 16, "attention_hidden_size": 64},
+    "zamba": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba", "hybrid"],
+              "attention_head_dim": 16, "attention_hidden_size": 64, "mamba_dt_rank": 4},
+    **{
+        name: {"layer_types": ["linear_attention", "full_attention"]}
+        for name in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "bailing_hybrid", "olmo_hybrid")
+    },
+    "minicpm3": {"dim_model_base": 32, "scale_emb": 1.0},
+    "zaya": {"num_experts_per_tok": 1},
+    "whisper": {"decoder_attention_heads": 4, "encoder_attention_heads": 4},
+    "plbart": {"decoder_attention_heads": 4, "encoder_attention_heads": 4},
+    "gemma3": {
+        "text_config": {**_SMALL_TEXT, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
+        "vision_config": _SMALL_VISION, "mm_tokens_per_image": 4},
+    "llama-rope": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
+                   "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
+}  # fmt: skip
+"""What a family needs beyond its sizes, and `llama-rope`, which is a Llama whose context was stretched."""
+
+FAMILIES = ("llama", "qwen3", "mistral", "gemma3_text", "gpt2", "phi3", "olmo2", "mixtral", "deepseek_v3", "glm4_moe")
+"""Of different kinds: tied, routed, with buffers (deepseek_v3, glm4_moe), with layers of their own (gpt2, phi3)."""
+
+_MOST_WEIGHTS = 5_000_000
+
+
+class TooLarge(Exception):
+    """A family's configuration that stays large whatever is asked of it."""
+
+
+def tiny_config(name: str, vocabulary: int, **settings: Any) -> PretrainedConfig:
+    """A small configuration of a family."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[name.partition("-rope")[0]]
+    known = set(inspect.signature(kind.__init__).parameters)
+    known |= {key for parent in kind.__mro__ for key in getattr(parent, "__annotations__", {})}
+    sizes = {key: value for key, value in _SIZES.items() if key in known}
+    sizes |= {key: vocabulary for key in ("vocab_size", "vocab_size_per_layer_input") if key in known}
+    if "kv_lora_rank" in known:
+        sizes |= _LATENT
+    config: PretrainedConfig = kind(**{**sizes, **SPECIAL.get(name, {}), **settings})
+    if (text := config.get_text_config()) is not config:
+        text.vocab_size = vocabulary
+    return config
+
+
+def make_family(name: str, tokenizer_of: Path, folder: Path, vocabulary: int | None = None, **settings: Any) -> Path:
+    """Save a model of a family, with random weights and buffers, and with the tokenizer of another.
+
+    Raises TooLarge where the configuration does not become small.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = tiny_config(name, vocabulary or len(AutoTokenizer.from_pretrained(tokenizer_of)), **settings)
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if weights > _MOST_WEIGHTS:
+        raise TooLarge(f"{name} has {weights:,} weights")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape)
+    for key, buffer in model.named_buffers():
+        if key in model.state_dict() and buffer.is_floating_point():
+            noise = 0.05 * torch.randn(buffer.shape)
+            # What is 0 may be a mask; a buffer of nothing else is a bias that is still to be learnt.
+            buffer.copy_(buffer * (1 + noise) if buffer.any() else noise)
+    model.save_pretrained(folder)
+    for path in tokenizer_of.iterdir():
+        if "token" in path.name or path.suffix == ".jinja":
+            shutil.copy(path, folder)
+    return folder

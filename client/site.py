@@ -215,7 +215,9 @@ class _SiteRun:
         self._engine.skip(missed * (self.recipe.topology.local_steps or 0))
         self._engine.begin_round(incoming, missed_rounds=missed > 0)
         waited = time.monotonic() - arrived
-        report = self._engine.train(order.steps)
+        report = self._engine.train(
+            order.steps, on_figures=lambda figures: self.folder.event(events.StepsLogged.of(figures, order.round))
+        )
         evaluation = None
         if order.evaluate:
             # After training, so that nothing delays it; the losses are those of the state that came in.

@@ -6,6 +6,7 @@ path of the site.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +22,8 @@ from core_training.parts.stages.rollout import Rollout
 from core_training.recipe.schema import DeepSpeed, Recipe, Simulation
 from security.secure_aggregation.terms import Minimums
 from strategies.messages import SITE_NAME
+
+_log = logging.getLogger(__name__)
 
 SITE_FILE = "site.yaml"
 
@@ -90,8 +93,14 @@ class SiteConfig(Section):
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with this site's files, model folder and hardware in the place of names.
 
-        Raises InputError when the recipe names something that the site does not list, or a path of the site.
+        Raises InputError when the recipe names something that the site does not list, or a path of the site. What the
+        recipe's writer wants the curve told to is not heeded, which is said.
         """
+        if recipe.training.report_to:
+            _log.warning(
+                "training.report_to: %s: a recipe from outside does not make this site report; its curve is in runs/",
+                ", ".join(recipe.training.report_to),
+            )
         if (template := recipe.model.chat_template) is not None and named_template(template) is None:
             raise InputError(
                 "model.chat_template: a recipe from outside cannot name a file of this site; it can name a published "
@@ -125,6 +134,7 @@ class SiteConfig(Section):
             update={
                 "model": recipe.model.model_copy(update=model),
                 "rollout": recipe.rollout.model_copy(update=rollout),
+                "training": recipe.training.model_copy(update={"report_to": []}),
                 "data": recipe.data.model_copy(update=data),
                 "deepspeed": self.deepspeed,
                 "simulation": Simulation(),

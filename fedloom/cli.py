@@ -27,6 +27,7 @@ COMMANDS = {
     "recipe": "Check, show or start a recipe.",
     "data": "Look at records as the model will read them.",
     "model": "Fetch a base model once.",
+    "report": "Curves and tables of runs that are there.",
     "export": "Write a result as an adapter or a merged model.",
     "chat": "A few words with what was trained.",
     "doctor": "What this machine has and lacks, and what to do about it.",

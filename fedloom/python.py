@@ -25,7 +25,9 @@ def train(recipe: Recipe, on_step: OnStep = lambda *_: None, *, resume: bool = F
     import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
     from core_training.distributed.launch import opened_engine
     from core_training.engine.central import train as train_centrally
+    from core_training.runs.trackers import check_trackers
 
+    check_trackers(recipe)
     folder = RunFolder(Path(recipe.output))
     recipe = _on_this_machine(recipe, folder, resume=resume)
     with opened_engine(recipe) as engine, folder.claimed():

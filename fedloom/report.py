@@ -5,9 +5,7 @@ Reads run folders, of every topology. Knows nothing of what was trained; the cal
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +17,8 @@ from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.events import NodeRound
 from core_training.runs.run_folder import RunFolder
-
-COLOURS = ("#b5651d", "#2a6f97", "#3a8f5c", "#555555", "#8d5a97", "#c44e52", "#937860", "#4c72b0")
+from fedloom.page import image, page, table
+from fedloom.pictures import COLOURS, new_figure, rendered
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,11 @@ def write_report(report: Report, target: Path) -> None:
 
 def write_picture(report: Report, target: Path) -> None:
     """Both pictures of the page side by side, as a PNG."""
-    figure = _figure(11.0, 4.2)
+    figure = new_figure(11.0, 4.2)
     left, right = figure.subplots(1, 2)
     draw_curves(left, report)
     draw_bars(right, report)
-    commit_file(target, _rendered(figure, "png"))
+    commit_file(target, rendered(figure, "png"))
 
 
 def draw_curves(axes: Any, report: Report) -> None:
@@ -210,33 +208,10 @@ def _close(one: Curve, other: Curve) -> bool:
     )
 
 
-def _figure(width: float, height: float) -> Any:
-    # The object interface, not pyplot: no display, no global state.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _rendered(figure: Any, kind: str) -> bytes:
-    import matplotlib
-
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
-    stream = io.BytesIO()
-    # Without date, version and random identifiers the same runs give the same bytes.
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    with matplotlib.rc_context({"svg.hashsalt": "fedloom"}):
-        figure.savefig(stream, format=kind, dpi=100, facecolor="white", metadata=metadata)
-    return stream.getvalue()
-
-
 def _picture(draw: Callable[[Any, Report], None], report: Report, description: str) -> str:
-    figure = _figure(7.2, 4.4)
+    figure = new_figure(7.2, 4.4)
     draw(figure.subplots(), report)
-    encoded = base64.b64encode(_rendered(figure, "svg")).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/svg+xml;base64,{encoded}">'
+    return image(figure, description)
 
 
 def _page(report: Report) -> str:
@@ -248,7 +223,7 @@ def _page(report: Report) -> str:
         parts.append(_picture(draw_bars, report, "Accuracy, by part of the held-out records"))
     if report.commands:
         parts.append("<h2>Commands</h2><pre>" + "\n".join(map(html.escape, report.commands)) + "</pre>")
-    return _FRAME.format(title=html.escape(report.title), body="\n".join(parts))
+    return page(report.title, parts)
 
 
 def _table(entries: Sequence[Entry]) -> str:
@@ -268,33 +243,8 @@ def _table(entries: Sequence[Entry]) -> str:
         ]
         for entry in entries
     ]
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return table(columns, rows)
 
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
-
-
-_FRAME = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }}
-img {{ max-width: 100%; display: block; margin: 1.5rem 0; }}
-table {{ border-collapse: collapse; margin: 1.5rem 0; display: block; overflow-x: auto; }}
-th, td {{ padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""

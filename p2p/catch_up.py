@@ -65,7 +65,7 @@ class CatchUp:
         deadline = loop.time() + progress.deadlines.deadline(0.0)
         while loop.time() < deadline:
             await self._calls.greet_all(progress.members.live)
-            if all(hello.committed >= self._plan.rounds for hello in progress.members.hellos()):
+            if all(hello.committed >= progress.last.round for hello in progress.members.hellos()):
                 break
             await asyncio.sleep(RETRY_SECONDS)
         if self._plan.in_one_state and (wanted := self._wanted(at_the_end=True)) is not None:
@@ -80,8 +80,13 @@ class CatchUp:
         this node counted, of its own round or a later one, and which more than half of the fewest members hold, as they
         have confirmed it: a single node cannot put a state of its making in its place. (But where two are enough for a
         group, it can: there is but one to believe.)
+
+        Nodes that stopped in an earlier round than this one's have agreed on their state while it was cut off.
         """
         own, offers = self._progress.last.offer, [hello.offer for hello in self._hellos()]
+        stopped = [hello.offer for hello in self._hellos() if hello.finished and hello.committed < own[0]]
+        if at_the_end and stopped:
+            return max(stopped)
         if self._plan.in_groups:
             holders = Counter([own, *offers])
             enough = max(1, min(self._plan.needed // 2 + 1, self._plan.needed - 1))
@@ -112,11 +117,12 @@ class CatchUp:
         state = await self._calls.fetch(donors)
         if state is None:
             return False
-        # The state is the donors'; the account stays this node's own.
-        progress.put(Commit(offer[0], state, tuple(donors[0].contributors), progress.ledger.copy()))
+        # The state is the donors'; the account stays this node's own, and the rounds that it had alone are behind it.
+        number = max(offer[0], progress.last.round)
+        progress.put(Commit(number, state, tuple(donors[0].contributors), progress.ledger.copy()))
         progress.event(
             events.Adopted(
-                round=offer[0],
+                round=number,
                 of=self._plan.rounds,
                 donors=[donor.sender for donor in donors],
                 state_digest=progress.last.state_digest,

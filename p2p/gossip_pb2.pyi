@@ -47,7 +47,7 @@ class UpdatePart(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("run_id", "round", "sender", "manifest_digest", "weight", "degree", "size", "sha256")
+    __slots__ = ("run_id", "round", "sender", "manifest_digest", "weight", "degree", "size", "sha256", "wants_to_stop")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class UpdateHeader(_message.Message):
     DEGREE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    WANTS_TO_STOP_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     round: int
     sender: str
@@ -64,7 +65,8 @@ class UpdateHeader(_message.Message):
     degree: int
     size: int
     sha256: str
-    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., sender: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., weight: _Optional[float] = ..., degree: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+    wants_to_stop: bool
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., sender: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., weight: _Optional[float] = ..., degree: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., wants_to_stop: _Optional[bool] = ...) -> None: ...
 
 class Receipt(_message.Message):
     __slots__ = ("accepted", "committed")

@@ -26,6 +26,7 @@ from p2p.matchmaking import RoundInput
 from p2p.messages import GroupHeader, GroupPhase
 from p2p.progress import Progress
 from security.secure_aggregation.group import GroupAttempt, GroupFault, Phase
+from strategies.figures import RoundFigures
 from strategies.messages import Update
 from strategies.ring_scale import Scale
 
@@ -36,11 +37,15 @@ _CALLED_WITHIN = 10.0
 
 @dataclass(frozen=True)
 class Averaged:
-    """The state after a round, the members in the mean, and the limits to write the next updates with."""
+    """The state after a round, the members in the mean, and the limits to write the next updates with.
+
+    `eval_loss` is the members' held-out loss of the state that the round began with; None where none was measured.
+    """
 
     state: TrainableState
     members: tuple[str, ...]
     scale: Scale
+    eval_loss: float | None
 
 
 class GroupAveraging:
@@ -84,6 +89,7 @@ class GroupAveraging:
         group = attempt.group
         try:
             outcome, scale = own.read(attempt.total, len(group.members))
+            eval_loss = RoundFigures.from_integers(outcome.figures).eval_loss
         except ProtocolError as error:  # the same at all members: they hold the same sum
             self._progress.event(events.Refused(peer=None, round=group.round, reason=f"sum: {error}"))
             return None
@@ -98,7 +104,7 @@ class GroupAveraging:
                 capped=outcome.capped,
             )
         )
-        return Averaged(outcome.state, group.members, scale)
+        return Averaged(outcome.state, group.members, scale, eval_loss)
 
     async def _next_attempt(self) -> GroupAttempt | None:
         """The attempt to carry out next, by this node's call or another's. None when there will be none."""

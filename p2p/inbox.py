@@ -45,7 +45,7 @@ class Inbox:
         state = self._codec.read(payload)
         if not state.is_finite():
             raise ProtocolError("its tensors hold NaN or infinite values")
-        contribution = Contribution(header.sender, state, header.weight, header.degree)
+        contribution = Contribution(header.sender, state, header.weight, header.degree, header.wants_to_stop)
         self._updates.setdefault(header.round, {}).setdefault(header.sender, contribution)
 
     def refuse(self, number: int, sender: str) -> None:

@@ -21,7 +21,8 @@ class Ledger(ExchangeFigures):
     """Sums over `rounds` so far. `eval_initial` and `eval_last` are of states that this node held, and the weights are
     what entered its first and its last loss.
 
-    `saturated` counts all updates in the sums that this node opened.
+    `saturated` counts all updates in the sums that this node opened. The node `agreed_to_stop` with all others of its
+    last round.
     """
 
     rounds: int = 0
@@ -29,6 +30,7 @@ class Ledger(ExchangeFigures):
     last_weight: int = 0
     eval_initial: EvalReport | None = None
     eval_last: EvalReport | None = None
+    agreed_to_stop: bool = False
 
     def take(self, update: Update) -> None:
         """Add a round of local training, with the evaluation of the state that it started from, if there was one."""
@@ -57,9 +59,10 @@ class Ledger(ExchangeFigures):
 
 @dataclass(frozen=True)
 class NodeResult:
-    """A node's final result."""
+    """A node's final result, after so many `rounds` of the run."""
 
     name: str
+    rounds: int
     ledger: Ledger
     data: DataReport
     parameters: int
@@ -88,7 +91,7 @@ def summarize(recipe: Recipe, results: Sequence[NodeResult]) -> Summary:
     digests = {result.state_digest for result in results}
     return figures.summary_of_rounds(
         recipe,
-        recipe.topology.rounds,
+        max(result.rounds for result in results),
         max(0.0, figures.seconds_total - figures.seconds_training),
         parameters=results[0].parameters,
         initial_digest=results[0].initial_digest,

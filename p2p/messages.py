@@ -100,6 +100,8 @@ class UpdateHeader(PeerMessage):
     """Bytes of all chunks together."""
     sha256: Digest
     """Their digest."""
+    wants_to_stop: bool = False
+    """Whether the sender has lost the patience of `topology.early_stopping_patience`."""
 
 
 class Receipt(PeerMessage):

@@ -18,6 +18,7 @@ from p2p.calls import RETRY_SECONDS, Parcel, PeerCalls
 from p2p.catch_up import CatchUp
 from p2p.commits import CommitStore
 from p2p.group_averaging import PROBE_SECONDS, GroupAveraging
+from p2p.judgement import Judgement
 from p2p.ledger import NodeResult, summarize
 from p2p.messages import UpdateHeader
 from p2p.plan import RunPlan
@@ -79,14 +80,15 @@ class GossipNode:
         self._site = site
         self._catch_up = CatchUp(progress, calls)
         self._groups = GroupAveraging(progress, calls, self._catch_up)
+        self._judgement = Judgement(progress, folder)
         self._folder = folder
         self._lap_began = began
 
     async def run(self, linger: float) -> NodeResult:
         """Take part until the last round, then stay for up to `linger` seconds."""
-        if self._progress.last.round < self._plan.rounds:
+        if not self._judgement.has_ended():
             await self._gather()
-        while self._progress.last.round < self._plan.rounds:
+        while not self._judgement.has_ended():
             if not self._catch_up.is_behind() or not await self._catch_up.adopt_newest():
                 await self._round(self._progress.last.round + 1)
         await self._catch_up.settle()
@@ -124,9 +126,10 @@ class GossipNode:
         if self._plan.in_groups:
             await self._average_in_group(update, state)
             return
+        self._judgement.take(number, update.evaluation.loss if update.evaluation else None, progress.last.state)
         payload, state = progress.codec.write(update, state)
         partners = [peer for peer in self._plan.neighbours if progress.members.is_live(peer)]
-        own = Contribution(self._plan.name, state, update.weight, len(partners))
+        own = Contribution(self._plan.name, state, update.weight, len(partners), self._judgement.wants_to_stop)
         if await self._exchange(number, own, payload, partners) and await self._catch_up.adopt_newest():
             return
         others = progress.inbox.take(number)
@@ -135,6 +138,7 @@ class GossipNode:
             self._commit(events.NodeRoundVoid, update, state, [own.name])
         else:
             mixed = self._plan.mixing.mix(own, others, self._plan.roster)
+            self._judgement.agree(other.wants_to_stop for other in others)
             self._commit(events.NodeRound, update, mixed, sorted([own.name, *(other.name for other in others)]))
 
     async def _average_in_group(self, update: Update, trained: TrainableState) -> None:
@@ -145,6 +149,8 @@ class GossipNode:
             not self._catch_up.is_behind()
             and (averaged := await self._groups.average(update, trained, start)) is not None
         ):
+            self._judgement.take(update.round, averaged.eval_loss, start)
+            self._judgement.agree(())  # all members have the same loss before them
             self._commit(events.NodeRound, update, averaged.state, sorted(averaged.members), averaged.scale)
         elif not (self._catch_up.is_overtaken() and await self._catch_up.adopt_newest()):
             self._commit(events.NodeRoundVoid, update, start, [], self._progress.last.scale)
@@ -170,6 +176,7 @@ class GossipNode:
             degree=own.degree,
             size=len(payload),
             sha256=hashlib.sha256(payload).hexdigest(),
+            wants_to_stop=own.wants_to_stop,
         )
         parcel = Parcel(header, payload)
         trained_after = progress.seconds_into(number, self._now())
@@ -197,6 +204,8 @@ class GossipNode:
         members, number = self._progress.members, parcel.header.round
         hello = members.hello_of(peer)
         if not members.is_live(peer) or hello is None or hello.catching_up or hello.committed > number:
+            return False
+        if hello.finished and hello.committed < number:  # it has stopped early
             return False
         return not (self._progress.inbox.settled(number, peer) and peer in parcel.receipts)
 
@@ -238,15 +247,16 @@ class GossipNode:
                 state_digest=progress.last.state_digest,
             )
         )
+        self._judgement.committed()
 
     async def _conclude(self) -> NodeResult:
-        """Evaluate the final state, let the site keep it, and write the summary."""
-        progress, state = self._progress, self._progress.last.state
-        assert state is not None
-        progress.ledger.eval_last = await self._site.evaluate_final(state)
+        """Evaluate the result, let the site keep it, and write the summary."""
+        progress, state = self._progress, await self._judgement.result(self._site)
+        progress.ledger.eval_last = await self._site.evaluate(state, progress.last.round, final=True)
         self._end_lap()
         result = NodeResult(
             name=self._plan.name,
+            rounds=progress.last.round,
             ledger=progress.ledger.copy(),
             data=progress.joined.data,
             parameters=state.manifest.size,

@@ -77,12 +77,12 @@ class SiteOrders:
             raise RunError(f"site '{self._plan.name}' learned from no tokens in round {number}: has it any data?")
         return update
 
-    async def evaluate_final(self, state: TrainableState) -> EvalReport:
-        """Evaluate the result of the run, and let the site keep it."""
+    async def evaluate(self, state: TrainableState, number: int, *, final: bool) -> EvalReport:
+        """Evaluate the state at the end of a round; the site keeps the run's final one."""
         order = EvaluateOrder(
             run_id=self._plan.run_id,
-            round=self._plan.rounds,
-            final=True,
+            round=number,
+            final=final,
             manifest_digest=state.manifest.digest,
             payload=state.to_bytes(),
         )

@@ -30,6 +30,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, RunError
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
+from core_training.runs.trackers import check_trackers
 from security.certificates import (
     AUTHORITY_CERTIFICATE,
     create_authority,
@@ -114,6 +115,7 @@ def stop_server(federation: Federation) -> bool:
 def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) -> str:
     """Check a recipe, make its run folder and start the run. Returns the run id."""
     recipe = load_recipe(recipe_file, overrides)
+    check_trackers(recipe)
     if recipe.topology.kind != "federated":
         raise InputError(f"topology.kind: a server runs 'federated' recipes, not '{recipe.topology.kind}'")
     if recipe.privacy.secure is not None:

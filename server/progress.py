@@ -68,8 +68,6 @@ class Progress(ExchangeFigures):
     round: int = 0
     initial_digest: str | None = None
     eval_loss_initial: float | None = None
-    best_eval_loss: float | None = None
-    evaluations_without_gain: int = 0
     void_in_a_row: int = 0
     scale: Scale | None = None
     seconds_exchange: float = 0.0
@@ -95,7 +93,7 @@ class Progress(ExchangeFigures):
             self.train_loss_first = figures.mean(figures.loss_first)
         self.train_loss_last = figures.mean(figures.loss_last)
         if figures.eval_loss is not None:
-            self._note_eval_loss(figures.eval_loss)
+            self.evaluated(figures.eval_loss, number - 1)  # it is of the state that the round began with
         for site, part in sites.items():
             self.sites[site].rounds = (self.sites[site].rounds or 0) + 1
             if part.eval_loss is not None:
@@ -130,13 +128,6 @@ class Progress(ExchangeFigures):
         """Remember the sites' losses of the result; those of an earlier state go."""
         for name, site in self.sites.items():
             site.eval_loss = evaluations[name].loss if name in evaluations else None
-
-    def _note_eval_loss(self, loss: float) -> None:
-        if self.best_eval_loss is None or loss < self.best_eval_loss:
-            self.best_eval_loss = loss
-            self.evaluations_without_gain = 0
-        else:
-            self.evaluations_without_gain += 1
 
     def conclude(self, recipe: Recipe, state: TrainableState, final: Mapping[str, EvalReport]) -> Summary:
         """The completed run's summary; `final` holds the sites' evaluations of its result."""

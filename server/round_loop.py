@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import TrainableState
-from core_training.foundation.trainable import EvalReport
+from core_training.foundation.trainable import EvalReport, total
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
+from core_training.runs.checkpoints import keep_best, prune_best, read_best
 from core_training.runs.result_format import result_folder, write_result
 from core_training.runs.run_folder import RunFolder, Summary
+from core_training.runs.trackers import reporting
 from flower_transport.grid import Grid
 from server.aggregation import ClearRounds, Outcome, RoundAggregation, Rounds, check_belongs
 from server.membership import Membership, Participants
@@ -111,6 +114,10 @@ class _RoundLoop:
         return self._topology.minimum_sites
 
     def run(self) -> Summary:
+        with reporting(self._recipe, self._folder, self._progress.round):
+            return self._run()
+
+    def _run(self) -> Summary:
         if self._goes_on:
             self._folder.event(events.ResumedAtRound(round=self._progress.round))
         else:
@@ -129,6 +136,7 @@ class _RoundLoop:
             self._progress.seconds_total = time.perf_counter() - began
             assert self._state is not None, "a round that is void changes a state that is there"
             self._store.commit(self._progress, self._state)
+            prune_best(self._folder.checkpoints, self._progress.best_at)
             if self._progress.void_in_a_row and self._progress.void_in_a_row % ATTEMPTS_PER_ROUND == 0:
                 raise RunError(
                     f"{ATTEMPTS_PER_ROUND} rounds in a row were void; the run can go on after round {number}: "
@@ -139,8 +147,13 @@ class _RoundLoop:
 
     def _take_in(self, number: int, outcome: Outcome, seconds: float) -> float:
         """Make an outcome the run's; returns the round's training loss."""
+        start = self._state
         self._state, self._progress.scale = outcome.state, self._wider or outcome.scale
         self._folder.event(self._progress.record_round(number, outcome.report, seconds, self._of_all))
+        # The evaluation was of the state that the round began with; the initial one can be had of any site.
+        is_best = self._progress.best_at == number - 1
+        if is_best and start is not None and self._recipe.training.load_best_model_at_end:
+            keep_best(self._folder.checkpoints, number - 1, start, {})
         return outcome.report.loss
 
     def _attempt(self, number: int, present: dict[int, str]) -> tuple[Outcome, float]:
@@ -221,12 +234,12 @@ class _RoundLoop:
         """Have the result evaluated and kept by every site, and write the run folder's last files."""
         if self._progress.train_loss_first is None:
             raise RunError("all rounds were void: too few sites were left each time to open the sum of their updates")
-        number = self._progress.round
-        final = self._until_enough("the final evaluation", number, self._evaluate_final)
+        number, state = self._progress.round, self._choose_result()
+        final = self._evaluation_of(state, final=True)
         self._progress.note_final(final)
         self._progress.seconds_total = time.perf_counter() - began
-        state = self._state
-        assert state is not None, "a round has been taken in"
+        if not self._recipe.training.load_best_model_at_end:
+            self._folder.event(events.LastStateEvaluated(round=number, eval_loss=total(final).loss))
         layout = self._membership.layout
         write_result(state, layout, self._folder.path / result_folder(layout))
         summary = self._progress.conclude(self._recipe, state, final)
@@ -234,14 +247,39 @@ class _RoundLoop:
         self._folder.event(events.RoundsCompleted(round=number, eval_loss=summary.eval_loss))
         return summary
 
-    def _evaluate_final(self, number: int, present: dict[int, str]) -> dict[str, EvalReport]:
-        assert self._state is not None, "a round has been taken in"
+    def _choose_result(self) -> TrainableState:
+        """The last state, or the best that was evaluated, where the recipe asks for it."""
+        progress, last = self._progress, self._state
+        assert last is not None, "a round has been taken in"
+        if not self._recipe.training.load_best_model_at_end:
+            return last
+        if not self._recipe.privacy.secure:  # a site would tell its loss of no second state
+            last_loss = total(self._evaluation_of(last, final=False)).loss
+            progress.evaluated(last_loss, progress.round)
+            self._folder.event(events.LastStateEvaluated(round=progress.round, eval_loss=last_loss))
+        if (best := progress.better_than(progress.round)) is None:
+            return last
+        number, loss = best
+        self._folder.event(events.BestChosen(round=number, eval_loss=loss))
+        if number == 0:
+            return self._until_enough("the initial state", 0, self._fetch_initial_state)
+        return read_best(self._folder.checkpoints, number, self._membership.terms.manifest)[0]
+
+    def _evaluation_of(self, state: TrainableState, *, final: bool) -> dict[str, EvalReport]:
+        """A state's evaluation by every site, which keeps the run's final one. Raises RunError for too few."""
+        return self._until_enough(
+            "the final evaluation", self._progress.round, partial(self._evaluate, state, final=final)
+        )
+
+    def _evaluate(
+        self, state: TrainableState, number: int, present: dict[int, str], *, final: bool
+    ) -> dict[str, EvalReport]:
         order = EvaluateOrder(
             run_id=self._folder.run_id,
             round=number,
-            final=True,
+            final=final,
             manifest_digest=self._membership.terms.manifest.digest,
-            payload=self._state.to_bytes(),
+            payload=state.to_bytes(),
         )
         accepted: dict[str, EvalReport] = {}
         for site, reply in self._exchange.ask(order, present, EvaluateReply, number):
@@ -253,8 +291,7 @@ class _RoundLoop:
         return accepted
 
     def _should_stop_early(self) -> bool:
-        patience = self._topology.early_stopping_patience
-        if patience is None or self._progress.evaluations_without_gain < patience:
+        if not self._progress.has_lost_patience(self._topology.early_stopping_patience):
             return False
         self._folder.event(events.StoppedEarly(round=self._progress.round))
         return True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from core_training.foundation.durable import commit_folder
 from core_training.runs.result_format import result_name
+from core_training.runs.trackers import check_trackers
 
 if TYPE_CHECKING:
     from core_training.recipe.schema import Recipe
@@ -20,6 +21,7 @@ def simulate(
     recipe: Recipe, folder: RunFolder, on_round: OnRound = lambda *_: None, *, resume: bool = False
 ) -> Summary:
     """Run what the recipe's topology and engine say. `on_round(round, mean training loss)` follows each round."""
+    check_trackers(recipe)  # before a model is loaded
     summary = _simulation(recipe)(recipe, folder, on_round, resume=resume)
     if summary.state_digest is not None:
         _take_over_result(recipe, folder)

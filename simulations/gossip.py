@@ -14,6 +14,7 @@ from core_training.foundation.errors import FedloomError, ProtocolError, RunErro
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder, Summary
+from core_training.runs.trackers import reporting
 from p2p.ledger import NodeResult, summarize
 from p2p.node import take_part
 from p2p.plan import RunPlan
@@ -45,7 +46,8 @@ def simulate_gossip(
     """
     network = network or SimulatedNetwork(recipe.training.seed)
     rounds = _Rounds(folder, list(sites), on_round)
-    return run_virtually(_simulate(recipe, sites, folder, network, round_seconds or {}, rounds))
+    with reporting(recipe, folder, since=max((row["round"] for row in folder.curve()), default=0)):
+        return run_virtually(_simulate(recipe, sites, folder, network, round_seconds or {}, rounds))
 
 
 class _Turns:
@@ -87,7 +89,7 @@ class _Rounds:
 
     def leave(self, site: str) -> None:
         """Wait no longer for a site."""
-        del self._reached[site]
+        self._reached.pop(site, None)
         self._report()
 
     def note(self, site: str, event: events.Event) -> None:
@@ -98,6 +100,8 @@ class _Rounds:
                 self._reached[site] = event.committed
             case events.Adopted():
                 self._reached[site] = event.round
+            case events.NodeCompleted():  # it may have stopped before the others
+                self._reached.pop(site, None)
             case events.NodeRound():
                 self._reached[site] = event.round
                 self._rounds.setdefault(event.round, {})[site] = event
@@ -169,6 +173,10 @@ async def _simulate(
     # The nodes' own seconds are virtual: what the exchange really took is what the sites did not.
     total = time.perf_counter() - began
     summary.seconds |= {"total": total, "training": turns.seconds, "exchange": total - turns.seconds}
+    if summary.rounds is not None and summary.rounds < (recipe.topology.rounds or 0):
+        folder.event(events.StoppedEarly(round=summary.rounds))
+    if not recipe.training.load_best_model_at_end and summary.rounds is not None:
+        folder.event(events.LastStateEvaluated(round=summary.rounds, eval_loss=summary.eval_loss))
     folder.write_summary(summary)
-    folder.event(events.SimulationCompleted(rounds=recipe.topology.rounds, eval_loss=summary.eval_loss))
+    folder.event(events.SimulationCompleted(rounds=summary.rounds, eval_loss=summary.eval_loss))
     return summary

@@ -23,12 +23,16 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Contribution:
-    """One node's part in a round: its state, its weight, and the number of partners it exchanges with."""
+    """One node's part in a round: its state, its weight, and the number of partners it exchanges with.
+
+    `wants_to_stop`: it sees no more to gain, which is for the nodes to agree on.
+    """
 
     name: str
     state: TrainableState
     weight: float
     degree: int
+    wants_to_stop: bool = False
 
 
 class Mixing(Protocol):

@@ -30,7 +30,7 @@ from core_training.engine.failures import explained
 from core_training.foundation import background
 from core_training.foundation.errors import DivergedError, FedloomError, InputError, RunError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
+from core_training.foundation.trainable import DataReport, EvalReport, OnFigures, TrainReport
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 
@@ -138,8 +138,10 @@ class GroupEngine:
     def skip(self, steps: int) -> None:
         self._call("skip", lambda: self._engine.skip(steps), steps=steps)
 
-    def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
-        return self._call("train", lambda: self._engine.train(steps, on_step), steps=steps)
+    def train(
+        self, steps: int, on_step: Callable[[int, int], None] | None = None, on_figures: OnFigures | None = None
+    ) -> TrainReport:
+        return self._call("train", lambda: self._engine.train(steps, on_step, on_figures), steps=steps)
 
     def salvage(self) -> list[TrainReport] | None:
         """Return nothing: rank 0 does not know what the others hold after a failure."""

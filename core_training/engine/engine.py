@@ -28,7 +28,7 @@ from core_training.engine.step_loop import StepLoop, read_progress
 from core_training.foundation.durable import commit_folder, scratch_of
 from core_training.foundation.errors import DivergedError, FedloomError, RunError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
+from core_training.foundation.trainable import DataReport, EvalReport, OnFigures, TrainReport, figures_of
 from core_training.models.base_model import BaseModel
 from core_training.models.export import layout_files
 from core_training.models.parameters import read_parameters, write_parameters
@@ -109,7 +109,9 @@ class Engine:
     def skip(self, steps: int) -> None:
         self._current.skip(steps)
 
-    def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
+    def train(
+        self, steps: int, on_step: Callable[[int, int], None] | None = None, on_figures: OnFigures | None = None
+    ) -> TrainReport:
         loop = self._current
         if loop.step + steps > loop.total_steps:
             raise RunError(f"{steps} steps were asked for after step {loop.step} of {loop.total_steps}")
@@ -119,14 +121,14 @@ class Engine:
             with explained(f"training after step {loop.step}", self._recipe):
                 self._take_model()
                 with self._begin_slice(loop):
-                    loop.advance(steps, on_step)
-                report = self._report(loop, time.perf_counter() - start)
+                    loop.advance(steps, on_step, on_figures)
+                report = loop.ledger.report(time.perf_counter() - start)
                 self._tell_changed_buffers()
                 return report
         except FedloomError as error:
             self._is_lost = not loop.is_whole or (isinstance(error, RunError) and error.process_is_lost)
-            if not self._is_lost and loop.losses and self._deepspeed_engine is None:
-                self._salvaged = [self._report(loop, time.perf_counter() - start)]
+            if not self._is_lost and loop.ledger.steps and self._deepspeed_engine is None:
+                self._salvaged = [loop.ledger.report(time.perf_counter() - start)]
             raise
 
     def salvage(self) -> list[TrainReport] | None:
@@ -290,26 +292,6 @@ class Engine:
                 alone,
             )
 
-    def _report(self, loop: StepLoop, seconds: float) -> TrainReport:
-        """Sum a slice's batches up over all processes; several make a step under gradient accumulation."""
-        # Not kept: a few numbers among them hold on to the memory that a slice's activations took.
-        losses, loop.losses = loop.losses, []
-        names = sorted(losses[0].figures)
-        table = torch.stack([loss.sums() for loss in losses])  # shape (batches, 3 + 2 figures)
-        table = loop.prepared.total(table).cpu()
-        per_batch = table[:, 0] / table[:, 1].clamp(min=1)
-        sums = table.sum(dim=0).tolist()
-        return TrainReport(
-            steps=loop.taken,
-            loss_first=float(per_batch[0]),
-            loss_last=float(per_batch[-1]),
-            loss_mean=sums[0] / max(sums[1], 1),
-            weight=int(sums[1]),
-            tokens=int(sums[2]),
-            seconds=seconds,
-            figures=_figures(names, sums[3:]),
-        )
-
 
 class ReferencedRows(Sequence[Row]):
     """Rows of one example, with the numbers that the reference policy gave to each once it was asked."""
@@ -347,12 +329,7 @@ def _over_processes(prepared: PreparedModel, report: EvalReport) -> EvalReport:
     values = [report.loss_sum, report.weight, report.examples, *(v for n in names for v in report.figures[n])]
     sums = torch.tensor(values, dtype=torch.float64, device=prepared.device)
     loss_sum, weight, examples, *rest = prepared.total(sums).tolist()
-    return EvalReport(loss_sum, int(weight), int(examples), _figures(names, rest))
-
-
-def _figures(names: Sequence[str], values: Sequence[float]) -> dict[str, tuple[float, int]]:
-    """Sums and counts by name, from one after another."""
-    return {name: (total, int(count)) for name, total, count in zip(names, values[::2], values[1::2], strict=True)}
+    return EvalReport(loss_sum, int(weight), int(examples), figures_of(names, rest))
 
 
 def open_engine(recipe: Recipe) -> Engine:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import set_seed
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from core_training.data.examples import Batch, Row
@@ -28,7 +29,9 @@ from core_training.engine.batch_order import BatchOrder
 from core_training.engine.failures import nothing_trained, run_error
 from core_training.engine.preparation import prepare, torch_optimizer
 from core_training.engine.random_state import RandomState
+from core_training.engine.step_ledger import StepLedger, TakenStep
 from core_training.foundation.errors import DivergedError, FedloomError, RunError
+from core_training.foundation.trainable import OnFigures
 from core_training.stages.base import BatchLoss, Stage
 
 _log = logging.getLogger(__name__)
@@ -58,10 +61,9 @@ class StepLoop:
         self._trained = [p for p in stage.base.model.parameters() if p.requires_grad]
         self.step = 0
         """Optimizer steps of the run so far; one of a sampling stage makes several updates."""
-        self.losses: list[BatchLoss] = []
-        """The losses of the batches of the last slice's whole steps."""
-        self.taken = 0
-        """Steps of the last slice."""
+        self.ledger = StepLedger(self.prepared.total)
+        """The figures of the last slice's whole steps."""
+        self._logging_steps = training.logging_steps
         self._memory: dict[str, float] = {}
         self._epoch: Iterator[list[Batch]] | None = None
         self._phase = ""
@@ -83,23 +85,32 @@ class StepLoop:
         """The schedule of PyTorch or DeepSpeed, without accelerate's wrapper, whose steps do nothing."""
         return getattr(self._schedule, "scheduler", self._schedule)
 
-    def advance(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> None:
+    def advance(
+        self,
+        steps: int,
+        on_step: Callable[[int, int], None] | None = None,
+        on_figures: OnFigures | None = None,
+    ) -> None:
         """Take `steps` optimizer steps, or fewer if `stop` is called; `on_step(step, total)` follows each.
 
-        The caller's random number generators are left as they were. Raises RunError for a step that fails.
+        `on_figures` is told the figures of each `training.logging_steps` steps of the run, and of its last ones. The
+        caller's random number generators are left as they were. Raises RunError for a step that fails.
         """
         if self._torn:
             raise RunError(f"step {self.step + 1} failed half-way; go back to a checkpoint")
         self._stop_asked = False
-        self.losses, self.taken = [], 0
+        self.ledger.begin_slice()
         with _random_numbers_kept():
             self._random.put_back()
             for _ in range(steps):
-                self.losses += self._take_step()
+                self.ledger.add(self._take_step())
                 self.step += 1
-                self.taken += 1
                 # After each whole step: a step that fails leaves the numbers with which it began.
                 self._random = RandomState.present()
+                if self.step % self._logging_steps == 0 or self.step == self.total_steps:
+                    figures = self.ledger.figures(self.step)  # of all processes, so each of them must ask
+                    if on_figures is not None:
+                        on_figures(figures)
                 if on_step is not None:
                     on_step(self.step, self.total_steps)
                 if self._must_stop():
@@ -137,7 +148,13 @@ class StepLoop:
             # DeepSpeed's own checkpoint has its optimizer, of which each process may hold a part.
             optimizer = None if prepared.deepspeed_engine is not None else self._optimizer.state_dict()
             schedule = self._inner_schedule.state_dict()
-            progress = {"step": self.step, "memory": self._memory, "schedule": schedule, "optimizer": optimizer}
+            progress = {
+                "step": self.step,
+                "memory": self._memory,
+                "schedule": schedule,
+                "optimizer": optimizer,
+                "figures": self.ledger.plain(),
+            }
             torch.save(progress, folder / _PROGRESS_FILE)
 
     def load(self, folder: Path) -> None:
@@ -148,6 +165,7 @@ class StepLoop:
             if progress["optimizer"] is not None:
                 self._optimizer.load_state_dict(progress["optimizer"])
             self.step, self._memory = progress["step"], progress["memory"]
+            self.ledger.take_over(progress.get("figures"))
         except (KeyError, ValueError) as error:
             raise RunError(f"{folder}: a checkpoint of another recipe or version: {error}") from error
         if (engine := self.prepared.deepspeed_engine) is not None:
@@ -157,17 +175,32 @@ class StepLoop:
             )
             if found is None:
                 raise RunError(f"{folder / _DEEPSPEED_FOLDER}: DeepSpeed finds no checkpoint here")
+        self._follow_schedule()
 
-    def _take_step(self) -> list[BatchLoss]:
-        """Take one step of the run; return the losses of the batches that it is made from."""
+    def _follow_schedule(self) -> None:
+        """Set the learning rate that the schedule has for the next step.
+
+        The one in the checkpoint is another where the run has been made longer, and its schedule with it.
+        """
+        schedule = self._inner_schedule
+        if isinstance(schedule, LambdaLR):  # all of transformers' are; one of DeepSpeed's own keeps its rates itself
+            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+            for group, peak, factor in zip(self.optimizer.param_groups, schedule.base_lrs, factors, strict=True):
+                group["lr"] = peak * factor
+
+    def _take_step(self) -> TakenStep:
+        """Take one step of the run; return the losses and gradients that it is made from."""
         changed = False
+        # Now: under DeepSpeed a schedule may go on within the step.
+        step = TakenStep(learning_rate=self.optimizer.param_groups[0]["lr"])
         try:
             self._phase = "reading the data"
             batches = self._next_batches()
-            losses: list[BatchLoss] = []
             self._phase = "the rollout" if self._stage.recipe.stage_part.samples else self._phase
             for update in self._stage.updates(self.prepared, batches, self._memory):
-                losses += self._accumulate(update)
+                step.losses += self._accumulate(update)
+                self._phase = "clipping the gradient"
+                step.grad_norms.append(self._clip_gradient())
                 self._report_unreached()
                 # Before the optimizer's step: one that fails within may have changed some parameters.
                 self._phase, changed = "the optimizer", True
@@ -180,7 +213,7 @@ class StepLoop:
             if isinstance(error, FedloomError) or not isinstance(error, Exception):
                 raise
             raise run_error(error, f"{self._phase} of step {self.step + 1}", self._stage.recipe) from error
-        return losses
+        return step
 
     def _forget_gradients(self) -> None:
         for parameter in self._trained:
@@ -231,10 +264,8 @@ class StepLoop:
                 # It averages the gradients over the processes.
                 prepared.accelerator.backward(loss.total / units * prepared.processes, scale_wrt_gas=False)
             del loss  # with its graph, before the next part makes one
-        self._phase = "clipping the gradient"
         if prepared.deepspeed_engine is None:
             self._check_loss(losses)
-        self._clip_gradient()
         # Parts are there to save memory; a report is of whole batches.
         ends = accumulate(map(len, update))
         return [reduce(add, losses[end - len(batch) : end]) for batch, end in zip(update, ends, strict=True)]
@@ -263,20 +294,29 @@ class StepLoop:
         if not math.isfinite(self.prepared.total(torch.stack([loss.total for loss in losses]).sum())):
             raise self._diverged("training loss")
 
-    def _clip_gradient(self) -> None:
-        """Clip the gradient as the recipe says. Raises DivergedError where it is no number."""
-        most = self._stage.recipe.training.max_grad_norm
+    def _clip_gradient(self) -> torch.Tensor | None:
+        """Clip the gradient as the recipe says; return its norm before that, or None where nobody keeps it.
+
+        Raises DivergedError where it is no number.
+        """
         if self.prepared.deepspeed_engine is not None:  # it has clipped, and taken its step
-            norm = self.prepared.deepspeed_engine.get_global_grad_norm()
-            if norm is None:  # in float32 without ZeRO it keeps none: a gradient shows in what it was added to
-                norm = torch.nn.utils.get_total_norm(self._trained)
-        else:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+            return self._norm_by_deepspeed()
+        most = self._stage.recipe.training.max_grad_norm
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         if not math.isfinite(norm):
             raise self._diverged("gradient")
         # PyTorch multiplies by most / (norm + 1e-6), or by 1 if that is more: then the gradients need not be touched.
-        if self.prepared.deepspeed_engine is None and 0 < most < norm + 1e-6:
+        if 0 < most < norm + 1e-6:
             torch.nn.utils.clip_grads_with_norm_(self._trained, most, norm)
+        return norm
+
+    def _norm_by_deepspeed(self) -> torch.Tensor | None:
+        norm = self.prepared.deepspeed_engine.get_global_grad_norm()
+        # In float32 without ZeRO it keeps none: a gradient shows in what it was added to.
+        shown = torch.nn.utils.get_total_norm(self._trained) if norm is None else norm
+        if not math.isfinite(shown):
+            raise self._diverged("gradient")
+        return None if norm is None else torch.as_tensor(norm)
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(f"the {what} is no longer finite at step {self.step + 1}; lower training.learning_rate")

@@ -6,7 +6,7 @@ evaluate; optimizer, schedule, data order and random numbers go on by themselves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,29 @@ class TrainReport:
 
 
 @dataclass(frozen=True)
+class StepFigures:
+    """A point of the curve of a run: the figures of the steps since the point before, the last of them `step`.
+
+    `loss` is a mean over `weight` units and `figures` are the stage's own means; `tokens` entered the loss in `seconds`
+    of training. `learning_rate` is that of the last step; `grad_norm` the mean norm of the gradients before they were
+    clipped, over all optimizer updates (None: DeepSpeed keeps none in float32 without ZeRO).
+    """
+
+    step: int
+    loss: float
+    weight: int
+    tokens: int
+    seconds: float
+    learning_rate: float
+    grad_norm: float | None
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+OnFigures = Callable[[StepFigures], None]
+"""A function that is told the curve's points as training goes on."""
+
+
+@dataclass(frozen=True)
 class EvalReport:
     """Loss on held-out records: sums rather than means, so that reports of several sites add up.
 
@@ -84,6 +107,11 @@ def added(first: Figures, second: Figures) -> Figures:
         before = both.get(name, (0.0, 0))
         both[name] = (before[0] + total, before[1] + count)
     return both
+
+
+def figures_of(names: Sequence[str], values: Sequence[float]) -> Figures:
+    """Sums and counts by name, from one after another."""
+    return {name: (total, int(count)) for name, total, count in zip(names, values[::2], values[1::2], strict=True)}
 
 
 def means(figures: Figures) -> dict[str, float]:
@@ -163,8 +191,12 @@ class Trainable(Protocol):
         """Pass over steps that this site did not take part in, so that its schedule is that of the others."""
         ...
 
-    def train(self, steps: int, on_step: Callable[[int, int], None] | None = None) -> TrainReport:
+    def train(
+        self, steps: int, on_step: Callable[[int, int], None] | None = None, on_figures: OnFigures | None = None
+    ) -> TrainReport:
         """Go on for `steps` optimizer steps, or fewer if `stop` is called; `on_step(step, total)` follows each.
+
+        `on_figures` is told the figures after every `training.logging_steps` steps of the run, and after its last.
 
         Raises RunError for a step that fails, DivergedError among them when the loss is no longer finite.
         """

@@ -215,6 +215,16 @@ class Data(Section):
     )
 
 
+def _names(given: Any) -> Any:
+    """A name, a list of names or nothing, as a list."""
+    if given in (None, "none"):
+        return []
+    return [given] if isinstance(given, str) else given
+
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio", "csv"]
+
+
 class Training(Section):
     """The optimisation; names as in Hugging Face's `TrainingArguments`."""
 
@@ -273,6 +283,23 @@ class Training(Section):
         description="Liger's kernels for norms and MLPs, on a GPU and where they are installed.",
     )
     save_steps: PositiveInt = Field(100, description="Steps between two checkpoints of a central run.")
+    eval_steps: PositiveInt | None = Field(
+        None,
+        description="Steps between two evaluations of a central run. Unset: `eval_every` rounds of the topology, if it "
+        "has them, or else of `save_steps`.",
+    )
+    logging_steps: PositiveInt = Field(
+        10, description="Steps between two points of the curve (docs/runs.md); the last step is one, too."
+    )
+    report_to: Annotated[list[TrackerName], BeforeValidator(_names)] = Field(
+        default_factory=list,
+        description="Where the curve goes besides `curve.jsonl`, in the run folder: tensorboard, wandb, mlflow, "
+        "trackio, csv; one or a list. Nothing leaves the machine unless the library's own variables say so.",
+    )
+    load_best_model_at_end: bool = Field(
+        False,
+        description="The result is the state with the lowest held-out loss of those that were evaluated, not the last.",
+    )
     keep_optimizer: bool = Field(
         True, description="Optimizer moments stay at a site from round to round; false: each round starts without."
     )
@@ -338,7 +365,7 @@ class Topology(Section):
     )
     eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
     early_stopping_patience: PositiveInt | None = Field(
-        None, description="Federated: stop after this many evaluations without a lower loss."
+        None, description="Stop after this many evaluations without a lower held-out loss."
     )
     graph: Literal["complete", "ring"] = Field("complete", description="Who talks to whom under `mixing: metropolis`.")
 
@@ -508,6 +535,9 @@ class Recipe(_WithStages):
             if self.aggregation.corrects:
                 self._check_correction()
             self._check_privacy()
+        if self.judges_by_held_out is not None and self.data.eval is None and self.data.eval_fraction == 0:
+            key = self.judges_by_held_out
+            raise ValueError(f"{key}: no records are held out to judge by; give data.eval or data.eval_fraction")
         self.deepspeed.check()
         if self.simulation.sites is not None and not self.simulation.sites:
             raise ValueError("simulation.sites: name at least one site's file")
@@ -602,6 +632,13 @@ class Recipe(_WithStages):
         return TUNING_MODES[self.tuning.mode]
 
     @property
+    def judges_by_held_out(self) -> str | None:
+        """The key that has a run judged by its held-out loss; None where there is none."""
+        if self.training.load_best_model_at_end:
+            return "training.load_best_model_at_end"
+        return "topology.early_stopping_patience" if self.topology.early_stopping_patience is not None else None
+
+    @property
     def learning_rate(self) -> float:
         """The peak learning rate, with the stage's and mode's default where the recipe gives none."""
         if self.training.learning_rate is not None:
@@ -636,12 +673,27 @@ class Recipe(_WithStages):
     @property
     def engine_digest(self) -> str:
         """SHA-256 (hex) over what decides the training at a site: parties with one digest run the same recipe."""
-        # What lies elsewhere at each site is compared by content instead: see `initial_digest` of an engine. The data
-        # and a reward function are the site's own, and never compared.
+        # What lies elsewhere at each site is compared by content instead: see `initial_digest` of an engine. The data,
+        # a reward function and how its curve is kept are the site's own, and never compared.
         places: Any = dict.fromkeys(("model", "data", "deepspeed", "simulation", "output"), True)
-        parts = self.model_dump(exclude={**places, "rollout": {"reward_model", "reward_function"}})
+        own = {"rollout": {"reward_model", "reward_function"}, "training": {"logging_steps", "report_to"}}
+        parts = self.model_dump(exclude={**places, **own})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def flat(self) -> dict[str, str | int | float | bool]:
+        """The keys as people write overrides, with plain values (lists as JSON); those that are unset are left out."""
+        return _flat(self.model_dump(), "")
 
     def to_yaml(self) -> str:
         """The recipe with every default written out."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _flat(document: Mapping[str, Any], prefix: str) -> dict[str, str | int | float | bool]:
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+    return flat

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
 
@@ -28,3 +30,29 @@ def prune_checkpoints(folder: Path, pattern: str) -> None:
     """Remove all but the newest `KEPT_CHECKPOINTS` of the checkpoints matching `pattern` (their names sort by age)."""
     for old in sorted(folder.glob(pattern))[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
+
+
+def keep_best(checkpoints: Path, at: int, state: TrainableState, notes: Mapping[str, Any]) -> None:
+    """Keep the state at the end of step or round `at`, the best so far, beside the checkpoints.
+
+    An earlier best one stays until `prune_best`: a checkpoint that a run goes back to may know only that.
+    """
+    with commit_folder(_best(checkpoints, at)) as scratch:
+        (scratch / STATE_FILE).write_bytes(state.to_bytes())
+        (scratch / NOTES_FILE).write_text(json.dumps(dict(notes)), encoding="utf-8")
+
+
+def read_best(checkpoints: Path, at: int, manifest: Manifest) -> tuple[TrainableState, dict[str, Any]]:
+    """What `keep_best` kept. Raises RunError when it is damaged or gone."""
+    return read_checkpoint(_best(checkpoints, at), manifest)
+
+
+def prune_best(checkpoints: Path, at: int | None) -> None:
+    """Remove all best states but the one of step or round `at`, once a checkpoint knows it."""
+    for old in checkpoints.glob("best-*"):
+        if at is None or old != _best(checkpoints, at):
+            shutil.rmtree(old)
+
+
+def _best(checkpoints: Path, at: int) -> Path:
+    return checkpoints / f"best-{at:08d}"

@@ -10,9 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import TypeAdapter, ValidationError
+
+from core_training.foundation.trainable import StepFigures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,34 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoppedEarlyAtStep(Event):
+    NAME = "stopped_early"
+    step: int
+
+    @property
+    def note(self) -> str:
+        return f"stopped early at step {self.step}: the held-out loss falls no more"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestChosen(Event):
+    """The result is an earlier state than the last, the best of those that were evaluated.
+
+    It stood at the end of `step` in a central run, of `round` in others.
+    """
+
+    NAME = "best_chosen"
+    eval_loss: float
+    step: int | None = None
+    round: int | None = None
+
+    @property
+    def note(self) -> str:
+        place = f"step {self.step}" if self.round is None else f"round {self.round}"
+        return f"the result is the state at the end of {place}, the best on the held-out records"
+
+
+@dataclass(frozen=True, kw_only=True)
 class InterruptedAtStep(Event):
     NAME = "interrupted"
     step: int
@@ -115,6 +145,48 @@ class Failed(Event):
     @property
     def note(self) -> str:
         return f"failed: {self.reason}"
+
+
+# Runs of any topology, where the steps are taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsLogged(Event):
+    """A point of the curve: the figures of the steps since the point before, the last of them `step`.
+
+    `loss` is a mean over `weight` units, `grad_norm` the mean norm before clipping; `tokens` entered the loss.
+    `figures` are the stage's own, each a field of the line. `round` is None in a central run.
+    """
+
+    NAME = "logged"
+    step: int
+    loss: float
+    weight: int
+    learning_rate: float
+    grad_norm: float | None
+    tokens: int
+    tokens_per_second: float
+    round: int | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, told: StepFigures, round_number: int | None = None) -> Self:
+        """The event of a point that training told."""
+        return cls(
+            step=told.step,
+            loss=told.loss,
+            weight=told.weight,
+            learning_rate=told.learning_rate,
+            grad_norm=told.grad_norm,
+            tokens=told.tokens,
+            tokens_per_second=told.tokens / max(told.seconds, _SHORTEST),
+            round=round_number,
+            figures=told.figures,
+        )
+
+
+_SHORTEST = 1e-9
+"""Seconds: no clock is finer."""
 
 
 # Federated runs, at the server
@@ -230,9 +302,22 @@ class Round(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LastStateEvaluated(Event):
+    """The state that the last round led to was evaluated at all sites."""
+
+    NAME = "last_evaluated"
+    round: int
+    eval_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoppedEarly(Event):
     NAME = "stopped_early"
     round: int
+
+    @property
+    def note(self) -> str:
+        return f"stopped early after round {self.round}: the held-out loss falls no more"
 
 
 @dataclass(frozen=True, kw_only=True)

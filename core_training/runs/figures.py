@@ -24,13 +24,42 @@ _FORMER_NAMES = {
 
 @dataclass
 class RunFigures:
-    """`tokens` entered the losses, which are means per unit of the stage; seconds are wall time."""
+    """`tokens` entered the losses, which are means per unit of the stage; seconds are wall time.
+
+    `best_at` is the step or round at whose end the state stood that had the lowest held-out loss so far; since then
+    there were `evaluations_without_gain`. `evaluated_at` is that of the newest evaluation.
+    """
 
     tokens: int = 0
     train_loss_first: float | None = None
     train_loss_last: float | None = None
     seconds_total: float = 0.0
     seconds_training: float = 0.0
+    best_eval_loss: float | None = None
+    best_at: int | None = None
+    evaluations_without_gain: int = 0
+    evaluated_at: int | None = None
+
+    def evaluated(self, loss: float | None, at: int) -> bool:
+        """Add the held-out loss of the state at the end of step or round `at`; returns whether it is the lowest."""
+        self.evaluated_at = at
+        if loss is None:
+            return False
+        if self.best_eval_loss is not None and loss >= self.best_eval_loss:
+            self.evaluations_without_gain += 1
+            return False
+        self.best_eval_loss, self.best_at, self.evaluations_without_gain = loss, at, 0
+        return True
+
+    def better_than(self, now: int) -> tuple[int, float] | None:
+        """Step or round, and held-out loss, of the best state, where it is not the one at the end of `now`."""
+        if self.best_at is None or self.best_eval_loss is None or self.best_at == now:
+            return None
+        return self.best_at, self.best_eval_loss
+
+    def has_lost_patience(self, patience: int | None) -> bool:
+        """Whether there were so many evaluations without a lower loss."""
+        return patience is not None and self.evaluations_without_gain >= patience
 
     def trained(self, report: TrainReport) -> None:
         """Add a slice of training in this process."""

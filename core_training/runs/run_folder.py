@@ -1,6 +1,7 @@
 """The run folder: what a run leaves behind, in the files that people and programs look for.
 
-`recipe.yaml` (resolved), `events.jsonl` (append-only), `summary.json`, `checkpoints/`, `adapter/` or `model/`.
+`recipe.yaml` (resolved), `events.jsonl` (append-only), `curve.jsonl`, `summary.json`, `checkpoints/`, `adapter/` or
+`model/`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,9 @@ from core_training.recipe.model_source import as_pinned_before
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
+from core_training.runs.curve import CURVE_FILE, CurveFile, Row
 from core_training.runs.events import Event, read_event
+from core_training.runs.going_on import check_goes_on, is_same_run, schedule_note
 from core_training.runs.run_status import RunStatus, fold
 
 _log = logging.getLogger(__name__)
@@ -57,7 +60,8 @@ class Summary:
     `truncated` records were cut at `training.max_length`; `dropped` ones had nothing to learn from, or are held out.
     `initial_digest` is of the model that the run started from, which is its reference policy all along, and of the
     reward model that judges, if one does. `void_rounds` changed nothing, as too few sites were left to open the sum;
-    `saturated` values, over all rounds and sites, were cut at the clip of a ring codec.
+    `saturated` values, over all rounds and sites, were cut at the clip of a ring codec. `curve` is the file of the run
+    folder that has the figures of each logged step, or round.
     """
 
     topology: str
@@ -82,6 +86,7 @@ class Summary:
     dropped: int | None = None
     void_rounds: int | None = None
     saturated: int | None = None
+    curve: str | None = None
     peak_rss_bytes: int | None = None
     sites: dict[str, SiteSummary] = field(default_factory=dict)
 
@@ -90,9 +95,10 @@ class RunFolder:
     """A run's folder, made when first written to. Each listener is told of every event, after it is written."""
 
     def __init__(self, path: Path, *listeners: Listener) -> None:
-        self._listeners = listeners
+        self._listeners = list(listeners)
         self.path = path if path.name not in ("", "..") else path.resolve()
         self._given_out = 0
+        self._curve = CurveFile(self.path / CURVE_FILE)
 
     @property
     def run_id(self) -> str:
@@ -115,17 +121,15 @@ class RunFolder:
     def prepare(self, recipe: Recipe, *, resume: bool) -> None:
         """Make the folder ready for `recipe`, starting anew or going on.
 
-        A folder that holds an earlier run is moved aside (`NAME.1`, `NAME.2`, …) when a new one starts. Raises
-        InputError when there is nothing to resume, or when the earlier run had another recipe.
+        A folder that holds an earlier run is moved aside (`NAME.1`, `NAME.2`, …) when a new one starts. A run may go
+        on with more steps or rounds than it was to have, also when it had ended. Raises InputError when there is
+        nothing to resume, or when the earlier run had another recipe.
         """
         earlier = self.path / "recipe.yaml"
         if resume:
             if not earlier.exists():
                 raise InputError(f"{self.path}: there is no run to resume here; leave out --resume to start one")
-            if (difference := _difference(load_recipe(earlier), recipe)) is not None:
-                raise InputError(
-                    f"{self.path}: the run to resume has another {difference}; use its recipe.yaml, or --out"
-                )
+            self._check_goes_on(load_recipe(earlier), recipe)
         elif earlier.exists():
             if not self.checkpoints.is_dir():
                 raise InputError(f"{self.path} holds a recipe.yaml, but no run; name another folder with --out")
@@ -133,7 +137,7 @@ class RunFolder:
                 raise InputError(f"{self.path} holds an earlier run; name another folder with --out")
             number = next(n for n in range(1, sys.maxsize) if not self._aside(n).exists())
             self.path.rename(self._aside(number))
-            self._given_out = 0
+            self._given_out, self._curve = 0, CurveFile(self.path / CURVE_FILE)
             _log.warning("%s held an earlier run, which is now %s", self.path, self._aside(number))
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -161,7 +165,7 @@ class RunFolder:
         summary = self.summary()
         if summary is None or summary.get("status") != "completed":
             return None
-        return summary if _difference(load_recipe(self.path / "recipe.yaml"), recipe) is None else None
+        return summary if is_same_run(load_recipe(self.path / "recipe.yaml"), recipe) else None
 
     def keep_recipe(self, text: str) -> None:
         """Write `recipe.yaml`, in the words of whoever started the run."""
@@ -185,8 +189,17 @@ class RunFolder:
                 os.close(descriptor)
         except OSError as error:
             raise RunError(f"{self.path / 'events.jsonl'} cannot be written: {error}") from error
-        for listener in self._listeners:
+        for listener in (self._curve.take, *self._listeners):
             listener(event)
+
+    @contextmanager
+    def telling(self, listener: Listener) -> Iterator[None]:
+        """Tell one more listener of every event while the block runs."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
     def lines(self, name: str | None = None) -> Iterator[dict[str, Any]]:
         """The lines of `events.jsonl` as they stand, or those of one name. One that a kill cut short is passed over."""
@@ -199,6 +212,10 @@ class RunFolder:
     def status(self) -> RunStatus:
         """The run's status."""
         return fold(self.events(Event))
+
+    def curve(self) -> list[Row]:
+        """The rows of `curve.jsonl` so far."""
+        return list(self._curve.rows())
 
     def new_events(self) -> Iterator[Event]:
         """The events that this has not given out yet. A line that is still being written waits for the next time."""
@@ -222,6 +239,8 @@ class RunFolder:
                         yield document, start
 
     def write_summary(self, summary: Summary) -> None:
+        """Write `summary.json`, once the name of the curve is in it."""
+        summary.curve = CURVE_FILE if (self.path / CURVE_FILE).exists() else None
         commit_file(self.path / "summary.json", (json.dumps(asdict(summary), indent=2) + "\n").encode())
 
     def summary(self) -> dict[str, Any] | None:
@@ -232,6 +251,19 @@ class RunFolder:
             return None
         return document if isinstance(document, dict) else None
 
+    def _check_goes_on(self, earlier: Recipe, recipe: Recipe) -> None:
+        """Raise InputError where the run cannot go on with `recipe`; where that makes it longer, it has not ended."""
+        steps = max((int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")), default=0)
+        try:
+            is_longer = check_goes_on(earlier, recipe, steps)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+        if is_longer:
+            # Before the recipe is written: a kill in between leaves a run that has only its last evaluation to make.
+            (self.path / "summary.json").unlink(missing_ok=True)
+            if (note := schedule_note(earlier, recipe)) is not None:
+                _log.warning(note)
+
     def _aside(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}")
 
@@ -239,10 +271,3 @@ class RunFolder:
 def peak_rss_bytes() -> int:
     """The most memory this process ever held, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _difference(earlier: Recipe, now: Recipe) -> str | None:
-    """The first section in which two recipes differ, apart from where they write to and whether they may fetch."""
-    left_out: Any = {"output": True, "model": {"download"}}
-    before, after = earlier.model_dump(exclude=left_out), now.model_dump(exclude=left_out)
-    return next((section for section in before if before[section] != after[section]), None)

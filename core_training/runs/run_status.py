@@ -67,7 +67,13 @@ class RunStatus:
                 self.live[peer] = None
             case events.PeerDown(peer=peer) | events.PeerRefused(peer=peer):
                 self.live.pop(peer, None)
-            case events.Gathered() | events.ResumedAtStep() | events.ResumedAtRound() | events.StepsTrained():
+            case (
+                events.Gathered()
+                | events.ResumedAtStep()
+                | events.ResumedAtRound()
+                | events.StepsTrained()
+                | events.StepsLogged()
+            ):
                 self.state = "training"
             case events.Round():
                 self._note_round(event.round, event.loss, event.eval_loss, len(event.sites))

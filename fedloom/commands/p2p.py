@@ -101,10 +101,12 @@ def start(
             as_json=as_json,
         )
         return
-    from fedloom.console import show_summary, ticking
+    from fedloom.console import show_summary, ticking, warn
     from p2p.ledger import summarize
     from p2p.worker_link import worker_of
 
+    if loaded.training.report_to and not quiet:
+        warn(["training.report_to: a gossip node reports nothing; its curve is in its run folder"])
     with ticking("gossip", "round", quiet=quiet or as_json) as ticker:
 
         def listener(event: events.Event) -> None:
@@ -155,6 +157,8 @@ _SHOWN = (
     events.PeerRefused,
     events.Refused,
     events.TooFewMembers,
+    events.StoppedEarly,
+    events.BestChosen,
 )
 """The events that a terminal shows besides rounds."""
 

@@ -28,7 +28,8 @@ def train(
     from core_training.recipe.model_source import on_this_machine
     from core_training.recipe.reading import load_recipe
     from core_training.runs.run_folder import RunFolder
-    from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
+    from core_training.runs.trackers import check_trackers
+    from fedloom.console import plain, results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
 
     loaded = load_recipe(recipe, ["topology.kind=central", *(overrides or [])])
@@ -39,6 +40,7 @@ def train(
         if speaks():
             show_summary(done, str(folder.path), as_json=as_json, quiet=quiet)
         return
+    check_trackers(loaded)
     if speaks():  # the others of a group are given its recipe
         loaded = on_this_machine(loaded, quiet=quiet)
     if launching:
@@ -50,10 +52,14 @@ def train(
 
     with results_only_on_stdout(), opened_engine(loaded) as engine, folder.claimed():
         folder.prepare(loaded, resume=resume)
+        list(folder.new_events())  # those of the run so far
         if not quiet:
             show_left_out(engine.data_report.truncated, engine.data_report.dropped)
             if loaded.stage_part.refers and not loaded.stage_part.samples:
                 stderr.print("asking the reference policy about every record, once for the whole run")
         with ticking(loaded.stage, "step", quiet=quiet or as_json) as ticker:
             summary = train_centrally(loaded, engine, folder, ticker.advance, resume=resume)
+    for note in filter(None, (event.note for event in folder.new_events())):
+        if not quiet:
+            stderr.print(plain(note), soft_wrap=True)
     show_summary(asdict(summary), str(folder.path), as_json=as_json, quiet=quiet)

@@ -105,6 +105,15 @@ def test_a_recipe_that_names_a_deepspeed_file_is_refused(site):
         load_site_config(site).resolve(asked.model_copy(update={"deepspeed": deepspeed}))
 
 
+def test_a_recipe_makes_no_site_report_anywhere_which_is_said(site, caplog):
+    plain = recipe()
+    training = plain.training.model_copy(update={"report_to": ["wandb", "csv"], "logging_steps": 5})
+    resolved = load_site_config(site).resolve(recipe(training=training))
+    assert (resolved.training.report_to, resolved.training.logging_steps) == ([], 5)
+    assert "training.report_to: wandb, csv: a recipe from outside does not make this site report" in caplog.text
+    assert recipe(training=training).engine_digest == plain.engine_digest, "how a curve is kept is each party's own"
+
+
 def test_a_recipe_that_would_have_the_site_keep_its_records_elsewhere_is_refused(site):
     asked = recipe()
     data = asked.data.model_copy(update={"cache": "/tmp/elsewhere"})

@@ -15,7 +15,16 @@ from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder, Summary
 from flower_transport.in_process import InProcessGrid
 from server.round_loop import run_federation
-from strategies.messages import Envelope, EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, TrainOrder, Update
+from strategies.messages import (
+    Envelope,
+    EvaluateOrder,
+    EvaluateReply,
+    InitialStateReply,
+    JoinOrder,
+    JoinReply,
+    TrainOrder,
+    Update,
+)
 
 MANIFEST = Manifest.of({"layer.a": (2, 3), "layer.b": (4,)})
 START = TrainableState(MANIFEST, np.zeros(MANIFEST.size, dtype=np.float32))
@@ -45,7 +54,9 @@ class ArithmeticSite:
                 data=DataReport(10, 2, 0, 0),
                 layout={"adapter_config.json": "{}"},
             ).envelope()
-        loss = self.losses[min(order.fields["round"], len(self.losses)) - 1]
+        if order.kind == "initial":
+            return InitialStateReply(run_id=order.fields["run_id"], payload=START.to_bytes()).envelope()
+        loss = self._loss(order)
         report = EvalReport(loss_sum=loss, weight=1, examples=1)
         if order.kind == "evaluate":
             evaluate = EvaluateOrder.open(order)
@@ -63,6 +74,22 @@ class ArithmeticSite:
             seconds=0.0,
             payload=TrainableState(MANIFEST, state.buffer + np.float32(self.number)).to_bytes(),
         ).envelope()
+
+    def _loss(self, order: Envelope) -> float:
+        """The held-out loss of the state that an order brings."""
+        return self.losses[min(order.fields["round"], len(self.losses)) - 1]
+
+
+class SiteWithAnAim(ArithmeticSite):
+    """Its held-out loss is how far the values are from `aim`."""
+
+    def __init__(self, number: float, weight: int, aim: float) -> None:
+        super().__init__(number, weight)
+        self.aim = aim
+
+    def _loss(self, order: Envelope) -> float:
+        state = TrainableState.from_bytes(order.payload, MANIFEST) if order.payload else START
+        return abs(float(state.buffer[0]) - self.aim)
 
 
 def federate(

@@ -22,7 +22,7 @@ from flower_transport.in_process import InProcessGrid
 from server.run_store import RunStore
 from strategies.fedavg import MOST_PROCESSES
 from strategies.messages import Envelope
-from tests.server.arithmetic_sites import START, Answer, ArithmeticSite, events, federate
+from tests.server.arithmetic_sites import MANIFEST, START, Answer, ArithmeticSite, SiteWithAnAim, events, federate
 
 MOST = 1 * 4 * 64 * MOST_PROCESSES
 """The loss tokens of 1 step of 4 rows of 64 tokens, in the largest group of processes."""
@@ -167,6 +167,37 @@ def test_early_stop_ends_the_run_when_the_loss_no_longer_falls(tmp_path: Path, r
     assert len(events(tmp_path / "run", "stopped_early")) == 1
 
 
+@pytest.mark.parametrize(
+    ("aim", "best", "patience"), [(2.2, 2, None), (2.2, 2, 1), (-1.0, 0, None), (9.0, 6, None), (9.0, 6, 1)]
+)
+def test_the_result_is_the_state_that_did_best_at_the_sites(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], aim: float, best: int, patience: int | None
+) -> None:
+    """States hold 1, 2, … after the rounds, and 0 before the first, which the server never had."""
+    judged = make_recipe(
+        topology={"kind": "federated", "rounds": 6, "local_steps": 1, "early_stopping_patience": patience},
+        training={"load_best_model_at_end": True},
+    )
+    summary = federate(tmp_path / "run", judged, {"a": SiteWithAnAim(1.0, 10, aim), "b": SiteWithAnAim(1.0, 10, aim)})
+    assert summary.eval_loss == pytest.approx(abs(best - aim))
+    assert summary.state_digest == TrainableState(MANIFEST, np.full(MANIFEST.size, best, dtype=np.float32)).digest
+    chosen = [(event["round"], event["eval_loss"]) for event in events(tmp_path / "run", "best_chosen")]
+    assert chosen == ([(best, pytest.approx(abs(best - aim)))] if best < 6 else [])
+    stopped = [event["round"] for event in events(tmp_path / "run", "stopped_early")]
+    assert stopped == ([4] if (best, patience) == (2, 1) else [])
+
+
+def test_a_servers_curve_has_each_round_with_the_loss_of_its_own_state(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    summary = federate(tmp_path / "run", recipe(rounds=3), {"a": SiteWithAnAim(1.0, 10, aim=3.0)})
+    rows = RunFolder(tmp_path / "run").curve()
+    assert [(row["round"], row.get("loss"), row["eval_loss"]) for row in rows] == [
+        (0, None, 3.0), (1, 1.0, 2.0), (2, 1.0, 1.0), (3, 1.0, 0.0),
+    ]  # fmt: skip
+    assert summary.curve == "curve.jsonl"
+
+
 def test_a_round_goes_on_without_a_site_that_misses_the_deadline(
     tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +301,6 @@ def test_summary_holds_every_key_of_the_interface(tmp_path: Path, recipe: Callab
         "schema", "topology", "stage", "tuning", "status", "rounds", "trainable_parameters", "state_digest",
         "train_loss_first", "train_loss_last", "eval_loss_initial", "eval_loss", "metrics", "bytes_up", "bytes_down",
         "seconds", "tokens_trained", "peak_rss_bytes", "sites", "initial_digest", "truncated", "dropped",
-        "void_rounds", "saturated",
+        "void_rounds", "saturated", "curve",
     }  # fmt: skip
     assert summary["state_digest"] == final_state(tmp_path / "run").digest

@@ -33,6 +33,6 @@ STAGES: Registry[StagePart[Any]] = Registry(
             "fewest_sites",
             "total_steps",
         ),
-        *("engine_digest", "to_yaml"),
+        *("judges_by_held_out", "engine_digest", "flat", "to_yaml"),
     ),
 )

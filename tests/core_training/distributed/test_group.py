@@ -18,8 +18,9 @@ from safetensors.numpy import load_file
 
 from core_training.engine.engine import open_engine
 from core_training.foundation.state import TrainableState
-from core_training.foundation.trainable import total
+from core_training.foundation.trainable import StepFigures, total
 from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from tests.core_training.distributed.group_program import figures
 from tests.matrix.cells import Workplace
 from tests.stand_in_hub import StandInHub
@@ -226,9 +227,10 @@ def started(command: list[str], environment: dict[str, str] | None = None) -> su
 def test_a_group_trains_the_same_whoever_starts_it_and_exports_whole(
     make_recipe: MakeRecipe, tmp_path: Path, start: Callable[..., Any], deepspeed: dict[str, Any], mode: str
 ) -> None:
-    settings = {"tuning": {"mode": mode}, "training": {"max_steps": 5, "learning_rate": 1e-3}}
+    settings = {"tuning": {"mode": mode}, "training": {"max_steps": 5, "learning_rate": 1e-3, "logging_steps": 2}}
     engine = open_engine(make_recipe(**settings))
-    report = engine.train(5)
+    points: list[StepFigures] = []
+    report = engine.train(5, on_figures=points.append)
     expected = total(engine.evaluate()).loss
 
     recipe = make_recipe(
@@ -250,6 +252,12 @@ def test_a_group_trains_the_same_whoever_starts_it_and_exports_whole(
     assert summary["train_loss_first"] == pytest.approx(report.loss_first, abs=1e-5)
     assert summary["eval_loss"] == pytest.approx(expected, abs=1e-5)
     assert summary["tokens_trained"] == report.tokens
+    rows = [row for row in RunFolder(tmp_path / "run").curve() if "loss" in row]
+    assert [row["step"] for row in rows] == [point.step for point in points] == [2, 4, 5]
+    for row, point in zip(rows, points, strict=True):
+        assert (row["weight"], row["tokens"]) == (point.weight, point.tokens)
+        assert (row["loss"], row["learning_rate"]) == pytest.approx((point.loss, point.learning_rate), abs=1e-5)
+        assert row["grad_norm"] == pytest.approx(point.grad_norm, rel=1e-3)
     exported = load_file(next((tmp_path / "run").glob("*/*model.safetensors")))
     shapes = {name.removeprefix("base_model.model."): array.shape for name, array in exported.items()}
     assert shapes == {spec.name: spec.shape for spec in engine.manifest.tensors}

@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from core_training.foundation.errors import InputError
 from core_training.recipe.llamafactory_data import INFO_FILE
+from core_training.recipe.schema import TrackerName
 
 
 def is_flat_yaml(document: Any) -> bool:
@@ -51,7 +52,7 @@ _ATTENTION = {
 _WITHOUT_EFFECT = re.compile(
     "^("
     # what is shown, saved, checked on the way, and how fast it goes
-    "logging_.*|log_.*|report_to|run_name|plot_loss|disable_tqdm|print_param_status|(use_)?swanlab.*|"
+    "logging_.*|log_.*|run_name|plot_loss|disable_tqdm|print_param_status|(use_)?swanlab.*|"
     "overwrite_.*|preprocessing_.*|dataloader_num_workers|dataloader_p.*|ddp_.*|data_shared_file_system|streaming|"
     "buffer_size|remove_unused_columns|low_cpu_mem_usage|use_fast_tokenizer|cache_dir|.*_hub_token|"
     "trust_remote_code|use_unsloth_gc|use_cache|offload_folder|infer_.*|vllm_.*|use_reentrant_gc|"
@@ -83,7 +84,6 @@ _WHEN_OFF = {
     "mix_strategy": "concat",
     "enable_thinking": True,
     "ignore_pad_token_for_loss": True,
-    "load_best_model_at_end": False,
     "resume_from_checkpoint": None,
     "group_by_length": False,
     "dataloader_drop_last": False,
@@ -242,6 +242,12 @@ def _training(read: _Reader, stage: str) -> dict[str, Any]:
     }
     if stage == "kto":
         _compare_rows(training, read)
+    for key in ("logging_steps", "eval_steps"):
+        if read.given(key):
+            training[key] = read.whole(key, 1)
+    if read.switch("load_best_model_at_end", default=False):
+        training["load_best_model_at_end"] = True
+    training["report_to"] = _trackers(read)
     steps = read.whole("max_steps", -1)
     if steps > 0:
         training["max_steps"] = steps
@@ -272,6 +278,15 @@ def _training(read: _Reader, stage: str) -> dict[str, Any]:
     elif read.given("disable_gradient_checkpointing"):
         training["gradient_checkpointing"] = not read.switch("disable_gradient_checkpointing", default=False)
     return training
+
+
+def _trackers(read: _Reader) -> list[str]:
+    """The trackers that are named; those that are not to be had are said."""
+    named = [name for name in read.names("report_to") if name != "none"]
+    known = get_args(TrackerName)
+    if unknown := [name for name in named if name not in known]:
+        read.say(f"report_to: {', '.join(unknown)} is not to be had; the curve is in curve.jsonl")
+    return [name for name in named if name in known]
 
 
 def _compare_rows(training: dict[str, Any], read: _Reader) -> None:

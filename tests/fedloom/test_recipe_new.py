@@ -203,12 +203,12 @@ def test_check_warns_of_what_is_likely_not_meant(
 
 def test_check_names_the_keys_of_llama_factory_that_do_nothing_here(fedloom: Command, tmp_path: Path) -> None:
     path = tmp_path / "llamafactory.yaml"
-    keys = {"model_name_or_path": "base", "stage": "dpo", "dataset": "pairs", "plot_loss": True, "logging_steps": 5}
+    keys = {"model_name_or_path": "base", "stage": "dpo", "dataset": "pairs", "plot_loss": True, "ddp_timeout": 5}
     path.write_text(yaml.safe_dump(keys), encoding="utf-8")
     outcome = fedloom("recipe", "check", path)
     assert outcome.code == 0
     assert "without effect here: " in outcome.err
-    assert "logging_steps" in outcome.err
+    assert "ddp_timeout" in outcome.err
     assert "plot_loss" in outcome.err
     path.write_text(yaml.safe_dump({**keys, "use_muon": True}), encoding="utf-8")
     assert fedloom("recipe", "check", path).code == 2

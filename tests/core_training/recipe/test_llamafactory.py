@@ -97,7 +97,7 @@ def test_a_flat_yaml_is_a_recipe(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     idle = line.partition("without effect here: ")[2].split(", ")
     assert set(idle) == {
         "trust_remote_code", "overwrite_cache", "preprocessing_num_workers", "dataloader_num_workers",
-        "logging_steps", "plot_loss", "overwrite_output_dir", "save_only_model", "report_to", "ddp_timeout",
+        "plot_loss", "overwrite_output_dir", "save_only_model", "ddp_timeout",
     }  # fmt: skip
 
 
@@ -207,6 +207,11 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
                 }
             },
         ),
+        (
+            {"logging_steps": 5, "eval_steps": 20, "report_to": "tensorboard", "load_best_model_at_end": True},
+            {"training": {"logging_steps": 5, "eval_steps": 20, "report_to": ["tensorboard"]}},
+        ),
+        ({"report_to": "swanlab"}, {"training": {"report_to": []}}),
         ({"flash_attn": "fa2", "bf16": True}, {"model": {"attn_implementation": "flash_attention_2"}}),
         ({"flash_attn": "auto"}, {"model": {"attn_implementation": None}}),
         ({"model_name_or_path": "Qwen/Q", "model_revision": "v2"}, {"model": {"name_or_path": "Qwen/Q@v2"}}),

@@ -86,4 +86,9 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
             for name, section in recipe.tuning.sections_of(TUNING_MODES)
         ),
     ]
-    return [(key, where) for key, section, used, where in sections if not used and section != type(section)()]
+    idle = [(key, where) for key, section, used, where in sections if not used and section != type(section)()]
+    if recipe.training.lr_scheduler_type == "constant" and (
+        recipe.training.warmup_steps or recipe.training.warmup_ratio
+    ):
+        idle.append(("training.warmup_steps", "lr_scheduler_type constant (constant_with_warmup has a warm-up)"))
+    return idle

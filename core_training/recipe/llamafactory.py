@@ -6,15 +6,13 @@ that would change the training is an error, one that would not is named in a lin
 
 from __future__ import annotations
 
-import json
-import logging
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from core_training.foundation.errors import InputError
+from core_training.recipe.flat_reader import FlatReader
 from core_training.recipe.llamafactory_data import INFO_FILE
 from core_training.recipe.schema import TrackerName
 
@@ -30,13 +28,11 @@ def to_recipe(document: Mapping[str, Any], source: str) -> dict[str, Any]:
     `source` names the file in messages. Raises InputError naming all keys that change the training and have no
     counterpart here; prints one line that names those without effect here.
     """
-    reader = _Reader(document, source)
+    reader = FlatReader(document, source, "LLaMA-Factory")
     recipe = _recipe(reader)
-    reader.finish()
+    reader.finish(_WHEN_OFF, _WITHOUT_EFFECT)
     return recipe
 
-
-_log = logging.getLogger(__name__)
 
 _STAGES = {"pt": "pretrain", "sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
 _PREFERENCE_LOSSES = {"sigmoid": "dpo", "hinge": "dpo", "ipo": "dpo", "orpo": "orpo", "simpo": "simpo"}
@@ -110,7 +106,7 @@ _WHEN_OFF = {
 """Keys without a counterpart, and the value that asks for nothing which is not done here anyway."""
 
 
-def _recipe(read: _Reader) -> dict[str, Any]:
+def _recipe(read: FlatReader) -> dict[str, Any]:
     stage = read.one_of("stage", _STAGES, "sft")
     if stage == "dpo":
         stage = read.one_of("pref_loss", _PREFERENCE_LOSSES, "sigmoid")
@@ -128,7 +124,7 @@ def _recipe(read: _Reader) -> dict[str, Any]:
     return recipe | _objective(read, stage)
 
 
-def _tuning_mode(read: _Reader) -> str:
+def _tuning_mode(read: FlatReader) -> str:
     mode = read.one_of("finetuning_type", {"lora": "lora", "full": "full", "freeze": "freeze"}, "lora")
     bits = read.whole("quantization_bit", None)
     if bits is None:
@@ -141,7 +137,7 @@ def _tuning_mode(read: _Reader) -> str:
     return "qlora"
 
 
-def _model(read: _Reader, stage: str) -> dict[str, Any]:
+def _model(read: FlatReader, stage: str) -> dict[str, Any]:
     if (folder := read.text("model_name_or_path", None)) is None:
         raise InputError(f"{read.source}: model_name_or_path: name the base model's folder, or its name on the hub")
     revision = read.text("model_revision", "main")
@@ -166,7 +162,7 @@ def _model(read: _Reader, stage: str) -> dict[str, Any]:
     return model
 
 
-def _tuning(read: _Reader, mode: str) -> dict[str, Any]:
+def _tuning(read: FlatReader, mode: str) -> dict[str, Any]:
     tuning: dict[str, Any] = {"mode": mode}
     if mode in ("lora", "qlora"):
         rank = read.whole("lora_rank", 8)
@@ -200,7 +196,7 @@ def _tuning(read: _Reader, mode: str) -> dict[str, Any]:
     return tuning
 
 
-def _data(read: _Reader, stage: str) -> dict[str, Any]:
+def _data(read: FlatReader, stage: str) -> dict[str, Any]:
     folder = read.text("dataset_dir", "data")
     most = read.whole("max_samples", None)
     part = "" if most is None else f"[:{most}]"
@@ -225,7 +221,7 @@ def _data(read: _Reader, stage: str) -> dict[str, Any]:
     return data
 
 
-def _training(read: _Reader, stage: str) -> dict[str, Any]:
+def _training(read: FlatReader, stage: str) -> dict[str, Any]:
     training: dict[str, Any] = {
         "learning_rate": read.number("learning_rate", 5e-5),
         "per_device_train_batch_size": read.whole("per_device_train_batch_size", 8),
@@ -280,7 +276,7 @@ def _training(read: _Reader, stage: str) -> dict[str, Any]:
     return training
 
 
-def _trackers(read: _Reader) -> list[str]:
+def _trackers(read: FlatReader) -> list[str]:
     """The trackers that are named; those that are not to be had are said."""
     named = [name for name in read.names("report_to") if name != "none"]
     known = get_args(TrackerName)
@@ -289,7 +285,7 @@ def _trackers(read: _Reader) -> list[str]:
     return [name for name in named if name in known]
 
 
-def _compare_rows(training: dict[str, Any], read: _Reader) -> None:
+def _compare_rows(training: dict[str, Any], read: FlatReader) -> None:
     """Have rows come in twos where the objective compares a batch's rows; as many make a step as before."""
     batches = training["gradient_accumulation_steps"]
     if training["per_device_train_batch_size"] == 1 and batches % 2 == 0:
@@ -297,7 +293,7 @@ def _compare_rows(training: dict[str, Any], read: _Reader) -> None:
         read.say(f"per_device_train_batch_size: kto compares a batch's rows, so 1 × {batches} is 2 × {batches // 2}")
 
 
-def _objective(read: _Reader, stage: str) -> dict[str, Any]:
+def _objective(read: FlatReader, stage: str) -> dict[str, Any]:
     """The stage's own section."""
     if stage == "reward":
         return {"reward": {"center_rewards_coefficient": 0.0}}
@@ -344,127 +340,3 @@ def _objective(read: _Reader, stage: str) -> dict[str, Any]:
             },
         }
     return {}
-
-
-class _Reader:
-    """A reader that takes a flat YAML's keys one by one, and knows which were not taken."""
-
-    def __init__(self, document: Mapping[str, Any], source: str) -> None:
-        self.source = source
-        self._document = document
-        self._taken: set[str] = set()
-        self._refused: list[str] = []
-        self._notes: list[str] = []
-
-    def given(self, key: str) -> bool:
-        return self._document.get(key) is not None
-
-    def text(self, key: str, default: Any) -> Any:
-        return self._value(key, default, "a text", _text)
-
-    def whole(self, key: str, default: Any) -> Any:
-        return self._value(key, default, "a whole number", _whole)
-
-    def number(self, key: str, default: float) -> float:
-        return float(self._value(key, default, "a number", _number))
-
-    def switch(self, key: str, *, default: bool) -> bool:
-        return bool(self._value(key, default, "true or false", _switch))
-
-    def mapping(self, key: str) -> dict[str, Any] | None:
-        """Names with values, as they are."""
-        found: dict[str, Any] | None = self._value(key, None, "names with values", _mapping)
-        return found
-
-    def names(self, key: str) -> list[str]:
-        """A list, or a text with commas."""
-        return list(self._value(key, [], "names with commas between", _names))
-
-    def one_of(self, key: str, meanings: Mapping[str, str], default: str) -> str:
-        value = self.text(key, default)
-        if value not in meanings:
-            raise InputError(
-                f"{self.source}: {key}: '{value}' has no counterpart here; it can be {', '.join(meanings)}"
-            )
-        return meanings[value]
-
-    def refuse(self, key: str, right: str) -> None:
-        self._refused.append(f"{key}: {self._document.get(key)} (here: {right})")
-
-    def say(self, note: str) -> None:
-        self._notes.append(note)
-
-    def finish(self) -> None:
-        """Account for the keys that were not taken."""
-        idle = []
-        for key, value in self._document.items():
-            if key in self._taken or value is None:
-                continue
-            if key in _WHEN_OFF:
-                if not _same(value, _WHEN_OFF[key]):
-                    self._refused.append(f"{key}: {value}")
-            elif _WITHOUT_EFFECT.match(str(key)):
-                idle.append(str(key))
-            else:
-                self._refused.append(str(key))
-        if self._refused:
-            raise InputError(
-                f"{self.source}: LLaMA-Factory keys that change the training and have no counterpart here: "
-                f"{'; '.join(self._refused)}. Take them out, or write a recipe (docs/recipe.md)"
-            )
-        if idle:
-            self._notes.append(f"without effect here: {', '.join(idle)}")
-        if self._notes:
-            _log.warning("%s: LLaMA-Factory's keys. %s", self.source, "; ".join(self._notes))
-
-    def _value(self, key: str, default: Any, wanted: str, parse: Callable[[Any], Any]) -> Any:
-        self._taken.add(key)
-        value = self._document.get(key)
-        if value is None:
-            return default
-        try:
-            return parse(value)
-        except (TypeError, ValueError):
-            raise InputError(f"{self.source}: {key}: must be {wanted}, not {value!r}") from None
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if (number := _number(value)) != int(number):
-        raise ValueError
-    return int(number)
-
-
-def _switch(value: Any) -> bool:
-    return ("false", "true").index(str(value).lower()) == 1
-
-
-def _names(value: Any) -> list[str]:
-    names = value.split(",") if isinstance(value, str) else [_text(one) for one in value]
-    return [name.strip() for name in names if name.strip()]
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, dict):
-        raise TypeError
-    return value
-
-
-def _same(value: Any, other: Any) -> bool:
-    if isinstance(other, float):
-        with suppress(TypeError, ValueError):
-            return _number(value) == other
-    return bool(value == other)

@@ -14,6 +14,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+import core_training.recipe.axolotl as axolotl
+import core_training.recipe.llamafactory as llamafactory
 from core_training.foundation.errors import InputError
 from core_training.parts.aggregation_rules import AGGREGATION_RULES
 from core_training.parts.codecs import CODECS
@@ -22,7 +24,6 @@ from core_training.parts.mixing_rules import MIXING_RULES
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
-from core_training.recipe.llamafactory import is_flat_yaml, to_recipe
 from core_training.recipe.schema import Recipe
 
 
@@ -49,8 +50,10 @@ def parse_recipe(text: str, source: str = "recipe", overrides: list[str] | None 
     document = _parse_yaml(text, source)
     if not isinstance(document, dict):
         raise InputError(f"{source}: a recipe is a mapping of sections (model, stage, tuning, data, …)")
-    if is_flat_yaml(document):
-        document = to_recipe(document, source)
+    if llamafactory.is_flat_yaml(document):
+        document = llamafactory.to_recipe(document, source)
+    elif axolotl.is_axolotl(document):
+        document = axolotl.to_recipe(document, source)
     for override in overrides or []:
         _apply_override(document, override)
     try:

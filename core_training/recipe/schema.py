@@ -317,9 +317,6 @@ class Training(Section):
         schedule, needed = self.lr_scheduler_type, NEEDED_SETTINGS.get(self.lr_scheduler_type, ())
         if needed and not set(needed) & set(self.lr_scheduler_kwargs):
             raise ValueError(f"lr_scheduler_kwargs: schedule {schedule} needs {' or '.join(needed)}")
-        if (self.warmup_steps or self.warmup_ratio) and schedule == "constant":
-            key = "warmup_steps" if self.warmup_steps else "warmup_ratio"
-            raise ValueError(f"{key}: schedule constant has no warm-up; choose constant_with_warmup")
         return self
 
     def warmup_of(self, total_steps: int) -> int:

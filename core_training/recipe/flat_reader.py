@@ -1,0 +1,164 @@
+"""A reader of the flat YAML files of other tools, key by key, to which no key is lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from core_training.foundation.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+
+class FlatReader:
+    """A reader that takes a flat YAML's keys one by one, and knows which were not taken."""
+
+    def __init__(self, document: Mapping[str, Any], source: str, whose: str) -> None:
+        """`source` names the file in messages, `whose` the tool that it is of."""
+        self.source = source
+        self._whose = whose
+        self._document = document
+        self._taken: set[str] = set()
+        self._refused: list[str] = []
+        self._notes: list[str] = []
+
+    def given(self, key: str) -> bool:
+        return self._document.get(key) is not None
+
+    def text(self, key: str, default: Any) -> Any:
+        return self._value(key, default, "a text", _text)
+
+    def whole(self, key: str, default: Any) -> Any:
+        return self._value(key, default, "a whole number", _whole)
+
+    def number(self, key: str, default: float) -> float:
+        return float(self._value(key, default, "a number", _number))
+
+    def switch(self, key: str, *, default: bool) -> bool:
+        return bool(self._value(key, default, "true or false", _switch))
+
+    def mapping(self, key: str) -> dict[str, Any] | None:
+        """Names with values, as they are."""
+        found: dict[str, Any] | None = self._value(key, None, "names with values", _mapping)
+        return found
+
+    def choice(self, key: str, values: tuple[Any, ...], default: Any) -> Any:
+        """One of these values."""
+
+        def chosen(value: Any) -> Any:
+            if value not in values:
+                raise ValueError
+            return value
+
+        return self._value(key, default, f"one of {', '.join(map(str, values))}", chosen)
+
+    def records(self, key: str) -> list[dict[str, Any]]:
+        """A list of names with values."""
+        return list(self._value(key, [], "a list of names with values", _records))
+
+    def names(self, key: str) -> list[str]:
+        """A list, or a text with commas."""
+        return list(self._value(key, [], "names with commas between", _names))
+
+    def one_of(self, key: str, meanings: Mapping[str, str], default: str) -> str:
+        value = self.text(key, default)
+        if value not in meanings:
+            raise InputError(
+                f"{self.source}: {key}: '{value}' has no counterpart here; it can be {', '.join(meanings)}"
+            )
+        return meanings[value]
+
+    def refuse(self, key: str, right: str) -> None:
+        self._refused.append(f"{key}: {self._document.get(key)} (here: {right})")
+
+    def say(self, note: str) -> None:
+        self._notes.append(note)
+
+    def finish(self, when_off: Mapping[str, Any], without_effect: re.Pattern[str]) -> None:
+        """Account for the keys that were not taken.
+
+        Those in `when_off` have no counterpart, and ask for nothing at the value there; those that match
+        `without_effect` change nothing in what is learnt. Raises InputError naming all others; says the rest.
+        """
+        idle = []
+        for key, value in self._document.items():
+            if key in self._taken or value is None:
+                continue
+            if key in when_off:
+                if not _same(value, when_off[key]):
+                    self._refused.append(f"{key}: {value}")
+            elif without_effect.match(str(key)):
+                idle.append(str(key))
+            else:
+                self._refused.append(str(key))
+        if self._refused:
+            raise InputError(
+                f"{self.source}: {self._whose} keys that change the training and have no counterpart here: "
+                f"{'; '.join(self._refused)}. Take them out, or write a recipe (docs/recipe.md)"
+            )
+        if idle:
+            self._notes.append(f"without effect here: {', '.join(idle)}")
+        if self._notes:
+            _log.warning("%s: %s's keys. %s", self.source, self._whose, "; ".join(self._notes))
+
+    def _value(self, key: str, default: Any, wanted: str, parse: Callable[[Any], Any]) -> Any:
+        self._taken.add(key)
+        value = self._document.get(key)
+        if value is None:
+            return default
+        try:
+            return parse(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{self.source}: {key}: must be {wanted}, not {value!r}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if (number := _number(value)) != int(number):
+        raise ValueError
+    return int(number)
+
+
+def _switch(value: Any) -> bool:
+    return ("false", "true").index(str(value).lower()) == 1
+
+
+def _names(value: Any) -> list[str]:
+    names = value.split(",") if isinstance(value, str) else [_text(one) for one in value]
+    return [name.strip() for name in names if name.strip()]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, dict):
+        raise TypeError
+    return value
+
+
+def _records(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise TypeError
+    return [_mapping(entry) for entry in value]
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(other, float):
+        with suppress(TypeError, ValueError):
+            return _number(value) == other
+    return bool(value == other)

@@ -1,0 +1,98 @@
+"""axolotl's common keys mean here what they mean there, and what has no counterpart is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from core_training.foundation.errors import InputError
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
+
+USUAL: dict[str, Any] = {
+    **{"base_model": "models/base", "model_type": "LlamaForCausalLM", "tokenizer_type": "AutoTokenizer"},
+    **{"load_in_8bit": False, "load_in_4bit": True, "strict": False, "adapter": "qlora", "lora_model_dir": None},
+    **{"datasets": [{"path": "data/notes.jsonl", "type": "alpaca"}], "dataset_prepared_path": None},
+    **{"val_set_size": 0.05, "output_dir": "out", "sequence_len": 4096, "sample_packing": True},
+    **{"pad_to_sequence_len": True, "lora_r": 32, "lora_alpha": 16, "lora_dropout": 0.05, "lora_target_linear": True},
+    **{"wandb_project": None, "wandb_entity": None, "gradient_accumulation_steps": 4, "micro_batch_size": 2},
+    **{"num_epochs": 4, "optimizer": "paged_adamw_32bit", "lr_scheduler": "cosine", "learning_rate": 2e-4},
+    **{"bf16": "auto", "tf32": False, "gradient_checkpointing": True, "resume_from_checkpoint": None},
+    **{"logging_steps": 1, "flash_attention": True, "warmup_steps": 10, "evals_per_epoch": 4, "saves_per_epoch": 1},
+    **{"weight_decay": 0.0, "special_tokens": {"pad_token": "<pad>"}, "deepspeed": None, "fsdp": None},
+}
+"""What its own examples have in common."""
+
+
+def recipe_of(**keys: Any) -> Recipe:
+    return parse_recipe(yaml.safe_dump({**USUAL, **keys}), source="axolotl.yml")
+
+
+def test_a_usual_file_is_a_recipe(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = recipe_of()
+    assert (recipe.stage, recipe.tuning.mode, recipe.model.dtype) == ("sft", "qlora", "bfloat16")
+    assert (recipe.tuning.lora.r, recipe.tuning.lora.lora_alpha, recipe.tuning.lora.lora_dropout) == (32, 16, 0.05)
+    assert recipe.tuning.lora.target_modules == "all-linear"
+    assert recipe.data.train == ["data/notes.jsonl"]
+    training = recipe.training
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps, training.seed) == (2, 4, 42)
+    assert (training.max_length, training.packing, training.optim) == (4096, True, "paged_adamw_32bit")
+    assert (training.warmup_steps, training.logging_steps, training.gradient_checkpointing) == (10, 1, True)
+    (line,) = caplog.messages
+    assert line.startswith("axolotl.yml: axolotl's keys. flash_attention: ")
+    assert "saves_per_epoch" in line.partition("without effect here: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"adapter": "lora", "load_in_4bit": False}, {"tuning": {"mode": "lora"}}),
+        ({"adapter": None, "load_in_4bit": False}, {"tuning": {"mode": "full"}}),
+        (
+            {"lora_target_linear": None, "lora_target_modules": ["q_proj", "v_proj"]},
+            {"tuning": {"lora": {"target_modules": ["q_proj", "v_proj"]}}},
+        ),
+        ({"rl": "dpo", "rl_beta": 0.2}, {"stage": "dpo", "dpo": {"beta": 0.2}}),
+        ({"rl": "ipo"}, {"stage": "dpo", "dpo": {"loss_type": "ipo"}}),
+        ({"rl": "simpo", "simpo_gamma": 0.7}, {"simpo": {"gamma": 0.7}}),
+        ({"datasets": [{"path": "t.jsonl", "type": "completion"}]}, {"stage": "pretrain"}),
+        (
+            {"datasets": [{"path": "O/N", "name": "c", "split": "half", "type": "chat_template"}]},
+            {"data": {"train": ["O/N/c:half"]}},
+        ),
+        ({"train_on_inputs": True}, {"data": {"loss_on": "all"}}),
+        ({"chat_template": "llama3"}, {"model": {"chat_template": "llama3"}}),
+        ({"chat_template": "tokenizer_default"}, {"model": {"chat_template": None}}),
+        ({"warmup_steps": None, "warmup_ratio": 0.1}, {"training": {"warmup_ratio": 0.1}}),
+        ({"use_tensorboard": True}, {"training": {"report_to": ["tensorboard"]}}),
+    ],
+)
+def test_a_key_says_here_what_it_says_there(keys: dict[str, Any], expected: dict[str, Any]) -> None:
+    def contains(whole: Any, part: Any) -> bool:
+        if not isinstance(part, dict):
+            return bool(whole == part)
+        return all(contains(whole[key], value) for key, value in part.items())
+
+    assert contains(recipe_of(**keys).model_dump(), expected)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"rl": "grpo"}, "rl: 'grpo' has no counterpart here; it can be sft, dpo, ipo, kto, orpo, simpo"),
+        ({"adapter": "llama-adapter"}, "adapter: 'llama-adapter' has no counterpart"),
+        ({"datasets": []}, "datasets: name a file"),
+        ({"datasets": [{"path": "x", "type": "user_defined"}]}, "datasets: type 'user_defined' has no counterpart"),
+        ({"lr_scheduler": "rex"}, "lr_scheduler: rex (here: cosine"),
+        ({"val_set_size": 100}, "val_set_size: 100 (here: a share below 1"),
+        ({"bf16": "yes please"}, "bf16: must be one of True, False, auto, full"),
+        ({"fsdp": ["full_shard"], "spectrum_top_fraction": 0.5}, "fsdp: ['full_shard']; spectrum_top_fraction"),
+    ],
+)
+def test_what_cannot_be_done_is_named(keys: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        recipe_of(**keys)
+    assert str(caught.value).startswith("axolotl.yml: ")
+    assert expected in str(caught.value)

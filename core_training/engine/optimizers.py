@@ -107,6 +107,7 @@ def _keep_embeddings_exact(model: PreTrainedModel) -> None:
     from bitsandbytes.optim import GlobalOptimManager  # type: ignore[attr-defined]
 
     manager = GlobalOptimManager.get_instance()
+    manager.initialize()  # it is one for the process, and knows parameters by their places in a run's groups
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})

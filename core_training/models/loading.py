@@ -117,7 +117,9 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
     environment.silence_libraries()
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise InputError(f"{where}: its tokenizer cannot be loaded: {_first_line(error)}") from None
     if tokenizer.eos_token_id is None:
@@ -148,7 +150,7 @@ def _load_base(recipe: Recipe) -> StartingModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _check_config(config, where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -156,6 +158,7 @@ def _load_base(recipe: Recipe) -> StartingModel:
             dtype=recipe.model.dtype,
             attn_implementation=recipe.model.attn_implementation,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )

@@ -27,7 +27,7 @@ class Outline(BaseModel):
         self.folder = base_folder(recipe)
         self._day = date.fromisoformat(recipe.model.chat_date)
         try:
-            config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
             with torch.device("meta"):
                 self.model = AutoModelForCausalLM.from_config(config)
         except (OSError, ValueError, KeyError) as error:

@@ -143,7 +143,8 @@ def trained_state(result: Result, base: BaseModel) -> TrainableState:
     """The state that the run trained, for its base model. Raises InputError when this is another one."""
     try:
         origin = read_origin(result.folder)
-        if not result.is_whole_model and origin.base_digest != base.base_digest:
+        of_base = not result.is_whole_model or base.has_frozen_weights
+        if of_base and origin.base_digest != base.base_digest:
             raise ProtocolError(
                 f"it was trained on a base of digest {origin.base_digest[:12]}…, this one has {base.base_digest[:12]}…"
             )

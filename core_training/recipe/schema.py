@@ -315,6 +315,8 @@ class Training(Section):
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("warmup_ratio: warmup_steps says the same; give one of them")
         schedule, needed = self.lr_scheduler_type, NEEDED_SETTINGS.get(self.lr_scheduler_type, ())
+        if self.lr_scheduler_kwargs and schedule.startswith("constant"):
+            raise ValueError(f"lr_scheduler_kwargs: schedule {schedule} has no settings; leave it out")
         if needed and not set(needed) & set(self.lr_scheduler_kwargs):
             raise ValueError(f"lr_scheduler_kwargs: schedule {schedule} needs {' or '.join(needed)}")
         return self

@@ -10,12 +10,15 @@ from core_training.data.examples import Batch
 from core_training.foundation.errors import InputError
 from core_training.models.heads import last_labelled
 
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k", "router_top_k", "num_experts_per_token")
+
 
 def balance_loss(output: Any, config: Any, batch: Batch) -> torch.Tensor:
-    """Experts × the sum over them of their share of the tokens and of the router's probability; 1 in perfect balance.
+    """Experts × the sum over them of their share of the tokens times the router's mean probability, a scalar.
 
-    A scalar, over all layers and the tokens up to each sequence's last label, as behind it is padding. `output` is of
-    a forward with `output_router_logits`. Raises InputError for a model that gives no router's scores.
+    In perfect balance it is the number of experts that a token has. Over all layers and the tokens up to each
+    sequence's last label, as behind it is padding. `output` is of a forward with `output_router_logits`. Raises
+    InputError for a model that gives no router's scores.
     """
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -26,5 +29,11 @@ def balance_loss(output: Any, config: Any, batch: Batch) -> torch.Tensor:
         )
     labels = batch["labels"]
     read = torch.arange(labels.shape[1], device=labels.device) <= last_labelled(labels).unsqueeze(1)
-    chosen = config.get_text_config().num_experts_per_tok
+    text = config.get_text_config()
+    chosen = next((getattr(text, name) for name in _EXPERTS_PER_TOKEN if hasattr(text, name)), None)
+    if chosen is None:
+        raise InputError(
+            f"model.router_aux_loss_coef: a {config.model_type} model does not say how many experts a token has; leave "
+            "it out"
+        )
     return cast(torch.Tensor, load_balancing_loss_func(scores, scores[0].shape[-1], chosen, read.long()))

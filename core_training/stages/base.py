@@ -73,7 +73,7 @@ V = TypeVar("V")
 class Stage(Generic[V]):
     """One training objective on one base model, whose records say a `V` (see `parts.data_kinds`)."""
 
-    adds_up: ClassVar[bool] = True
+    adds_up: bool = True
     """Whether a batch's loss is the sum of what its rows would have alone, so that it can be computed in parts."""
     usual_truncation: ClassVar[str] = "keep_start"
     """What becomes of an example that is longer than a row, where the recipe does not say it."""

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from core_training.data.examples import IGNORED, Batch
+from core_training.models.base_model import BaseModel
+from core_training.recipe.schema import Recipe
 from core_training.stages.balance import balance_loss
 from core_training.stages.base import BatchLoss, Stage, V
 
@@ -57,6 +59,10 @@ def sequence_logps(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.
 
 class LanguageStage(Stage[V]):
     """The mean negative log-likelihood of the labelled tokens."""
+
+    def __init__(self, recipe: Recipe, base: BaseModel) -> None:
+        super().__init__(recipe, base)
+        self.adds_up = recipe.model.router_aux_loss_coef == 0  # a balance is one of the whole batch
 
     def weight(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"][:, 1:] != IGNORED).sum()

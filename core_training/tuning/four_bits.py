@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -81,6 +82,13 @@ class _InFourBits(nn.Module):
 
 class _OnFourBits(ParamWrapper):
     """PEFT 0.21 looks for one of its two kinds of parts alone, and leaves the other where something else is, too."""
+
+    @contextmanager
+    def _activate_lora(self, active_adapters: list[str]) -> Iterator[None]:
+        with super()._activate_lora(active_adapters):
+            # PEFT has read the weights without its part by now and, inside another adapter, they were remembered.
+            parametrize._cache.pop((id(self.get_base_layer()), self.parameter_name), None)
+            yield
 
     def _remove_parametrizations(self) -> None:
         parts: Any = self.get_base_layer().parametrizations

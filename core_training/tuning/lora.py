@@ -40,8 +40,8 @@ class LoraTuning(TuningMode):
 def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
-    targets = targets_of(model, settings)
     whole = modules_named(model, "tuning.lora.modules_to_save", settings.modules_to_save)
+    targets = targets_of(model, settings).outside(whole)
     tied = _tied(model)
     _check_tied(settings, tied.intersection(targets.modules), tied.intersection(whole))
     hint = _hint(model, settings, targets)
@@ -82,7 +82,7 @@ def _hint(model: PreTrainedModel, settings: Lora, targets: Targets) -> str:
     if not set(experts(model)).difference(targets.parameters):
         return ""
     if key := settings.bars_parameters:
-        return f". No adapters stand on experts under {key}"
+        return f". Under {key} no adapters stand on experts, nor on layers that are called as their parts"
     return ". tuning.lora.experts: true puts adapters on the experts"
 
 

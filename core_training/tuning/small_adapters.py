@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.ia3 import IA3
-from core_training.parts.tuning_modes.lora import Lora
 from core_training.parts.tuning_modes.vera import VERA
 from core_training.tuning.base import TuningMode
 from core_training.tuning.reach import adapted_weights, tell_reach
-from core_training.tuning.targets import modules_named, targets_of
+from core_training.tuning.targets import linear_layers, modules_named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_VERA_KEY = "tuning.vera.target_modules"
 
 
 class _SmallAdapters(TuningMode):
@@ -40,17 +42,15 @@ class Ia3Tuning(_SmallAdapters):
         """The model with factors. Raises InputError for modules that it has not, or where PEFT knows none for it."""
         from peft import IA3Config
 
-        settings, targets = self.recipe.tuning.settings(IA3), None
-        if settings.target_modules is not None:
-            targets = modules_named(model, "tuning.ia3.target_modules", settings.target_modules)
-        forward = modules_named(model, "tuning.ia3.feedforward_modules", settings.feedforward_modules or [])
-        if forward and not set(forward) <= set(targets or []):
+        settings = self.recipe.tuning.settings(IA3)
+        targets, forward = (
+            None if names is None else modules_named(model, f"tuning.ia3.{key}", names)
+            for key, names in settings.model_dump().items()
+        )
+        if targets is not None and forward is not None and not set(forward) <= set(targets):
             raise InputError("tuning.ia3.feedforward_modules: each must be one of target_modules, too")
-        if targets is not None:
-            return self._adapted(
-                model, IA3Config(target_modules=targets, feedforward_modules=forward, task_type=self._task)
-            )
-        return self._adapted(model, IA3Config(task_type=self._task))
+        config = IA3Config(target_modules=targets, feedforward_modules=forward, task_type=self._task)
+        return self._adapted(model, config)
 
 
 class VeraTuning(_SmallAdapters):
@@ -61,12 +61,13 @@ class VeraTuning(_SmallAdapters):
         from peft import VeraConfig
 
         settings = self.recipe.tuning.settings(VERA)
-        targets = targets_of(model, Lora(target_modules=settings.target_modules, experts=False))
+        names = settings.target_modules
+        targets = linear_layers(model) if names == "all-linear" else modules_named(model, _VERA_KEY, list(names))
         config = VeraConfig(
             r=settings.r,
             d_initial=settings.d_initial,
             vera_dropout=settings.vera_dropout,
-            target_modules=targets.modules,
+            target_modules=targets,
             projection_prng_key=self.recipe.training.seed,
             save_projection=False,  # whoever loads the adapter draws the same factors
             task_type=self._task,

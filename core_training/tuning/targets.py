@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, cast
@@ -34,11 +34,18 @@ class Targets:
     parameters: list[str]
     """Weights that are adapted by themselves: experts, and layers whose names PEFT takes for an expert's."""
 
+    def outside(self, whole: list[str]) -> Targets:
+        """Those outside modules that are trained whole; of modules inside them PEFT itself adapts none."""
+        inside = tuple(f"{name}." for name in whole)
+        return replace(self, parameters=[name for name in self.parameters if not name.startswith(inside)])
+
 
 def targets_of(model: PreTrainedModel, settings: Lora) -> Targets:
     """The places that the settings name. Raises InputError for a name that is none, or where no adapter can stand."""
     all_linear = settings.target_modules == "all-linear"
-    layers, fused = (_linear(model), []) if all_linear else _named(model, list(settings.target_modules))
+    layers, fused = (linear_layers(model), []) if all_linear else _named(model, list(settings.target_modules))
+    if fused and settings.experts is False:
+        raise InputError(f"tuning.lora.experts: it is false, and {_KEY} names {fused[0]}; leave one of them out")
     if settings.experts or (all_linear and settings.experts is None):
         fused = experts(model)
     for_experts = _taken_for_experts(model, {_leaf(name) for name in layers})
@@ -112,7 +119,7 @@ def modules_named(model: nn.Module, key: str, names: list[str]) -> list[str]:
     return [name for one in names for name in found[one]]
 
 
-def _linear(model: PreTrainedModel) -> list[str]:
+def linear_layers(model: PreTrainedModel) -> list[str]:
     """The linear layers but for the output, and those that no adapter can stand on."""
     apart = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}
     by_hand = read_elsewhere(model)

@@ -172,6 +172,10 @@ def test_a_schedule_is_the_librarys_own(make_recipe: MakeRecipe, name: str, warm
             {"lr_scheduler_type": "cosine_with_min_lr"},
             "lr_scheduler_kwargs: schedule cosine_with_min_lr needs min_lr or",
         ),
+        (
+            {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"a": 1}},
+            "lr_scheduler_kwargs: schedule constant has no settings",
+        ),
         ({"warmup_steps": 2, "warmup_ratio": 0.1}, "warmup_ratio: warmup_steps says the same"),
     ],
 )

@@ -87,6 +87,32 @@ def test_experts_are_adapted_and_held_in_four_bits(build: Build, family: str, ca
     assert "adapters reach" not in caplog.text or family == "granitemoehybrid"
 
 
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_every_adapter_on_four_bits_has_its_part(build: Build, family: str) -> None:
+    """Those of a layer's experts lie inside one another."""
+    base = build(family, "qlora")
+    factors = {name: p for name, p in base.model.named_parameters() if "lora_B" in name}
+    tokens = torch.arange(24)[None]
+    base.model.train()
+    base.model(input_ids=tokens, use_cache=False).logits.square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in factors.values())
+    plain = logits_of(base.model)
+    for parameter in factors.values():
+        parameter.data.fill_(0.05)
+        assert not torch.equal(logits_of(base.model), plain)
+        parameter.data.zero_()
+    assert torch.equal(logits_of(base.model), plain)
+
+
+def test_modules_that_are_trained_whole_have_no_adapters_inside(build: Build) -> None:
+    names = trained(build("mixtral", modules_to_save=["experts"]))
+    assert "experts.gate_up_proj" in names
+    assert "experts.lora_A" not in names
+    assert "q_proj.lora_A" in names
+    with pytest.raises(InputError, match=r"tuning.lora.experts: it is false, and .* names .*gate_up_proj"):
+        build("mixtral", target_modules=["q_proj", "gate_up_proj"], experts=False)
+
+
 def test_what_adapters_do_not_reach_is_told_once(build: Build, caplog: pytest.LogCaptureFixture) -> None:
     reach._tell.cache_clear()
     for _ in range(2):
@@ -95,7 +121,7 @@ def test_what_adapters_do_not_reach_is_told_once(build: Build, caplog: pytest.Lo
     assert "of the layers' weights; left out: model.layers.*.feed_forward.experts.gate_up_proj (" in caplog.text
     assert "tuning.lora.experts: true puts adapters on the experts" in caplog.text
     build("llama4_text", lora_dropout=0.1)
-    assert "No adapters stand on experts under tuning.lora.lora_dropout" in caplog.text
+    assert "Under tuning.lora.lora_dropout no adapters stand on experts" in caplog.text
     caplog.clear()
     build("gpt2")
     assert "adapters reach" not in caplog.text

@@ -83,6 +83,14 @@ def test_modules_are_named(make_recipe: MakeRecipe, tiny_model: Path, tmp_path: 
     chosen = {"target_modules": ["q_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
     base = BaseModel(make_recipe(tuning={"mode": "ia3", "ia3": chosen}))
     assert {name.split(".")[-2] for name in base.trainable_parameters} == {"q_proj", "down_proj"}
+    usual = BaseModel(make_recipe(tuning={"mode": "ia3", "ia3": {"target_modules": ["k_proj", "down_proj"]}}))
+    shapes = {tuple(p.shape) for n, p in usual.trainable_parameters.items() if "down_proj" in n}
+    assert shapes == {(1, 64)}  # hidden units, as without a word
+    dense = make_family("deepseek_v3", tiny_model, tmp_path / "deepseek")
+    vera = BaseModel(make_recipe(model={"name_or_path": str(dense)}, tuning={"mode": "vera", "vera": {"r": 4}}))
+    assert any("shared_experts.down_proj" in name for name in vera.trainable_parameters)
+    with pytest.raises(InputError, match=r"tuning.vera.target_modules: 'w1'"):
+        BaseModel(make_recipe(tuning={"mode": "vera", "vera": {"target_modules": ["w1"]}}))
     with pytest.raises(InputError, match=r"tuning.ia3.target_modules: 'x' does not fit this model"):
         BaseModel(make_recipe(tuning={"mode": "ia3", "ia3": {"target_modules": ["x"]}}))
     with pytest.raises(InputError, match=r"feedforward_modules: each must be one of target_modules"):

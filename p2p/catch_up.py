@@ -81,15 +81,17 @@ class CatchUp:
         have confirmed it: a single node cannot put a state of its making in its place. (But where two are enough for a
         group, it can: there is but one to believe.)
 
-        Nodes that stopped in an earlier round than this one's have agreed on their state while it was cut off.
+        Nodes that stopped early, in an earlier round than this one's, have agreed on their state while it was cut off;
+        they too are believed together only.
         """
         own, offers = self._progress.last.offer, [hello.offer for hello in self._hellos()]
-        stopped = [hello.offer for hello in self._hellos() if hello.finished and hello.committed < own[0]]
-        if at_the_end and stopped:
-            return max(stopped)
+        enough = self._plan.believed
+        if at_the_end and self._plan.stops_early:
+            stopped = Counter(hello.offer for hello in self._hellos() if hello.finished and hello.committed < own[0])
+            if agreed := [offer for offer, holders in stopped.items() if holders >= enough]:
+                return max(agreed)
         if self._plan.in_groups:
             holders = Counter([own, *offers])
-            enough = max(1, min(self._plan.needed // 2 + 1, self._plan.needed - 1))
             later = [offer for offer in holders if offer == own or (offer[0] >= own[0] and holders[offer] >= enough)]
             best = max(later, key=lambda offer: (holders[offer], offer))
             return best if best != own else None

@@ -49,13 +49,16 @@ class Judgement:
     def has_ended(self) -> bool:
         """Whether there is no round to come: by the plan, by agreement, or as all others have ended without this node.
 
-        Those have agreed in a round that this node took no part in, and whose state it has.
+        Those have agreed in a round that this node took no part in. One of them alone is not believed; nor does a node
+        end that has no state yet, and will be given none.
         """
-        progress = self._progress
-        if progress.last.round >= progress.plan.rounds or progress.ledger.agreed_to_stop:
+        progress, plan = self._progress, self._progress.plan
+        if progress.last.round >= plan.rounds or progress.ledger.agreed_to_stop:
             return True
-        hellos = [hello for hello in progress.members.hellos() if hello.sender in progress.plan.neighbours]
-        return self._patience is not None and bool(hellos) and all(hello.finished for hello in hellos)
+        if self._patience is None or (progress.last.state is None and not plan.in_one_state):
+            return False
+        hellos = [hello for hello in progress.members.hellos() if hello.sender in plan.neighbours]
+        return len(hellos) >= plan.believed and all(hello.finished for hello in hellos)
 
     async def result(self, site: SiteOrders) -> TrainableState:
         """The last state, or the best that was evaluated, where the recipe asks for it."""

@@ -40,6 +40,22 @@ class RunPlan:
         return max(self.recipe.fewest_sites.values())
 
     @property
+    def believed(self) -> int:
+        """The fewest peers that are believed together, so that one cannot put a state of its making in others' place.
+
+        Of a group it is more than half of its fewest members, who hold the very same state. (Where two are enough for a
+        group, there is but one to believe.) Elsewhere it is more than half of the neighbours.
+        """
+        if self.in_groups:
+            return max(1, min(self.needed // 2 + 1, self.needed - 1))
+        return min(len(self.neighbours) // 2 + 1, max(1, len(self.neighbours)))
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the run may end before its last round."""
+        return self.recipe.topology.early_stopping_patience is not None
+
+    @property
     def in_groups(self) -> bool:
         """Whether nodes learn sums over a group, and not each neighbour's state."""
         return self.recipe.privacy.ring_bits is not None

@@ -1,8 +1,13 @@
 """Early stopping and the best state in gossip: nodes that judge by their own records, and groups that judge alike."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from core_training.runs.run_folder import RunFolder
+from p2p.catch_up import CatchUp
+from p2p.judgement import Judgement
+from p2p.plan import RunPlan
 from simulations.gossip import simulate_gossip
 from simulations.network import Partition, SimulatedNetwork
 from tests.p2p.linear_site import LinearSite, recipe_of
@@ -126,3 +131,42 @@ def test_a_node_that_is_killed_goes_on_with_its_judgement(tmp_path, privacy):
     resumed = simulate_gossip(recipe, asks, RunFolder(tmp_path / "cut"))
     assert (resumed.rounds, resumed.state_digest) == (whole.rounds, whole.state_digest) == (4, whole.state_digest)
     assert isinstance(whole.state_digest, str)
+
+
+# One who lies about having stopped
+
+
+def a_node(monkeypatch, claims, patience=3, last=(8, 3, "good"), **privacy):
+    """A node's judgement and catching up among four, of whom the others claim (committed, digest, finished)."""
+    names = ("alpha", "beta", "gamma", "delta")
+    recipe = judged(recipe_of(rounds=9, minimum_sites=3, privacy=privacy or None), patience=patience)
+    plan = RunPlan("alpha", names, "run", recipe, "secret")
+    hellos = [
+        SimpleNamespace(sender=name, committed=round_, finished=finished, offer=(round_, 3, digest))
+        for name, (round_, digest, finished) in zip(names[1:], claims, strict=False)
+    ]
+    state = SimpleNamespace(round=last[0], offer=last, state=None if last[0] == 0 else object())
+    ledger = SimpleNamespace(agreed_to_stop=False)
+    members = SimpleNamespace(hellos=lambda: hellos, live=names[1:])
+    progress = SimpleNamespace(plan=plan, last=state, members=members, ledger=ledger)
+    catch_up = CatchUp(progress, None)
+    monkeypatch.setattr(catch_up, "_hellos", lambda: hellos)
+    return Judgement(progress, None), catch_up
+
+
+@pytest.mark.parametrize("privacy", [{}, {"codec": "ring32"}])
+def test_one_peer_that_says_it_has_stopped_is_not_believed_alone(monkeypatch, privacy):
+    alone = [(7, "evil", True), (8, "good", False), (8, "good", False)]
+    _, catch_up = a_node(monkeypatch, alone, **privacy)
+    assert catch_up._wanted(at_the_end=True) is None
+    judgement, _ = a_node(monkeypatch, [(7, "evil", True)], **privacy)
+    assert not judgement.has_ended()
+
+
+def test_peers_that_have_stopped_are_believed_together(monkeypatch):
+    together = [(7, "agreed", True)] * 3
+    judgement, catch_up = a_node(monkeypatch, together)
+    assert judgement.has_ended()
+    assert catch_up._wanted(at_the_end=True) == (7, 3, "agreed")
+    _, without = a_node(monkeypatch, together, patience=None)
+    assert without._wanted(at_the_end=True) is None

@@ -72,7 +72,7 @@ def _picture(runs: Sequence[RunCurves]) -> Any:
     for axes, name in zip(grid, names, strict=False):
         for index, run in enumerate(runs):
             _draw(axes, name, run, COLOURS[index % len(COLOURS)], _STYLES[index % len(_STYLES)])
-        axes.set_title(_TITLES.get(name, name.replace("_", " ")), loc="left", fontsize=11)
+        axes.set_title(_TITLES.get(name) or _as_it_is(name.replace("_", " ")), loc="left", fontsize=11)
         axes.set_xlabel("optimizer steps at each site")
         axes.legend(frameon=False)
     for axes in grid[len(names) :]:
@@ -89,11 +89,17 @@ def _draw(axes: Any, name: str, run: RunCurves, colour: str, style: str) -> None
             values,
             color=colour,
             linestyle=style,
-            label=run.label if number == 0 else None,
+            label=None if number else _as_it_is(run.label),
             linewidth=1.8 if len(lines) == 1 else 0.9,
             marker="o" if len(steps) <= _MARKED else None,
             markersize=3,
         )
+
+
+def _as_it_is(text: str) -> str:
+    """A text that matplotlib shows as it is: it takes dollars for formulas, and hides what begins with a line."""
+    shown = text.replace("$", r"\$")
+    return f"\u200b{shown}" if shown.startswith("_") else shown
 
 
 def _names(runs: Sequence[RunCurves]) -> list[str]:

@@ -19,7 +19,7 @@ from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.schema import Recipe, Training
 
 if TYPE_CHECKING:
-    from torch.optim.lr_scheduler import LRScheduler
+    from torch.optim.lr_scheduler import LambdaLR
     from transformers import PreTrainedModel
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.|_)norm($|\.)", re.IGNORECASE)
@@ -69,18 +69,21 @@ def decayed_parameters(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters() if not (_NOT_DECAYED.search(name) or name.startswith(norms))}
 
 
-def build_schedule(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> LRScheduler:
+def build_schedule(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> LambdaLR:
     """The recipe's schedule over so many steps of `optimizer`. Raises InputError for settings that it has not."""
     training = recipe.training
     try:
-        schedule: LRScheduler = get_scheduler(
+        schedule: LambdaLR = get_scheduler(
             training.lr_scheduler_type,
             optimizer,
             num_warmup_steps=training.warmup_of(total_steps),
             num_training_steps=total_steps,
             scheduler_specific_kwargs=dict(training.lr_scheduler_kwargs),
         )
-    except (TypeError, ValueError) as error:
+        for factor in schedule.lr_lambdas:  # a setting of another type shows when it is used
+            for step in (0, total_steps // 2, total_steps):
+                factor(step)
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"training.lr_scheduler_kwargs: {str(error).splitlines()[0]}") from None
     return schedule
 

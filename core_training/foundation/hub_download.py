@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import FedloomError, InputError, RunError
@@ -110,8 +111,10 @@ class _Download:
         for name in names:
             path = Path(hf_hub_download(self._model.name, name, revision=self.commit))
             if not self._files[name].fits(path):
-                path.resolve().unlink(missing_ok=True)
+                blob = path.resolve()
                 path.unlink(missing_ok=True)
+                if blob.parent == (self._pinned.cache_folder / "blobs").resolve():  # a link may lead anywhere
+                    blob.unlink(missing_ok=True)
                 raise RunError(
                     f"{self._model}: {name} is not what the hub lists (size or hash), and was removed; {_AGAIN}"
                 )
@@ -127,11 +130,16 @@ def _listed(file: Any) -> _Listed:
     )
 
 
+def _without_password(address: str) -> str:
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def _explained(model: HubModel, error: Exception) -> FedloomError:
     """What went wrong, and what to do about it."""
     from huggingface_hub import constants, errors
 
-    hub = constants.ENDPOINT
+    hub = _without_password(constants.ENDPOINT)
     if isinstance(error, FedloomError):
         return error
     if isinstance(error, errors.GatedRepoError):
@@ -145,7 +153,7 @@ def _explained(model: HubModel, error: Exception) -> FedloomError:
         return InputError(
             f"{model}: {hub} has no model of that name, or a private one that this machine's token does not open"
         )
-    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    said = str(error).strip().partition("\n")[0].replace(constants.ENDPOINT, hub) or type(error).__name__
     return RunError(f"{model}: the download from {hub} broke off: {said}; {_AGAIN}")
 
 

@@ -119,6 +119,8 @@ def _recipe(read: FlatReader) -> dict[str, Any]:
         "training": _training(read, stage),
         "output": read.text("output_dir", "saves"),
     }
+    if read.given("early_stopping_steps"):
+        recipe["topology"] = {"early_stopping_patience": read.whole("early_stopping_steps", 1)}
     if (config := read.text("deepspeed", None)) is not None:
         recipe["deepspeed"] = {"config": config}
     return recipe | _objective(read, stage)

@@ -100,15 +100,17 @@ class CurveFile:
             self._cut(_NO_END)
         if self._last is not None and _at(self._last[1]) > new.at:  # the steps are taken again
             self._cut(new.at)
-        row = new.row
+        row, start = new.row, None
         if self._last is not None and _at(self._last[1]) == new.at:
             start, earlier = self._last
             row = {**earlier, **row}
-            os.truncate(self._path, start)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            self._last = (file.tell(), row)
-            file.write((json.dumps(row) + "\n").encode())
+        self._is_known = False  # should the disk refuse: what is left of the line is cut off before the next one
+        with self._path.open("r+b" if self._path.exists() else "wb") as file:
+            self._last = (file.seek(0, os.SEEK_END) if start is None else file.seek(start), row)
+            file.write((json.dumps(row) + "\n").encode())  # over the earlier row: it only grows
+            file.truncate()
+        self._is_known = True
 
     def _cut(self, after: int) -> None:
         """Remove the rows after step or round `after`, and a line that a kill cut short."""
@@ -122,19 +124,30 @@ class CurveFile:
             os.truncate(self._path, end)
 
     def _read(self) -> Iterator[tuple[int, int, Row]]:
-        """The whole rows, each with the bytes between which it lies; a line that a kill cut short ends them."""
+        """The whole rows, each with the bytes between which it lies; a line that is none ends them."""
         if not self._path.exists():
             return
         start = 0
         with self._path.open("rb") as file:
             for line in file:
-                if not line.endswith(b"\n"):
+                if (row := _row_of(line)) is None:
                     return
-                yield start, start + len(line), json.loads(line)
+                yield start, start + len(line), row
                 start += len(line)
 
 
 _NO_END = 2**63
+
+
+def _row_of(line: bytes) -> Row | None:
+    """The row of a line; None for one that a kill or a full disk cut short, or that is something else."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not line.endswith(b"\n") or not isinstance(row, dict):
+        return None
+    return row if isinstance(row.get("step", row.get("round")), int) else None
 
 
 def _at(row: Row) -> int:

@@ -40,7 +40,7 @@ def check_goes_on(earlier: Recipe, now: Recipe, steps_behind: int) -> bool:
 def schedule_note(earlier: Recipe, now: Recipe) -> str | None:
     """What becomes of the learning rate in a run that was made longer; None where its schedule has no end."""
     schedule = now.training.lr_scheduler_type
-    if schedule in _WITHOUT_END and not now.training.warmup_ratio:
+    if schedule == "constant" or (schedule in _WITHOUT_END and not now.training.warmup_ratio):
         return None
     return (
         f"training.lr_scheduler_type: from here on the learning rate is that of a {schedule} schedule over "

@@ -185,9 +185,10 @@ def test_what_cannot_be_had_says_why(make_recipe: MakeRecipe, settings: dict[str
 
 
 def test_a_setting_that_a_schedule_has_not_is_named(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(training={"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 2}})
-    with pytest.raises(InputError, match=r"training.lr_scheduler_kwargs: .*'cycles'"):
-        build_schedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), recipe, 10)
+    for name, settings, said in (("cosine", {"cycles": 2}, "'cycles'"), ("polynomial", {"power": "abc"}, "str")):
+        recipe = make_recipe(training={"lr_scheduler_type": name, "lr_scheduler_kwargs": settings})
+        with pytest.raises(InputError, match=f"training.lr_scheduler_kwargs: .*{said}"):
+            build_schedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), recipe, 10)
 
 
 def test_the_factors_b_learn_faster_as_in_peft(make_recipe: MakeRecipe) -> None:

@@ -211,6 +211,7 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
             {"logging_steps": 5, "eval_steps": 20, "report_to": "tensorboard", "load_best_model_at_end": True},
             {"training": {"logging_steps": 5, "eval_steps": 20, "report_to": ["tensorboard"]}},
         ),
+        ({"early_stopping_steps": 3}, {"topology": {"early_stopping_patience": 3}}),
         ({"report_to": "swanlab"}, {"training": {"report_to": []}}),
         ({"flash_attn": "fa2", "bf16": True}, {"model": {"attn_implementation": "flash_attention_2"}}),
         ({"flash_attn": "auto"}, {"model": {"attn_implementation": None}}),
@@ -245,7 +246,20 @@ def test_a_key_says_here_what_it_says_there(keys: dict[str, Any], expected: dict
 def _resolved(document: dict[str, Any]) -> dict[str, Any]:
     """With the defaults, and checked against the schema section by section."""
     resolved = dict(document)
-    for name in ("model", "tuning", "data", "training", "reward", "dpo", "kto", "orpo", "simpo", "rollout", "ppo"):
+    for name in (
+        "model",
+        "tuning",
+        "data",
+        "training",
+        "topology",
+        "reward",
+        "dpo",
+        "kto",
+        "orpo",
+        "simpo",
+        "rollout",
+        "ppo",
+    ):
         section: Any = Recipe.model_fields[name].annotation
         resolved[name] = section.model_validate(document.get(name, {})).model_dump()
     return resolved

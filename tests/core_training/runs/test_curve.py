@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from core_training.foundation.errors import RunError
 from core_training.runs import events
+from core_training.runs.curve import CurveFile
 from core_training.runs.run_folder import RunFolder, Summary
 
 
@@ -105,3 +109,27 @@ def test_the_summary_names_the_curve_where_there_is_one(tmp_path: Path) -> None:
     assert named(folder) is None
     folder.event(logged(10, 1.0))
     assert named(folder) == "curve.jsonl"
+
+
+def test_a_line_that_is_no_row_ends_the_rows_and_is_replaced(tmp_path: Path) -> None:
+    for damage in (b"garbage\n", b'{"step": 3', b"[1]\n"):
+        folder = RunFolder(tmp_path / str(len(damage)))
+        folder.event(logged(2, 2.0))
+        with (folder.path / "curve.jsonl").open("ab") as file:
+            file.write(damage)
+        again = RunFolder(folder.path)
+        assert [row["step"] for row in again.curve()] == [2]
+        again.event(logged(4, 1.0))
+        assert short(again) == [(2, 2.0, None), (4, 1.0, None)]
+
+
+def test_what_a_disk_refuses_takes_no_earlier_figure_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    folder.event(logged(2, 2.0))
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="cannot be written"):
+        patch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError("no space")))
+        CurveFile(tmp_path / "curve.jsonl").take(evaluated(2, 1.5))
+    again = RunFolder(tmp_path)
+    again.event(events.ResumedAtStep(step=2))
+    again.event(evaluated(2, 1.5))
+    assert short(again) == [(2, 2.0, 1.5)]

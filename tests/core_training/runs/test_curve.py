@@ -124,11 +124,12 @@ def test_a_line_that_is_no_row_ends_the_rows_and_is_replaced(tmp_path: Path) -> 
 
 
 def test_what_a_disk_refuses_takes_no_earlier_figure_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder(tmp_path)
-    folder.event(logged(2, 2.0))
-    with monkeypatch.context() as patch, pytest.raises(RunError, match="cannot be written"):
+    curve = CurveFile(tmp_path / "curve.jsonl")
+    curve.take(logged(2, 2.0))
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError("no space")))
-        CurveFile(tmp_path / "curve.jsonl").take(evaluated(2, 1.5))
+        with pytest.raises(RunError, match="cannot be written"):
+            curve.take(evaluated(2, 1.5))
     again = RunFolder(tmp_path)
     again.event(events.ResumedAtStep(step=2))
     again.event(evaluated(2, 1.5))

@@ -258,6 +258,8 @@ class RunFolder:
             is_longer = check_goes_on(earlier, recipe, steps)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
+        if is_longer and any(line.get("event") == events.StoppedEarly.NAME for line, _ in self._read(0)):
+            raise InputError(f"{self.path}: it stopped early, and would at once again; start another from it")
         if is_longer:
             # Before the recipe is written: a kill in between leaves a run that has only its last evaluation to make.
             (self.path / "summary.json").unlink(missing_ok=True)

@@ -14,7 +14,9 @@ from accelerate.utils import GradientAccumulationPlugin
 from core_training.engine import deepspeed_config
 from core_training.engine.optimizers import build_optimizer, build_schedule
 from core_training.foundation.errors import RunError
+from core_training.foundation.heap import give_back_freed_memory
 from core_training.models.heads import innermost
+from core_training.models.libraries import process_is_ours
 from core_training.models.prepared_model import PreparedModel
 from core_training.stages.base import Stage
 
@@ -36,6 +38,8 @@ def prepare(stage: Stage[Any], total_steps: int) -> Preparation:
     """The stage's model with the optimizer and schedule of its recipe. Every process of a group must call it."""
     recipe, model = stage.recipe, stage.base.model
     model.train()  # models are loaded to be asked, and an adapter's wrapper says of itself alone that it trains
+    if process_is_ours():
+        give_back_freed_memory(wanted=recipe.training.gradient_checkpointing)
     if recipe.training.gradient_checkpointing:
         # Each call hooks into the embeddings: one of the many runs that share a model is enough.
         innermost(model).disable_input_require_grads()

@@ -16,6 +16,11 @@ def own_the_process() -> None:
     _process_is_ours = True
 
 
+def process_is_ours() -> bool:
+    """Whether that was said."""
+    return _process_is_ours
+
+
 @functools.cache
 def settle_libraries() -> None:
     """Import the heavy libraries; in a process of ours, have the garbage collector never look at them.

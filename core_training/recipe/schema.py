@@ -271,7 +271,10 @@ class Training(Section):
     packing: bool | None = Field(
         None, description="Put several examples in one row, without cross-talk. Unset: on where stage and model can."
     )
-    gradient_checkpointing: bool = Field(False, description="Trade compute for activation memory.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Trade compute for activation memory: on a CPU, freed memory then goes back to the system, too.",
+    )
     neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Strength of the noise on embedded tokens in training (NEFTune, Jain et al. 2023)."
     )

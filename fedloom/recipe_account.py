@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from core_training.data.formats import column_sets
 from core_training.engine.deepspeed_config import deepspeed_config
+from core_training.engine.memory import Memory, estimated_memory
+from core_training.foundation.errors import InputError
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
@@ -26,6 +28,25 @@ def account_of(recipe: Recipe) -> dict[str, str]:
         judge = f"reward model {rollout.reward_model}" if rollout.reward_model else _functions(rollout.reward_functions)
         account["samples"] = f"answers of up to {rollout.max_new_tokens} tokens, judged by {judge}"
     return account
+
+
+def memory_of(recipe: Recipe) -> tuple[str, Memory | None]:
+    """The memory that the run will take on a CPU, in words and in bytes; or why that is not known before it runs."""
+    try:
+        memory = estimated_memory(recipe)
+    except InputError as error:
+        return f"not estimated: {error}", None
+    parts = {"weights": memory.weights, "a step": memory.step, "what is trained": memory.trained}
+    parts["libraries"] = memory.libraries
+    listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
+    first = f"up to {_gib(memory.peak)} GiB on a CPU" + ("" if recipe.topology.kind == "central" else ", at each site")
+    if memory.peak > memory.training:
+        return f"{first}, while the model is loaded; then {_gib(memory.training)}: {listed}", memory
+    return f"{first}: {listed}", memory
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}" if size >= 2**30 / 20 else f"{size / 2**30:.2f}"
 
 
 def _functions(weights: dict[str, float]) -> str:

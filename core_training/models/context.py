@@ -1,4 +1,4 @@
-"""The number of tokens that a model takes in one piece."""
+"""The number of tokens that a model takes in one piece, and that are computed together."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
+TOKENS_AT_ONCE = 1024
+"""A CPU is no faster with more, and what a forward keeps for its backward soon outgrows a small model."""
 
 UNLIMITED = 2**31
 """More tokens than anyone has, for a model that states no limit."""

@@ -15,15 +15,12 @@ from torch import nn
 from core_training.data.examples import Batch, Row
 from core_training.data.rows import Collator, padded_size, parts
 from core_training.models.base_model import BaseModel
+from core_training.models.context import TOKENS_AT_ONCE
 from core_training.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
-
-
-_TOKENS_AT_ONCE = 1024
-"""A CPU is no faster with more, and what a forward keeps for its backward soon outgrows a small model."""
 
 
 class PreparedModel:
@@ -103,4 +100,4 @@ class PreparedModel:
         """The rows of a batch that are computed together, as indices. DeepSpeed counts the backwards of a step."""
         if self.device.type != "cpu" or self.deepspeed_engine is not None or not self._adds_up:
             return [list(range(len(rows)))]
-        return parts(list(map(padded_size, rows)), _TOKENS_AT_ONCE)
+        return parts(list(map(padded_size, rows)), TOKENS_AT_ONCE)

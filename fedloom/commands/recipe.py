@@ -19,7 +19,7 @@ from core_training.recipe.schema import Recipe, Topology
 from fedloom.console import results_only_on_stdout
 from fedloom.options import Json, Overrides, RecipePath
 from fedloom.privacy_account import privacy_of
-from fedloom.recipe_account import account_of, warnings_of
+from fedloom.recipe_account import account_of, memory_of, warnings_of
 from fedloom.recipe_page import recipe_page
 from fedloom.starter_recipe import starter_recipe
 
@@ -40,12 +40,14 @@ def check(
     """Say whether a recipe is valid, what it would do, and what it protects."""
     loaded = load_recipe(recipe, overrides)
     account, privacy, warnings = account_of(loaded), privacy_of(loaded), warnings_of(loaded)
+    account["memory"], memory = memory_of(loaded)
     figures: dict[str, object] = {}
     if measure:
         account["takes"], figures, leak = _measured(loaded)
         warnings += [leak] if leak else []
     if as_json:
-        said = {"account": {**account, "privacy": privacy}, "warnings": warnings}
+        said: dict[str, object] = {"account": {**account, "privacy": privacy}, "warnings": warnings}
+        said["memory"] = {**asdict(memory), "training": memory.training, "peak": memory.peak} if memory else None
         said |= {"measured": figures} if measure else {}
         typer.echo(json.dumps({"valid": True, "recipe": loaded.model_dump(), **said}))
         return

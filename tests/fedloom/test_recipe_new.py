@@ -159,6 +159,7 @@ def test_check_says_what_a_recipe_would_do(fedloom: Command, tmp_path: Path) -> 
         "minimises": "a mean over pairs; a site's update weighs as many of them as it was trained on",
         "steps": "200 steps at each site, in 10 rounds of 20 of adamw_torch, at a learning rate of up to 5e-06, as is "
         "usual for dpo with lora",
+        "memory": "not estimated: no model is in path/to/base-model",
     }
     assert outcome.err == ""
     machine = json.loads(fedloom("recipe", "check", path, "--json").out)
@@ -166,6 +167,35 @@ def test_check_says_what_a_recipe_would_do(fedloom: Command, tmp_path: Path) -> 
     assert machine["recipe"]["stage"] == "dpo"
     assert machine["account"]["reads"] == account["reads"]
     assert machine["warnings"] == []
+    assert machine["memory"] is None
+
+
+def test_check_says_how_much_memory_a_run_will_take(
+    fedloom: Command, recipe_file: RecipeFile, tiny_model: Path
+) -> None:
+    path = recipe_file(model={"dtype": "bfloat16"}, training={"per_device_train_batch_size": 64, "max_length": 256})
+    memory = json.loads(fedloom("recipe", "check", path, "--json").out)["memory"]
+    assert memory["loading"] > memory["weights"] > 0.45 * (tiny_model / "model.safetensors").stat().st_size
+    parts = ("libraries", "weights", "trained", "step")
+    assert memory["peak"] == memory["training"] == sum(memory[part] for part in parts)
+    said = f"up to {memory['peak'] / 2**30:.1f} GiB on a CPU: weights 0.00, a step "
+    assert f"  memory       {said}" in fedloom("recipe", "check", path).out
+    federated = ["topology.kind=federated", "topology.rounds=2", "topology.local_steps=1"]
+    assert "GiB on a CPU, at each site: weights" in fedloom("recipe", "check", path, *federated).out
+
+
+def test_check_says_that_loading_takes_most(fedloom: Command, recipe_file: RecipeFile, tmp_path: Path) -> None:
+    header = {"model.layers.0.mlp.up_proj.weight": {"shape": [2**14, 2**16], "data_offsets": [0, 2**31]}}
+    content = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
+    widths = {"model_type": "llama", "vocab_size": 300, "hidden_size": 2**14, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(widths))
+    path = recipe_file(model={"name_or_path": str(tmp_path)}, training={"max_length": 8})
+    # 4 GiB of float32 weights beside the file's 2, which are given back afterwards.
+    assert (
+        "memory       up to 6.5 GiB on a CPU, while the model is loaded; then 4."
+        in fedloom("recipe", "check", path).out
+    )
 
 
 def test_check_loads_no_heavy_library(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -44,7 +44,7 @@ def test_parts_give_the_step_and_the_report_of_the_whole_batch(
     engines: list[Engine] = []
     reports = []
     for at_once, expected in ((1, 8), (1_000_000, 1)):
-        monkeypatch.setattr(prepared_model, "_TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr(prepared_model, "TOKENS_AT_ONCE", at_once)
         engines.append(open_engine(recipe))
         reports.append((engines[-1].train(2), engines[-1].evaluate()))
         assert expected in counts

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from core_training.foundation.errors import InputError
+from core_training.foundation.hub_models import find_model
 from core_training.models.context import TOKENS_AT_ONCE
 from core_training.models.shapes import ModelShapes, WeightShape
 from core_training.parts.data_kinds import PREFERENCE
@@ -34,6 +35,12 @@ _FLOAT32 = _ITEM["float32"]
 _LOGITS_IN_TRAINING = 3
 """As a backward pass begins, all float32: the softmax, the gradient by it, and the gradient by the logits."""
 _LOGITS_IN_EVALUATION = 2
+_MOMENTS = {
+    **{"sgd": 0.0, "adafactor": 0.0, "adagrad": 1.0, "rmsprop": 1.0, "lion_32bit": 1.0, "lion_8bit": 0.25},
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"), 2.0),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), 0.5),
+}
+"""What an optimizer keeps of each trained value, in float32 numbers."""
 _WEIGHTS_OF_A_SCALE, _SCALES_OF_A_SCALE = 64, 256
 
 
@@ -68,7 +75,12 @@ def estimated_memory(recipe: Recipe) -> Memory:
         raise InputError(f"stage {recipe.stage} gives answers of its own, whose memory is not counted")
     if recipe.deepspeed.used:
         raise InputError("a deepspeed group shares it among its processes")
-    return ShapedRun(recipe, ModelShapes.of(Path(recipe.model.name_or_path))).memory()
+    if recipe.tuning_part.result == "adapter" and LORA.name not in recipe.tuning_part.sections:
+        raise InputError(f"what tuning.mode {recipe.tuning.mode} takes is not counted")
+    if recipe.training.optim not in _MOMENTS:
+        raise InputError(f"the moments of training.optim {recipe.training.optim} are not counted")
+    folder = find_model(recipe.model.name_or_path) or Path(recipe.model.name_or_path)
+    return ShapedRun(recipe, ModelShapes.of(folder)).memory()
 
 
 class ShapedRun:
@@ -87,7 +99,7 @@ class ShapedRun:
         return Memory(
             libraries=_LIBRARIES,
             weights=self._weights,
-            trained=_FLOAT32 * (self.adapter_size + self.trained_size * states),
+            trained=int(_FLOAT32 * (self.adapter_size + self.trained_size * states)),
             step=max(
                 self._in_training + _FLOAT32 * self.trained_size,
                 self._in_evaluation,
@@ -210,8 +222,8 @@ class ShapedRun:
         return held if held == self._shapes.stored_bytes else held + self._shapes.stored_bytes
 
     @property
-    def _moments(self) -> int:
-        return 2 if self._recipe.training.optim == "adamw_torch" else 0
+    def _moments(self) -> float:
+        return _MOMENTS[self._recipe.training.optim]
 
     @property
     def _corrections(self) -> int:

@@ -63,6 +63,8 @@ def adapters(tuning: Any, held: str = "") -> str:
     settings: Lora = tuning.settings(LORA)
     targets = settings.target_modules
     where = "all linear layers but the output" if targets == "all-linear" else ", ".join(targets)
+    if targets == "all-linear" and (settings.experts is False or settings.bars_parameters):
+        where += " and a mixture's experts"
     beside = "".join(f", {module}" for module in settings.modules_to_save)
     return f"adapters of rank {settings.r} on {where}{held}{beside}"
 

@@ -66,6 +66,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         for name in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "bailing_hybrid", "olmo_hybrid")
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
+    "cohere": {"logit_scale": 1.0},
     "minicpm3": {"dim_model_base": 32, "scale_emb": 1.0},
     "zaya": {"num_experts_per_tok": 1},
     "whisper": {"decoder_attention_heads": 4, "encoder_attention_heads": 4},

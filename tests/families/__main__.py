@@ -1,6 +1,6 @@
-"""`python -m tests.families [NAME …]`: every cell of every family, as a page on standard output (docs/families.md).
+"""`python -m tests.families [NAME …]`: every cell of families, as a page on standard output (docs/families.md).
 
-Takes about half an hour for all of them. Without a name: all decoders of transformers that become small.
+Without a name: all decoders of transformers that become small, in about half an hour; `sample` stands for the suite's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from tests.families.finding import Found, walk_through
+from tests.families.test_families import SAMPLE
 from tests.families.walk import WALKS
 
 _PROCESSES = 2
@@ -20,6 +21,8 @@ def main() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     names = sys.argv[1:] or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "llama-rope"})
+    if names == ["sample"]:
+        names = sorted(SAMPLE)
     found, not_built = list[Found](), list[str]()
     with ProcessPoolExecutor(_PROCESSES, get_context("spawn")) as pool:
         for one in pool.map(walk_through, names):
@@ -42,19 +45,22 @@ def _page(found: list[Found], not_built: list[str]) -> str:
         "| family | cells right | LoRA adapts | in four bits | packs | context | refused |",
         "|---|---|---|---|---|---|---|",
         *(one.row() for one in found),
-        "\n## Not built\n",
-        "What transformers lists as decoders, and what does not become small by its configuration's sizes alone:\n",
-        *(f"- {one}" for one in not_built),
     ]
+    if not_built:
+        lines += [
+            "\n## Not built\n",
+            "What transformers lists as decoders, and what does not become small by its configuration's sizes alone:\n",
+            *(f"- {one}" for one in not_built),
+        ]
     return "\n".join(lines) + "\n"
 
 
 _HEAD = """\
 # Model families
 
-Every decoder of transformers that can be built with a few thousand weights, in every cell; written by `make families`
-(`tests/families/walk.py` says what each cell asks). {families} families × {each} cells: {right} of {cells} right,
-{refused} refused with a reason, {wrong} wrong.
+Decoders of transformers, each built with a few thousand weights, in every cell (`tests/families/walk.py` says what is
+asked). {families} families × {each} cells: {right} of {cells} right, {refused} refused with a reason, {wrong} wrong.
+`make families` asks all that become so small, `python -m tests.families sample` those in the suite.
 
 - **LoRA adapts**, **in four bits**: the share of the layers' weights that `all-linear` and QLoRA reach. What is left
   out are routers, layers whose weights a model's own code reads, and tensors that are neither layers nor experts; a run

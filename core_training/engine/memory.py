@@ -71,16 +71,25 @@ class Memory:
 
 def estimated_memory(recipe: Recipe) -> Memory:
     """The memory of a run of this recipe in one process on a CPU. Raises InputError for what it cannot tell."""
-    if recipe.stage_part.samples:
-        raise InputError(f"stage {recipe.stage} gives answers of its own, whose memory is not counted")
-    if recipe.deepspeed.used:
-        raise InputError("a deepspeed group shares it among its processes")
-    if recipe.tuning_part.result == "adapter" and LORA.name not in recipe.tuning_part.sections:
-        raise InputError(f"what tuning.mode {recipe.tuning.mode} takes is not counted")
-    if recipe.training.optim not in _MOMENTS:
-        raise InputError(f"the moments of training.optim {recipe.training.optim} are not counted")
+    if reason := _not_counted(recipe):
+        raise InputError(reason)
     folder = find_model(recipe.model.name_or_path) or Path(recipe.model.name_or_path)
     return ShapedRun(recipe, ModelShapes.of(folder)).memory()
+
+
+def _not_counted(recipe: Recipe) -> str | None:
+    """Why the memory of such a run is not known here, if so."""
+    mode, attention, optimizer = recipe.tuning.mode, recipe.model.attn_implementation, recipe.training.optim
+    has_other_adapters = recipe.tuning_part.result == "adapter" and LORA.name not in recipe.tuning_part.sections
+    reasons = {
+        f"stage {recipe.stage} gives answers of its own, whose memory is not counted": recipe.stage_part.samples,
+        "a deepspeed group shares it among its processes": recipe.deepspeed.used,
+        f"what tuning.mode {mode} takes is not counted": has_other_adapters,
+        f"the moments of training.optim {optimizer} are not counted": optimizer not in _MOMENTS,
+        f"what attention keeps is counted of sdpa alone, not of {attention}": attention not in (None, "sdpa"),
+        "a compiled model keeps what its compiler chooses": recipe.training.torch_compile,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 class ShapedRun:

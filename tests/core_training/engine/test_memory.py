@@ -176,6 +176,10 @@ def test_a_damaged_file_is_told(make_recipe: MakeRecipe, tmp_path: Path, content
         ({"stage": "ppo", "rollout": {"reward_function": "a.py:f"}}, "answers of its own"),
         ({"deepspeed": {"processes": 2}}, "a deepspeed group"),
         ({"model": {"name_or_path": "nowhere"}}, "no model is in nowhere"),
+        ({"model": {"attn_implementation": "eager"}}, "of sdpa alone, not of eager"),
+        ({"tuning": {"mode": "vera"}}, "what tuning.mode vera takes"),
+        ({"training": {"optim": "stable_adamw"}}, "the moments of training.optim stable_adamw"),
+        ({"training": {"torch_compile": True}}, "a compiled model"),
     ],
 )
 def test_what_cannot_be_told_is_said(make_recipe: MakeRecipe, sections: dict[str, Any], reason: str) -> None:

@@ -24,6 +24,8 @@ from core_training.foundation.model_files import INDEX, WHOLE, indexed_names, is
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _AGAIN = "run it again: what is whole is kept"
+_SMALL_FILE_BYTES = 2**28
+"""The largest tokenizers take a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class _Download:
 
         disable_progress_bars()
         small = [name for name in self._files if is_small_file(name)]
+        self._check_sizes(small)
         index = [INDEX] if WHOLE not in self._files else []
         self._fetch(small + index)
         weights = indexed_names(self._folder / INDEX) if index else [WHOLE]
@@ -96,6 +99,14 @@ class _Download:
 
     def _has_pickles(self) -> bool:
         return any(name.endswith(_PICKLES) for name in self._files)
+
+    def _check_sizes(self, small: Iterable[str]) -> None:
+        for name in small:
+            if not 0 <= self._files[name].size <= _SMALL_FILE_BYTES:
+                raise InputError(
+                    f"{self._model}: the hub lists {name} with {self._files[name].size:,} bytes; of a file beside the "
+                    f"weights at most {_SMALL_FILE_BYTES:,} are fetched"
+                )
 
     def _check_room(self, names: Iterable[str]) -> None:
         missing = sum(self._files[name].size for name in names if not (self._folder / name).exists())

@@ -190,6 +190,11 @@ def test_what_the_hub_does_not_give_is_told_with_its_reason(hub: StandInHub, tin
     with pytest.raises(InputError, match=r"1073741824\.0 GiB are to be fetched, and there is room for"):
         fetch(TINY)
     assert "model.safetensors" not in hub.fetched()
+    hub.asked.clear()
+    hub.claimed_sizes["tokenizer.json"] = 2**30
+    with pytest.raises(InputError, match=r"lists tokenizer\.json with 1,073,741,824 bytes; .* at most 268,435,456"):
+        fetch(HubModel("org/tiny", hub.add("org/tiny", tiny_model, "v2", **{"README.md": b"other"})))
+    assert hub.fetched() == []
 
 
 def test_a_hub_out_of_reach_is_a_failure_that_passes(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import TextStreamer, set_seed
 
-from core_training.foundation.errors import InputError
+from core_training.foundation.errors import InputError, RunError
 from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
 from core_training.models.endings import opening_tokens
@@ -59,25 +59,12 @@ class Conversation:
     def reply(self, text: str, on_text: Callable[[str], None] = lambda _: None) -> Answer:
         """The model's answer to `text`; `on_text` gets it piece by piece, in whole words.
 
-        Raises InputError when the text is empty or leaves no room for an answer.
+        Raises InputError when the text is empty or leaves no room for an answer, RunError where the model cannot write.
         """
         if not text.strip():
             raise InputError("the prompt is empty")
         ids, turns = self._fit([*self._turns, {"role": "user", "content": text}])
-        room = self._context - ids.shape[1]
-        settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if self._sampling.temperature > 0:
-            settings = {"do_sample": True, "temperature": self._sampling.temperature}
-        with torch.inference_mode():
-            output = self._model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=min(self._sampling.max_tokens, room),
-                pad_token_id=self._tokenizer.pad_token_id,
-                eos_token_id=self._ends,
-                streamer=_Streamer(self._tokenizer, on_text),
-                **settings,
-            )
+        output = self._continued(ids, on_text)
         new = output[0, ids.shape[1] :].tolist()
         ended = bool(new) and new[-1] in self._ends
         said = new[:-1] if ended else new
@@ -85,6 +72,29 @@ class Conversation:
         if self.has_template:
             self._turns = [*turns, {"role": "assistant", "content": answer.text}]
         return answer
+
+    def _continued(self, ids: torch.Tensor, on_text: Callable[[str], None]) -> torch.Tensor:
+        """The tokens and the answer's, shape (1, length)."""
+        settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self._sampling.temperature > 0:
+            settings = {"do_sample": True, "temperature": self._sampling.temperature}
+        try:
+            with torch.inference_mode():
+                output: torch.Tensor = self._model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=min(self._sampling.max_tokens, self._context - ids.shape[1]),
+                    pad_token_id=self._tokenizer.pad_token_id,
+                    eos_token_id=self._ends,
+                    streamer=_Streamer(self._tokenizer, on_text),
+                    **settings,
+                )
+        except Exception as error:  # of some families the library's own code cannot write
+            said = str(error).partition("\n")[0]
+            raise RunError(
+                f"this model cannot write: transformers' generate failed: {type(error).__name__}: {said[:200]}"
+            ) from error
+        return output
 
     @property
     def _context(self) -> int:

@@ -16,6 +16,7 @@ _SIZES: dict[str, Any] = {
     # GPT-2's, MPT's and others' words for the same
     **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "d_model": 32, "n_layers": 2, "n_heads": 4},
     **{"ffn_dim": 64, "ffn_hidden_size": 64, "num_layers": 2, "word_embed_proj_dim": 32},
+    **{"encoder_layers": 2, "decoder_layers": 2},
     # attention that shrinks to a latent; windows
     **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
     **{"sliding_window": 16, "query_pre_attn_scalar": 8, "original_max_position_embeddings": 256},
@@ -66,7 +67,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
         for name in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "bailing_hybrid", "olmo_hybrid")
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "cohere": {"logit_scale": 1.0},
+    **{name: {"logit_scale": 1.0} for name in ("cohere", "cohere2", "cohere2_moe")},
+    "ernie4_5_moe": {"moe_k": 2},
+    "inkling_text": {"logits_mup_width_multiplier": 1.0, "route_scale": 1.0},
+    "xmod": {"default_language": "en_XX", "is_decoder": True},
     "minicpm3": {"dim_model_base": 32, "scale_emb": 1.0},
     "zaya": {"num_experts_per_tok": 1},
     "whisper": {"decoder_attention_heads": 4, "encoder_attention_heads": 4},

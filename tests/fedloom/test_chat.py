@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from core_training.foundation.errors import InputError
+from core_training.foundation.errors import InputError, RunError
 from core_training.models.base_model import BaseModel
 from core_training.models.conversation import Answer, Conversation, Sampling
 from core_training.models.results import find_result, load_result
+from core_training.recipe.reading import parse_recipe
 from tests import tiny
+from tests.families.building import make_family
 from tests.fedloom.conftest import Command
 
 QUESTION, ANSWER = "Case 7: fever of the heart?", "See the heart ward: fever."
@@ -29,7 +31,6 @@ def learnt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a model that learnt one answer by heart."""
     from core_training.distributed.launch import opened_engine
     from core_training.engine.central import train
-    from core_training.recipe.reading import parse_recipe
     from core_training.runs.run_folder import RunFolder
 
     folder = tmp_path_factory.mktemp("learnt")
@@ -181,3 +182,10 @@ def test_a_refused_prompt_leaves_the_conversation_as_it_was(base: BaseModel) -> 
     with pytest.raises(InputError):
         conversation.reply("ward " * 400)
     assert conversation.reply(QUESTION).text == ANSWER
+
+
+def test_a_model_of_a_family_that_cannot_write_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    model = make_family("xlstm", tiny_model, tmp_path / "xlstm")
+    base = BaseModel(parse_recipe(f"model: {{name_or_path: '{model}'}}\nstage: sft\ndata: {{train: none.jsonl}}\n"))
+    with pytest.raises(RunError, match="this model cannot write: transformers' generate failed: ValueError: matC"):
+        Conversation(base, Sampling(max_tokens=4)).reply("fever?")

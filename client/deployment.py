@@ -24,10 +24,11 @@ from client.enrolment import load_enrolment
 from client.link import Link, note_link, read_link
 from client.pinned_roster import IDENTITY_KEY
 from client.site_config import SITE_FILE, load_site_config, parse_site_config
-from client.supervisor import PROCESSES, lock_of, log_of
+from client.supervisor import PROCESSES
 from core_training.foundation import background
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
+from core_training.foundation.kept_processes import lock_of, log_of
 from security.certificates import load_certificate
 from security.identities import ssh_line
 from security.private_files import make_private_folder, read_private_file, write_private_file

@@ -1,6 +1,6 @@
 """The Flower ServerApp: lets the round loop carry out the run that Flower was asked to start.
 
-Flower runs it in a process of its own, which may end at any moment; the lock says whether it still goes on.
+It runs in a process of its own, which may end at any moment.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from core_training.foundation import background
 from core_training.foundation.errors import FedloomError
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
@@ -17,19 +16,17 @@ from flower_transport.grid import Grid
 from server.federation import FEDERATION_FOLDER, open_federation
 from server.round_loop import run_federation
 
-PREDECESSOR_ENDS_WITHIN = 60.0
-
 
 def carry_out(grid: Grid, run_id: str) -> None:
-    """Carry out, or go on with, a run of the federation that the environment names."""
+    """Carry out, or go on with, a run of the federation that the environment names; this process holds its lock."""
     federation = open_federation(Path(os.environ[FEDERATION_FOLDER]))
     folder = federation.run_folder(run_id)
-    with background.claim(federation.run_lock(run_id), PREDECESSOR_ENDS_WITHIN):
-        try:
-            run_federation(grid, folder, federation.site_names, roster_of=federation.roster_of)
-        except FedloomError as error:
-            RunFolder(folder).event(events.Failed(reason=str(error)))
-            raise
+    try:
+        run_federation(grid, folder, federation.site_names, roster_of=federation.roster_of)
+    except FedloomError as error:
+        RunFolder(folder).event(events.Failed(reason=str(error)))
+        federation.let_go(run_id)
+        raise
 
 
 app = make_server_app(carry_out)

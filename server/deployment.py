@@ -1,7 +1,8 @@
-"""A federation as its operator has it: made, sites admitted, its SuperLink started and stopped, runs submitted.
+"""A federation as its operator has it: made, sites admitted, its processes started and stopped, runs submitted.
 
-Flower gives up a run when its SuperLink is stopped or killed. fedloom does not: every start submits again the runs
-that are not finished, and the round loop goes on from their last commit.
+Flower gives up a run when its SuperLink is stopped or killed. fedloom does not: a run that was submitted is wanted
+until it is finished or fails with a reason, every start wants all that are not finished, and the round loop goes on
+from their last commit.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import core_training.foundation.environment  # noqa: F401 - for the processes th
 from core_training.foundation import background
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.kept_processes import log_of
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.trackers import check_trackers
@@ -40,14 +42,15 @@ from security.certificates import (
 )
 from security.identities import identity_in
 from security.private_files import make_private_folder
-from server.federation import FEDERATION_FILE, FEDERATION_FOLDER, Address, Federation, Site, open_federation
+from server.federation import FEDERATION_FILE, Address, Federation, Site, open_federation
 from server.run_progress import RunProgress, is_finished, read_progress
+from server.supervisor import end_server_apps
 
 if TYPE_CHECKING:
     from flower_transport.control import Control
 
 STARTS_WITHIN = 60.0
-_TASK_POLL_SECONDS = "0.1"
+_ENDS_WITHIN = 30.0
 
 
 def init_federation(folder: Path, address: Address, also_known_as: list[str]) -> Federation:
@@ -76,40 +79,30 @@ def admit_site(federation: Federation, name: str, public_key_file: Path) -> Site
 
 
 def start_server(federation: Federation) -> tuple[Popen[bytes] | None, list[str]]:
-    """Start the SuperLink unless it runs, and submit the unfinished runs that nobody works on.
+    """Start the server's processes unless they run, and want all unfinished runs.
 
-    Returns the SuperLink's process (None when it was running) and the ids of the runs that were submitted again.
+    Returns the supervisor's process (None when it was running) and the ids of the runs that nobody worked on.
     Raises InputError when the port is taken or a key or certificate is unusable.
     """
-    superlink = None
-    if not _await_superlink(federation):
+    supervisor = None
+    if background.owner(federation.server_lock) is None:
         _check_certificates(federation)
+        _end_processes(federation)  # those that a killed supervisor left behind
         _check_port(federation.address)
-        _end_server_apps(federation)
-        superlink = background.start(
-            _superlink_command(federation),
-            federation.superlink_lock,
-            federation.superlink_log,
-            {
-                FEDERATION_FOLDER: str(federation.folder),
-                "FLWR_HOME": str(federation.flower_home),
-                "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": _TASK_POLL_SECONDS,
-                "PATH": background.search_path(),
-                "PYTHONUNBUFFERED": "1",
-            },
+        supervisor = background.start(
+            [sys.executable, "-m", "server.supervisor", str(federation.folder)],
+            federation.server_lock,
+            log_of(federation.folder, "server"),
         )
-        if not _await_superlink(federation):
-            raise RunError(f"the SuperLink did not start; {federation.superlink_log} says why")
+    _await_superlink(federation)
     _register_sites(federation)
-    return superlink, _resume_runs(federation)
+    return supervisor, _want_unfinished_runs(federation)
 
 
 def stop_server(federation: Federation) -> bool:
-    """Stop the SuperLink and the runs' processes; the next start goes on with the runs. Returns whether it ran."""
-    _end_server_apps(federation)
-    running = background.stop(federation.superlink_lock)
-    _end_server_apps(federation)
-    return running
+    """Stop the server and the runs' processes; the next start goes on with the runs. Returns whether it ran."""
+    running = background.stop(federation.server_lock, _ENDS_WITHIN)
+    return _end_processes(federation) or running
 
 
 def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) -> str:
@@ -120,12 +113,11 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
         raise InputError(f"topology.kind: a server runs 'federated' recipes, not '{recipe.topology.kind}'")
     if recipe.privacy.secure is not None:
         _check_identities(federation, recipe)
-    if background.owner(federation.superlink_lock) is None:
+    if background.owner(federation.server_lock) is None:
         raise InputError(f"the server is not running; `fedloom server start --folder {federation.folder}` starts it")
     run_id = _new_run_id(federation, recipe_file.stem)
     commit_file(federation.runs / run_id / "recipe.yaml", recipe.to_yaml().encode())
-    with _control(federation) as superlink:
-        superlink.start(run_id)
+    federation.want(run_id)
     return run_id
 
 
@@ -160,8 +152,10 @@ def site_states(federation: Federation) -> dict[str, str] | None:
 
 
 def is_worked_on(federation: Federation, run_id: str) -> bool:
-    """Whether a process carries out the run."""
-    return background.owner(federation.run_lock(run_id)) is not None
+    """Whether a process carries out the run, or the server is about to start one."""
+    if background.owner(federation.run_lock(run_id)) is not None:
+        return True
+    return federation.is_wanted(run_id) and background.owner(federation.server_lock) is not None
 
 
 def run_states(federation: Federation) -> list[RunProgress]:
@@ -175,17 +169,12 @@ def _left_alone(run: RunProgress) -> RunProgress:
     return replace(run, note="; ".join([*said, "nobody works on it: `fedloom server start` goes on with it"]))
 
 
-def _resume_runs(federation: Federation) -> list[str]:
-    idle = [run_id for run_id in federation.run_ids() if not is_finished(federation.runs / run_id)]
-    idle = [run_id for run_id in idle if not is_worked_on(federation, run_id)]
-    if not idle:
-        return []
-    with _control(federation) as superlink:
-        active = superlink.active()
-        for run_id in idle:
-            for flower_run in active.get(run_id, []):
-                superlink.stop(flower_run)
-            superlink.start(run_id)
+def _want_unfinished_runs(federation: Federation) -> list[str]:
+    """Want the runs that are not finished; returns those that nobody works on."""
+    unfinished = [run_id for run_id in federation.run_ids() if not is_finished(federation.runs / run_id)]
+    idle = [run_id for run_id in unfinished if background.owner(federation.run_lock(run_id)) is None]
+    for run_id in idle:
+        federation.want(run_id)
     return idle
 
 
@@ -221,20 +210,9 @@ def _read_public_keys(path: Path) -> tuple[str, str | None]:
 
 def _control(federation: Federation) -> AbstractContextManager[Control]:
     from flower_transport.control import control  # Flower takes a second to import
+    from server.operating import operator_of
 
-    return control(str(federation.address.from_here), federation.keys / AUTHORITY_CERTIFICATE)
-
-
-def _superlink_command(federation: Federation) -> list[str]:
-    keys = federation.keys
-    return [
-        *(sys.executable, "-m", "flower_transport.superlink"),
-        *("--host", federation.address.host, "--port", str(federation.address.port)),
-        *("--ssl-ca-certfile", str(keys / AUTHORITY_CERTIFICATE)),
-        *("--ssl-certfile", str(keys / "server.crt"), "--ssl-keyfile", str(keys / "server.key")),
-        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-        *("--database", str(federation.flower_home / "state.db")),
-    ]
+    return control(operator_of(federation))
 
 
 def _check_certificates(federation: Federation) -> None:
@@ -258,30 +236,28 @@ def _check_port(address: Address) -> None:
             ) from None
 
 
-def _await_superlink(federation: Federation) -> bool:
-    """Wait until the SuperLink that holds the lock answers. Returns False when there is none, or when it ends.
-
-    Raises RunError when it neither answers nor ends.
-    """
-    if background.owner(federation.superlink_lock) is None:
-        return False
+def _await_superlink(federation: Federation) -> None:
+    """Wait until the SuperLink answers. Raises RunError when the server ends, or it does not answer in time."""
     trust = ssl.create_default_context(cafile=federation.keys / AUTHORITY_CERTIFICATE)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
     deadline = time.monotonic() + STARTS_WITHIN
-    while (process := background.owner(federation.superlink_lock)) is not None:
+    while background.owner(federation.server_lock) is not None:
         try:
             opener.open(f"https://{federation.address.from_here}/health", timeout=5).close()
-            return True
+            return
         except OSError:
             if time.monotonic() > deadline:
-                raise RunError(f"the SuperLink (process {process}) does not answer; `fedloom server stop`") from None
+                log = log_of(federation.folder, "superlink")
+                raise RunError(f"the SuperLink does not answer, {log} says why; `fedloom server stop`") from None
             time.sleep(0.1)
-    return False
+    raise RunError(f"the server did not start; {log_of(federation.folder, 'server')} says why")
 
 
-def _end_server_apps(federation: Federation) -> None:
-    for run_id in federation.run_ids():
-        background.stop(federation.run_lock(run_id))
+def _end_processes(federation: Federation) -> bool:
+    """End what a supervisor that is gone has left. Returns whether there was anything but ServerApps."""
+    superexec = background.stop(federation.superexec_lock)
+    end_server_apps(federation)
+    return background.stop(federation.superlink_lock) or superexec
 
 
 def _new_run_id(federation: Federation, stem: str) -> str:

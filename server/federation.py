@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
+from core_training.foundation.kept_processes import lock_of
 from core_training.parts.section import Section
 from security.identities import IDENTITY, roster_digest
 from strategies.messages import SITE_NAME
@@ -79,12 +80,22 @@ class Federation:
         return self.folder / "runs"
 
     @property
-    def superlink_lock(self) -> Path:
-        return self.folder / "run" / "superlink.lock"
+    def operator_credential(self) -> Path:
+        """The file with what the SuperLink is shown by whoever operates it; a running server has one."""
+        return self.folder / "run" / "operator.credential"
 
     @property
-    def superlink_log(self) -> Path:
-        return self.folder / "logs" / "superlink.log"
+    def server_lock(self) -> Path:
+        """The lock that the supervisor of the server's processes holds."""
+        return lock_of(self.folder, "server")
+
+    @property
+    def superlink_lock(self) -> Path:
+        return lock_of(self.folder, "superlink")
+
+    @property
+    def superexec_lock(self) -> Path:
+        return lock_of(self.folder, "superexec")
 
     def run_ids(self) -> list[str]:
         """All runs that were submitted, in the order of their names."""
@@ -98,7 +109,23 @@ class Federation:
 
     def run_lock(self, run_id: str) -> Path:
         """The lock that the process holds in which a run's rounds are going on."""
-        return self.folder / "run" / f"{run_id}.lock"
+        return lock_of(self.folder, run_id)
+
+    def want(self, run_id: str) -> None:
+        """Note that a run is to be carried out, by whatever processes it takes."""
+        self._wanted(run_id).parent.mkdir(exist_ok=True)
+        self._wanted(run_id).touch()
+
+    def let_go(self, run_id: str) -> None:
+        """Note that a run has come to its end, or failed with a reason: nobody need take it up."""
+        self._wanted(run_id).unlink(missing_ok=True)
+
+    def is_wanted(self, run_id: str) -> bool:
+        return self._wanted(run_id).exists()
+
+    def wanted(self) -> list[str]:
+        """The runs that are to be carried out, in the order of their names."""
+        return [run_id for run_id in self.run_ids() if self.is_wanted(run_id)]
 
     def sites(self) -> list[Site]:
         """The admitted sites."""
@@ -168,6 +195,9 @@ class Federation:
         self._write_sites(
             [site.model_copy(update={"node_id": node_id}) if site.name == name else site for site in self.sites()]
         )
+
+    def _wanted(self, run_id: str) -> Path:
+        return self.folder / "run" / f"{run_id}.wanted"
 
     @property
     def _handed_out(self) -> Path:

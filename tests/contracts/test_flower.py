@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -69,6 +69,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flower_transport.bundle import BUNDLE
+from flower_transport.credential import ShowCredential, is_shown
+from flower_transport.gate import OPEN_TO_OPERATOR, OPEN_TO_SITES
 from security.certificates import create_authority, issue_server_certificate
 from tests.contracts.leaning import calls_out, leans, look_up, names
 
@@ -80,8 +82,20 @@ NAMES = {
         "flwr.superlink.cli.flower_superlink:_parse_superlink_lifespan_config",
         "flwr.superlink.main:create_app",
     ],
-    "flower_transport/control.py": [
+    "flower_transport/bundle.py": [
         "flwr.cli.build:build_fab_from_files",
+    ],
+    "flower_transport/gate.py": [
+        "flwr.proto.control_pb2:StartRunRequest",
+    ],
+    "flower_transport/operator.py": [
+        "flwr.supercore.error:FlowerError.from_json",
+        "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
+        "flwr.supercore.protobuf.client:ProtobufClient.from_server_address",
+        "flwr.supercore.protobuf.client:ProtobufClientInterceptor",
+        "flwr.supercore.retry:RetryInvoker",
+    ],
+    "flower_transport/control.py": [
         "flwr.common.serde:fab_to_proto",
         "flwr.common.serde:user_config_to_proto",
         "flwr.proto.control_pb2:ListNodesRequest",
@@ -90,9 +104,24 @@ NAMES = {
         "flwr.proto.control_pb2:StartRunRequest",
         "flwr.proto.control_pb2:StopRunRequest",
         "flwr.supercore.control:ControlHttpClient.from_server_address",
-        "flwr.supercore.error:FlowerError.from_json",
         "flwr.supercore.fab:Fab",
-        "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
+    ],
+    "flower_transport/server_task.py": [
+        "flwr.common.constant:SubStatus.COMPLETED",
+        "flwr.common.constant:SubStatus.FAILED",
+        "flwr.common.serde:context_from_proto",
+        "flwr.common.serde:run_from_proto",
+        "flwr.proto.runtime_pb2:AcquireTaskRequest",
+        "flwr.proto.runtime_pb2:PullTaskInputRequest",
+        "flwr.proto.runtime_pb2:PushTaskOutputRequest",
+        "flwr.supercore.constant:TaskType.SERVER_APP",
+        "flwr.supercore.heartbeat:HeartbeatSender",
+        "flwr.supercore.heartbeat:make_task_heartbeat_fn_http",
+        "flwr.supercore.interceptors:RuntimeTokenHttpInterceptor",
+        "flwr.supercore.retry:make_simple_http_retry_invoker",
+        "flwr.supercore.runtime:RuntimeHttpClient.from_server_address",
+        "flwr.supercore.task_identity:TaskIdentity",
+        "flwr.superlink.grid:HttpGrid",
     ],
     "flower_transport/messenger.py": [
         "flwr.app.error:Error",
@@ -135,13 +164,6 @@ NAMES = {
         "flwr.supercore.task_identity:TaskIdentity",
     ],
 }
-
-FLEET = [
-    *("register-node", "unregister-node", "activate-node", "deactivate-node", "send-node-heartbeat"),
-    *("get-run", "get-fab"),
-    *("pull-messages", "push-messages", "pull-object", "push-object", "confirm-message-received"),
-]
-"""What sites may ask of a SuperLink, each with a signature."""
 
 SUPERNODE = """
 import sys, time
@@ -211,25 +233,16 @@ def test_the_supernodes_loop_is_a_module_that_has_the_clock_as_a_name_of_its_own
     assert loop.time is time
 
 
-@leans("fedloom/machine.py", "flower_transport/superlink.py", "client/supervisor.py")
+@leans("fedloom/machine.py")
 def test_flowers_commands_are_installed_under_their_names() -> None:
     commands = {command.name for command in entry_points(group="console_scripts")}
     assert {"flower-superlink", "flower-supernode", "flower-superexec"} <= commands
 
 
-@leans("server/deployment.py")
-def test_a_superlink_looks_for_tasks_as_often_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    interval = look_up("server/deployment.py", "flwr.supercore.superexec.run_superexec:_get_task_poll_interval")
-    monkeypatch.setenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
-    assert interval() == 0.1
-    monkeypatch.delenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL")
-    assert interval() > 0.1
-
-
-@leans("server/deployment.py", "client/supervisor.py")
+@leans("server/supervisor.py", "client/supervisor.py")
 def test_flower_keeps_its_files_in_the_folder_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
-    assert look_up("server/deployment.py", "flwr.supercore.utils:get_flwr_home")() == tmp_path
+    assert look_up("server/supervisor.py", "flwr.supercore.utils:get_flwr_home")() == tmp_path
 
 
 # --- what would call home or install
@@ -258,14 +271,14 @@ def test_nobody_is_asked_for_a_newer_version(tmp_path: Path, monkeypatch: pytest
     assert started == ["theirs"], "the thread that would ask goes by another name"
 
 
-@leans("core_training/foundation/environment.py", "server/deployment.py")
+@leans("core_training/foundation/environment.py", "server/supervisor.py")
 def test_a_run_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     module = "flwr.superlink.cli.flower_superlink"
-    installs = look_up("server/deployment.py", f"{module}:_runtime_dependency_install_default")
+    installs = look_up("server/supervisor.py", f"{module}:_runtime_dependency_install_default")
     assert not installs()
     monkeypatch.delenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION")
     assert installs()
-    options = look_up("server/deployment.py", f"{module}:_parse_args_run_superlink")()
+    options = look_up("server/supervisor.py", f"{module}:_parse_args_run_superlink")()
     assert not options.parse_args(["--disable-runtime-dependency-installation"]).runtime_dependency_install
 
 
@@ -430,13 +443,12 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
         *("--ssl-ca-certfile", str(folder / "ca.crt")),
         *("--ssl-certfile", str(folder / "server.crt"), "--ssl-keyfile", str(folder / "server.key")),
         *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-        *("--database", str(folder / "state.db")),
+        *("--isolation", "process", "--database", str(folder / "state.db")),
     ]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", options)
         config = _parse_superlink_lifespan_config()
-    # Without the process that starts ServerApps.
-    app = create_app(replace(config, isolation="process"), SuperLinkLifespan)
+    app = create_app(config, SuperLinkLifespan)
     app.add_middleware(Gate)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -474,7 +486,7 @@ def new_key() -> tuple[ec.EllipticCurvePrivateKey, bytes]:
     return key, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-@leans("flower_transport/superlink.py", "server/deployment.py")
+@leans("flower_transport/superlink.py", "server/supervisor.py")
 def test_a_superlink_understands_its_options(superlink: SuperLink) -> None:
     config = superlink.config
     assert (config.host, config.port) == ("127.0.0.1", 9092)
@@ -483,7 +495,8 @@ def test_a_superlink_understands_its_options(superlink: SuperLink) -> None:
     assert config.database == str(superlink.folder / "state.db")
     assert config.ssl_certfile == str(superlink.folder / "server.crt")
     assert config.ssl_keyfile == str(superlink.folder / "server.key")
-    assert config.isolation == "subprocess", "a SuperLink no longer starts ServerApps by itself"
+    assert config.isolation == "process", "a SuperLink starts ServerApps by itself, from bundles"
+    assert superlink.app.state.superlink_lifespan.superexec_process is None
     assert (superlink.folder / "state.db").exists()
 
 
@@ -494,21 +507,20 @@ def test_a_superlink_opens_no_other_port(superlink: SuperLink) -> None:
     assert superlink.app.state.superlink_lifespan.grpc_servers == []
 
 
-@leans("flower_transport/superlink.py")
-def test_what_is_open_to_sites_is_the_fleet_interface_and_the_sign_of_life(superlink: SuperLink) -> None:
+@leans("flower_transport/gate.py")
+def test_the_calls_that_fedloom_makes_are_where_it_makes_them(superlink: SuperLink) -> None:
     from fastapi.routing import iter_route_contexts
 
     routes: list[Any] = [context.route for context in iter_route_contexts(superlink.app.routes)]
     paths = {route.path for route in routes}
-    assert {path for path in paths if path.startswith("/v1/fleet/")} == {f"/v1/fleet/{name}" for name in FLEET}
-    assert {path for path in paths if path.startswith("/health")} == {"/health"}
+    assert paths >= OPEN_TO_SITES | OPEN_TO_OPERATOR
     assert superlink.plain().get("/health").status_code == 200
 
 
-@leans("flower_transport/superlink.py")
-@pytest.mark.parametrize("name", FLEET)
-def test_the_fleet_interface_answers_nobody_without_a_key(superlink: SuperLink, name: str) -> None:
-    answer = superlink.plain().post(f"/v1/fleet/{name}", content=b"", headers={"content-type": "application/protobuf"})
+@leans("flower_transport/gate.py")
+@pytest.mark.parametrize("path", sorted(OPEN_TO_SITES - {"/health"}))
+def test_the_fleet_interface_answers_nobody_without_a_key(superlink: SuperLink, path: str) -> None:
+    answer = superlink.plain().post(path, content=b"", headers={"content-type": "application/protobuf"})
     assert answer.status_code == 401, answer.text
 
 
@@ -527,13 +539,33 @@ def test_a_middleware_of_ours_is_asked_before_flower(superlink: SuperLink, path:
     assert (answer.status_code, answer.text) == (403, "ours")
 
 
-@leans("flower_transport/superlink.py")
-def test_the_middleware_sees_the_path_and_both_ends_of_the_connection(superlink: SuperLink) -> None:
+@leans("flower_transport/gate.py", "flower_transport/credential.py")
+def test_the_middleware_sees_the_path_and_every_header_that_was_sent(superlink: SuperLink) -> None:
     Gate.seen.clear()
-    superlink.plain().get("/health", headers={"x-forwarded-for": "203.0.113.7"})
+    superlink.plain().get("/health", headers=[("X-Shown", "one"), ("x-shown", "two")])
     (scope,) = Gate.seen
     assert scope["path"] == "/health"
-    assert (scope["client"][0], scope["server"][0]) == ("127.0.0.1", "127.0.0.1")
+    assert [value for name, value in scope["headers"] if name == b"x-shown"] == [b"one", b"two"]
+
+
+@leans("flower_transport/operator.py", "flower_transport/credential.py")
+def test_a_client_sends_what_an_interceptor_of_ours_adds(superlink: SuperLink) -> None:
+    Gate.seen.clear()
+    showing = ShowCredential("shown")
+    with ControlHttpClient.from_server_address(
+        superlink.address, False, superlink.authority.read_bytes(), [showing]
+    ) as client:
+        client.ListRuns(ListRunsRequest())
+    (scope,) = Gate.seen
+    assert is_shown(scope, "shown")
+
+
+@leans("flower_transport/server_task.py")
+def test_a_grid_goes_by_the_client_that_it_was_given() -> None:
+    grid = HttpGrid("127.0.0.1:1", token="token")
+    given = SimpleNamespace()
+    grid._client = given
+    assert grid._runtime_client is given
 
 
 @leans("flower_transport/superlink.py")
@@ -596,7 +628,7 @@ def start_run(control: Any, run_id: str) -> int:
     return int(control.StartRun(request).run_id)
 
 
-@leans("flower_transport/control.py", "server/deployment.py")
+@leans("flower_transport/control.py", "server/superexec.py")
 def test_a_run_is_known_by_what_it_was_started_with_until_it_is_stopped(superlink: SuperLink) -> None:
     control = superlink.control()
     number = start_run(control, "monday")

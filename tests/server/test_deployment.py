@@ -1,22 +1,33 @@
 """A real federation on this machine: SuperLink, two sites, node keys, TLS. Processes are killed; runs go on."""
 
-import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from flwr.cli.build import build_fab_from_files
+from flwr.common.serde import user_config_to_proto
+from flwr.proto.control_pb2 import ListRunsRequest, RegisterNodeRequest, StartRunRequest
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
 
 from client.deployment import init_site, running_processes, start_site, stop_site
 from client.supervisor import lock_of, read_link
+from core_training.foundation import background
 from core_training.foundation.errors import InputError
 from core_training.runs.run_folder import RunFolder
-from flower_transport.bundle import BUNDLE
+from flower_transport.bundle import BUNDLE, bundle_hash
 from flower_transport.control import control
-from flower_transport.superlink import OperateFromThisMachine
-from security.certificates import AUTHORITY_CERTIFICATE, create_authority, issue_server_certificate
-from server import run_progress
+from security.certificates import create_authority, issue_server_certificate
 from server.deployment import (
     admit_site,
     init_federation,
@@ -28,9 +39,11 @@ from server.deployment import (
     submit_run,
 )
 from server.federation import Address, Federation, open_federation
+from server.operating import operator_of
 from server.run_progress import follow, read_progress
 from tests import tiny
 from tests.server.processes import kill
+from tests.server.tcp_proxy import tcp_proxy
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -63,6 +76,18 @@ def new_site(folder: Path, federation: Federation, data: Path, model: Path, auth
         authority=authority or federation.keys / "ca.crt",
     )
     return folder
+
+
+def wait_for(there: Callable[[], object], within: float = 60) -> None:
+    deadline = time.monotonic() + within
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def outcome(federation: Federation, run_id: str) -> dict[str, Any]:
+    """The summary of a run that somebody works on to its end."""
+    return follow(federation.runs / run_id, lambda event: None, lambda: is_worked_on(federation, run_id))
 
 
 def wait_for_round(federation: Federation, run_id: str, number: int, within: float = 120) -> None:
@@ -164,34 +189,6 @@ def test_a_run_needs_a_server_and_a_federated_recipe(federation, tmp_path):
     assert federation.run_ids() == []
 
 
-@pytest.mark.parametrize(
-    ("path", "client", "status"),
-    [
-        ("/v1/fleet/pull-messages", "203.0.113.7", 200),
-        ("/v1/control/start-run", "203.0.113.7", 403),
-        ("/v1/control/register-node", "203.0.113.7", 403),
-        ("/v1/runtime/acquire-task", "203.0.113.7", 403),
-        ("/v1/fleet", "203.0.113.7", 403),
-        ("/docs", "203.0.113.7", 403),
-        ("/v1/control/start-run", "127.0.0.1", 200),
-        ("/v1/control/start-run", "198.51.100.1", 200),
-    ],
-)
-def test_only_the_servers_own_machine_operates_it(path, client, status):
-    statuses = []
-
-    async def flower(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def send(message):
-        if message["type"] == "http.response.start":
-            statuses.append(message["status"])
-
-    scope = {"type": "http", "path": path, "client": (client, 40000), "server": ("198.51.100.1", 9092)}
-    asyncio.run(OperateFromThisMachine(flower)(scope, None, send))
-    assert statuses == [status]
-
-
 # --- with real processes
 
 
@@ -249,38 +246,35 @@ def test_later_rounds_start_training_within_a_second(deployed, undisturbed):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_after_the_servers_processes_are_killed(deployed, undisturbed):
+def test_a_run_goes_on_by_itself_after_each_of_the_servers_processes_is_killed(deployed, undisturbed):
+    federation, folder = deployed
+    run_id = submit_run(federation, folder / "recipe.yaml", [])
+
+    for number, lock in enumerate((federation.superexec_lock, federation.run_lock(run_id), federation.superlink_lock)):
+        wait_for_round(federation, run_id, number)
+        wait_for(lambda lock=lock: background.owner(lock))
+        kill(lock)
+
+    assert outcome(federation, run_id)["state_digest"] == undisturbed["state_digest"]
+    wait_for(lambda: background.owner(federation.superexec_lock))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_next_start_after_all_of_the_servers_processes_are_killed(deployed, undisturbed):
     federation, folder = deployed
     run_id = submit_run(federation, folder / "recipe.yaml", [])
     wait_for_round(federation, run_id, 2)
 
+    for lock in (federation.server_lock, federation.superexec_lock, federation.superlink_lock):
+        kill(lock)
     kill(federation.run_lock(run_id))
-    kill(federation.superlink_lock)
-    superlink, resumed = start_server(federation)
-
-    assert superlink is not None
-    assert resumed == [run_id]
-    assert follow(federation.runs / run_id, lambda event: None)["state_digest"] == undisturbed["state_digest"]
-
-
-@pytest.mark.slow
-def test_a_run_whose_process_alone_is_killed_is_said_to_and_goes_on_with_the_next_start(
-    deployed, undisturbed, monkeypatch
-):
-    federation, folder = deployed
-    run_id = submit_run(federation, folder / "recipe.yaml", [])
-    wait_for_round(federation, run_id, 1)
-
-    kill(federation.run_lock(run_id))
-    monkeypatch.setattr(run_progress, "_REPLACED_WITHIN", 1.0)
-    assert follow(federation.runs / run_id, lambda event: None, lambda: is_worked_on(federation, run_id)) == {}
     (note,) = [run.note for run in run_states(federation) if run.run_id == run_id]
     assert "nobody works on it: `fedloom server start`" in note
-    superlink, resumed = start_server(federation)
+    supervisor, resumed = start_server(federation)
 
-    assert superlink is None
+    assert supervisor is not None
     assert resumed == [run_id]
-    assert follow(federation.runs / run_id, lambda event: None)["state_digest"] == undisturbed["state_digest"]
+    assert outcome(federation, run_id)["state_digest"] == undisturbed["state_digest"]
 
 
 @pytest.mark.slow
@@ -297,20 +291,13 @@ def test_a_run_goes_on_after_each_of_a_sites_processes_is_killed(deployed, undis
 
 EVIL = {
     "evil.py": b"""
-import pathlib, time
-from flwr.app import Message, RecordDict
+import pathlib
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 server, client = ServerApp(), ClientApp()
 @server.main()
 def main(grid, context):
-    asked = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in grid.get_node_ids()]
-    replies = grid.send_and_receive(asked, timeout=60)
-    kinds = [reply.content["envelope"]["kind"] for reply in replies]
-    pathlib.Path(context.run_config["run-id"]).write_text(" ".join(kinds))
-@client.query()
-def query(message, context):
-    pathlib.Path(context.run_config["run-id"]).write_text("executed at a site")
+    pathlib.Path(context.run_config["run-id"]).write_text("executed at the server")
 """,
     "pyproject.toml": BUNDLE["pyproject.toml"]
     .replace(b"server.app:app", b"evil:server")
@@ -318,16 +305,52 @@ def query(message, context):
 }
 
 
-@pytest.mark.slow
-def test_code_in_a_bundle_is_not_executed_at_a_site(deployed):
-    federation, folder = deployed
-    with control(str(federation.address.from_here), federation.keys / AUTHORITY_CERTIFICATE) as superlink:
-        superlink.start(str(folder / "evil.txt"), EVIL)
+def evil_run(trace: Path) -> StartRunRequest:
+    """A call to start a run that would leave a trace where it is executed."""
+    bundle, _ = build_fab_from_files(EVIL)
+    return StartRunRequest(
+        fab=Fab(hash_str=bundle_hash(bundle), content=bundle),
+        override_config=user_config_to_proto({"run-id": str(trace)}),
+    )
 
-    deadline = time.monotonic() + 60
-    while not (folder / "evil.txt").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert (folder / "evil.txt").read_text() == "refused refused"
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["straight", "through a proxy"])
+def test_another_account_of_the_servers_machine_operates_nothing(deployed, tmp_path, way):
+    """It has the public certificate, Flower's own clients and a port; the credential it cannot read."""
+    federation, _ = deployed
+    target = (federation.address.host, federation.address.port)
+    calls = [
+        (ControlHttpClient, "StartRun", evil_run(tmp_path / "trace")),
+        (ControlHttpClient, "ListRuns", ListRunsRequest()),
+        (ControlHttpClient, "RegisterNode", RegisterNodeRequest(public_key=b"key", name="mine")),
+        (RuntimeHttpClient, "AcquireTask", AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])),
+        (RuntimeHttpClient, "PullTaskInput", PullTaskInputRequest()),
+    ]
+    with tcp_proxy(target) if way == "through a proxy" else nullcontext(str(federation.address)) as address:
+        for kind, call, request in calls:
+            with kind.from_server_address(
+                server_address=address,
+                insecure=False,
+                root_certificates=(federation.keys / "ca.crt").read_bytes(),
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            ) as client:
+                with pytest.raises(httpx.HTTPStatusError) as refused:
+                    getattr(client, call)(request)
+                assert refused.value.response.status_code == 403, call
+    with control(operator_of(federation)) as superlink:
+        assert str(tmp_path / "trace") not in superlink.active()
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.slow
+def test_the_operator_starts_no_bundle_but_fedlooms_own(deployed, tmp_path):
+    federation, _ = deployed
+    client = operator_of(federation).client(ControlHttpClient, "flwr CLI")
+    with client, pytest.raises(httpx.HTTPStatusError, match="403"):
+        client.StartRun(evil_run(tmp_path / "trace"))
+    with control(operator_of(federation)) as superlink:
+        assert str(tmp_path / "trace") not in superlink.active()
 
 
 @pytest.mark.slow

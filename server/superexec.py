@@ -1,0 +1,127 @@
+"""The process that has the wanted runs carried out: `python -m server.superexec FEDERATION_FOLDER`.
+
+It stands where Flower has its own SuperExec. Each wanted run that nobody works on gets a ServerApp in a process of its
+own, which holds the run's lock from its first moment on. So a run whose ServerApp was killed is taken up again; and one
+whose ServerApps die over and over in the same round ends with a reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+
+import core_training.foundation.environment  # noqa: F401 - before Flower is imported
+from core_training.foundation import background
+from core_training.foundation.errors import FedloomError
+from core_training.foundation.kept_processes import log_of
+from core_training.runs import events
+from core_training.runs.run_folder import RunFolder
+from flower_transport.control import control
+from flower_transport.operator import NoAnswer
+from flower_transport.server_task import take_task
+from server.federation import Federation, open_federation
+from server.operating import operator_of
+from server.run_progress import is_finished, read_progress
+from server.serverapp import TASK_TOKEN
+
+_log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.2
+_BACK_OFF_SECONDS = (0.0, 5.0)
+"""Pauses after the first, the second fruitless attempt at a round. There is no third: the run ends."""
+
+
+@dataclass(frozen=True)
+class _Fruitless:
+    """The attempts at a run that ended without a reason in one and the same round."""
+
+    round: int
+    attempts: int
+    next_attempt: float
+
+
+class SuperExec:
+    """The ServerApps of one federation."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._operator = operator_of(federation)
+        self._apps: dict[str, Popen[bytes]] = {}
+        self._fruitless: dict[str, _Fruitless] = {}
+
+    def run(self) -> None:
+        """Tend the wanted runs, for ever."""
+        while True:
+            for run_id in self._federation.wanted():
+                self._tend(run_id)
+            time.sleep(_POLL_SECONDS)
+
+    def _tend(self, run_id: str) -> None:
+        # In this order: whoever ends a run notes that it is not wanted, and lets go of its lock thereafter.
+        if background.owner(self._federation.run_lock(run_id)) is not None or not self._federation.is_wanted(run_id):
+            return
+        app = self._apps.pop(run_id, None)
+        if is_finished(self._federation.runs / run_id):
+            self._federation.let_go(run_id)
+        elif app is not None:
+            self._note_attempt(run_id, f"its process ended with code {app.wait()}")
+        elif run_id not in self._fruitless or time.monotonic() >= self._fruitless[run_id].next_attempt:
+            self._start(run_id)
+
+    def _start(self, run_id: str) -> None:
+        try:
+            self._apps[run_id] = self._start_app(run_id)
+        except NoAnswer as error:
+            _log.warning("%s waits: %s", run_id, error)
+        except (FedloomError, OSError) as error:
+            self._note_attempt(run_id, str(error))
+        else:
+            _log.info("%s is taken up", run_id)
+
+    def _start_app(self, run_id: str) -> Popen[bytes]:
+        folder = self._federation.folder
+        with control(self._operator) as superlink:
+            for left_over in superlink.active().get(run_id, []):
+                superlink.stop(left_over)
+            flower_run = superlink.start(run_id)
+        return background.start(
+            [sys.executable, "-m", "server.serverapp", str(folder)],
+            self._federation.run_lock(run_id),
+            log_of(folder, "serverapp"),
+            {TASK_TOKEN: take_task(self._operator, flower_run)},
+        )
+
+    def _note_attempt(self, run_id: str, reason: str) -> None:
+        """Count an attempt that came to nothing; the last one ends the run."""
+        _log.warning("%s: %s", run_id, reason)
+        before = self._fruitless.pop(run_id, None)
+        reached = read_progress(self._federation.runs / run_id).round
+        attempts = before.attempts + 1 if before is not None and before.round == reached else 1
+        if attempts <= len(_BACK_OFF_SECONDS):
+            pause = _BACK_OFF_SECONDS[attempts - 1]
+            self._fruitless[run_id] = _Fruitless(reached, attempts, time.monotonic() + pause)
+            return
+        told = f"{reason}, {attempts} times after round {reached}; {log_of(self._federation.folder, 'serverapp')}"
+        RunFolder(self._federation.runs / run_id).event(
+            events.Failed(reason=f"{told} says why, and `fedloom server start` tries it again")
+        )
+        self._federation.let_go(run_id)
+
+
+def main() -> None:
+    """Have the runs of the federation carried out whose folder is given on the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    federation = open_federation(Path(sys.argv[1]))
+    os.chdir(federation.folder)
+    SuperExec(federation).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What becomes of a run whose ServerApp dies: real processes stand in for ServerApps, and there is no SuperLink."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+import yaml
+
+import core_training.foundation.environment  # noqa: F401 - before Flower is imported
+from core_training.foundation import background
+from core_training.foundation.errors import RunError
+from core_training.foundation.kept_processes import log_of
+from core_training.runs.run_folder import RunFolder
+from flower_transport.operator import NoAnswer
+from server import superexec
+from server.federation import Federation, open_federation
+from server.superexec import SuperExec
+from tests.server.processes import kill
+
+SLEEP = "import time; time.sleep(60)"
+DIE = "raise SystemExit(3)"
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    """A federation with one wanted run, `monday`."""
+    (tmp_path / "federation.yaml").write_text(yaml.safe_dump({"port": 9092}))
+    (tmp_path / "runs/monday").mkdir(parents=True)
+    recipe = {
+        "model": {"name_or_path": "tiny"},
+        "stage": "pretrain",
+        "data": {"train": "notes"},
+        "topology": {"kind": "federated", "rounds": 3, "local_steps": 1},
+    }
+    (tmp_path / "runs/monday/recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "run").mkdir()
+    federation = open_federation(tmp_path)
+    federation.want("monday")
+    return federation
+
+
+class Started(SuperExec):
+    """A SuperExec whose ServerApps carry out `code`; they hold the run's lock as the real ones do."""
+
+    def __init__(self, federation: Federation, code: str) -> None:
+        super().__init__(federation)
+        self.code = code
+        self.starts = 0
+
+    def _start_app(self, run_id: str) -> Popen[bytes]:
+        self.starts += 1
+        command = [sys.executable, "-c", self.code]
+        folder = self._federation.folder
+        return background.start(command, self._federation.run_lock(run_id), log_of(folder, "serverapp"))
+
+    def tend(self, seconds: float = 20.0) -> None:
+        """Tend the run until it is not wanted any more."""
+        deadline = time.monotonic() + seconds
+        while self._federation.is_wanted("monday"):
+            assert time.monotonic() < deadline
+            self._tend("monday")
+            time.sleep(0.02)
+
+
+def failures(federation: Federation) -> list[str]:
+    return [event["reason"] for event in RunFolder(federation.runs / "monday").lines("failed")]
+
+
+def test_a_run_whose_process_is_killed_is_taken_up_again(federation: Federation) -> None:
+    executor = Started(federation, SLEEP)
+    executor._tend("monday")
+    try:
+        first = background.owner(federation.run_lock("monday"))
+        kill(federation.run_lock("monday"))
+        deadline = time.monotonic() + 20
+        while background.owner(federation.run_lock("monday")) in (None, first):
+            assert time.monotonic() < deadline
+            executor._tend("monday")
+        assert failures(federation) == []
+    finally:
+        background.stop(federation.run_lock("monday"))
+
+
+def test_a_run_whose_processes_die_over_and_over_in_the_same_round_ends_with_a_reason(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superexec, "_BACK_OFF_SECONDS", (0.0, 0.0))
+    executor = Started(federation, DIE)
+    executor.tend()
+    assert executor.starts == 3
+    (reason,) = failures(federation)
+    assert reason.startswith("its process ended with code 3, 3 times after round 0; ")
+    assert "serverapp.log" in reason
+    executor._tend("monday")
+    assert executor.starts == 3
+
+
+def test_a_run_that_ended_with_a_reason_of_its_own_is_left_alone(federation: Federation) -> None:
+    executor = Started(federation, f"import os; os.unlink({str(federation.folder / 'run/monday.wanted')!r})")
+    executor.tend()
+    deadline = time.monotonic() + 20
+    while background.owner(federation.run_lock("monday")) is not None:
+        assert time.monotonic() < deadline
+    executor._tend("monday")
+    assert executor.starts == 1
+    assert failures(federation) == []
+
+
+def test_a_run_that_is_finished_is_wanted_no_longer(federation: Federation) -> None:
+    (federation.runs / "monday/summary.json").write_text("{}")
+    executor = Started(federation, SLEEP)
+    executor.tend()
+    assert executor.starts == 0
+
+
+def test_whoever_takes_the_place_of_a_dead_superexec_starts_no_second_process_for_a_run(federation: Federation) -> None:
+    first, second = Started(federation, SLEEP), Started(federation, SLEEP)
+    first._tend("monday")
+    try:
+        second._tend("monday")
+        assert second.starts == 0
+        kill(federation.run_lock("monday"))
+        os.waitpid(first._apps["monday"].pid, 0)
+        second._tend("monday")
+        assert second.starts == 1
+    finally:
+        background.stop(federation.run_lock("monday"))
+
+
+def test_a_superlink_that_does_not_answer_yet_is_waited_for_and_one_that_refuses_ends_the_run(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superexec, "_BACK_OFF_SECONDS", (0.0, 0.0))
+    answers: list[Exception] = [*(NoAnswer("away") for _ in range(5)), *(RunError("no") for _ in range(3))]
+
+    class Refused(Started):
+        def _start_app(self, run_id: str) -> Popen[bytes]:
+            raise answers.pop(0)
+
+    Refused(federation, SLEEP).tend()
+    assert answers == []
+    (reason,) = failures(federation)
+    assert reason.startswith("no, 3 times")

@@ -1,4 +1,4 @@
-"""The process between the site's SuperNode and its worker: `python -m client.messenger ADDRESS SECRET_FILE`."""
+"""The process between the site's SuperNode and its worker: `python -m client.messenger SOCKET SECRET_FILE`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from client.app import app
 from flower_transport.messenger import serve
 from security.private_files import read_private_file
+from security.private_sockets import address_of
 
 if __name__ == "__main__":
-    serve(app, address=sys.argv[1], secret=read_private_file(Path(sys.argv[2])))
+    with address_of(Path(sys.argv[1])) as address:
+        serve(app, address, secret=read_private_file(Path(sys.argv[2])))

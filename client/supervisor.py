@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -20,13 +19,16 @@ from client.link import note_link, read_link
 from client.site_config import load_site_config
 from client.worker_client import worker_command
 from core_training.foundation import background
+from core_training.foundation.errors import FedloomError
 from core_training.foundation.kept_processes import KeptProcess, lock_of
 from core_training.foundation.kept_processes import log_of as log_of
-from security.private_files import write_private_file
+from security.private_files import make_private_folder, write_private_file
+from security.private_sockets import listen
 
 PROCESSES = ("site", "worker", "supernode", "messenger")
 """All processes of a running site; `site` is the supervisor."""
 
+_log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _OFFLINE_SECONDS = 5.0
 """Pause between the end of a killed SuperNode's session and the next one. The server, which looks for answers several
@@ -40,10 +42,12 @@ class Supervisor:
         self._folder = folder
         self._config = load_site_config(folder)
         self._secret = folder / "run" / "runtime.secret"
+        make_private_folder(folder / "run")
         # A new secret at each start shuts out a messenger that an earlier supervisor left behind.
         self._secret.unlink(missing_ok=True)
         write_private_file(self._secret, secrets.token_bytes(32))
-        self._port = 0
+        self._socket = folder / "run" / "supernode.sock"
+        self._descriptor = -1
         flower = {
             "FEDLOOM_SITE_FOLDER": str(folder),
             "FLWR_HOME": str(folder / "flower"),
@@ -80,8 +84,24 @@ class Supervisor:
             self._supernode.postpone(_OFFLINE_SECONDS)
         elif all(due) and self._end_session():
             self._supernode.postpone(_OFFLINE_SECONDS)
-        elif all(due) and self._supernode.start():
-            self._messenger.start()
+        elif all(due):
+            self._start_pair()
+
+    def _start_pair(self) -> None:
+        """Start SuperNode and messenger on a socket that is bound before either runs.
+
+        It lies where nobody else may write, so no other account can take the SuperNode's place.
+        """
+        try:
+            listener = listen(self._socket)
+        except (FedloomError, OSError) as error:
+            _log.error("%s cannot be made: %s", self._socket, error)
+            self._supernode.postpone(_OFFLINE_SECONDS)
+            return
+        with listener:
+            self._descriptor = listener.fileno()
+            if self._supernode.start(inherited=[self._descriptor]):
+                self._messenger.start()
 
     def _end_session(self) -> bool:
         """End what the server still has of a SuperNode that was killed. Returns whether there was anything."""
@@ -100,20 +120,16 @@ class Supervisor:
             note_link(self._folder, "connecting")
 
     def _supernode_command(self) -> list[str]:
-        # Chosen anew each time: another process may have taken the earlier port meanwhile.
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
         return [
-            *(sys.executable, "-m", "client.supernode", str(self._folder), "--superlink", str(self._config.server)),
+            *(sys.executable, "-m", "client.supernode", str(self._folder), str(self._descriptor)),
+            *("--superlink", str(self._config.server)),
             *("--root-certificates", str(self._folder / "ca.crt")),
             *("--auth-supernode-private-key", str(self._folder / "keys" / "node.key")),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
-            *("--host", "127.0.0.1", "--port", str(self._port)),
         ]
 
     def _messenger_command(self) -> list[str]:
-        return [sys.executable, "-m", "client.messenger", f"127.0.0.1:{self._port}", str(self._secret)]
+        return [sys.executable, "-m", "client.messenger", str(self._socket), str(self._secret)]
 
 
 def main() -> None:

@@ -7,43 +7,30 @@ and the payload. A length is checked before memory is taken for it. Knows nothin
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from core_training.foundation.errors import ProtocolError
+from security import private_sockets
 from strategies.messages import Envelope
 
 SOCKET = "worker.sock"
 MAX_HEADER_BYTES = 16 * 2**20
 _LENGTH = struct.Struct(">I")
-_LONGEST_ADDRESS = 100
 
 
 def listen(folder: Path) -> socket.socket:
     """Take the place of whoever listened in `folder` before. Only the folder's owner can connect."""
-    (folder / SOCKET).unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        with _address(folder) as address:
-            listener.bind(address)
-    finally:
-        os.umask(mask)
-    listener.listen()
-    return listener
+    return private_sockets.listen(folder / SOCKET)
 
 
 def connect(folder: Path) -> socket.socket:
     """A connection to whoever listens in `folder`. Raises OSError when nobody does."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _address(folder) as address:
+        with private_sockets.address_of(folder / SOCKET) as address:
             connection.connect(address)
     except OSError:
         connection.close()
@@ -97,16 +84,3 @@ def _read(stream: BinaryIO, size: int) -> bytes:
     if len(data) != size:
         raise ConnectionError(f"the connection ended after {len(data)} of {size} bytes")
     return data
-
-
-@contextmanager
-def _address(folder: Path) -> Iterator[str]:
-    """The socket's path; through a short link for as long as it is needed where the system allows no longer name."""
-    path = folder.absolute() / SOCKET
-    if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
-        yield str(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="fedloom-") as short:
-        link = Path(short) / "site"
-        link.symlink_to(folder.absolute())
-        yield str(link / SOCKET)

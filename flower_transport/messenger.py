@@ -10,6 +10,7 @@ import time
 from logging import ERROR, INFO
 from typing import Any
 
+import httpx
 from flwr.app import Context, Message
 from flwr.app.error import Error
 from flwr.clientapp import ClientApp
@@ -37,7 +38,10 @@ _ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
 
 
 def serve(app: ClientApp, address: str, secret: bytes) -> None:
-    """Answer for the SuperNode whose Runtime API is at `address`, for ever; `secret` proves to it who is asking."""
+    """Answer for the SuperNode that serves the Unix socket at `address`, for ever.
+
+    The socket lies where nobody else could put one; `secret` proves to the SuperNode who is asking.
+    """
     supernode = _client(address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE_TASK]))
     while True:
         acquired = supernode.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
@@ -98,10 +102,13 @@ def _answer(app: ClientApp, message: Message, context: Context) -> tuple[Message
 
 
 def _client(address: str, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:
-    return RuntimeHttpClient.from_server_address(
-        server_address=address,
-        insecure=True,  # between two processes of this machine, on its loopback interface
-        root_certificates=None,
+    client = RuntimeHttpClient(
+        "http://supernode",
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *interceptors],
+        verify=False,  # no TLS: the socket is this account's alone
         retry_invoker=make_simple_http_retry_invoker(),
     )
+    over_tcp = client._client
+    client._client = httpx.Client(transport=httpx.HTTPTransport(uds=address, verify=False), timeout=over_tcp.timeout)
+    over_tcp.close()
+    return client

@@ -1,5 +1,7 @@
 """Flower's SuperNode, which reports its standing with the server, and asks for orders more often while a run goes on.
 
+It serves the messenger on a socket that it was given, bound already, and opens no port.
+
 Flower pauses for three seconds whenever there is no order, and every exchange of a round waits for that; a secure round
 has one exchange more than a plain one. Here the pause is a tenth of the time since the last order, so that a round
 under way is hardly held up, and a server with many idle sites is asked no more than before.
@@ -9,14 +11,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from logging import ERROR, WARNING
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
+import uvicorn
 from flwr.supercore import log
 from flwr.supercore.exit import ExitCode
 from flwr.supernode import fleet_http_connection, start_client_internal
@@ -119,11 +124,26 @@ def _pull_and_store_message(*, receive: Callable[[], Any], **named: Any) -> int 
 
 
 _PULL = start_client_internal._pull_and_store_message
+_COMMAND: Any = import_module("flwr.supernode.cli.flower_supernode")
 
 
-def run(note: Note) -> None:
-    """Run the SuperNode that the command line describes, as `flower-supernode` does, until it is stopped."""
+def _server_on(listener: socket.socket) -> type[uvicorn.Server]:
+    """Flower's choice of a server for the messenger, which serves `listener` whatever address it was made for."""
+
+    class ServerOnListener(uvicorn.Server):
+        def run(self, sockets: list[socket.socket] | None = None) -> None:
+            super().run([listener])
+
+    return ServerOnListener
+
+
+def run(note: Note, listener: socket.socket) -> None:
+    """Run the SuperNode that the command line describes, as `flower-supernode` does, until it is stopped.
+
+    Whoever can connect to `listener`, and knows the secret that the command line names, is its messenger.
+    """
     link = _Link(note)
+    _COMMAND.uvicorn = SimpleNamespace(**{**vars(uvicorn), "Server": _server_on(listener)})
     start_client_internal.time = SimpleNamespace(**{**vars(time), "sleep": _Pauses().sleep})
     start_client_internal._init_connection = link.connection
     start_client_internal._pull_and_store_message = _pull_and_store_message

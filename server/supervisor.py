@@ -18,6 +18,7 @@ from core_training.foundation import background
 from core_training.foundation.kept_processes import KeptProcess
 from flower_transport.credential import make_credential
 from security.certificates import AUTHORITY_CERTIFICATE
+from security.private_files import make_private_folder
 from server.federation import FEDERATION_FOLDER, Federation, open_federation
 
 _POLL_SECONDS = 0.2
@@ -28,6 +29,7 @@ class Supervisor:
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
+        make_private_folder(federation.operator_credential.parent)
         make_credential(federation.operator_credential)
         folder = federation.folder
         environment = {

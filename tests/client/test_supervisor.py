@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import client.supervisor
 from client.link import Link, note_link, read_link
 from client.supervisor import KeptProcess, Supervisor, lock_of, log_of
 from core_training.foundation import background
+from security.private_sockets import address_of
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -80,6 +82,39 @@ def test_a_supernode_that_ended_is_started_anew_with_its_messenger(
             time.sleep(0.05)
         supervisor._tend_link()
         assert {name: background.owner(lock_of(tmp_path, name)) for name in names} == second
+    finally:
+        supervisor._supernode.stop()
+        supervisor._messenger.stop()
+
+
+def test_nothing_starts_beside_a_supernode_whose_socket_cannot_be_bound(tmp_path: Path) -> None:
+    """A messenger would hand its answers to whoever else listens there."""
+    (tmp_path / "site.yaml").write_text("name: a\nserver: 127.0.0.1:1\n")
+    supervisor = Supervisor(tmp_path)
+    supervisor._supernode = KeptProcess(tmp_path, "supernode", lambda: SLEEP)
+    supervisor._messenger = KeptProcess(tmp_path, "messenger", lambda: SLEEP)
+    (tmp_path / "run/supernode.sock").mkdir()
+    supervisor._tend_link()
+    assert not supervisor._supernode.alive
+    assert not supervisor._messenger.alive
+    assert not supervisor._supernode.is_due()
+
+
+def test_a_supernode_inherits_a_socket_that_is_bound_and_the_sites_alone(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("name: a\nserver: 127.0.0.1:1\n")
+    supervisor = Supervisor(tmp_path)
+    answering = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).accept()[0].sendall(b'here')"
+    supervisor._supernode = KeptProcess(
+        tmp_path, "supernode", lambda: [sys.executable, "-c", answering, str(supervisor._descriptor)]
+    )
+    supervisor._messenger = KeptProcess(tmp_path, "messenger", lambda: SLEEP)
+    try:
+        supervisor._tend_link()
+        with socket.socket(socket.AF_UNIX) as messenger, address_of(tmp_path / "run/supernode.sock") as address:
+            messenger.settimeout(20)
+            messenger.connect(address)
+            assert messenger.recv(10) == b"here"
+        assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
     finally:
         supervisor._supernode.stop()
         supervisor._messenger.stop()

@@ -24,6 +24,7 @@ from typing import Any
 
 import core_training.foundation.environment as environment  # isort: skip - before Flower is imported
 import httpx
+import psutil
 import pytest
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -72,6 +73,7 @@ from flower_transport.bundle import BUNDLE
 from flower_transport.credential import ShowCredential, is_shown
 from flower_transport.gate import OPEN_TO_OPERATOR, OPEN_TO_SITES
 from security.certificates import create_authority, issue_server_certificate
+from security.private_sockets import listen
 from tests.contracts.leaning import calls_out, leans, look_up, names
 
 NAMES = {
@@ -139,7 +141,7 @@ NAMES = {
         "flwr.supercore.interceptors:SuperExecAuthHttpInterceptor",
         "flwr.supercore.protobuf.client:ProtobufClientInterceptor",
         "flwr.supercore.retry:make_simple_http_retry_invoker",
-        "flwr.supercore.runtime:RuntimeHttpClient.from_server_address",
+        "flwr.supercore.runtime:RuntimeHttpClient",
         "flwr.supernode.runtime.run_clientapp:pull_task_input",
         "flwr.supernode.runtime.run_clientapp:push_message",
         "flwr.supernode.runtime.run_clientapp:push_task_output",
@@ -147,6 +149,7 @@ NAMES = {
     "flower_transport/supernode.py": [
         "flwr.supercore.exit:ExitCode.SUPERNODE_CONNECTION_ERROR",
         "flwr.supernode.cli:flower_supernode",
+        "flwr.supernode.cli.flower_supernode:uvicorn.Server.run",
         "flwr.supernode.fleet_http_connection:flwr_exit",
         "flwr.supernode.fleet_http_connection:make_simple_http_retry_invoker",
         "flwr.supernode.start_client_internal:_init_connection",
@@ -166,10 +169,11 @@ NAMES = {
 }
 
 SUPERNODE = """
-import sys, time
+import importlib, socket, sys, time
 from contextlib import contextmanager
 from types import SimpleNamespace
 import core_training.foundation.environment
+import uvicorn
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
 
@@ -207,6 +211,13 @@ def leaving(code, message=None, **named):
     say("LEAVES", code, repr(message))
     leave(code, message, **named)
 
+class OnListener(uvicorn.Server):
+    def run(self, sockets=None):
+        super().run([listener])
+
+listener = socket.socket(fileno=int(sys.argv.pop(1)))
+command = importlib.import_module("flwr.supernode.cli.flower_supernode")
+command.uvicorn = SimpleNamespace(**{**vars(uvicorn), "Server": OnListener})
 start_client_internal.time = SimpleNamespace(**{**vars(time), "sleep": sleep})
 start_client_internal._init_connection = connection
 start_client_internal._pull_and_store_message = pulled
@@ -647,17 +658,22 @@ class SuperNode:
     """A running SuperNode that the SuperLink has taken in."""
 
     node_id: int
-    port: int
+    process: int
+    socket: Path
     secret: bytes
     log: Path
 
     def client(self, *interceptors: Any) -> Any:
-        return RuntimeHttpClient.from_server_address(
-            server_address=f"127.0.0.1:{self.port}",
-            insecure=True,
-            root_certificates=None,
+        """A client as flower_transport/messenger.py makes it, which gives up at once."""
+        client = RuntimeHttpClient(
+            "http://supernode",
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *interceptors],
+            verify=False,
         )
+        over_tcp: httpx.Client = client._client
+        over_tcp.close()
+        client._client = httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=over_tcp.timeout)
+        return client
 
     def acquire(self) -> Any:
         """The token of a task, as flower_transport/messenger.py asks for one; empty where there is none."""
@@ -668,27 +684,19 @@ class SuperNode:
             return client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
 
 
-def supernode_process(superlink: SuperLink, folder: Path, key: ec.EllipticCurvePrivateKey, port: int) -> Any:
-    """A SuperNode with the options of client/supervisor.py."""
+def supernode_process(superlink: SuperLink, folder: Path, key: ec.EllipticCurvePrivateKey) -> Any:
+    """A SuperNode with the options of client/supervisor.py, on a socket that is bound already."""
     (folder / "node.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     (folder / "secret").write_bytes(b"s" * 32)
-    command = [
-        *(sys.executable, "-c", SUPERNODE, "--superlink", superlink.address),
-        *("--root-certificates", str(superlink.authority)),
-        *("--auth-supernode-private-key", str(folder / "node.key")),
-        *("--isolation", "process", "--superexec-auth-secret-file", str(folder / "secret")),
-        *("--host", "127.0.0.1", "--port", str(port)),
-    ]
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with listen(folder / "socket") as listener, (folder / "log").open("wb") as log:
+        command = [
+            *(sys.executable, "-c", SUPERNODE, str(listener.fileno()), "--superlink", superlink.address),
+            *("--root-certificates", str(superlink.authority)),
+            *("--auth-supernode-private-key", str(folder / "node.key")),
+            *("--isolation", "process", "--superexec-auth-secret-file", str(folder / "secret")),
+        ]
+        root = Path(__file__).parents[2]
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=root, pass_fds=[listener.fileno()])
 
 
 @pytest.fixture(scope="module")
@@ -697,18 +705,15 @@ def processes(superlink: SuperLink, tmp_path_factory: pytest.TempPathFactory) ->
     known, unknown = tmp_path_factory.mktemp("known"), tmp_path_factory.mktemp("unknown")
     key, pem = new_key()
     superlink.control().RegisterNode(RegisterNodeRequest(public_key=pem, name="south"))
-    port = free_port()
-    started = [
-        supernode_process(superlink, known, key, port),
-        supernode_process(superlink, unknown, new_key()[0], free_port()),
-    ]
+    started = [supernode_process(superlink, known, key), supernode_process(superlink, unknown, new_key()[0])]
     try:
         number = wait_for(
             lambda: re.search(r"CONNECTED (\d+)", (known / "log").read_text()),
             "a connection that flower_transport/supernode.py sees being made",
         )
         started[1].wait(timeout=60)
-        yield SuperNode(int(number[1]), port, b"s" * 32, known / "log"), unknown / "log"
+        node = SuperNode(int(number[1]), started[0].pid, known / "socket", b"s" * 32, known / "log")
+        yield node, unknown / "log"
     finally:
         for process in started:
             process.kill()
@@ -740,6 +745,13 @@ def test_a_supernodes_loop_goes_through_the_places_that_were_taken(processes: tu
     log = processes[0].log
     wanted = ("PAUSE 3\n", "PULLED None True\n", "THROUGH\n")
     wait_for(lambda: all(words in log.read_text() for words in wanted), f"{wanted} of a SuperNode")
+
+
+@leans("flower_transport/supernode.py")
+def test_a_supernode_that_was_given_a_socket_opens_no_port(processes: tuple[SuperNode, Path]) -> None:
+    processes[0].acquire()  # who answers serves already
+    opened = psutil.Process(processes[0].process).net_connections("inet")
+    assert [one.laddr for one in opened if one.status == psutil.CONN_LISTEN] == []
 
 
 @leans("flower_transport/messenger.py")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import user_config_to_proto
@@ -351,6 +352,18 @@ def test_the_operator_starts_no_bundle_but_fedlooms_own(deployed, tmp_path):
         client.StartRun(evil_run(tmp_path / "trace"))
     with control(operator_of(federation)) as superlink:
         assert str(tmp_path / "trace") not in superlink.active()
+
+
+@pytest.mark.slow
+def test_another_account_of_a_sites_machine_can_take_no_processes_place(deployed):
+    """No port that it could bind first, and a socket in a folder in which it can make none."""
+    _, folder = deployed
+    for process in map(psutil.Process, running_processes(folder / "north").values()):
+        listening = [one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+        assert listening == [], process.cmdline()
+    supernode = folder / "north/run/supernode.sock"
+    assert supernode.stat().st_mode & 0o777 == 0o600
+    assert supernode.parent.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.slow

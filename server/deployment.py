@@ -84,19 +84,21 @@ def start_server(federation: Federation) -> tuple[Popen[bytes] | None, list[str]
     Returns the supervisor's process (None when it was running) and the ids of the runs that nobody worked on.
     Raises InputError when the port is taken or a key or certificate is unusable.
     """
-    supervisor = None
-    if background.owner(federation.server_lock) is None:
+    running = background.owner(federation.server_lock) is not None
+    if not running:
         _check_certificates(federation)
         _end_processes(federation)  # those that a killed supervisor left behind
         _check_port(federation.address)
-        supervisor = background.start(
-            [sys.executable, "-m", "server.supervisor", str(federation.folder)],
-            federation.server_lock,
-            log_of(federation.folder, "server"),
-        )
-    _await_superlink(federation)
+    idle = _want_unfinished_runs(federation)
+    supervisor = None if running else _start_supervisor(federation)
+    try:
+        _await_superlink(federation)
+    except RunError:
+        if supervisor is not None:
+            stop_server(federation)
+        raise
     _register_sites(federation)
-    return supervisor, _want_unfinished_runs(federation)
+    return supervisor, idle
 
 
 def stop_server(federation: Federation) -> bool:
@@ -237,11 +239,19 @@ def _check_port(address: Address) -> None:
 
 
 def _await_superlink(federation: Federation) -> None:
-    """Wait until the SuperLink answers. Raises RunError when the server ends, or it does not answer in time."""
+    """Wait until the SuperLink answers.
+
+    Raises RunError when it ends, when its supervisor does, and when it does not answer in time.
+    """
     trust = ssl.create_default_context(cafile=federation.keys / AUTHORITY_CERTIFICATE)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
     deadline = time.monotonic() + STARTS_WITHIN
+    first = None
     while background.owner(federation.server_lock) is not None:
+        running = background.owner(federation.superlink_lock)
+        if first not in (None, running):
+            raise RunError(f"the SuperLink did not start; {log_of(federation.folder, 'superlink')} says why")
+        first = running
         try:
             opener.open(f"https://{federation.address.from_here}/health", timeout=5).close()
             return
@@ -251,6 +261,14 @@ def _await_superlink(federation: Federation) -> None:
                 raise RunError(f"the SuperLink does not answer, {log} says why; `fedloom server stop`") from None
             time.sleep(0.1)
     raise RunError(f"the server did not start; {log_of(federation.folder, 'server')} says why")
+
+
+def _start_supervisor(federation: Federation) -> Popen[bytes]:
+    return background.start(
+        [sys.executable, "-m", "server.supervisor", str(federation.folder)],
+        federation.server_lock,
+        log_of(federation.folder, "server"),
+    )
 
 
 def _end_processes(federation: Federation) -> bool:

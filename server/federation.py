@@ -125,7 +125,8 @@ class Federation:
 
     def wanted(self) -> list[str]:
         """The runs that are to be carried out, in the order of their names."""
-        return [run_id for run_id in self.run_ids() if self.is_wanted(run_id)]
+        noted = sorted(note.stem for note in (self.folder / "run").glob("*.wanted"))
+        return [run_id for run_id in noted if (self.runs / run_id / "recipe.yaml").exists()]
 
     def sites(self) -> list[Site]:
         """The admitted sites."""

@@ -27,11 +27,13 @@ from flower_transport.operator import NoAnswer
 from flower_transport.server_task import take_task
 from server.federation import Federation, open_federation
 from server.operating import operator_of
-from server.run_progress import is_finished, read_progress
+from server.run_progress import is_finished
 from server.serverapp import TASK_TOKEN
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
+_DIALS_AGAIN_AFTER = 1.0
+_LOOKS_AGAIN_AFTER = 10.0
 _BACK_OFF_SECONDS = (0.0, 5.0)
 """Pauses after the first, the second fruitless attempt at a round. There is no third: the run ends."""
 
@@ -42,7 +44,6 @@ class _Fruitless:
 
     round: int
     attempts: int
-    next_attempt: float
 
 
 class SuperExec:
@@ -53,15 +54,22 @@ class SuperExec:
         self._operator = operator_of(federation)
         self._apps: dict[str, Popen[bytes]] = {}
         self._fruitless: dict[str, _Fruitless] = {}
+        self._not_before: dict[str, float] = {}
 
     def run(self) -> None:
-        """Tend the wanted runs, for ever."""
+        """Tend the wanted runs, for ever; what is wrong with one holds up no other."""
         while True:
             for run_id in self._federation.wanted():
-                self._tend(run_id)
+                try:
+                    self._tend(run_id)
+                except (FedloomError, OSError) as error:
+                    _log.error("%s: %s", run_id, error)
+                    self._pause(run_id, _LOOKS_AGAIN_AFTER)
             time.sleep(_POLL_SECONDS)
 
     def _tend(self, run_id: str) -> None:
+        if time.monotonic() < self._not_before.get(run_id, 0.0):
+            return
         # In this order: whoever ends a run notes that it is not wanted, and lets go of its lock thereafter.
         if background.owner(self._federation.run_lock(run_id)) is not None or not self._federation.is_wanted(run_id):
             return
@@ -70,7 +78,7 @@ class SuperExec:
             self._federation.let_go(run_id)
         elif app is not None:
             self._note_attempt(run_id, f"its process ended with code {app.wait()}")
-        elif run_id not in self._fruitless or time.monotonic() >= self._fruitless[run_id].next_attempt:
+        else:
             self._start(run_id)
 
     def _start(self, run_id: str) -> None:
@@ -78,6 +86,7 @@ class SuperExec:
             self._apps[run_id] = self._start_app(run_id)
         except NoAnswer as error:
             _log.warning("%s waits: %s", run_id, error)
+            self._pause(run_id, _DIALS_AGAIN_AFTER)
         except (FedloomError, OSError) as error:
             self._note_attempt(run_id, str(error))
         else:
@@ -99,18 +108,19 @@ class SuperExec:
     def _note_attempt(self, run_id: str, reason: str) -> None:
         """Count an attempt that came to nothing; the last one ends the run."""
         _log.warning("%s: %s", run_id, reason)
-        before = self._fruitless.pop(run_id, None)
-        reached = read_progress(self._federation.runs / run_id).round
+        folder = RunFolder(self._federation.runs / run_id)
+        before, reached = self._fruitless.pop(run_id, None), folder.status().round
         attempts = before.attempts + 1 if before is not None and before.round == reached else 1
         if attempts <= len(_BACK_OFF_SECONDS):
-            pause = _BACK_OFF_SECONDS[attempts - 1]
-            self._fruitless[run_id] = _Fruitless(reached, attempts, time.monotonic() + pause)
+            self._fruitless[run_id] = _Fruitless(reached, attempts)
+            self._pause(run_id, _BACK_OFF_SECONDS[attempts - 1])
             return
         told = f"{reason}, {attempts} times after round {reached}; {log_of(self._federation.folder, 'serverapp')}"
-        RunFolder(self._federation.runs / run_id).event(
-            events.Failed(reason=f"{told} says why, and `fedloom server start` tries it again")
-        )
+        folder.event(events.Failed(reason=f"{told} says why, and `fedloom server start` tries it again"))
         self._federation.let_go(run_id)
+
+    def _pause(self, run_id: str, seconds: float) -> None:
+        self._not_before[run_id] = time.monotonic() + seconds
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from client.deployment import init_site, running_processes, start_site, stop_site
 from client.supervisor import lock_of, read_link
 from core_training.foundation import background
-from core_training.foundation.errors import InputError
+from core_training.foundation.errors import InputError, RunError
 from core_training.runs.run_folder import RunFolder
 from flower_transport.bundle import BUNDLE, bundle_hash
 from flower_transport.control import control
@@ -188,6 +188,17 @@ def test_a_run_needs_a_server_and_a_federated_recipe(federation, tmp_path):
     with pytest.raises(InputError, match=r"topology\.kind: a server runs 'federated' recipes, not 'gossip'"):
         submit_run(federation, recipe, ["topology.kind=gossip"])
     assert federation.run_ids() == []
+
+
+@pytest.mark.slow
+def test_a_superlink_that_does_not_start_is_said_to_and_leaves_nothing_behind(federation, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    federation.flower_home.mkdir()
+    (federation.flower_home / "state.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(RunError, match=r"did not start; .*superlink\.log says why"):
+        start_server(federation)
+    for lock in (federation.server_lock, federation.superlink_lock, federation.superexec_lock):
+        assert background.owner(lock) is None
 
 
 # --- with real processes

@@ -136,6 +136,7 @@ def test_a_superlink_that_does_not_answer_yet_is_waited_for_and_one_that_refuses
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(superexec, "_BACK_OFF_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(superexec, "_DIALS_AGAIN_AFTER", 0.0)
     answers: list[Exception] = [*(NoAnswer("away") for _ in range(5)), *(RunError("no") for _ in range(3))]
 
     class Refused(Started):
@@ -146,3 +147,26 @@ def test_a_superlink_that_does_not_answer_yet_is_waited_for_and_one_that_refuses
     assert answers == []
     (reason,) = failures(federation)
     assert reason.startswith("no, 3 times")
+
+
+def test_a_note_of_a_run_whose_folder_is_gone_is_nobodys(federation: Federation) -> None:
+    federation.want("tuesday")
+    assert federation.wanted() == ["monday"]
+
+
+def test_what_is_wrong_with_one_run_holds_up_no_other(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    (federation.runs / "friday").mkdir()
+    (federation.runs / "friday/recipe.yaml").write_text("damaged: [")
+    (federation.runs / "friday/summary.json").mkdir()
+    federation.want("friday")
+    rounds = iter([None, None])
+    monkeypatch.setattr(time, "sleep", lambda _: next(rounds))
+    executor = Started(federation, SLEEP)
+    try:
+        with pytest.raises(StopIteration):
+            executor.run()
+        assert background.owner(federation.run_lock("monday")) is not None
+        assert executor.starts == 1
+    finally:
+        monkeypatch.undo()
+        background.stop(federation.run_lock("monday"))

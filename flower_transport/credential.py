@@ -31,9 +31,11 @@ def make_credential(path: Path) -> None:
 
 def read_credential(path: Path) -> str:
     """The credential in `path`. Raises InputError when there is none, it is cut short, or others may read it."""
-    credential = read_private_file(path).decode("ascii", errors="replace")
+    credential = read_private_file(path).decode("ascii", errors="replace") if path.exists() else ""
     if len(credential) != 2 * _BYTES:
-        raise InputError(f"{path}: this is no operator's credential; stop the server and start it, which makes one")
+        raise InputError(
+            f"{path}: no operator's credential; `fedloom server stop`, then `server start`, which makes one"
+        )
     return credential
 
 

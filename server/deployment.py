@@ -81,7 +81,7 @@ def admit_site(federation: Federation, name: str, public_key_file: Path) -> Site
 def start_server(federation: Federation) -> tuple[Popen[bytes] | None, list[str]]:
     """Start the server's processes unless they run, and want all unfinished runs.
 
-    Returns the supervisor's process (None when it was running) and the ids of the runs that nobody worked on.
+    Returns the supervisor's process (None when it was running) and the ids of the runs that are taken up.
     Raises InputError when the port is taken or a key or certificate is unusable.
     """
     running = background.owner(federation.server_lock) is not None
@@ -89,16 +89,18 @@ def start_server(federation: Federation) -> tuple[Popen[bytes] | None, list[str]
         _check_certificates(federation)
         _end_processes(federation)  # those that a killed supervisor left behind
         _check_port(federation.address)
-    idle = _want_unfinished_runs(federation)
+    before = _want_unfinished_runs(federation)
     supervisor = None if running else _start_supervisor(federation)
     try:
-        _await_superlink(federation)
+        _await_superlink(federation, is_the_first=not running)
     except RunError:
         if supervisor is not None:
             stop_server(federation)
         raise
     _register_sites(federation)
-    return supervisor, idle
+    # A process that was just killed may still have held its lock; whoever is taken up has none, or another one.
+    now = _want_unfinished_runs(federation)
+    return supervisor, [run_id for run_id, process in now.items() if process is None or process != before.get(run_id)]
 
 
 def stop_server(federation: Federation) -> bool:
@@ -171,13 +173,12 @@ def _left_alone(run: RunProgress) -> RunProgress:
     return replace(run, note="; ".join([*said, "nobody works on it: `fedloom server start` goes on with it"]))
 
 
-def _want_unfinished_runs(federation: Federation) -> list[str]:
-    """Want the runs that are not finished; returns those that nobody works on."""
+def _want_unfinished_runs(federation: Federation) -> dict[str, int | None]:
+    """Want the runs that are not finished; returns the number of the process that carries each out, None for none."""
     unfinished = [run_id for run_id in federation.run_ids() if not is_finished(federation.runs / run_id)]
-    idle = [run_id for run_id in unfinished if background.owner(federation.run_lock(run_id)) is None]
-    for run_id in idle:
+    for run_id in unfinished:
         federation.want(run_id)
-    return idle
+    return {run_id: background.owner(federation.run_lock(run_id)) for run_id in unfinished}
 
 
 def _register_sites(federation: Federation) -> None:
@@ -238,10 +239,10 @@ def _check_port(address: Address) -> None:
             ) from None
 
 
-def _await_superlink(federation: Federation) -> None:
+def _await_superlink(federation: Federation, *, is_the_first: bool) -> None:
     """Wait until the SuperLink answers.
 
-    Raises RunError when it ends, when its supervisor does, and when it does not answer in time.
+    Raises RunError when the first one of a supervisor ends, when the supervisor does, and when none answers in time.
     """
     trust = ssl.create_default_context(cafile=federation.keys / AUTHORITY_CERTIFICATE)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
@@ -249,7 +250,7 @@ def _await_superlink(federation: Federation) -> None:
     first = None
     while background.owner(federation.server_lock) is not None:
         running = background.owner(federation.superlink_lock)
-        if first not in (None, running):
+        if is_the_first and first not in (None, running):
             raise RunError(f"the SuperLink did not start; {log_of(federation.folder, 'superlink')} says why")
         first = running
         try:

@@ -32,7 +32,9 @@ from server.serverapp import TASK_TOKEN
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
-_DIALS_AGAIN_AFTER = 1.0
+_DIALS_AGAIN_AFTER = 5.0
+"""Pause after a SuperLink that did not answer: time for it to come up, and for the sites to dial again."""
+
 _LOOKS_AGAIN_AFTER = 10.0
 _BACK_OFF_SECONDS = (0.0, 5.0)
 """Pauses after the first, the second fruitless attempt at a round. There is no third: the run ends."""

@@ -143,8 +143,9 @@ def test_a_masked_run_ends_as_one_without_masks_though_a_worker_and_the_server_a
             time.sleep(0.02)
         kill(federation.run_lock(run.run_id))
         kill(federation.superlink_lock)
+        guest = start_fedloom(walk, "client", "start", "--folder", "guest")
         assert f"Going on with {run.run_id}" in fedloom(walk, "server", "start")
-        fedloom(walk, "client", "start", "--folder", "guest")
+        guest.communicate(timeout=60)
         summary = follow(run.path, lambda event: None)
 
     assert (summary["rounds"], summary["void_rounds"]) == (2, 0), list(run.lines())

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from subprocess import Popen
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import yaml
 
@@ -169,4 +172,16 @@ def test_what_is_wrong_with_one_run_holds_up_no_other(federation: Federation, mo
         assert executor.starts == 1
     finally:
         monkeypatch.undo()
+        background.stop(federation.run_lock("monday"))
+
+
+def test_the_token_of_a_task_is_on_no_command_line(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    superlink = SimpleNamespace(active=dict, start=lambda run_id: 7)
+    monkeypatch.setattr(superexec, "control", lambda operator: nullcontext(superlink))
+    monkeypatch.setattr(superexec, "take_task", lambda operator, flower_run: f"token-of-{flower_run}")
+    app = psutil.Process(SuperExec(federation)._start_app("monday").pid)
+    try:
+        assert app.environ()["FEDLOOM_TASK_TOKEN"] == "token-of-7"
+        assert "token-of-7" not in " ".join(app.cmdline())
+    finally:
         background.stop(federation.run_lock("monday"))

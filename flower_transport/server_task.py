@@ -22,7 +22,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from core_training.foundation.errors import RunError
+from core_training.foundation.errors import FedloomError, RunError
 from flower_transport.bundle import is_own_bundle
 from flower_transport.operator import Operator, ask
 
@@ -63,7 +63,7 @@ def carry_out(app: ServerApp, operator: Operator, token: str) -> None:
         # The heartbeat goes on as long as the process does; that there is no task any more is no news from here on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with (
-            suppress(httpx.HTTPError),
+            suppress(httpx.HTTPError, FedloomError),
             operator.client(RuntimeHttpClient, "flwr-serverapp", RuntimeTokenHttpInterceptor(token)) as last,
         ):
             last.PushTaskOutput(PushTaskOutputRequest(sub_status=status))

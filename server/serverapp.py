@@ -19,7 +19,7 @@ TASK_TOKEN = "FEDLOOM_TASK_TOKEN"
 
 
 def main() -> int:
-    """Carry out one task; returns 1 where it failed, which the run's events explain."""
+    """Carry out one task; returns 1 where it failed, after saying why."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

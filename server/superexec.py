@@ -36,6 +36,9 @@ _DIALS_AGAIN_AFTER = 5.0
 """Pause after a SuperLink that did not answer: time for it to come up, and for the sites to dial again."""
 
 _LOOKS_AGAIN_AFTER = 10.0
+_STOPPED = (0, -signal.SIGTERM)
+"""How a ServerApp ends that was stopped, as it is when its SuperLink is gone; that is no fault of the run's."""
+
 _BACK_OFF_SECONDS = (0.0, 5.0)
 """Pauses after the first, the second fruitless attempt at a round. There is no third: the run ends."""
 
@@ -78,8 +81,8 @@ class SuperExec:
         app = self._apps.pop(run_id, None)
         if is_finished(self._federation.runs / run_id):
             self._federation.let_go(run_id)
-        elif app is not None:
-            self._note_attempt(run_id, f"its process ended with code {app.wait()}")
+        elif app is not None and (code := app.wait()) not in _STOPPED:
+            self._note_attempt(run_id, f"its process ended with code {code}")
         else:
             self._start(run_id)
 

@@ -103,6 +103,19 @@ def test_a_run_whose_processes_die_over_and_over_in_the_same_round_ends_with_a_r
     assert executor.starts == 3
 
 
+def test_a_run_whose_process_is_stopped_with_its_superlink_is_taken_up_as_often_as_that_happens(
+    federation: Federation,
+) -> None:
+    executor = Started(federation, "raise SystemExit(0)")
+    deadline = time.monotonic() + 60
+    while executor.starts < 5:
+        assert time.monotonic() < deadline
+        executor._tend("monday")
+        time.sleep(0.02)
+    assert failures(federation) == []
+    background.stop(federation.run_lock("monday"))
+
+
 def test_a_run_that_ended_with_a_reason_of_its_own_is_left_alone(federation: Federation) -> None:
     executor = Started(federation, f"import os; os.unlink({str(federation.folder / 'run/monday.wanted')!r})")
     executor.tend()

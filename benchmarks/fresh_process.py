@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import core_training.foundation.environment  # noqa: F401 - before anything that might call home
 from core_training.foundation.errors import RunError
@@ -37,9 +37,12 @@ def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Outcome:
     return Outcome(**json.loads(finished.stdout))
 
 
-def peak_bytes() -> int:
-    """This process's peak. The kernel's `ru_maxrss` will not do: it begins with the size of the process that forked."""
-    return _of_status("VmHWM")
+def peak_bytes(process: int | Literal["self"] = "self") -> int:
+    """A process's peak, 0 where it has ended.
+
+    The kernel's `ru_maxrss` will not do: it begins with the size of the process that forked.
+    """
+    return _of_status("VmHWM", process)
 
 
 def resident_bytes() -> int:
@@ -52,10 +55,10 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def _of_status(name: str) -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+def _of_status(name: str, process: int | Literal["self"] = "self") -> int:
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    line = next((line for line in status.splitlines() if line.startswith(f"{name}:")), None)
+    return 0 if line is None else int(line.split()[1]) * 1024
 
 
 def main() -> None:

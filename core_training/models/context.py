@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-TOKENS_AT_ONCE = 1024
-"""A CPU is no faster with more, and what a forward keeps for its backward soon outgrows a small model."""
+TOKENS_AT_ONCE = 512
+"""What a forward keeps for its backward soon outgrows a small model, and a CPU is hardly faster with more."""
 
 UNLIMITED = 2**31
 """More tokens than anyone has, for a model that states no limit."""

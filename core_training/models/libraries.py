@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
 
@@ -34,7 +38,7 @@ def settle_libraries() -> None:
         return
     gc.disable()
     try:
-        _import_libraries()
+        _import_libraries_without_bitsandbytes()
         gc.freeze()  # with what little garbage their imports leave: to find it takes a full collection
     finally:
         gc.enable()
@@ -44,3 +48,29 @@ def _import_libraries() -> None:
     import accelerate  # noqa: F401
     import peft  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler  # noqa: F401
+
+
+def _import_libraries_without_bitsandbytes() -> None:
+    """Keep PEFT from importing bitsandbytes, 40 MB, beside every adapter: it would look for layers in four bits.
+
+    Ours are put into four bits after PEFT has seen them (`tuning.four_bits`). What needs the package imports it all the
+    same. A program of a person's own may need it in PEFT, too, and is left alone.
+    """
+    with _unfound("bitsandbytes"):
+        _import_libraries()
+        from peft.import_utils import is_bnb_4bit_available
+
+        is_bnb_4bit_available()  # PEFT remembers the answer; the other libraries have not asked yet
+
+
+@contextmanager
+def _unfound(package: str) -> Iterator[None]:
+    """Have a package that nobody has imported yet look as if it were not installed."""
+    if package in sys.modules:
+        yield
+        return
+    cast("dict[str, Any]", sys.modules)[package] = None
+    try:
+        yield
+    finally:
+        del sys.modules[package]

@@ -11,7 +11,18 @@ import pytest
 
 from core_training.recipe.schema import Recipe
 
-NEEDLESS = ("datasets", "pandas", "pyarrow", "sklearn", "trl", "deepspeed", "ray", "flwr", "transformers.trainer")
+NEEDLESS = (
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "sklearn",
+    "trl",
+    "deepspeed",
+    "ray",
+    "flwr",
+    "transformers.trainer",
+    "bitsandbytes",
+)
 PROGRAM = """
 import gc, sys
 from core_training.models.libraries import own_the_process

@@ -1,14 +1,16 @@
-"""Flower's simulation on Ray: the nodes' orders are answered in several processes, or on machines of a cluster."""
+"""Flower's simulation on Ray: the nodes' orders are answered in several processes of this machine."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
-from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.errors import RunError
 from flower_transport.apps import Handle, make_client_app, make_server_app
 from flower_transport.grid import Grid
+from flower_transport.private_ray import private_ray
 from strategies.messages import Envelope
 
 Result = TypeVar("Result")
@@ -17,21 +19,13 @@ _WHO = "which-partition"
 _NODES_APPEAR_WITHIN = 60.0
 
 
-def check_ray() -> None:
-    """Raise InputError when Ray is not installed."""
-    try:
-        __import__("ray")
-    except ImportError:
-        raise InputError("simulation.engine: 'ray' needs Ray: pip install 'fedloom[simulation]'") from None
-
-
-def run_on_ray(handle: Handle, sites: int, carry_out: Callable[[Grid, Mapping[int, int]], Result]) -> Result:
+def run_on_ray(
+    handle: Handle, sites: int, carry_out: Callable[[Grid, Mapping[int, int]], Result], session: Path
+) -> Result:
     """The result of a run: `carry_out(grid, which site, from 0, each node is)`; its exceptions are raised here.
 
-    `handle(order, site)` answers in a process of Ray's, to which it is pickled.
+    `handle(order, site)` answers in a process of Ray's, to which it is pickled. Ray keeps its session in `session`.
     """
-    from flwr.simulation import run_simulation
-
     outcome: list[Result | BaseException] = []
 
     def serve(grid: Grid, _: str) -> None:
@@ -40,20 +34,20 @@ def run_on_ray(handle: Handle, sites: int, carry_out: Callable[[Grid, Mapping[in
         except BaseException as error:
             outcome.append(error)
 
-    run_simulation(
-        server_app=make_server_app(serve),
-        client_app=make_client_app(_TellsItsSite(handle)),
-        num_supernodes=sites,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"log_to_driver": False, "include_dashboard": False},
-        },
-    )
-    if not outcome:
-        raise RunError("Flower's simulation ended before the run did")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    with private_ray(session) as options:
+        from flwr.simulation import run_simulation  # loads Ray
+
+        run_simulation(
+            server_app=make_server_app(serve),
+            client_app=make_client_app(_TellsItsSite(handle)),
+            num_supernodes=sites,
+            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": options},
+        )
+        if not outcome:
+            raise RunError("Flower's simulation ended before the run did")
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
 
 
 class _TellsItsSite:

@@ -1,4 +1,4 @@
-"""The same federation on Flower's Ray engine: sites train in several processes, or on several machines of a cluster.
+"""The same federation on Flower's Ray engine: sites train in several processes of this machine.
 
 Each Ray actor loads the base model once. A site may be served by another actor every round, so it finds its state in
 its own checkpoints, as it would after a restart.
@@ -13,7 +13,8 @@ from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder, Summary
 from flower_transport.grid import Grid
-from flower_transport.on_ray import check_ray, run_on_ray
+from flower_transport.on_ray import run_on_ray
+from flower_transport.private_ray import check_ray
 from server.round_loop import run_federation
 from simulations.enrolment import identities_of
 from simulations.sites import SitePool
@@ -34,7 +35,7 @@ def simulate_on_ray(
         roster = identities_of(names)
         return run_federation(grid, run_dir, lambda: nodes, on_round, roster_of=lambda digest: roster)
 
-    return run_on_ray(_Actor(str(run_dir)), len(names), carry_out)
+    return run_on_ray(_Actor(str(run_dir)), len(names), carry_out, run_dir / "ray")
 
 
 class _Actor:

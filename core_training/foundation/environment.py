@@ -56,10 +56,13 @@ _OTHER_ARITHMETIC = (
 )
 """Variables that make the same operations come out otherwise, or not at all."""
 
-_DOORS = ("FLWR_INTERNAL_GRPC_",)
-"""Beginnings of variables that open further interfaces beside those that are guarded."""
+_DOORS = ("FLWR_INTERNAL_GRPC_", "RAY_ADDRESS", "RAY_REDIS_ADDRESS", "RAY_DEBUG")
+"""Beginnings of variables that open further interfaces beside those that are guarded, or lead to those of others."""
 
-_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LAUNCHERS = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    "FEDLOOM_GROUP_FOLDER",  # fedloom's own
+)
 _LAUNCHERS_OF_MPI = ("PMI_", "PMIX_", "OMPI_COMM_", "MV2_COMM_", "MPI_LOCAL")
 
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")

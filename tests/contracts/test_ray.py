@@ -1,4 +1,4 @@
-"""Ray, and Flower's simulation on it, take the options of flower_transport/on_ray.py and number the sites.
+"""Ray, and Flower's simulation on it, take the options of flower_transport/on_ray.py and private_ray.py.
 
 That they work together is seen in tests/simulations/test_ray_engine.py, which starts them.
 """
@@ -11,10 +11,13 @@ from typing import Any
 import core_training.foundation.environment  # noqa: F401  # isort: skip - before the libraries are imported
 import pytest
 
+from core_training.foundation.socket_paths import LONGEST_ADDRESS
 from tests.contracts.leaning import leans, look_up
 
 pytest.importorskip("ray")
 FILE = "flower_transport/on_ray.py"
+PRIVATE = "flower_transport/private_ray.py"
+OPTIONS = {"address": "local", "include_dashboard": False, "log_to_driver": False, "_temp_dir": "/nowhere"}
 
 
 @leans(FILE)
@@ -36,16 +39,29 @@ def test_options_reach_ray_and_its_actors(monkeypatch: pytest.MonkeyPatch) -> No
     backend = look_up(FILE, "flwr.server.superlink.fleet.vce.backend.raybackend:RayBackend")(
         {
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"log_to_driver": False, "include_dashboard": False},
+            "init_args": OPTIONS,
         }
     )
     assert backend.client_resources == {"num_cpus": 1, "num_gpus": 0.0}
-    assert (given["log_to_driver"], given["include_dashboard"]) == (False, False)
+    assert OPTIONS.items() <= given.items()
 
 
-@leans(FILE)
+@leans(PRIVATE)
 def test_ray_takes_these_options() -> None:
-    assert {"log_to_driver", "include_dashboard"} <= inspect.signature(look_up(FILE, "ray:init")).parameters.keys()
+    """`_temp_dir` among those that have no name of their own: of these Ray refuses what it does not know."""
+    import ray
+
+    assert OPTIONS.keys() - {"_temp_dir"} <= inspect.signature(ray.init).parameters.keys()
+    with pytest.raises(RuntimeError, match="_temp_folder"):
+        ray.init(address="local", _temp_folder="/nowhere")
+
+
+@leans(PRIVATE)
+def test_a_session_has_no_longer_a_name_than_is_counted_on() -> None:
+    validate = look_up(PRIVATE, "ray._private.utils:validate_socket_filepath")
+    validate("x" * LONGEST_ADDRESS)
+    with pytest.raises(OSError, match="length"):
+        validate("x" * (LONGEST_ADDRESS + 5))
 
 
 @leans("flower_transport/apps.py")

@@ -24,7 +24,9 @@ import torch
 import torch.distributed as dist
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from core_training.distributed import proven_gloo
 from core_training.distributed.leaving import leave
+from core_training.distributed.rendezvous import meeting_point
 from core_training.engine.engine import Engine, open_engine
 from core_training.engine.failures import explained
 from core_training.foundation import background
@@ -66,10 +68,17 @@ def _join_group() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Before any model is loaded: ZeRO-3 asks for the group's size while it loads.
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    backend = "nccl" if torch.cuda.is_available() else proven_gloo.NAME
+    deepspeed.init_distributed(
+        backend,
+        auto_mpi_discovery=False,
+        verbose=False,
+        init_method=meeting_point(),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
     # The next call may be days away; within one, a rank that does not come is noticed by the usual timeout.
-    _calls = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    _calls = dist.new_group(backend=proven_gloo.NAME, timeout=timedelta(days=365))
 
 
 def _end_with(launcher: int) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from core_training.distributed import slurm
@@ -70,11 +71,9 @@ def run_as_group(processes: int, module: str, arguments: Sequence[str]) -> int:
         raise InputError(
             "deepspeed.processes: a group needs DeepSpeed, which is not installed: pip install 'fedloom[deepspeed]'"
         ) from None
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    import core_training.distributed.rendezvous  # noqa: F401 - makes the backend known
+    from core_training.distributed import rendezvous
 
     environment.train_alone()  # but for those that are started here
     # That processes end is said by the one that speaks.
@@ -83,18 +82,28 @@ def run_as_group(processes: int, module: str, arguments: Sequence[str]) -> int:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        run_id="group",
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="loopback",
-        shutdown_timeout=_SAVED_WITHIN,
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
+    with tempfile.TemporaryDirectory(prefix="fedloom-group-", ignore_cleanup_errors=True) as folder:
+        os.environ[rendezvous.FOLDER] = folder
+        config = LaunchConfig(
+            run_id="group",
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            rdzv_backend=rendezvous.BACKEND,
+            rdzv_endpoint=folder,
+            shutdown_timeout=_SAVED_WITHIN,
+            max_restarts=0,
+            monitor_interval=0.1,
+        )
+        return _exit_code(lambda: elastic_launch(config, sys.executable)("-m", module, *arguments))
+
+
+def _exit_code(launch: Callable[[], object]) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
+        launch()
     except ChildFailedError as error:
         failures = error.failures
         return abs(int(failures.get(0, error.get_first_failure()[1]).exitcode))

@@ -1,14 +1,16 @@
-"""The meeting place of a group's processes on one machine: a store that nothing outside the machine can reach.
+"""The meeting place of a group's processes on one machine: a file in a folder that no other account may enter.
 
-torchrun's own rendezvous listens on every interface, asks nobody for a key, and unpickles what it is sent.
+torchrun's own rendezvous listens on every interface, asks nobody for a key, and unpickles what it is sent; its store,
+wherever it listens, hands its values to whoever connects, and takes theirs.
 """
 
 from __future__ import annotations
 
+import os
 import socket
-from datetime import timedelta
+from pathlib import Path
 
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -17,31 +19,31 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+BACKEND = "private"
 LOOPBACK = "127.0.0.1"
-_ANSWERS_WITHIN = timedelta(minutes=10)
+FOLDER = "FEDLOOM_GROUP_FOLDER"
+"""The variable that names the folder to a group's processes."""
 
 
-class LoopbackRendezvous(RendezvousHandler):
-    """The rendezvous of one launcher with itself; its processes use the same store."""
+class PrivateRendezvous(RendezvousHandler):
+    """The rendezvous of one launcher with itself, in `folder`, where its processes then find each other."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, folder: Path) -> None:
         self._run_id = run_id
-        listener = socket.create_server((LOOPBACK, 0))
-        self._port = listener.getsockname()[1]
-        self._store = TCPStore(
-            LOOPBACK, self._port, is_master=True, timeout=_ANSWERS_WITHIN, wait_for_workers=False,
-            master_listen_fd=listener.detach(),
-        )  # fmt: skip
+        self._store = FileStore(str(folder / "launcher"))
+        # Nobody listens there: DeepSpeed names its shared memory after the port, which no other group must have.
+        self._reserved = socket.socket()
+        self._reserved.bind((LOOPBACK, 0))
 
     @property
     def use_agent_store(self) -> bool:
-        return True
+        return False
 
     def get_backend(self) -> str:
-        return "loopback"
+        return BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        meeting_point = RendezvousStoreInfo(LOOPBACK, self._port)
+        meeting_point = RendezvousStoreInfo(LOOPBACK, self._reserved.getsockname()[1])
         return RendezvousInfo(PrefixStore(self._run_id, self._store), 0, 1, meeting_point)
 
     def is_closed(self) -> bool:
@@ -57,11 +59,18 @@ class LoopbackRendezvous(RendezvousHandler):
         return self._run_id
 
     def shutdown(self) -> bool:
+        self._reserved.close()
         return True
 
 
-def _loopback(parameters: RendezvousParameters) -> LoopbackRendezvous:
-    return LoopbackRendezvous(parameters.run_id)
+def meeting_point() -> str | None:
+    """torch's `init_method` for a process of a group that fedloom started; None where another launcher said where."""
+    folder = os.environ.get(FOLDER)
+    return None if folder is None else f"file://{folder}/processes"
 
 
-rendezvous_handler_registry.register("loopback", _loopback)
+def _private(parameters: RendezvousParameters) -> PrivateRendezvous:
+    return PrivateRendezvous(parameters.run_id, Path(parameters.endpoint))
+
+
+rendezvous_handler_registry.register(BACKEND, _private)

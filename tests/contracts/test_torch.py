@@ -42,8 +42,8 @@ NAMES = {
         "torch.distributed.launcher.api:elastic_launch",
     ],
     "core_training/distributed/rendezvous.py": [
+        "torch.distributed:FileStore",
         "torch.distributed:PrefixStore",
-        "torch.distributed:TCPStore",
         "torch.distributed.elastic.rendezvous:RendezvousHandler.use_agent_store",
         "torch.distributed.elastic.rendezvous:RendezvousInfo",
         "torch.distributed.elastic.rendezvous:RendezvousParameters",

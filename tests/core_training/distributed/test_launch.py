@@ -101,12 +101,12 @@ def test_a_process_that_torchrun_started_beside_others_does_not_train_alone(envi
         must_launch(DeepSpeed())
 
 
-def test_processes_of_one_machine_meet_where_no_other_machine_reaches_them():
-    from core_training.distributed.rendezvous import LoopbackRendezvous
+def test_processes_of_one_machine_meet_where_no_other_account_reaches_them(tmp_path):
+    """In a folder, and not at the port that they are told: nobody listens there."""
+    from core_training.distributed.rendezvous import PrivateRendezvous
 
-    meeting = LoopbackRendezvous("run").next_rendezvous()
-    port = meeting.bootstrap_store_info.master_port
-    socket.create_connection(("127.0.0.1", port)).close()
+    meeting = PrivateRendezvous("run", tmp_path).next_rendezvous()
+    meeting.store.set("key", "value")
+    assert b"value" in b"".join(path.read_bytes() for path in tmp_path.iterdir())
     with pytest.raises(ConnectionRefusedError):
-        # A listener on every interface answers here too.
-        socket.create_connection(("127.0.0.2", port))
+        socket.create_connection(("127.0.0.1", meeting.bootstrap_store_info.master_port))

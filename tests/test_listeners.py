@@ -95,8 +95,9 @@ def federation(place: Path, tiny_model: Path, site_files: list[Path]) -> Iterato
         start_server(made)
         admit_site(made, "north", entry)
         assert start_site(place / "site")[1].state == "connected"
-        fleet = [f"/v1/fleet/{call}" for call in ("register-node", "pull-messages", "push-messages", "get-run")]
-        runtime = [f"/v1/runtime/{call}" for call in ("acquire-task", "pull-messages", "push-messages", "get-nodes")]
+        calls = [f"/v1/fleet/{call}" for call in ("register-node", "pull-messages", "push-messages", "get-run")]
+        calls += [f"/v1/runtime/{call}" for call in ("acquire-task", "pull-messages", "push-messages", "get-nodes")]
+        calls += [f"/v1/control/{call}" for call in ("register-node", "list-nodes", "start-run", "list-runs")]
         server, site = str(place / "server"), str(place / "site")
         yield (
             Deployment(
@@ -104,17 +105,10 @@ def federation(place: Path, tiny_model: Path, site_files: list[Path]) -> Iterato
                 place / "server",
                 {"HOST:PORT": address, "FEDERATION": server},
                 [place / "server"],
-                calls=Attempts(paths=fleet),
+                calls=Attempts(paths=calls),
                 refusals=("401", "403"),
             ),
-            Deployment(
-                "site",
-                place / "site",
-                {"SITE": site},
-                [place / "site"],
-                calls=Attempts(paths=runtime),
-                refusals=("401", "403"),
-            ),
+            Deployment("site", place / "site", {"SITE": site}, [place / "site"]),
         )
     finally:
         stop_site(place / "site")

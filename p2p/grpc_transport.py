@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import grpc
 from cryptography import x509
@@ -22,6 +23,7 @@ from p2p import gossip_pb2 as wire
 from p2p.messages import GroupHeader, Hello, PeerMessage, Receipt, StateRequest, UpdateHeader
 from p2p.roster import SignedRoster
 from p2p.transport import CHUNK_BYTES, Handler, PeerUnreachable
+from security.connection_watch import Address, ConnectionLimits, ConnectionWatch, raise_descriptor_limit
 
 _SERVICE = "fedloom.p2p.Gossip"
 _GREETING_SECONDS = 5.0
@@ -40,11 +42,17 @@ _CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
+_LIMITS = ConnectionLimits(by_name=8)
 _SERVER_OPTIONS = [
     *_COMMON_OPTIONS,
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.server_handshake_timeout_ms", int(_LIMITS.proves_within * 1000)),
+    ("grpc.max_concurrent_streams", 16),
 ]
+_CONNECTIONS_OF_A_BURST = 1_024
+"""Connections beyond those of the members that gRPC accepts before the watch has looked; it closes more at once."""
+
 _REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -140,10 +148,13 @@ class GrpcServer:
             require_client_auth=True,
         )
         self._server: grpc.aio.Server | None = None
+        self._watch: ConnectionWatch | None = None
 
     async def start(self, listen: str) -> None:
         """Listen on HOST:PORT. Raises InputError when the port is taken."""
-        server = grpc.aio.server(options=_SERVER_OPTIONS)
+        raise_descriptor_limit()
+        most = _CONNECTIONS_OF_A_BURST + _LIMITS.by_name * len(self._names)
+        server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", most)])
         methods = {
             "Greet": grpc.unary_unary_rpc_method_handler(
                 self._greet, _tolerant(wire.Hello), wire.Hello.SerializeToString
@@ -167,11 +178,14 @@ class GrpcServer:
             raise InputError(f"cannot listen on {listen}: the port is in use, or the address is not this machine's")
         await server.start()
         self._server = server
+        self._watch = ConnectionWatch(bound, _LIMITS)
+        self._watch.start()
 
     async def stop(self) -> None:
         """Stop listening, giving calls under way a moment to end."""
-        if self._server is not None:
+        if self._server is not None and self._watch is not None:
             await self._server.stop(grace=1.0)
+            self._watch.stop()
 
     async def _greet(self, request: wire.Hello | None, context: Any) -> wire.Hello:
         async with self._call(context) as sender:
@@ -206,6 +220,8 @@ class GrpcServer:
         if sender is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this certificate is not in the roster")
         assert sender is not None
+        assert self._watch is not None
+        self._watch.prove(_address_of(context.peer()), sender)
         try:
             yield sender
         except ProtocolError as error:
@@ -262,6 +278,12 @@ def _failures_of(peer: str) -> Iterator[None]:
         if error.code() in _REFUSALS:
             raise ProtocolError(error.details() or error.code().name) from None
         raise PeerUnreachable(f"{peer}: {error.details() or error.code().name}") from None
+
+
+def _address_of(peer: str) -> Address:
+    """The host and port in gRPC's name of a caller, such as `ipv4:10.0.0.1:50412` or `ipv6:%5B::1%5D:50412`."""
+    host, _, port = unquote(peer).partition(":")[2].rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _fingerprint(pem: bytes) -> bytes:

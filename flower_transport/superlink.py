@@ -15,8 +15,11 @@ from flwr.supercore.logger import console_handler
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
 from flwr.superlink.main import create_app
 
+from flower_transport.bounded_http import BoundedHttp
 from flower_transport.credential import read_credential
 from flower_transport.gate import Gate
+from flower_transport.limits import BodyLimits
+from security.connection_watch import ConnectionWatch, raise_descriptor_limit
 
 
 def main() -> None:
@@ -24,6 +27,10 @@ def main() -> None:
     credential = read_credential(Path(sys.argv.pop(1)))
     config = _parse_superlink_lifespan_config()
     app = create_app(config, SuperLinkLifespan)
+    raise_descriptor_limit()
+    watch = ConnectionWatch(config.port)
+    watch.start()
+    app.add_middleware(BodyLimits, watch=watch)  # behind the gate, which lets no call of the operator's in unproven
     app.add_middleware(Gate, credential=credential)
     uvicorn.run(
         app,
@@ -34,6 +41,8 @@ def main() -> None:
         log_config=get_uvicorn_log_config(console_handler.level),
         access_log=False,
         proxy_headers=False,
+        http=BoundedHttp,
+        ws="none",
         workers=1,
     )
 

@@ -6,6 +6,7 @@ A real SuperLink, in this process, and a real SuperNode with its own; no model a
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import http.client
 import re
@@ -66,12 +67,14 @@ from flwr.superlink.main import create_app
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flower_transport.bundle import BUNDLE
 from flower_transport.credential import ShowCredential, is_shown
 from flower_transport.gate import OPEN_TO_OPERATOR, OPEN_TO_SITES
+from flower_transport.site_proof import proven_site
 from security.certificates import create_authority, issue_server_certificate
 from security.private_sockets import listen
 from tests.contracts.leaning import calls_out, leans, look_up, names
@@ -85,6 +88,19 @@ NAMES = {
         "flwr.superlink.main:create_app",
     ],
     "flower_transport/bundle.py": [
+        "flwr.cli.build:build_fab_from_files",
+    ],
+    "flower_transport/limits.py": ["flwr.common.constant:FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"],
+    "flower_transport/site_proof.py": [
+        "flwr.common.constant:SYSTEM_TIME_TOLERANCE",
+        "flwr.common.constant:TIMESTAMP_HEADER",
+        "flwr.common.constant:TIMESTAMP_TOLERANCE",
+        "flwr.supercore.constant:FLEET_HTTP_PUBLIC_KEY_HEADER",
+        "flwr.supercore.constant:FLEET_HTTP_SIGNATURE_HEADER",
+        "flwr.supercore.date:now",
+        "flwr.supercore.primitives.asymmetric:bytes_to_public_key",
+        "flwr.supercore.primitives.asymmetric:verify_signature",
+    ],
         "flwr.cli.build:build_fab_from_files",
     ],
     "flower_transport/gate.py": [
@@ -548,6 +564,22 @@ def test_a_key_does_not_let_itself_in(superlink: SuperLink) -> None:
 def test_a_middleware_of_ours_is_asked_before_flower(superlink: SuperLink, path: str) -> None:
     answer = superlink.plain().post(path, headers={"x-stranger": "1", "content-type": "application/protobuf"})
     assert (answer.status_code, answer.text) == (403, "ours")
+
+
+@leans("flower_transport/site_proof.py")
+def test_a_sites_calls_are_proven_by_their_headers_alone(superlink: SuperLink) -> None:
+    site, stranger = new_key(), new_key()
+    superlink.control().RegisterNode(RegisterNodeRequest(public_key=site[1], name="prover"))
+    known = superlink.app.state.linkstate_factory.state()
+
+    def proof(key: ec.EllipticCurvePrivateKey, pem: bytes) -> str | None:
+        Gate.seen.clear()
+        with contextlib.suppress(httpx.HTTPError):
+            superlink.fleet(key).ActivateNode(ActivateNodeRequest(public_key=pem, heartbeat_interval=30))
+        return proven_site(Headers(scope=Gate.seen[0]), known)
+
+    assert proof(*site) == hashlib.sha256(site[1]).hexdigest()
+    assert proof(*stranger) is None
 
 
 @leans("flower_transport/gate.py", "flower_transport/credential.py")

@@ -2,9 +2,11 @@
 
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
+from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +387,26 @@ def test_a_site_that_was_not_admitted_cannot_join(deployed):
     with pytest.raises(InputError, match=r"the server at .* does not know this site's key"):
         start_site(stranger)
     assert set(running_processes(stranger).values()) == {None}
+
+
+@pytest.mark.slow
+def test_strangers_with_large_bodies_and_silent_ones_take_little_of_a_server(deployed):
+    federation, _ = deployed
+    superlink = psutil.Process(background.owner(federation.superlink_lock))
+    before, (soft, hard) = superlink.memory_info().rss, superlink.rlimit(psutil.RLIMIT_NOFILE)
+    assert soft == hard
+    trust = ssl.create_default_context(cafile=federation.keys / AUTHORITY_CERTIFICATE)
+    with ExitStack() as stack:
+        for _ in range(500):
+            stack.enter_context(socket.create_connection(("127.0.0.1", federation.address.port)))
+        for _ in range(4):
+            stranger = HTTPSConnection("127.0.0.1", federation.address.port, context=trust, timeout=10)
+            stack.callback(stranger.close)
+            with suppress(OSError):  # it is cut off
+                stranger.request("POST", "/v1/fleet/push-object", bytes(100_000_000))
+        assert superlink.memory_info().rss - before < 100_000_000
+        assert superlink.num_fds() < 200
+    assert set(site_states(federation).values()) == {"online"}
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from core_training.foundation.durable import commit_file
+from core_training.foundation.foreign_text import harmless
 
 _LINK_FILE = Path("run") / "link.json"
 
@@ -36,5 +37,5 @@ def read_link(folder: Path) -> Link:
 
 def note_link(folder: Path, state: State, node_id: int | None = None, detail: str = "") -> None:
     """Note the site's standing; keep a number that it once had."""
-    link = Link(state, node_id if node_id is not None else read_link(folder).node_id, detail)
+    link = Link(state, node_id if node_id is not None else read_link(folder).node_id, harmless(detail))
     commit_file(folder / _LINK_FILE, json.dumps(asdict(link)).encode())

@@ -16,7 +16,11 @@ from core_training import __version__
 from core_training.distributed.leaving import leave
 from core_training.foundation.environment import IGNORED  # before anything that might call home
 from core_training.foundation.errors import FedloomError, Interrupted
+from core_training.foundation.foreign_text import harmless
 from core_training.models.libraries import own_the_process
+
+_MOST_LETTERS = 10_000
+"""The longest error that is shown."""
 
 COMMANDS = {
     "train": "Train on this machine: one process, or a DeepSpeed group.",
@@ -95,7 +99,8 @@ def _run() -> int:
         if show_traceback:
             traceback.print_exc()
         label = "" if isinstance(error, Interrupted) else "error: "
-        print(f"{label}{error}", file=sys.stderr)  # noqa: T201
+        said = harmless(str(error), _MOST_LETTERS, kept="\n")  # it may quote another party, or a file from one
+        print(f"{label}{said}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except MemoryError:
         if show_traceback:

@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from core_training.foundation.foreign_text import harmless
+
 stderr = Console(stderr=True, highlight=False)
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -75,12 +77,7 @@ def results_only_on_stdout() -> Iterator[None]:
 
 def plain(text: str) -> str:
     """A site's text without control characters, for rich to print as it is."""
-    return escape(printable(text))
-
-
-def printable(text: str, kept: str = "") -> str:
-    """A text without control characters but those in `kept`."""
-    return "".join(letter if letter.isprintable() or letter in kept else " " for letter in text)
+    return escape(harmless(text))
 
 
 def warn(warnings: Sequence[str]) -> None:

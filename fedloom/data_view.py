@@ -15,8 +15,8 @@ from core_training.data.examples import IGNORED, Example, Tokens
 from core_training.data.leaks import Leaks
 from core_training.data.mixing import mixed
 from core_training.data.rows import pack
+from core_training.foundation.foreign_text import printable
 from core_training.recipe.schema import Recipe
-from fedloom.console import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

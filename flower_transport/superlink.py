@@ -15,6 +15,7 @@ from flwr.supercore.logger import console_handler
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
 from flwr.superlink.main import create_app
 
+from core_training.foundation.careful_logging import carefully, log_carefully
 from flower_transport.bounded_http import BoundedHttp
 from flower_transport.credential import read_credential
 from flower_transport.gate import Gate
@@ -27,6 +28,7 @@ def main() -> None:
     credential = read_credential(Path(sys.argv.pop(1)))
     config = _parse_superlink_lifespan_config()
     app = create_app(config, SuperLinkLifespan)
+    log_carefully()
     raise_descriptor_limit()
     watch = ConnectionWatch(config.port)
     watch.start()
@@ -38,7 +40,7 @@ def main() -> None:
         port=config.port,
         ssl_keyfile=config.ssl_keyfile,
         ssl_certfile=config.ssl_certfile,
-        log_config=get_uvicorn_log_config(console_handler.level),
+        log_config=carefully(get_uvicorn_log_config(console_handler.level)),
         access_log=False,
         proxy_headers=False,
         http=BoundedHttp,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from typing import Any
 from client.enrolment import load_enrolment
 from client.site_config import load_site_config
 from core_training.foundation import background
+from core_training.foundation.careful_logging import log_carefully
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, Interrupted, RunError
 from core_training.recipe.schema import Recipe
@@ -34,6 +36,7 @@ from security.signing import canonical_json, create_signing_key, load_signing_ke
 
 FOUNDER_KEY = "founder.key"
 _STARTS_WITHIN = 30.0
+_LAST_LINE_BYTES = 16 << 10
 
 Worker = Callable[[Path], AbstractContextManager[Ask]]
 """The trainer of the site in a folder, for as long as a block runs."""
@@ -115,6 +118,7 @@ def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda _: N
             await transport.close()
             await server.stop()
 
+    log_carefully()
     with background.claim(node_lock(folder)):
         return asyncio.run(_until_signal(serve()))
 
@@ -146,9 +150,15 @@ def start_in_background(folder: Path, command: Sequence[str]) -> int:
             return process.pid
         time.sleep(0.1)
     process.kill()
-    last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it wrote nothing"])[-1]
     kind = InputError if process.wait() == InputError.exit_code else RunError
-    raise kind(f"the node did not start: {last.removeprefix('error: ')}")
+    raise kind(f"the node did not start: {_last_line(log).removeprefix('error: ')}")
+
+
+def _last_line(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it wrote nothing"
 
 
 def stop_node(folder: Path) -> bool:

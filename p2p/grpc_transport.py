@@ -6,12 +6,14 @@ count. Knows nothing of rounds.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+import core_training.foundation.environment  # noqa: F401  # isort: skip - before gRPC is imported, which reads it
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -24,6 +26,10 @@ from p2p.messages import GroupHeader, Hello, PeerMessage, Receipt, StateRequest,
 from p2p.roster import SignedRoster
 from p2p.transport import CHUNK_BYTES, Handler, PeerUnreachable
 from security.connection_watch import Address, ConnectionLimits, ConnectionWatch, raise_descriptor_limit
+
+FAILED = "this node could not answer; its own log says why"
+
+_log = logging.getLogger(__name__)
 
 _SERVICE = "fedloom.p2p.Gossip"
 _GREETING_SECONDS = 5.0
@@ -228,6 +234,10 @@ class GrpcServer:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except PeerUnreachable as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except Exception:
+            # It may tell where on this machine something lies.
+            _log.exception("a call from '%s' could not be answered", sender)
+            await context.abort(grpc.StatusCode.INTERNAL, FAILED)
 
     def _read(self, sender: str, kind: type[_Kind], message: ProtobufMessage | None) -> _Kind:
         try:

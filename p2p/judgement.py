@@ -44,7 +44,7 @@ class Judgement:
         """Drop the states that are the best no more, now that a commit says so."""
         prune_best(self._folder.checkpoints, self._progress.ledger.best_at)
         if self._progress.ledger.agreed_to_stop:
-            self._folder.event(events.StoppedEarly(round=self._progress.last.round))
+            self._progress.event(events.StoppedEarly(round=self._progress.last.round))
 
     def has_ended(self) -> bool:
         """Whether there is no round to come: by the plan, by agreement, or as all others have ended without this node.
@@ -72,7 +72,7 @@ class Judgement:
         if (best := progress.ledger.better_than(last.round)) is None:
             return last.state
         number, loss = best
-        self._folder.event(events.BestChosen(round=number, eval_loss=loss))
+        self._progress.event(events.BestChosen(round=number, eval_loss=loss))
         if number == 0:
             return progress.initial or await site.initial_state(progress.joined)
         return read_best(self._folder.checkpoints, number, progress.manifest)[0]

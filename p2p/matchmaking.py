@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from core_training.foundation.errors import ProtocolError
+from core_training.foundation.foreign_text import harmless
 from core_training.runs import events
 from core_training.runs.run_folder import Listener
 from p2p.messages import GroupHeader, PeerMessage
@@ -222,12 +223,13 @@ class Matchmaking:
             told = GaveUp.model_validate_json(payload)
         except ValueError:
             told = GaveUp(member=sender, reason="garbage")
+        reason = harmless(told.reason)
         blamed = told.member if told.member in self._members and sender not in self.left_out else None
         if self.is_on():
-            self.fail(blamed, f"'{sender}' gave up: {told.reason}")
+            self.fail(blamed, f"'{sender}' gave up: {reason}")
             self.failed_here = False
         elif blamed is not None and blamed != self._plan.name:
-            self.left_out.setdefault(blamed, told.reason)
+            self.left_out.setdefault(blamed, reason)
 
     def _notice_split(self, sender: str, group: Group) -> None:
         """Fail the attempt when a member was called to it with other members: the caller of both lied."""

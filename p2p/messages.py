@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core_training.foundation.errors import ProtocolError
-from strategies.messages import SITE_NAME, Digest, RunId
+from strategies.messages import SITE_NAME, Digest, RunId, Version
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -40,7 +40,7 @@ class Hello(PeerMessage):
 
     run_id: RunId
     sender: Name
-    version: Annotated[str, Field(max_length=40)]
+    version: Version
     recipe_digest: Digest
     manifest_digest: Digest
     initial_digest: Digest

@@ -25,6 +25,7 @@ from p2p.plan import RunPlan
 from p2p.progress import Progress
 from p2p.service import PeerService
 from p2p.site_orders import Ask, SiteOrders
+from p2p.telling import Telling
 from p2p.transport import Transport
 from strategies.messages import Update
 from strategies.mixing import Contribution
@@ -50,10 +51,11 @@ async def take_part(
     InputError when nobody trains the same thing.
     """
     began, site = asyncio.get_running_loop().time(), SiteOrders(plan, ask)
+    tell = Telling(folder.event)
     joined = await site.join()
     initial = await site.initial_state(joined) if plan.recipe.privacy.codec_part.sends_change else None
-    progress = Progress(plan, joined, CommitStore(folder.checkpoints), folder.event, initial)
-    folder.event(
+    progress = Progress(plan, joined, CommitStore(folder.checkpoints), tell, initial)
+    tell(
         events.NodeJoined(
             site=plan.name,
             run=plan.run_id,
@@ -107,12 +109,12 @@ class GossipNode:
             if not missing or under_way or self._now() >= deadline:
                 break
             if missing != announced:
-                self._folder.event(events.WaitingForPeers(missing=list(missing)))
+                self._progress.event(events.WaitingForPeers(missing=list(missing)))
                 announced = missing
             await asyncio.sleep(RETRY_SECONDS)
         if members.others and not members.live and members.differences():
             raise InputError("no peer trains the same thing: " + "; ".join(members.differences()))
-        self._folder.event(events.Gathered(live=list(members.live), missing=list(missing)))
+        self._progress.event(events.Gathered(live=list(members.live), missing=list(missing)))
 
     async def _round(self, number: int) -> None:
         """Train, exchange, average, commit."""
@@ -134,7 +136,7 @@ class GossipNode:
             return
         others = progress.inbox.take(number)
         if (present := self._present(number)) < needed:
-            self._folder.event(events.TooFewMembers(round=number, present=present, needed=needed))
+            self._progress.event(events.TooFewMembers(round=number, present=present, needed=needed))
             self._commit(events.NodeRoundVoid, update, state, [own.name])
         else:
             mixed = self._plan.mixing.mix(own, others, self._plan.roster)
@@ -233,7 +235,7 @@ class GossipNode:
         self._end_lap()
         progress.ledger.void_rounds += kind is events.NodeRoundVoid
         progress.commit(state, contributors, scale)
-        self._folder.event(
+        self._progress.event(
             kind(
                 round=update.round,
                 of=self._plan.rounds,
@@ -264,7 +266,7 @@ class GossipNode:
             state_digest=state.digest,
         )
         self._folder.write_summary(summarize(self._plan.recipe, [result]))
-        self._folder.event(events.NodeCompleted(state_digest=state.digest, eval_loss=progress.ledger.eval_last.loss))
+        self._progress.event(events.NodeCompleted(state_digest=state.digest, eval_loss=progress.ledger.eval_last.loss))
         return result
 
     async def _linger(self, seconds: float) -> None:

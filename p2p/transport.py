@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Protocol
 
+from core_training.foundation.foreign_text import harmless
 from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 
 CHUNK_BYTES = 1 << 20
@@ -16,6 +17,9 @@ CHUNK_BYTES = 1 << 20
 
 class PeerUnreachable(Exception):
     """A peer did not answer: it is down, still starting, or cut off. Trying again may help."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(harmless(reason))  # it may be the peer's own
 
 
 class Transport(Protocol):

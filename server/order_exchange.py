@@ -95,6 +95,4 @@ class OrderExchange:
             self.too_narrow |= isinstance(error, NarrowScaleError)
             if error.fatal:
                 self.hopeless.add(site)
-            # A site's own words may reach a terminal.
-            reason = "".join(letter if letter.isprintable() else " " for letter in str(error))
-            self._folder.event(events.Quarantined(site=site, round=round_number, reason=reason))
+            self._folder.event(events.Quarantined(site=site, round=round_number, reason=str(error)))

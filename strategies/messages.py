@@ -23,6 +23,9 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 RunId = Annotated[str, Field(pattern=RUN_ID)]
 LayoutFile = Annotated[str, Field(pattern=r"^(adapter_config|buffers|config|fedloom|generation_config)\.json$")]
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+!_-]{1,40}$")]
+"""A version of fedloom."""
+
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
@@ -88,7 +91,7 @@ class JoinOrder(Message):
 
     kind: ClassVar[str] = "join"
     run_id: RunId
-    version: str
+    version: Version
     recipe: str
 
 
@@ -97,7 +100,7 @@ class JoinReply(Message):
 
     kind: ClassVar[str] = "joined"
     run_id: RunId
-    version: str
+    version: Version
     recipe_digest: Digest
     manifest: list[list[Any]]
     """[name, shape] of each trainable tensor; see `parsed_manifest`."""

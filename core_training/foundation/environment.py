@@ -23,6 +23,7 @@ SETTINGS = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "USE_HUB_KERNELS": "0",
     "DS_BUILD_LOG_LEVEL": "ERROR",
+    "GRPC_VERBOSITY": "NONE",  # a line for each handshake that a stranger breaks off fills a disk
 }
 
 STAY_OFFLINE = "FEDLOOM_OFFLINE"

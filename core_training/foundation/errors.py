@@ -4,6 +4,8 @@ Every message says what is wrong, where, and what would be right. The command li
 exits with `exit_code`; anything else that is raised is a defect of fedloom and shows its traceback.
 """
 
+from core_training.foundation.foreign_text import harmless
+
 
 class FedloomError(Exception):
     """A failure with a message meant for the person at the keyboard."""
@@ -47,6 +49,7 @@ class ProtocolError(FedloomError):
     """
 
     def __init__(self, message: str, *, fatal: bool = False) -> None:
+        message = harmless(message)  # it may quote the other party
         super().__init__(message, public=message)
         self.fatal = fatal
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from core_training.foundation.foreign_text import harmless
 from core_training.foundation.trainable import StepFigures
 
 
@@ -22,6 +23,12 @@ class Event:
     """One event of a run."""
 
     NAME: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        # An event goes to files, logs and terminals, and others' words can be in any field of it.
+        for one in fields(self):
+            if isinstance(text := getattr(self, one.name), str):
+                object.__setattr__(self, one.name, harmless(text))
 
     @property
     def note(self) -> str | None:
@@ -388,21 +395,29 @@ class Gathered(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeerUp(Event):
+class OfPeer(Event):
+    """An event that a peer can cause at any rate. `untold` are those of its kind and peer left out since the last."""
+
+    peer: str | None
+    untold: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerUp(OfPeer):
     NAME = "peer_up"
     peer: str
     committed: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeerDown(Event):
+class PeerDown(OfPeer):
     NAME = "peer_down"
     peer: str
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeerRefused(Event):
+class PeerRefused(OfPeer):
     """A peer trains something else."""
 
     NAME = "peer_refused"
@@ -421,7 +436,7 @@ class InNodeRound(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refused(InNodeRound):
+class Refused(OfPeer, InNodeRound):
     """A node did not take what a peer sent (None: what a group came to)."""
 
     NAME = "refused"
@@ -430,7 +445,7 @@ class Refused(InNodeRound):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefusedBy(InNodeRound):
+class RefusedBy(OfPeer, InNodeRound):
     """A peer did not take this node's share."""
 
     NAME = "refused_by"
@@ -440,7 +455,7 @@ class RefusedBy(InNodeRound):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateNotTaken(InNodeRound):
+class UpdateNotTaken(OfPeer, InNodeRound):
     """A peer did not take this node's update."""
 
     NAME = "update_not_taken"

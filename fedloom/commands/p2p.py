@@ -165,5 +165,7 @@ _SHOWN = (
 
 def _told(event: events.Event) -> str:
     """An event in one line: what happened, then its fields."""
-    fields = asdict(event)
-    return f"{event.NAME}: {', '.join(f'{key} {value}' for key, value in fields.items() if value is not None)}"
+    fields = {key: value for key, value in asdict(event).items() if value is not None}
+    if not fields.get("untold"):
+        fields.pop("untold", None)
+    return f"{event.NAME}: {', '.join(f'{key} {value}' for key, value in fields.items())}"

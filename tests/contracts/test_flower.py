@@ -101,8 +101,6 @@ NAMES = {
         "flwr.supercore.primitives.asymmetric:bytes_to_public_key",
         "flwr.supercore.primitives.asymmetric:verify_signature",
     ],
-        "flwr.cli.build:build_fab_from_files",
-    ],
     "flower_transport/gate.py": [
         "flwr.proto.control_pb2:StartRunRequest",
     ],

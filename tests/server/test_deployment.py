@@ -30,7 +30,7 @@ from core_training.foundation.errors import InputError, RunError
 from core_training.runs.run_folder import RunFolder
 from flower_transport.bundle import BUNDLE, bundle_hash
 from flower_transport.control import control
-from security.certificates import create_authority, issue_server_certificate
+from security.certificates import AUTHORITY_CERTIFICATE, create_authority, issue_server_certificate
 from server.deployment import (
     admit_site,
     init_federation,

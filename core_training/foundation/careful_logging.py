@@ -54,9 +54,17 @@ def carefully(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clean(record: logging.LogRecord, more: str) -> None:
-    record.msg, record.args = _indented(record.getMessage()) + more, ()
+    record.msg, record.args = _indented(_message(record)) + more, ()
+    record.__dict__.pop("color_message", None)  # uvicorn would show it in place of the message
     if record.exc_info and not record.exc_text:
         record.exc_text = _indented(_FORMATTER.formatException(record.exc_info))
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError):  # its arguments do not fit: that must not end whoever logs
+        return str(record.msg)
 
 
 def _indented(text: str) -> str:

@@ -404,8 +404,16 @@ def test_strangers_with_large_bodies_and_silent_ones_take_little_of_a_server(dep
             stack.callback(stranger.close)
             with suppress(OSError):  # it is cut off
                 stranger.request("POST", "/v1/fleet/push-object", bytes(100_000_000))
+        for _ in range(100):
+            connection = socket.create_connection(("127.0.0.1", federation.address.port))
+            with suppress(OSError), trust.wrap_socket(connection, server_hostname="127.0.0.1") as stranger:
+                stranger.sendall(b"\x1b[2J\r\n\r\n")
+                stranger.recv(100)
         assert superlink.memory_info().rss - before < 100_000_000
         assert superlink.num_fds() < 200
+    log = federation.superlink_log.read_text()
+    assert log.count("Invalid HTTP request") <= 30
+    assert "\x1b" not in log
     assert set(site_states(federation).values()) == {"online"}
 
 

@@ -115,6 +115,12 @@ def test_a_log_has_no_line_that_somebody_else_wrote(careful):
     ]
 
 
+def test_a_record_whose_arguments_do_not_fit_is_written_as_it_stands(careful):
+    log, written = careful
+    log.info("100 % of %d", "it")
+    assert written() == "100 % of %d\n"
+
+
 def test_a_flood_of_warnings_is_not_written_and_notes_are(careful):
     log, written = careful
     for _ in range(10_000):

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from core_training.foundation.careful_logging import log_carefully
 from core_training.foundation.errors import FedloomError
 from flower_transport.server_task import carry_out
 from server.app import app
@@ -21,6 +22,7 @@ TASK_TOKEN = "FEDLOOM_TASK_TOKEN"
 def main() -> int:
     """Carry out one task; returns 1 where it failed, after saying why."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    log_carefully()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -18,6 +18,7 @@ from subprocess import Popen
 
 import core_training.foundation.environment  # noqa: F401 - before Flower is imported
 from core_training.foundation import background
+from core_training.foundation.careful_logging import log_carefully
 from core_training.foundation.errors import FedloomError
 from core_training.foundation.kept_processes import log_of
 from core_training.runs import events
@@ -131,6 +132,7 @@ class SuperExec:
 def main() -> None:
     """Have the runs of the federation carried out whose folder is given on the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    log_carefully()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     federation = open_federation(Path(sys.argv[1]))

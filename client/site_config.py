@@ -35,7 +35,11 @@ class SecureAggregationTerms(Section):
 
     required: bool = Field(False, description="Refuse runs without secure aggregation.")
     threshold: Annotated[float, Field(ge=0.5, lt=1)] = Field(
-        0.5, description="More than this share of the sites must be needed to open a sum."
+        0.5,
+        description=(
+            "More than this share of the sites must be needed to open a sum. Whatever it is, so many must be that no "
+            "fewer than `minimum_sites` − 1 in league with the server read this site's update."
+        ),
     )
     minimum_sites: Annotated[int, Field(ge=2, le=51)] = Field(
         3, description="The fewest updates in a sum that is opened."

@@ -5,6 +5,8 @@ Loads no model and no data, and does not know how many sites there will be.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from core_training.foundation.errors import ProtocolError
 from core_training.recipe.schema import Recipe, SecureAggregation
 from security.secure_aggregation.graph import MOST_NEIGHBOURS
@@ -50,7 +52,7 @@ def _federated_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, st
         server="alone it opens no single update and takes no site's place; but it can choose who takes part, so that "
         "two runs over sites that differ by one leave that one's update as the difference, unless the sites demand "
         "minimum_sites of them all; it can send states of its own making, and have each site's held-out loss of one of "
-        f"them in a run; with {league} in league it opens another's update",
+        f"them in a run; with {league} in league it opens another's update{_is_refused(terms)}",
         site=f"it sees the mean, so of {least} sites the sum of the other {least - 1}; unseen, it can {_push(recipe)}",
         drop_outs=f"a round counts when {rule}, and at least {max(least, recipe.topology.minimum_sites)}, within "
         f"{recipe.topology.round_deadline:g} s; else it is void, the state stays, and the next round begins",
@@ -110,17 +112,22 @@ def _gossip(recipe: Recipe) -> dict[str, str]:
 
 
 def _league(terms: Terms) -> int:
-    """The sites that a dishonest server needs to open another's update, in the cohort that suits it best.
-
-    All of a sum but one; or as many as answer twice, for two lists of survivors, until each has `threshold` shares.
-    """
+    """The sites that a dishonest server needs to open another's update, in the cohort that suits it best."""
     needed = []
     for cohort in range(terms.minimum_sites, MOST_NEIGHBOURS + 2):  # in a larger one that many share masks, too
-        try:
-            needed.append(min(2 * terms.threshold_of(cohort) - cohort, terms.minimum_sites - 1))
-        except ProtocolError:
-            continue  # no run with so many sites
+        with suppress(ProtocolError):  # no run with so many sites
+            needed.append(terms.league_of(cohort))
     return min(needed)
+
+
+def _is_refused(terms: Terms) -> str:
+    """What becomes of a threshold that keeps less than `minimum_sites` promises."""
+    if _league(terms) >= terms.minimum_sites - 1:
+        return ""
+    return (
+        f"; a site that demands minimum_sites {terms.minimum_sites} for itself refuses cohorts of such a size (leave "
+        "privacy.secure_aggregation.threshold out, or raise it)"
+    )
 
 
 def _account(sees: str, server: str, site: str, drop_outs: str, unprotected: str) -> dict[str, str]:

@@ -409,7 +409,10 @@ class SecureAggregation(Section):
 
     threshold: Annotated[int, Field(ge=2, le=51)] | Annotated[float, Field(gt=0.5, lt=1)] | None = Field(
         None,
-        description="Sites that it takes to open a sum: a number, or more than this share of them. Unset: more than ⅔.",
+        description=(
+            "Sites that it takes to open a sum: a number, or more than this share of them. Unset: more than ⅔, and so "
+            "many that a server needs `minimum_sites` − 1 in league with it to read one site's update."
+        ),
     )
     minimum_sites: Annotated[int, Field(ge=2, le=51)] = Field(
         3, description="The fewest updates whose sum is ever opened."

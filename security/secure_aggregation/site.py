@@ -203,8 +203,8 @@ class SiteProtocol:
         if self.name not in cohort:
             raise ProtocolError("order for shares: this site is not in the cohort")
         holders = Graph(cohort, self._roster).holders(self.name)
-        threshold = self._minimums.check_threshold(self._terms, len(holders))
         self._check_enough(holders, holders)
+        threshold = self._minimums.check_threshold(self._terms, len(holders))
         keys = {
             holder: self._open(Keys, signed, holder, batch=own.batch)
             for holder, signed in _pairs(holders, asked.keys, "order for shares")

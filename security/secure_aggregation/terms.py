@@ -15,9 +15,9 @@ from security.signing import canonical_json
 class Terms:
     """The terms that the recipe fixes, alike for all sites of a run.
 
-    `threshold`: the holders of shares that it takes to open a sum: a number, or more than this share of them, or more
-    than two thirds (None). `minimum_sites`: the fewest updates whose sum is opened. `ring_bits`: 16, 24 or 32.
-    `clip`: the most that one value may change in a round.
+    `threshold`: the holders of shares that it takes to open a sum: a number, or more than this share of them, or (None)
+    more than two thirds and so many that the server needs `minimum_sites` − 1 in league. `minimum_sites`: the fewest
+    updates whose sum is opened. `ring_bits`: 16, 24 or 32. `clip`: the most that one value may change in a round.
     """
 
     threshold: int | float | None
@@ -33,7 +33,8 @@ class Terms:
         if isinstance(self.threshold, int):
             threshold = self.threshold
         elif self.threshold is None:
-            threshold = 2 * holders // 3 + 1
+            # Half of both, rounded up: 2·threshold − holders is then minimum_sites − 1 or more.
+            threshold = min(max(2 * holders // 3 + 1, (holders + self.minimum_sites) // 2), holders)
         else:
             threshold = math.floor(self.threshold * holders) + 1
         if not holders < 2 * threshold <= 2 * holders:
@@ -41,6 +42,15 @@ class Terms:
                 f"threshold {threshold} among {holders} sites: it must be more than half of them and no more than all"
             )
         return threshold
+
+    def league_of(self, holders: int) -> int:
+        """The fewest of a site's `holders` that, in league with the server, read its update out of one sum.
+
+        All others of the smallest sum; or as many as answer twice, for two lists of survivors, until each list has
+        `threshold` answers. Raises ProtocolError: see `threshold_of`.
+        """
+        threshold = self.threshold_of(holders)
+        return min(2 * threshold - holders, max(threshold, self.minimum_sites) - 1)
 
     def digest(self) -> bytes:
         """32 bytes that differ for different terms."""
@@ -51,7 +61,9 @@ class Terms:
 class Minimums:
     """A site's demands in its own `site.yaml`; it refuses a run that offers less.
 
-    `threshold` is a share of the holders, to be exceeded.
+    `threshold` is a share of the holders, to be exceeded. `minimum_sites` is the fewest updates in a sum, and holds
+    against two lists of survivors, too: no fewer than `minimum_sites` − 1 in league with the server read this site's
+    update.
     """
 
     threshold: float = 0.5
@@ -75,11 +87,21 @@ class Minimums:
             raise InputError(f"clip {terms.clip:g}: this site takes part up to {self.most_clip:g}")
 
     def check_threshold(self, terms: Terms, holders: int) -> int:
-        """The threshold among `holders`. Raises ProtocolError when it is no larger a share than this site demands."""
+        """The threshold among `holders`.
+
+        Raises ProtocolError when it is no larger a share than this site demands, and when fewer sites in league with
+        the server than this site's `minimum_sites` − 1 would be enough.
+        """
         threshold = terms.threshold_of(holders)
         if threshold <= self.threshold * holders:
             raise ProtocolError(
                 f"threshold {threshold} of {holders} sites: this site wants more than {self.threshold:.3g} of them"
+            )
+        if (league := terms.league_of(holders)) < self.minimum_sites - 1:
+            raise ProtocolError(
+                f"threshold {threshold} of {holders} sites: the server would need {league} in league to read another's "
+                f"update; this site wants {self.minimum_sites - 1} (its minimum_sites less one), so a threshold of "
+                f"{(holders + self.minimum_sites) // 2}: leave out privacy.secure_aggregation.threshold, or raise it"
             )
         return threshold
 

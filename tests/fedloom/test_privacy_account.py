@@ -82,7 +82,8 @@ def test_a_threshold_of_ones_own_is_the_one_that_is_said(threshold: float, said:
     ("secure", "league"),
     [
         ({}, "2 sites"),  # of a sum over three sites
-        ({"minimum_sites": 10}, "4 sites"),  # 2·7 − 10: who answers for both of two lists of survivors
+        ({"minimum_sites": 10}, "9 sites"),
+        ({"minimum_sites": 10, "threshold": 0.67}, "4 sites"),  # 2·7 − 10: who answers both of two lists of survivors
         ({"minimum_sites": 10, "threshold": 0.9}, "9 sites"),
         ({"minimum_sites": 10, "threshold": 0.501}, "1 site"),  # of 11 sites, 6 open a sum
         ({"threshold": 4}, "1 site"),  # of 7
@@ -91,6 +92,12 @@ def test_a_threshold_of_ones_own_is_the_one_that_is_said(threshold: float, said:
 def test_it_says_how_many_sites_a_dishonest_server_needs(secure: dict[str, Any], league: str) -> None:
     lines = privacy_of(recipe("federated", secure_aggregation=secure))
     assert f"with {league} in league it opens another's update" in lines["a dishonest server"]
+
+
+@pytest.mark.parametrize(("secure", "refused"), [({}, False), ({"minimum_sites": 10}, False), ({"threshold": 4}, True)])
+def test_it_says_when_sites_refuse_so_low_a_threshold(secure: dict[str, Any], refused: bool) -> None:
+    said = privacy_of(recipe("federated", secure_aggregation=secure))["a dishonest server"]
+    assert ("demands minimum_sites 3 for itself refuses cohorts of such a size" in said) == refused
 
 
 def test_of_one_server_and_two_runs_it_makes_no_secret() -> None:

@@ -55,16 +55,19 @@ class SiteService:
         folder: Path,
         enrolment: Enrolment,
         tell: Callable[[FedloomError], str] = str,
+        processes: int = 1,
     ) -> None:
         """`open_trainable` builds the engine a recipe asks for, or raises InputError; `folder` keeps the runs.
 
         `enrolment` is what the site brings to secure aggregation, and what it demands of it. `tell` is what others are
-        told of an error met while training, which may speak of the site's files and records.
+        told of an error met while training, which may speak of the site's files and records. `processes` is how many
+        the site trains in.
         """
         self.name = name
         self._open_trainable = open_trainable
         self._enrolment = enrolment
         self._tell = tell
+        self._processes = processes
         self._folder = folder
         self._run: _SiteRun | None = None
 
@@ -117,7 +120,7 @@ class SiteService:
             self.close()
             run = self._open(order.run_id, order.recipe)
             run.folder.keep_recipe(order.recipe)
-        return run.offer()
+        return run.offer(self._processes)
 
     def _open(self, run_id: str, recipe_text: str) -> _SiteRun:
         recipe = parse_recipe(recipe_text, source="the run's recipe")
@@ -189,7 +192,7 @@ class _SiteRun:
     def send_initial_state(self) -> InitialStateReply:
         return InitialStateReply(run_id=self.run_id, payload=self._engine.initial_state.to_bytes())
 
-    def offer(self) -> JoinReply:
+    def offer(self, processes: int) -> JoinReply:
         secure_side = self._writer.secure_side
         return JoinReply(
             run_id=self.run_id,
@@ -200,6 +203,7 @@ class _SiteRun:
             initial_state_digest=self._engine.initial_state.digest,
             roster_digest=secure_side.roster_digest if secure_side else None,
             data=self._engine.data_report,
+            processes=processes,
             layout=self._engine.layout(base_name=self.recipe.model.name_or_path),
         )
 

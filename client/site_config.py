@@ -21,6 +21,7 @@ from core_training.parts.section import Section
 from core_training.parts.stages.rollout import Rollout
 from core_training.recipe.schema import DeepSpeed, Recipe, Simulation
 from security.secure_aggregation.terms import Minimums
+from strategies.fedavg import MOST_PROCESSES
 from strategies.messages import SITE_NAME
 
 _log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class SiteConfig(Section):
     @model_validator(mode="after")
     def _check_deepspeed(self) -> Self:
         self.deepspeed.check()
+        if self.deepspeed.processes > MOST_PROCESSES:
+            raise ValueError(f"deepspeed.processes: a site of a run has {MOST_PROCESSES} processes at most")
         return self
 
     def resolve(self, recipe: Recipe) -> Recipe:

@@ -90,7 +90,14 @@ class Worker:
         self._config = config
         self._group_is_used = False
         enrolment = load_enrolment(folder, config)
-        self.service = SiteService(config.name, self._open_trainable, folder / "runs", enrolment, self._keep_to_itself)
+        self.service = SiteService(
+            config.name,
+            self._open_trainable,
+            folder / "runs",
+            enrolment,
+            self._keep_to_itself,
+            config.deepspeed.processes,
+        )
 
     def _open_trainable(self, recipe: Recipe) -> Trainable:
         resolved = self._config.resolve(recipe)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
-from server.membership import Terms
+from server.agreement import Terms
 from server.progress import RoundReport, SiteRound
 from strategies.aggregation_rule import AggregationRule
 from strategies.codec_of_round import ring_codec, state_codec

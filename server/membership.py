@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from core_training import __version__
 from core_training.foundation.errors import InputError, ProtocolError, RunError
-from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
-from core_training.runs.result_format import BUFFERS, parse_buffers
 from core_training.runs.run_folder import RunFolder, SiteSummary
 from flower_transport.grid import Grid
+from server.agreement import PIN_ANOTHER, Offer, Terms, difference, majority, offer_of, who_announced_what
 from server.order_exchange import POLL_SECONDS, OrderExchange
 from server.progress import Progress
 from strategies.messages import JoinOrder, JoinReply
@@ -32,23 +32,6 @@ _NEWCOMER_WAIT = 5.0
 
 _RETURNS_WITHIN = 15.0
 """Seconds that a server which was started again waits for the sites that took part before, though enough are there."""
-
-_PIN_ANOTHER = (
-    "hand all sites the newest one; then at the site `fedloom client pin --replace roster.json`, and stop and start it"
-)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The terms that every site of the run joined on."""
-
-    manifest: Manifest
-    initial_digest: str
-    initial_state_digest: str
-    recipe_digest: str
-    roster_digest: str | None
-    buffers: str | None
-    """The content of `buffers.json`, of a whole model that has buffers."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +79,18 @@ class Membership:
         self._patience = 0.0 if participants.in_process else recipe.topology.round_deadline
         self._goes_on = goes_on
         self._terms: Terms | None = None
+        self._offers: dict[int, Offer] = {}
+        """What the connected sites have announced that no vote has been held on yet, by node."""
+        self._told = ""
+        """The last division of the sites that was told."""
         self._joined: dict[int, str] = {}
         self._turned_away: set[int] = set()
         self._pauses: dict[int, _Pause] = {}
         self._waits_until = time.monotonic() + min(_RETURNS_WITHIN, self._patience)
-        self.layout: dict[str, str] = {}
-        """The small files that stand beside the weights of a result, as the sites describe them."""
+        self.layout: Mapping[str, str] = {}
+        """The small files that stand beside the weights of a result, as most sites describe them."""
+        self.announced: dict[str, Offer] = {}
+        """What the sites that joined had announced."""
 
     @property
     def terms(self) -> Terms:
@@ -117,7 +106,8 @@ class Membership:
     def gather(self, progress: Progress, state: TrainableState | None) -> dict[int, str]:
         """The joined sites that are connected now; waits for the minimum, and lets newcomers join.
 
-        `state` is the run's, where it has one. Raises RunError when patience ends before enough sites are there.
+        `state` is the run's, where it has one. Raises RunError when patience ends before enough sites are there, and
+        where no more than half of them announce the same.
         """
         minimum = max(self._recipe.fewest_sites.values())
         deadline = time.monotonic() + self._patience
@@ -126,11 +116,17 @@ class Membership:
             connected = set(self._grid.nodes())
             # Whoever reconnects is asked again.
             self._turned_away &= connected
+            self._offers = {node: offer for node, offer in self._offers.items() if node in connected}
             self._pauses = {node: pause for node, pause in self._pauses.items() if node in connected}
             if newcomers := self._newcomers(connected, progress.round):
                 ready = self._terms is not None and len(connected & self._joined.keys()) >= minimum
-                self._let_join(newcomers, progress, state, _NEWCOMER_WAIT if ready else math.inf)
-                self._put_off(newcomers.keys() - self._joined.keys(), newcomers)
+                self._invite(newcomers, progress, _NEWCOMER_WAIT if ready else math.inf)
+                self._put_off(newcomers.keys() - self._offers.keys(), newcomers)
+            is_over = time.monotonic() >= deadline
+            if self._terms is None:
+                self._vote(minimum, progress, state, is_over=is_over)
+            if self._terms is not None:
+                self._let_join(self._terms, progress)
             present = {
                 node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected
             }
@@ -140,14 +136,15 @@ class Membership:
             if len(present) >= minimum and not returning:
                 self._goes_on = False  # from now on, who is away is waited for no longer
                 return present
-            if time.monotonic() > deadline:
+            if is_over:
                 raise RunError(
                     f"{len(present)} of at least {minimum} sites were ready within {self._patience:g} s "
                     "(minimum_sites of topology and of privacy.secure_aggregation, topology.round_deadline). "
                     + self._exchange.recent_reasons()
                 )
             if not announced and not returning:
-                self._folder.event(events.WaitingForSites(sites=sorted(present.values()), minimum=minimum))
+                there = sorted([*present.values(), *self._offering])
+                self._folder.event(events.WaitingForSites(sites=there, minimum=minimum))
                 announced = True
             time.sleep(POLL_SECONDS)
 
@@ -159,7 +156,7 @@ class Membership:
             self._folder.event(events.Quarantined(site=f"node {stranger}", round=round_number, reason=reason))
         now = time.monotonic()
         pausing = {node for node, pause in self._pauses.items() if now < pause.until}
-        settled = self._joined.keys() | self._turned_away | pausing
+        settled = self._joined.keys() | self._offers.keys() | self._turned_away | pausing
         return {node: known[node] for node in sorted((connected & known.keys()) - settled)}
 
     def _put_off(self, nodes: set[int], names: dict[int, str]) -> None:
@@ -175,13 +172,16 @@ class Membership:
                 seconds = min(2 * earlier.seconds, _ASKED_AGAIN_AT_MOST) if earlier else _ASKED_AGAIN_AFTER
                 self._pauses[node] = _Pause(seconds, time.monotonic() + seconds)
 
-    def _let_join(
-        self, newcomers: dict[int, str], progress: Progress, state: TrainableState | None, patience: float
-    ) -> None:
-        """Invite sites. The terms are the committed state's where there is one, else those of most that answer."""
+    @property
+    def _offering(self) -> dict[str, Offer]:
+        """The announcements that wait for a vote, by site."""
+        names = self._sites()
+        return {names[node]: offer for node, offer in self._offers.items() if node in names}
+
+    def _invite(self, newcomers: dict[int, str], progress: Progress, patience: float) -> None:
+        """Ask sites what they would train, and keep what they announce."""
         order = JoinOrder(run_id=self._folder.run_id, version=__version__, recipe=self._recipe.to_yaml())
         nodes = {site: node for node, site in newcomers.items()}
-        offers: dict[str, tuple[JoinReply, Terms]] = {}
         for site, reply in self._exchange.ask(order, newcomers, JoinReply, progress.round, patience):
             with self._exchange.quarantine(site, progress.round):
                 if reply.run_id != order.run_id:
@@ -189,32 +189,52 @@ class Membership:
                 if reply.version != __version__:
                     raise ProtocolError(f"the site runs fedloom {reply.version}, this server {__version__}", fatal=True)
                 self._check_roster(reply)
-                offers[site] = (reply, _terms_of(reply))
-        if self._terms is None:
-            # Terms that do not fit what is committed have no vote; sorted, so that speed does not decide a tie.
-            votes = [
-                terms
-                for _, (_, terms) in sorted(offers.items())
-                if progress.initial_digest in (None, terms.initial_digest)
-                and (state is None or terms.manifest == state.manifest)
-            ]
-            self._terms = max(votes, key=votes.count, default=None)
-            if self._terms is not None:
-                progress.initial_digest = self._terms.initial_digest
-        for site, (reply, terms) in sorted(offers.items()):
+                self._offers[nodes[site]] = offer_of(reply)
+
+    def _vote(self, minimum: int, progress: Progress, state: TrainableState | None, *, is_over: bool) -> None:
+        """Make the run's terms those of more than half of the sites, once the minimum has announced its own.
+
+        Raises RunError where they are divided, and nobody is left to decide it.
+        """
+        # Terms that do not fit what is committed have no vote.
+        fitting = {
+            site: offer
+            for site, offer in self._offering.items()
+            if progress.initial_digest in (None, offer.terms.initial_digest)
+            and (state is None or offer.terms.manifest == state.manifest)
+        }
+        if not fitting or (len(fitting) < minimum and not is_over):
+            return
+        self._terms = majority([offer.terms for _, offer in sorted(fitting.items())])
+        if self._terms is not None:
+            progress.initial_digest = self._terms.initial_digest
+            self.layout = next(offer.layout for offer in fitting.values() if offer.terms == self._terms)
+            return
+        divided = events.SitesDisagree(announced=who_announced_what(fitting))
+        if is_over or self._sites().keys() <= self._offers.keys() | self._turned_away:
+            raise RunError(divided.note)
+        if divided.announced != self._told:
+            self._told = divided.announced
+            self._folder.event(divided)
+
+    def _let_join(self, agreed: Terms, progress: Progress) -> None:
+        """Let those who announced the agreed terms join, and turn the others away."""
+        names = self._sites()
+        offers = {names[node]: (node, offer) for node, offer in self._offers.items() if node in names}
+        self._offers.clear()
+        for site, (node, offer) in sorted(offers.items()):
             with self._exchange.quarantine(site, progress.round):
-                if self._terms is None or terms != self._terms:
-                    raise ProtocolError(_difference(terms, self._terms), fatal=True)
-                if not self.layout:
-                    self.layout = dict(reply.layout)
-                self._joined[nodes[site]] = site
-                self._pauses.pop(nodes[site], None)
-                data = reply.data
-                first_seen = SiteSummary(
-                    data.train_examples, data.eval_examples, rounds=0, truncated=data.truncated, dropped=data.dropped
+                if offer.terms != agreed:
+                    self._turned_away.add(node)
+                    raise ProtocolError(difference(offer, agreed, self.layout), fatal=True)
+                self._joined[node] = site
+                self._pauses.pop(node, None)
+                self.announced[site] = offer
+                progress.sites.setdefault(site, _first_seen(offer))
+                joined = events.SiteJoined(
+                    site=site, train_examples=offer.data.train_examples, processes=offer.processes
                 )
-                progress.sites.setdefault(site, first_seen)
-                self._folder.event(events.SiteJoined(site=site, train_examples=data.train_examples))
+                self._folder.event(joined)
 
     def _check_roster(self, reply: JoinReply) -> None:
         if (reply.roster_digest is None) != (self._recipe.privacy.secure is None):
@@ -226,35 +246,13 @@ class Membership:
                 self._roster_of(reply.roster_digest)
         except InputError:
             raise ProtocolError(
-                f"the site has pinned a roster that `fedloom server roster` did not write here; {_PIN_ANOTHER}",
+                f"the site has pinned a roster that `fedloom server roster` did not write here; {PIN_ANOTHER}",
                 fatal=True,
             ) from None
 
 
-def _terms_of(reply: JoinReply) -> Terms:
-    """Raises ProtocolError for buffers that are none of a model whose trained tensors these are."""
-    manifest, buffers = reply.parsed_manifest, reply.layout.get(BUFFERS)
-    names = parse_buffers(buffers or "{}").keys()
-    if names & {"__metadata__", *(tensor.name for tensor in manifest.tensors)}:
-        raise ProtocolError(f"{BUFFERS} names a trained tensor", fatal=True)
-    return Terms(
-        manifest,
-        reply.initial_digest,
-        reply.initial_state_digest,
-        reply.recipe_digest,
-        reply.roster_digest,
-        buffers,
-    )
-
-
-def _difference(offered: Terms, agreed: Terms | None) -> str:
-    if agreed is None or offered.manifest != agreed.manifest:
-        return "the site's trainable tensors differ from the run's: another base model or another recipe"
-    if offered.recipe_digest != agreed.recipe_digest:
-        return "the site reads the recipe differently than the others"
-    if offered.roster_digest != agreed.roster_digest:
-        return f"the site has pinned another roster than the others; {_PIN_ANOTHER}"
-    return (
-        "the site starts from something else than the others: its base model, tokenizer, chat template, earlier runs "
-        "or reward model differ"
+def _first_seen(offer: Offer) -> SiteSummary:
+    data = offer.data
+    return SiteSummary(
+        data.train_examples, data.eval_examples, rounds=0, truncated=data.truncated, dropped=data.dropped
     )

@@ -23,8 +23,8 @@ from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.terms import terms_of
+from server.agreement import Terms
 from server.aggregation import Cohort, Nodes, Outcome, RoundAggregation, check_belongs
-from server.membership import Terms
 from server.order_exchange import OrderExchange
 from server.progress import Progress, SiteRound
 from strategies.codec_of_round import ring_codec

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from core_training.foundation.errors import NarrowScaleError, ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.foundation.trainable import DataReport, EvalReport, Number, Seconds, TrainReport
+from strategies.fedavg import MOST_PROCESSES
 from strategies.ring_scale import Scale
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -111,6 +112,8 @@ class JoinReply(Message):
     roster_digest: Digest | None
     """The digest of the roster that the site has pinned, where the run aggregates securely."""
     data: DataReport
+    processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] = 1
+    """The processes that the site trains in; with its records they bound what it can have learned from in a round."""
     layout: dict[LayoutFile, Annotated[str, Field(max_length=2**20)]]
     """The small files that stand beside the weights of a saved result."""
 

@@ -216,6 +216,7 @@ class SiteJoined(Event):
     NAME = "joined"
     site: str
     train_examples: int
+    processes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +228,21 @@ class WaitingForSites(Event):
     @property
     def note(self) -> str:
         return f"waiting for {self.minimum} sites, {len(self.sites)} are there"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitesDisagree(Event):
+    """No more than half of the sites that answered announce the same; `announced` says who announced what."""
+
+    NAME = "undecided"
+    announced: str
+
+    @property
+    def note(self) -> str:
+        return (
+            f"no more than half of the sites announce the same: {self.announced}; what differs must be made alike (base "
+            "model, files, versions), or one more site must decide it"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

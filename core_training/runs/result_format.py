@@ -42,7 +42,7 @@ BUFFERS = "buffers.json"
 class Origin:
     """The origin of a result, in `fedloom.json` beside it: digests of `BaseModel`.
 
-    A server has the file from the first site that joined.
+    A server has the file as most sites describe it.
     """
 
     base_digest: str

@@ -61,7 +61,7 @@ class RunStatus:
                 self.live, self.state, self.of_node = {}, "starting", isinstance(event, events.NodeStarted)
             case events.WaitingForPeers(missing=missing):
                 self.state = f"waiting for {', '.join(missing)}"
-            case events.WaitingForSites():
+            case events.WaitingForSites() | events.SitesDisagree():
                 self.state = "waiting"
             case events.PeerUp(peer=peer):
                 self.live[peer] = None

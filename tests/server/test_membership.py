@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from core_training.foundation.errors import RunError
 from core_training.recipe.schema import Recipe
+from core_training.runs.run_folder import RunFolder
 from flower_transport.in_process import InProcessGrid
 from server import membership
 from strategies.messages import Envelope, JoinReply, Refusal
@@ -172,3 +174,112 @@ def test_a_site_whose_buffers_are_not_those_of_the_others_is_turned_away(
     assert set(summary.sites) == {"b", "c"}
     (turned_away,) = events(tmp_path / "run", "quarantined")
     assert (turned_away["site"], reason in turned_away["reason"]) == ("a", True)
+
+
+class OtherSite(ArithmeticSite):
+    """Announces something of its own in one field."""
+
+    def __init__(self, **announced: Any) -> None:
+        super().__init__(100.0, 10)
+        self.announced = announced
+
+    def __call__(self, order: Envelope) -> Envelope:
+        answer = super().__call__(order)
+        if order.kind == "join":
+            return JoinReply.open(answer).model_copy(update=self.announced).envelope()
+        return answer
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "another start": {"initial_digest": "f" * 64},
+    "another initial state": {"initial_state_digest": "f" * 64},
+    "another reading of the recipe": {"recipe_digest": "f" * 64},
+    "other tensors": {"manifest": [["layer.a", [2, 3]]]},
+    "other scaling of the adapter": {"layout": {"adapter_config.json": '{"lora_alpha": 4096}'}},
+    "no files": {"layout": {}},
+}
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize("odd", ODD)
+def test_who_connects_first_does_not_decide_what_the_run_is(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, odd: str, first: int
+) -> None:
+    honest = {"b": ArithmeticSite(1.0, 10), "c": ArithmeticSite(1.0, 10)}
+    nodes, looks = InProcessGrid.nodes, list[int]()
+
+    def one_after_the_other(grid: InProcessGrid) -> list[int]:
+        looks.append(1)
+        return sorted(nodes(grid), key=lambda node: (node - first) % 3)[: len(looks)]
+
+    monkeypatch.setattr(InProcessGrid, "nodes", one_after_the_other)
+    sites = {"a": OtherSite(**ODD[odd]), **honest}
+    summary = federate(tmp_path / "run", recipe(minimum_sites=2, rounds=1), sites, in_process=False)
+    assert {name: part.rounds for name, part in summary.sites.items()} == {"b": 1, "c": 1}
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").read_text() == "{}"
+    (turned_away,) = events(tmp_path / "run", "quarantined")
+    assert turned_away["site"] == "a"
+    assert "differ" in turned_away["reason"]
+
+
+def test_the_files_of_the_result_are_those_that_most_sites_announce_and_the_odd_one_is_told_what_differs(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    files = {"adapter_config.json": '{"lora_alpha": 8, "r": 4}'}
+    sites = {
+        "a": LayoutSite({"adapter_config.json": '{"lora_alpha": 4096, "r": 4}'}),
+        **{name: LayoutSite(files) for name in ("b", "c")},
+    }
+    federate(tmp_path / "run", recipe(minimum_sites=2), sites)
+    assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == 8
+    (turned_away,) = events(tmp_path / "run", "quarantined")
+    assert "in other words than the others (adapter_config.json: lora_alpha)" in turned_away["reason"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"auto_map": {"AutoConfig": "evil.Evil"}}', "names code to be run"),
+        ("[" * 100_000, "is not a JSON object"),
+        ("[]", "is not a JSON object"),
+    ],
+)
+def test_files_that_would_run_code_or_are_no_files_of_a_result_have_no_vote(
+    tmp_path: Path, recipe: Callable[..., Recipe], content: str, reason: str
+) -> None:
+    sites = {"a": LayoutSite({"config.json": content}), "b": ArithmeticSite(1.0, 10)}
+    summary = federate(tmp_path / "run", recipe(), sites)
+    assert set(summary.sites) == {"b"}
+    (turned_away,) = events(tmp_path / "run", "quarantined")
+    assert reason in turned_away["reason"]
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_without_a_majority_the_run_ends_at_once_and_says_who_announced_what(
+    tmp_path: Path, recipe: Callable[..., Recipe], in_process: bool
+) -> None:
+    sites = {
+        **{name: ArithmeticSite(1.0, 10) for name in ("a", "b")},
+        **{name: OtherSite(initial_digest="f" * 64) for name in ("c", "d")},
+    }
+    began = time.monotonic()
+    with pytest.raises(RunError, match=r"no more than half .*: a, b: start [0-9a-f]{8}; c, d: start [0-9a-f]{8}; what"):
+        federate(tmp_path / "run", recipe(minimum_sites=2), sites, in_process=in_process)
+    assert time.monotonic() - began < 20  # of a deadline of 60
+    assert not list((tmp_path / "run" / "checkpoints").glob("round-*"))
+
+
+def test_a_tie_is_told_and_waits_for_the_site_that_decides_it(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = InProcessGrid.nodes
+    run = tmp_path / "run"
+    monkeypatch.setattr(
+        InProcessGrid, "nodes", lambda grid: [n for n in nodes(grid) if n != 3 or events(run, "undecided")]
+    )
+    sites = {"a": OtherSite(initial_digest="f" * 64), **{name: ArithmeticSite(1.0, 10) for name in ("b", "c")}}
+    summary = federate(run, recipe(minimum_sites=2, rounds=1), sites, in_process=False)
+    assert set(summary.sites) == {"b", "c"}
+    (undecided,) = events(run, "undecided")
+    assert undecided["announced"].startswith("a: start ")
+    assert RunFolder(run).status().newest is not None

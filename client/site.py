@@ -23,7 +23,7 @@ from core_training.foundation.trainable import EVAL_REPORT, TRAIN_REPORT, Traina
 from core_training.recipe.reading import load_recipe, parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
-from core_training.runs.checkpoints import prune_checkpoints, read_checkpoint
+from core_training.runs.checkpoints import prune_checkpoints, read_checkpoint, remove_later
 from core_training.runs.result_format import result_name
 from core_training.runs.run_folder import RunFolder
 from strategies.messages import (
@@ -236,6 +236,8 @@ class _SiteRun:
             "evaluation": asdict(evaluation) if evaluation is not None else None,
         }
         self._engine.checkpoint(self._checkpoint(order.round), notes)
+        # A server that was taken back to an earlier round: what came after that is no part of the run any more.
+        remove_later(self.folder.checkpoints, "round-*", self._checkpoint(order.round).name)
         prune_checkpoints(self.folder.checkpoints, "round-*")
         self._round = order.round
         eval_loss = evaluation.loss if evaluation else None

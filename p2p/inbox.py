@@ -52,6 +52,11 @@ class Inbox:
         """Expect nothing more of this sender in this round."""
         self._refused.add((number, sender))
 
+    def drop(self, number: int, sender: str) -> None:
+        """Forget an update that turned out to be unsound, and expect no other in its place."""
+        self._updates.get(number, {}).pop(sender, None)
+        self.refuse(number, sender)
+
     def has(self, number: int, sender: str) -> bool:
         return sender in self._updates.get(number, {})
 

@@ -16,9 +16,9 @@ from strategies.messages import Update
 
 
 class NeighbourCodec:
-    """The codec of one run's states; `initial` is needed where the recipe's codec sends changes."""
+    """The codec of one run's states; `initial` is what changes are from, where it sends changes."""
 
-    def __init__(self, plan: RunPlan, manifest: Manifest, initial: TrainableState | None) -> None:
+    def __init__(self, plan: RunPlan, manifest: Manifest, initial: TrainableState) -> None:
         self._plan = plan
         self._manifest = manifest
         self._initial = initial

@@ -27,6 +27,7 @@ from p2p.service import PeerService
 from p2p.site_orders import Ask, SiteOrders
 from p2p.telling import Telling
 from p2p.transport import Transport
+from strategies.bounds import check_change
 from strategies.messages import Update
 from strategies.mixing import Contribution
 from strategies.ring_scale import Scale
@@ -53,7 +54,7 @@ async def take_part(
     began, site = asyncio.get_running_loop().time(), SiteOrders(plan, ask)
     tell = Telling(folder.event)
     joined = await site.join()
-    initial = await site.initial_state(joined) if plan.recipe.privacy.codec_part.sends_change else None
+    initial = await site.initial_state(joined)
     progress = Progress(plan, joined, CommitStore(folder.checkpoints), tell, initial)
     tell(
         events.NodeJoined(
@@ -134,7 +135,7 @@ class GossipNode:
         own = Contribution(self._plan.name, state, update.weight, len(partners), self._judgement.wants_to_stop)
         if await self._exchange(number, own, payload, partners) and await self._catch_up.adopt_newest():
             return
-        others = progress.inbox.take(number)
+        others = self._sound_updates(number)
         if (present := self._present(number)) < needed:
             self._progress.event(events.TooFewMembers(round=number, present=present, needed=needed))
             self._commit(events.NodeRoundVoid, update, state, [own.name])
@@ -145,8 +146,7 @@ class GossipNode:
 
     async def _average_in_group(self, update: Update, trained: TrainableState) -> None:
         """Exchange in a group and commit. A round without a group leaves the state as it was."""
-        start = self._progress.last.state or self._progress.initial
-        assert start is not None
+        start = self._progress.start
         if (
             not self._catch_up.is_behind()
             and (averaged := await self._groups.average(update, trained, start)) is not None
@@ -156,6 +156,17 @@ class GossipNode:
             self._commit(events.NodeRound, update, averaged.state, sorted(averaged.members), averaged.scale)
         elif not (self._catch_up.is_overtaken() and await self._catch_up.adopt_newest()):
             self._commit(events.NodeRoundVoid, update, start, [], self._progress.last.scale)
+
+    def _sound_updates(self, number: int) -> list[Contribution]:
+        """The round's updates; one whose change no training makes is refused by name, once."""
+        progress, recipe = self._progress, self._plan.recipe
+        for other in progress.inbox.take(number):
+            try:
+                check_change(recipe, recipe.topology.local_steps or 1, other.state, progress.start)
+            except ProtocolError as error:
+                progress.event(events.Refused(peer=other.name, round=number, reason=f"update: {error}"))
+                progress.inbox.drop(number, other.name)
+        return progress.inbox.take(number)
 
     def _trained_state(self, update: Update) -> TrainableState:
         try:
@@ -214,7 +225,7 @@ class GossipNode:
     def _present(self, number: int) -> int:
         """The number of members of a round: those in the mean or, where each has a mean of its own, those alive."""
         if self._plan.in_one_state:
-            return 1 + len(self._progress.inbox.take(number))
+            return 1 + len(self._sound_updates(number))
         return 1 + len(self._progress.members.live)
 
     def _some_peers(self, number: int) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from strategies.ring_scale import Scale
 
 
 class Progress:
-    """The state of one node in one run. `initial` is the run's first state, which codec fp32 does not need."""
+    """The state of one node in one run. `initial` is the run's first state."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Progress:
         joined: JoinReply,
         store: CommitStore,
         event: Listener,
-        initial: TrainableState | None = None,
+        initial: TrainableState,
     ) -> None:
         self.plan = plan
         self.joined = joined
@@ -55,6 +55,11 @@ class Progress:
         self.matchmaking = Matchmaking(plan, OpenedSum(store.opened_file), event, self.news.set)
         self._began: dict[int, float] = {}
         self._last_arrival = 0.0
+
+    @property
+    def start(self) -> TrainableState:
+        """The state that the next round begins with."""
+        return self.last.state or self.initial
 
     def begin(self, number: int, now: float) -> None:
         """Begin to train a round."""

@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Protocol
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
-from server.agreement import Terms
+from server.agreement import Offer, Terms
 from server.progress import RoundReport, SiteRound
 from strategies.aggregation_rule import AggregationRule
+from strategies.bounds import check_change, check_evaluation, check_report
 from strategies.codec_of_round import ring_codec, state_codec
-from strategies.fedavg import most_weight
 from strategies.figures import RoundFigures
 from strategies.messages import EvaluateOrder, EvaluateReply, MaskedUpdate, Message, TrainOrder, Update
 from strategies.ring import Outcome as RingOutcome
@@ -76,18 +76,27 @@ class RoundAggregation(ABC):
 
 
 class _ClearAggregation(RoundAggregation):
-    """Updates whose figures the sites report in the clear."""
+    """Updates whose figures the sites report in the clear, and which are held against what each site can have done.
 
-    def __init__(self, recipe: Recipe, order: TrainOrder, asked: Nodes) -> None:
+    `start` is the state that the round begins with, `announced` what the sites said of themselves when they joined.
+    """
+
+    def __init__(
+        self, recipe: Recipe, order: TrainOrder, asked: Nodes, start: TrainableState, announced: Mapping[str, Offer]
+    ) -> None:
         super().__init__(recipe, order, asked)
         self._figures = RoundFigures()
+        self._start = start
+        self._announced = announced
 
     def take(self, site: str, update: Update) -> None:
         check_belongs(update, self._order)
         if update.weight != update.train.weight:
             raise ProtocolError(f"weight {update.weight} is not that of its report, {update.train.weight}")
-        if update.weight > (most := most_weight(self._recipe, self._order.steps)):
-            raise ProtocolError(f"weight {update.weight} is more than {self._order.steps} steps can have, {most}")
+        offer = self._announced[site]
+        check_report(self._recipe, self._order.steps, update.train, offer.data, offer.processes)
+        if update.evaluation is not None:
+            check_evaluation(self._recipe, update.evaluation, offer.data)
         self._add(update)
         self._figures += RoundFigures.of(update.train, update.evaluation)
         self.sites[site] = SiteRound(
@@ -104,18 +113,25 @@ class _ClearAggregation(RoundAggregation):
 
 
 class StateAggregation(_ClearAggregation):
-    """Updates that are read as states, each by itself. `start` is the state that the round begins with, if known."""
+    """Updates that are read as states, each by itself."""
 
     def __init__(
-        self, recipe: Recipe, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState | None
+        self,
+        recipe: Recipe,
+        order: TrainOrder,
+        asked: Nodes,
+        terms: Terms,
+        start: TrainableState,
+        announced: Mapping[str, Offer],
     ) -> None:
-        super().__init__(recipe, order, asked)
+        super().__init__(recipe, order, asked, start, announced)
         self._codec = state_codec(recipe, terms.manifest, order.round)
         self._rule: AggregationRule = recipe.aggregation.rule_part.make(recipe.aggregation, terms.manifest)
-        self._start = start
 
     def _add(self, update: Update) -> None:
-        self._rule.add(self._codec.read(update.payload, self._start), update.weight)
+        state = self._codec.read(update.payload, self._start)
+        check_change(self._recipe, self._order.steps, state, self._start)
+        self._rule.add(state, update.weight)
 
     def _outcome(self) -> Outcome:
         return Outcome(self._rule.result(), RoundReport(self._figures, self.sites))
@@ -124,15 +140,29 @@ class StateAggregation(_ClearAggregation):
 class RingAggregation(_ClearAggregation):
     """Updates in a ring, not masked: their sum is that of a masked round, number by number."""
 
-    def __init__(self, recipe: Recipe, order: TrainOrder, asked: Nodes, terms: Terms, start: TrainableState) -> None:
-        super().__init__(recipe, order, asked)
+    def __init__(
+        self,
+        recipe: Recipe,
+        order: TrainOrder,
+        asked: Nodes,
+        terms: Terms,
+        start: TrainableState,
+        announced: Mapping[str, Offer],
+    ) -> None:
+        super().__init__(recipe, order, asked, start, announced)
         assert order.ring is not None
+        self._cap = order.ring.scale.weight_cap
         self._codec = ring_codec(recipe, terms.manifest, order.round, order.ring.scale, order.ring.sites)
         self._sum = RingSum(self._codec)
-        self._start = start
 
     def _add(self, update: Update) -> None:
-        self._sum.add(self._codec.from_bytes(update.payload))
+        vector = self._codec.from_bytes(update.payload)
+        # Read by itself: in the sum nobody could tell whose vector is none, or has another weight than the report.
+        alone = self._codec.decode(vector, 1, self._start)
+        if alone.weight != min(update.train.weight, self._cap):
+            raise ProtocolError(f"the vector has weight {alone.weight}, its report {update.train.weight}")
+        check_change(self._recipe, self._order.steps, alone.state, self._start)
+        self._sum.add(vector)
 
     def _outcome(self) -> Outcome:
         return self._of_ring(self._sum.result(self._start), self._figures)
@@ -153,8 +183,8 @@ class Rounds(Protocol):
         """The participants of round `number`, of those present. Raises ProtocolError when it cannot be held."""
         ...
 
-    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState | None) -> RoundAggregation:
-        """An attempt at the order's round; `start` is the state that it begins with, if known."""
+    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState) -> RoundAggregation:
+        """An attempt at the order's round; `start` is the state that it begins with."""
         ...
 
     def renew(self) -> None:
@@ -163,19 +193,18 @@ class Rounds(Protocol):
 
 
 class ClearRounds:
-    """Rounds whose updates the server sees one by one."""
+    """Rounds whose updates the server sees one by one; `announced` is what the sites that joined had announced."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, announced: Mapping[str, Offer]) -> None:
         self._recipe = recipe
+        self._announced = announced
 
     def cohort(self, number: int, present: Nodes) -> Cohort:
         return Cohort(sorted(present.values()), present)
 
-    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState | None) -> RoundAggregation:
-        if order.ring is None:
-            return StateAggregation(self._recipe, order, cohort.asked, terms, start)
-        assert start is not None, "a ring carries changes of a state"
-        return RingAggregation(self._recipe, order, cohort.asked, terms, start)
+    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState) -> RoundAggregation:
+        kind = StateAggregation if order.ring is None else RingAggregation
+        return kind(self._recipe, order, cohort.asked, terms, start, self._announced)
 
     def renew(self) -> None:
         """Do nothing: no round keeps anything."""

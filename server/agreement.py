@@ -97,8 +97,8 @@ def difference(offered: Offer, agreed: Terms, layout: Mapping[str, str]) -> str:
             "runs or reward model differ"
         )
     return (
-        f"the site describes the result in other words than the others ({_differing(offered.layout, layout)}): its base "
-        "model's configuration or its versions of peft and transformers differ"
+        f"the site describes the result in other words than the others ({_differing(offered.layout, layout)}): its "
+        "base model's configuration or its versions of peft and transformers differ"
     )
 
 

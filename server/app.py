@@ -22,7 +22,7 @@ def carry_out(grid: Grid, run_id: str) -> None:
     federation = open_federation(Path(os.environ[FEDERATION_FOLDER]))
     folder = federation.run_folder(run_id)
     try:
-        run_federation(grid, folder, federation.site_names, roster_of=federation.roster_of)
+        run_federation(grid, folder, lambda: federation.sites_of(run_id), roster_of=federation.roster_of)
     except FedloomError as error:
         RunFolder(folder).event(events.Failed(reason=str(error)))
         federation.let_go(run_id)

@@ -13,6 +13,7 @@ import ssl
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
@@ -42,7 +43,8 @@ from security.certificates import (
 )
 from security.identities import identity_in
 from security.private_files import make_private_folder
-from server.federation import FEDERATION_FILE, Address, Federation, Site, open_federation
+from server.federation import FEDERATION_FILE, Address, Federation, Site, left_out, open_federation
+from server.rewinding import check_rewind, rewind
 from server.run_progress import RunProgress, is_finished, read_progress
 from server.supervisor import end_server_apps
 
@@ -123,6 +125,34 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
     commit_file(federation.runs / run_id / "recipe.yaml", recipe.to_yaml().encode())
     federation.want(run_id)
     return run_id
+
+
+def rewind_run(federation: Federation, run_id: str, to: int, without: Sequence[str] = ()) -> bool:
+    """Take a run back to the end of an earlier round, and go on from there without some sites.
+
+    Returns whether it goes on now: not where the server is not running. Raises InputError, and leaves the run as it is,
+    where it cannot be taken back so far, or too few sites would be left.
+    """
+    folder = federation.run_folder(run_id)
+    check_rewind(folder, to)
+    _check_left_out(federation, folder, without)
+    federation.let_go(run_id)  # first, so that nobody starts another process for it
+    background.stop(federation.run_lock(run_id))
+    rewind(folder, to, without)
+    federation.want(run_id)
+    return background.owner(federation.server_lock) is not None
+
+
+def _check_left_out(federation: Federation, folder: Path, without: Sequence[str]) -> None:
+    names = {site.name for site in federation.sites()}
+    if unknown := sorted(set(without) - names):
+        raise InputError(
+            f"--without {unknown[0]}: no site of that name is admitted; there are {', '.join(sorted(names))}"
+        )
+    left = names - {*without, *left_out(folder)}
+    key, least = max(load_recipe(folder / "recipe.yaml").fewest_sites.items(), key=lambda item: item[1])
+    if len(left) < least:
+        raise InputError(f"--without: {len(left)} sites would be left, and the run needs {least} ({key})")
 
 
 def _check_identities(federation: Federation, recipe: Recipe) -> None:

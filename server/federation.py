@@ -27,6 +27,8 @@ FEDERATION_FOLDER = "FEDLOOM_FEDERATION_FOLDER"
 """Environment variable that names the federation folder to the ServerApp."""
 
 FEDERATION_FILE = "federation.yaml"
+LEFT_OUT = "left-out.json"
+"""In a run's folder: the names of the sites that take no part in it any more."""
 
 
 class Address(Section):
@@ -141,6 +143,11 @@ class Federation:
         """Flower's node number: the site's name, of all sites that are registered."""
         return {site.node_id: site.name for site in self.sites() if site.node_id is not None}
 
+    def sites_of(self, run_id: str) -> dict[int, str]:
+        """The same, without those that were left out of the run when it was taken back."""
+        without = left_out(self.run_folder(run_id))
+        return {node: name for node, name in self.site_names().items() if name not in without}
+
     def identities(self) -> dict[str, str]:
         """The identities of the sites that have one, by name."""
         return dict(sorted((site.name, site.identity) for site in self.sites() if site.identity is not None))
@@ -218,6 +225,15 @@ def _without_identity(site: Site, node_id: int | None) -> Site:
 
 def _dial(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def left_out(run_dir: Path) -> list[str]:
+    """The sites that take no part in a run any more, since it was taken back."""
+    try:
+        names: list[str] = json.loads((run_dir / LEFT_OUT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return names
 
 
 def open_federation(folder: Path) -> Federation:

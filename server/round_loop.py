@@ -30,6 +30,7 @@ from server.order_exchange import OrderExchange
 from server.progress import Progress
 from server.run_store import RunStore
 from server.secure_rounds import SecureRounds
+from strategies.bounds import check_evaluation
 from strategies.messages import (
     EvaluateOrder,
     EvaluateReply,
@@ -91,14 +92,14 @@ class _RoundLoop:
         self._topology = recipe.topology
         self._on_round = on_round
         self._of_all: Callable[[Iterable[float]], float] = sum if participants.in_process else max
-        self._store = RunStore(folder)
+        self._store = RunStore(folder, recipe.topology.keep_rounds)
         committed = self._store.latest()
         self._goes_on = bool(committed)
         self._progress: Progress = committed[0] if committed else Progress()
         self._state: TrainableState | None = committed[1] if committed else None
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline, self._progress)
         self._membership = Membership(grid, folder, recipe, self._exchange, participants, goes_on=self._goes_on)
-        self._rounds: Rounds = ClearRounds(recipe)
+        self._rounds: Rounds = ClearRounds(recipe, self._membership.announced)
         if recipe.privacy.secure:
             self._rounds = SecureRounds(
                 folder,
@@ -178,7 +179,7 @@ class _RoundLoop:
     def _begin(self, number: int, present: dict[int, str]) -> RoundAggregation:
         """The round's aggregation, begun. Raises TooFewSites."""
         recipe, terms = self._recipe, self._membership.terms
-        if recipe.privacy.codec_part.sends_change and self._state is None:
+        if self._state is None:  # changes are measured from it, whatever the codec
             self._state = self._fetch_initial_state(number, present)
         try:
             cohort = self._rounds.cohort(number, present)
@@ -196,7 +197,7 @@ class _RoundLoop:
             evaluate=(number - 1) % self._topology.eval_every == 0,
             manifest_digest=terms.manifest.digest,
             ring=ring,
-            payload=self._state.to_bytes() if self._state is not None and number > 1 else b"",
+            payload=self._state.to_bytes() if number > 1 else b"",
         )
         return self._rounds.begin(order, cohort, terms, self._state)
 
@@ -285,6 +286,7 @@ class _RoundLoop:
         for site, reply in self._exchange.ask(order, present, EvaluateReply, number):
             with self._exchange.quarantine(site, number):
                 check_belongs(reply, order)
+                check_evaluation(self._recipe, reply.evaluation, self._membership.announced[site].data)
                 accepted[site] = reply.evaluation
         if len(accepted) < self._minimum:
             raise TooFewSites(accepted, f"{len(accepted)} evaluations, and it takes {self._minimum}")

@@ -12,36 +12,50 @@ from typing import Any
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.runs.checkpoints import STATE_FILE, prune_checkpoints
+from core_training.runs.checkpoints import KEPT_CHECKPOINTS, STATE_FILE, prune_checkpoints, remove_later
 from core_training.runs.run_folder import RunFolder
 from server.progress import Progress
 
 
 class RunStore:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder, of which the newest `keep` stay."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, keep: int = KEPT_CHECKPOINTS) -> None:
         self._folder = folder
+        self._keep = keep
 
     def commit(self, progress: Progress, state: TrainableState) -> None:
         """Make round `progress.round` the one a restart goes on from."""
-        target = self._folder.checkpoints / f"round-{progress.round:06d}"
-        with commit_folder(target) as scratch:
+        with commit_folder(self._place(progress.round)) as scratch:
             (scratch / STATE_FILE).write_bytes(state.to_bytes())
             document = {"manifest": state.manifest.to_json(), "progress": progress.to_json()}
             (scratch / "round.json").write_text(json.dumps(document), encoding="utf-8")
-        prune_checkpoints(self._folder.checkpoints, "round-*")
+        prune_checkpoints(self._folder.checkpoints, "round-*", self._keep)
+
+    def rounds(self) -> list[int]:
+        """The rounds whose commits are kept, the oldest first."""
+        return sorted(int(path.name.removeprefix("round-")) for path in self._folder.checkpoints.glob("round-*"))
 
     def latest(self) -> tuple[Progress, TrainableState] | None:
         """The last commit, or None where no round was. Raises RunError when it is damaged."""
-        newest: Path | None = max(self._folder.checkpoints.glob("round-*"), default=None)
-        if newest is None:
-            return None
+        rounds = self.rounds()
+        return self.read(rounds[-1]) if rounds else None
+
+    def read(self, number: int) -> tuple[Progress, TrainableState]:
+        """The commit of a round. Raises RunError when it is damaged."""
+        place = self._place(number)
         try:
-            document: dict[str, Any] = json.loads((newest / "round.json").read_text(encoding="utf-8"))
+            document: dict[str, Any] = json.loads((place / "round.json").read_text(encoding="utf-8"))
             manifest = Manifest.from_json(document["manifest"])
-            state = TrainableState.from_bytes((newest / STATE_FILE).read_bytes(), manifest)
+            state = TrainableState.from_bytes((place / STATE_FILE).read_bytes(), manifest)
             progress = Progress.from_json(document["progress"])
         except (OSError, ValueError, KeyError, TypeError, ProtocolError) as error:
-            raise RunError(f"{newest} is damaged ({error}); remove it to go on from the round before it") from None
+            raise RunError(f"{place} is damaged ({error}); remove it to go on from the round before it") from None
         return progress, state
+
+    def remove_after(self, number: int) -> None:
+        """Make round `number` the last commit (0: have none)."""
+        remove_later(self._folder.checkpoints, "round-*", self._place(number).name)
+
+    def _place(self, number: int) -> Path:
+        return self._folder.checkpoints / f"round-{number:06d}"

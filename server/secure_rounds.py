@@ -23,8 +23,8 @@ from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.terms import terms_of
-from server.agreement import Terms
 from server.aggregation import Cohort, Nodes, Outcome, RoundAggregation, check_belongs
+from server.agreement import Terms
 from server.order_exchange import OrderExchange
 from server.progress import Progress, SiteRound
 from strategies.codec_of_round import ring_codec
@@ -133,9 +133,8 @@ class SecureRounds:
             self._waits[site] = 2 * self._waits.get(site, 0) or 1
             self._due[site] = number + self._waits[site]
 
-    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState | None) -> MaskedAggregation:
+    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState) -> MaskedAggregation:
         """Spend a slot on the order's round, or go on with the one that was spent on it."""
-        assert start is not None, "a ring carries changes of a state"
         return MaskedAggregation(self, self._recipe, order, cohort, terms, start)
 
     def spend(

@@ -19,14 +19,22 @@ MOST_PROCESSES = 64
 """The largest DeepSpeed group that a site is taken to have."""
 
 
-def most_weight(recipe: Recipe, steps: int) -> int:
-    """The most weight that `steps` optimizer steps can have: a larger one is an attempt to own the model."""
+def most_weight(recipe: Recipe, steps: int, rows: int | None = None) -> int:
+    """The most weight that `steps` optimizer steps can have: a larger one is an attempt to own the model.
+
+    `rows` is the most that the site takes in a step; None for those of the largest group that a site may have.
+    """
     training = recipe.training
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * MOST_PROCESSES * steps
-    part, settings = recipe.stage_part, recipe.stage_settings
-    tokens = recipe.rollout.max_new_tokens if part.samples else training.max_length
-    units = rows * (tokens if part.unit == "tokens" else 1)
-    return units * part.answers(settings) * part.passes(settings)
+    if rows is None:
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * MOST_PROCESSES
+    tokens = recipe.rollout.max_new_tokens if recipe.stage_part.samples else training.max_length
+    return rows * steps * units_of_a_row(recipe, tokens) * recipe.stage_part.passes(recipe.stage_settings)
+
+
+def units_of_a_row(recipe: Recipe, tokens: int) -> int:
+    """The most units of the stage's loss that one row can have, each sequence of it with up to so many tokens."""
+    part = recipe.stage_part
+    return (tokens if part.unit == "tokens" else 1) * part.answers(recipe.stage_settings)
 
 
 class FedAvg:

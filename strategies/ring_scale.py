@@ -169,12 +169,14 @@ def _is_usual_adam(recipe: Recipe) -> bool:
     return training.optim in ADAMS and (training.adam_beta1, training.adam_beta2) == (0.9, 0.999)
 
 
+def path_of_a_round(recipe: Recipe, steps: int) -> float:
+    """Learning rate × updates of `steps` optimizer steps: the length of a path of unit steps one way."""
+    updates = steps * recipe.stage_part.optimizer_steps(recipe.stage_settings)
+    return (recipe.largest_learning_rate or 1.0) * updates  # at a rate of 0 nothing moves, and any limit will do
+
+
 def _path(recipe: Recipe) -> float:
-    """Learning rate × updates of a round: the length of a path of unit steps one way."""
-    updates = (recipe.topology.local_steps or 1) * recipe.stage_part.optimizer_steps(recipe.stage_settings)
-    return (
-        recipe.largest_learning_rate or 1.0
-    ) * updates  # with a learning rate of 0 nothing moves, and any limit will do
+    return path_of_a_round(recipe, recipe.topology.local_steps or 1)
 
 
 def _halvings(ratio: float) -> int:

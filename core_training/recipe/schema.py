@@ -365,6 +365,9 @@ class Topology(Section):
     round_deadline: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="Seconds after which a round goes on without the sites that have not answered."
     )
+    keep_rounds: Annotated[int, Field(ge=2)] = Field(
+        2, description="A server's last committed rounds, to which `fedloom server rewind` can take the run back."
+    )
     eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
     early_stopping_patience: PositiveInt | None = Field(
         None, description="Stop after this many evaluations without a lower held-out loss."
@@ -386,6 +389,15 @@ class Aggregation(Parted):
     )
     scaffold: bool = Field(
         False, description="SCAFFOLD (Karimireddy 2020): local steps go in the direction of all sites. Needs `sgd`."
+    )
+
+    max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description=(
+            "The largest L2 norm of a site's change in a round: a larger one is set aside, with name and figures. "
+            "Unset: what no training does (10,000 learning rates a step, root mean square). Not under masks, where "
+            "`privacy.clip` bounds each value."
+        ),
     )
 
     @property
@@ -592,6 +604,11 @@ class Recipe(_WithStages):
             raise ValueError(
                 f"privacy.codec: {privacy.codec} carries sums, and rule '{aggregation.rule}' needs each site's "
                 "state by itself; choose rule 'fedavg', or codec fp32 or bf16 without secure aggregation"
+            )
+        if aggregation.max_update_norm is not None and in_ring and (in_gossip or privacy.secure):
+            raise ValueError(
+                "aggregation.max_update_norm: nobody sees a single update of this run, whose sums alone are known; set "
+                "privacy.clip, the most that one value may change"
             )
         if privacy.keep < 1 and aggregation.scaffold:
             raise ValueError(

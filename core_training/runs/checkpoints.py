@@ -26,10 +26,19 @@ def read_checkpoint(folder: Path, manifest: Manifest) -> tuple[TrainableState, d
         raise RunError(f"{folder}: not a checkpoint of this run: {error}") from None
 
 
-def prune_checkpoints(folder: Path, pattern: str) -> None:
-    """Remove all but the newest `KEPT_CHECKPOINTS` of the checkpoints matching `pattern` (their names sort by age)."""
-    for old in sorted(folder.glob(pattern))[:-KEPT_CHECKPOINTS]:
+def prune_checkpoints(folder: Path, pattern: str, keep: int = KEPT_CHECKPOINTS) -> None:
+    """Remove all but the newest `keep` of the checkpoints matching `pattern` (their names sort by age)."""
+    for old in sorted(folder.glob(pattern))[:-keep]:
         shutil.rmtree(old)
+
+
+def remove_later(folder: Path, pattern: str, last: str) -> None:
+    """Remove the checkpoints matching `pattern` that come after the one named `last`, the newest first.
+
+    Killed on the way, it leaves no gap.
+    """
+    for later in sorted((path for path in folder.glob(pattern) if path.name > last), reverse=True):
+        shutil.rmtree(later)
 
 
 def keep_best(checkpoints: Path, at: int, state: TrainableState, notes: Mapping[str, Any]) -> None:
@@ -45,6 +54,11 @@ def keep_best(checkpoints: Path, at: int, state: TrainableState, notes: Mapping[
 def read_best(checkpoints: Path, at: int, manifest: Manifest) -> tuple[TrainableState, dict[str, Any]]:
     """What `keep_best` kept. Raises RunError when it is damaged or gone."""
     return read_checkpoint(_best(checkpoints, at), manifest)
+
+
+def has_best(checkpoints: Path, at: int) -> bool:
+    """Whether `read_best` would find a state."""
+    return _best(checkpoints, at).is_dir()
 
 
 def prune_best(checkpoints: Path, at: int | None) -> None:

@@ -60,7 +60,7 @@ def measured(event: events.Event) -> list[Measured | GoneBack]:
             return [GoneBack(-1)]
         case events.ResumedAtStep():
             return [GoneBack(event.step)]
-        case events.ResumedAtRound():
+        case events.ResumedAtRound() | events.Rewound():
             return [GoneBack(event.round)]
     return []
 

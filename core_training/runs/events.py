@@ -212,6 +212,20 @@ class ResumedAtRound(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rewound(Event):
+    """A person took a run back to the end of this round (0: its start), to go on without these sites."""
+
+    NAME = "rewound"
+    round: int
+    without: Sequence[str]
+
+    @property
+    def note(self) -> str:
+        without = f", to go on without {', '.join(self.without)}" if self.without else ""
+        return f"taken back to the end of round {self.round}{without}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteJoined(Event):
     NAME = "joined"
     site: str
@@ -240,8 +254,8 @@ class SitesDisagree(Event):
     @property
     def note(self) -> str:
         return (
-            f"no more than half of the sites announce the same: {self.announced}; what differs must be made alike (base "
-            "model, files, versions), or one more site must decide it"
+            f"no more than half of the sites announce the same: {self.announced}; what differs must be made alike "
+            "(base model, files, versions), or one more site must decide it"
         )
 
 

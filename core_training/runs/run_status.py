@@ -82,7 +82,7 @@ class RunStatus:
             case events.NodeRound():
                 self._note_round(event.round, event.loss, event.eval_loss)
                 self.void_rounds += isinstance(event, events.NodeRoundVoid)
-            case events.Adopted():
+            case events.Adopted() | events.Rewound():
                 self.round = event.round
             case events.RoundVoid():
                 self.round, self.state = event.round, "training"

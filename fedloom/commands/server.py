@@ -192,6 +192,37 @@ def status(folder: Folder = Path("federation"), as_json: Json = False) -> None:
     _print_tables(str(federation.address), states, [site.name for site in federation.sites()], runs)
 
 
+@app.command()
+def rewind(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run, as `fedloom server status` names it.")],
+    to: Annotated[int, typer.Option(min=0, help="The round at whose end the run is to stand; 0 is its start.")],
+    without: Annotated[
+        list[str] | None, typer.Option(help="A site that takes no part in the run from there on; may be repeated.")
+    ] = None,
+    folder: Folder = Path("federation"),
+    as_json: Json = False,
+) -> None:
+    """Take a run back to an earlier round, and go on from there.
+
+    What came after that round is removed, a result that was written included.
+
+    A site that poisoned a round would send the same again: leave it out with --without.
+
+    The recipe's topology.keep_rounds says how far back a run can be taken.
+    """
+    from server.deployment import rewind_run
+    from server.federation import open_federation
+
+    federation = open_federation(folder)
+    goes_on = rewind_run(federation, run_id, to, without or [])
+    then = " and goes on" if goes_on else f"; `fedloom server start --folder {folder}` goes on with it"
+    print_answer(
+        {"run_id": run_id, "round": to, "without": without or [], "goes_on": goes_on},
+        f"Run {run_id} stands at the end of round {to}{then}.",
+        as_json=as_json,
+    )
+
+
 def _print_tables(address: str, states: dict[str, str] | None, names: list[str], runs: list[RunProgress]) -> None:
     from rich.console import Console
     from rich.table import Column, Table

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from core_training.foundation.state import TrainableState
 from core_training.runs.run_folder import RunFolder
 from p2p.commits import CommitStore
 from simulations.gossip import simulate_gossip
 from simulations.network import Partition, SimulatedNetwork
-from tests.p2p.linear_site import federated_average, recipe_of, three_sites
+from tests.p2p.linear_site import LinearSite, federated_average, recipe_of, three_sites
 
 
 class PowerCut(Exception):
@@ -125,3 +126,22 @@ def test_an_interrupted_simulation_goes_on_from_its_commits(tmp_path, mixing):
     one, other = (final_states(sites, tmp_path / name) for name in ("whole", "cut"))
     assert {name: state.digest for name, state in one.items()} == {name: state.digest for name, state in other.items()}
     assert (resumed.state_digest, resumed.tokens_trained) == (whole.state_digest, whole.tokens_trained)
+
+
+@pytest.mark.parametrize("mixing", ["group", "metropolis"])
+@pytest.mark.parametrize(("value", "key"), [(3e38, {}), (50.0, {"max_update_norm": 20.0})])
+def test_a_change_that_no_training_makes_is_averaged_by_nobody_and_told_by_name_once(tmp_path, mixing, value, key):
+    class Poisoned(LinearSite):
+        def train_from(self, state, steps):
+            return TrainableState(self.manifest, np.full_like(state.buffer, value))
+
+    sites = {**three_sites(), "mallory": Poisoned(9)}
+    recipe = recipe_of(rounds=2, mixing=mixing)
+    aggregation = recipe.aggregation.model_copy(update=key)
+    run(sites, recipe.model_copy(update={"aggregation": aggregation}), tmp_path)
+    states = final_states(sites, tmp_path)
+    for name in three_sites():
+        assert np.abs(states[name].buffer).max() < 10
+        refused = events(tmp_path, name, "refused")
+        assert [(event["peer"], event["epoch"]) for event in refused] == [("mallory", 1), ("mallory", 2)]
+        assert "the change has norm" in refused[0]["reason"]

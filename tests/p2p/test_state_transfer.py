@@ -44,7 +44,7 @@ def fetch(tmp_path, donors):
         folder = RunFolder(tmp_path)
         plan = RunPlan("alpha", ROSTER, "run", recipe_of(), "secret")
         joined = await SiteOrders(plan, SITE.ask).join()
-        progress = Progress(plan, joined, CommitStore(folder.checkpoints), folder.event)
+        progress = Progress(plan, joined, CommitStore(folder.checkpoints), folder.event, SITE.initial())
         offers = [
             progress.hello().model_copy(update={"sender": name, "committed": 3, "state_digest": STATE.digest})
             for name in donors.donors

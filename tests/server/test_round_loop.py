@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import TrainableState
@@ -20,12 +21,11 @@ from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
 from flower_transport.in_process import InProcessGrid
 from server.run_store import RunStore
-from strategies.fedavg import MOST_PROCESSES
-from strategies.messages import Envelope
+from strategies.messages import Envelope, TrainOrder, Update
 from tests.server.arithmetic_sites import MANIFEST, START, Answer, ArithmeticSite, SiteWithAnAim, events, federate
 
-MOST = 1 * 4 * 64 * MOST_PROCESSES
-"""The loss tokens of 1 step of 4 rows of 64 tokens, in the largest group of processes."""
+MOST = 1 * 4 * 64
+"""The loss tokens of 1 step of 4 rows of 64 tokens, in the one process that the sites announce."""
 
 
 def with_fields(**changes: Any) -> Callable[[Envelope], Envelope]:
@@ -68,9 +68,19 @@ FAULTS: dict[str, tuple[Callable[[Envelope], Envelope], str]] = {
     "weight negative": (with_fields(weight=-5.0), "weight -5.0"),
     "weight NaN": (with_fields(weight=float("nan")), "weight: Input should be a finite number"),
     "weight absurd": (with_fields(weight=1e30), "weight 1e+30"),
-    "weight other than reported": (with_fields(weight=1001.0), "weight 1001.0 is not that of its report, 1000"),
+    "weight other than reported": (with_fields(weight=201.0), "weight 201.0 is not that of its report, 200"),
     "weight plausible, but more than the steps allow": (
         with_weight(MOST + 1.0, MOST + 1), f"more than 1 steps can have, {MOST}"),
+    "tokens more than the steps allow": (
+        lambda update: with_fields(train={**update.fields["train"], "tokens": 10**9})(update), "1000000000 tokens are"),
+    "held-out loss of more records than it announced": (
+        with_fields(evaluation={"loss_sum": 1e9, "weight": 1, "examples": 3}), "it announced 2 held-out records"),
+    "held-out loss of more tokens than its records have": (
+        with_fields(evaluation={"loss_sum": 1e9, "weight": 10**12, "examples": 2}), "it announced 2 held-out records"),
+    "finite, and far beyond training": (
+        with_payload({"layer.a": A + np.float32(3.4e38), "layer.b": B}), "the change has norm 8.328e+38, and 316.2 is"),
+    "one value far beyond training": (
+        with_payload({"layer.a": A, "layer.b": B + np.eye(4, dtype=np.float32)[0] * np.float32(1e3)}), "norm 99"),
     "stale round": (with_fields(round=1), "of round 1"),
     "other run": (with_fields(run_id="other"), "belongs to run other"),
     "other manifest": (with_fields(manifest_digest="f" * 64), "another manifest"),
@@ -107,7 +117,7 @@ def test_a_bad_reply_is_set_aside_with_name_and_reason_and_the_round_goes_on(
     tmp_path: Path, recipe: Callable[..., Recipe], fault: str
 ) -> None:
     spoil, reason = FAULTS[fault]
-    honest = ArithmeticSite(7.0, 1000)
+    honest = ArithmeticSite(7.0, 200)
 
     def bad(order: Envelope) -> Envelope:
         reply = honest(order)
@@ -118,8 +128,129 @@ def test_a_bad_reply_is_set_aside_with_name_and_reason_and_the_round_goes_on(
     (quarantined,) = events(tmp_path / "run", "quarantined")
     assert (quarantined["site"], quarantined["round"]) == ("bad", 2)
     assert reason in quarantined["reason"]
-    first = (1 * 10 + 4 * 20 + 7 * 1000) / 1030
+    first = (1 * 10 + 4 * 20 + 7 * 200) / 230
     np.testing.assert_allclose(final_state(tmp_path / "run").buffer, first + (1 * 10 + 4 * 20) / 30, rtol=1e-6)
+
+
+class AnnouncedSite(ArithmeticSite):
+    """Announces so many records and processes."""
+
+    def __init__(self, number: float, weight: int, records: int, processes: int) -> None:
+        super().__init__(number, weight)
+        self.records, self.processes = records, processes
+
+    def __call__(self, order: Envelope) -> Envelope:
+        answer = super().__call__(order)
+        if order.kind != "join":
+            return answer
+        data = {**answer.fields["data"], "train_examples": self.records}
+        return Envelope.of(answer.kind, {**answer.fields, "data": data, "processes": self.processes})
+
+
+@pytest.mark.parametrize(
+    ("records", "processes", "most"),
+    [(10, 1, 4 * 64), (3, 1, 3 * 64), (1000, 2, 9 * 64), (1000, 64, (4 * 64 + 63) * 64), (1, 2, 4 * 64)],
+)
+def test_a_site_weighs_no_more_than_what_it_announced_allows(
+    tmp_path: Path, recipe: Callable[..., Recipe], records: int, processes: int, most: int
+) -> None:
+    sites = {
+        "a": ArithmeticSite(1.0, 10),
+        "honest": AnnouncedSite(1.0, most, records, processes),
+        "greedy": AnnouncedSite(9.0, most + 1, records, processes),
+    }
+    federate(tmp_path / "run", recipe(rounds=1), sites)
+    np.testing.assert_array_equal(final_state(tmp_path / "run").buffer, 1.0)
+    (quarantined,) = events(tmp_path / "run", "quarantined")
+    said = (
+        f"weight {most + 1} is more than 1 steps can have, {most}: it announced {records} records and {processes} pro"
+    )
+    assert quarantined["site"] == "greedy"
+    assert said in quarantined["reason"]
+    assert {event["site"]: event["processes"] for event in events(tmp_path / "run", "joined")}["greedy"] == processes
+
+
+def test_more_processes_than_a_site_can_have_are_announced_in_vain(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    sites = {"a": ArithmeticSite(1.0, 10), "greedy": AnnouncedSite(9.0, 10, 1000, 65)}
+    federate(tmp_path / "run", recipe(rounds=1), sites)
+    (quarantined,) = events(tmp_path / "run", "quarantined")
+    assert "processes" in quarantined["reason"]
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "ring16"])
+def test_a_norm_that_the_recipe_names_bounds_every_update_that_the_server_sees(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], codec: str
+) -> None:
+    """Each site moves every one of 10 values by its number: the norm is √10 times that."""
+    bounded = make_recipe(
+        topology={"kind": "federated", "rounds": 2, "local_steps": 1},
+        aggregation={"max_update_norm": 0.15},
+        privacy={"codec": codec, "clip": 1.0} if codec == "ring16" else {"codec": codec},
+    )
+    sites = {name: CodecSite(bounded, number) for name, number in {"a": 0.03, "b": 0.04, "far": 0.055}.items()}
+    federate(tmp_path / "run", bounded, dict(sites))
+    np.testing.assert_allclose(final_state(tmp_path / "run").buffer, 2 * 0.035, rtol=3e-2)
+    quarantined = events(tmp_path / "run", "quarantined")
+    assert [(event["site"], event["round"]) for event in quarantined] == [("far", 1), ("far", 2)]
+    assert all("the change has norm 0.17" in event["reason"] for event in quarantined)
+
+
+class CodecSite(ArithmeticSite):
+    """Writes its updates as the recipe's codec does, with the writer of a real site."""
+
+    def __init__(self, recipe: Recipe, number: float) -> None:
+        super().__init__(number, 10)
+        self.writer = UpdateWriter(recipe, recipe.to_yaml(), START.digest, f"secret of {number}", None)
+
+    def __call__(self, order: Envelope) -> Envelope:
+        answer = super().__call__(order)
+        if order.kind != "train":
+            return answer
+        update, train = Update.open(answer), TrainOrder.open(order)
+        start = TrainableState.from_bytes(train.payload, MANIFEST) if train.payload else START
+        trained = TrainableState(MANIFEST, start.buffer + np.float32(self.number))
+        slice_ = TrainedSlice(start, trained, update.train, update.evaluation, start.digest)
+        return self.writer.write(train, slice_, arrived=0.0, resident_seconds=0.0).envelope()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda payload: bytes(len(payload)), "is not one of updates"),
+        (lambda payload: b"\x7f" * len(payload), "is not one of updates"),
+        (lambda payload: payload[:-2], "bytes, not"),
+    ],
+)
+def test_a_vector_of_a_plain_ring_that_is_none_is_set_aside_by_name_and_the_round_goes_on(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], spoil: Callable[[bytes], bytes], reason: str
+) -> None:
+    ring = make_recipe(
+        topology={"kind": "federated", "rounds": 1, "local_steps": 1}, privacy={"codec": "ring16", "clip": 1.0}
+    )
+    honest, bad = CodecSite(ring, 0.05), CodecSite(ring, 0.05)
+
+    def spoilt(order: Envelope) -> Envelope:
+        reply = bad(order)
+        return Envelope(reply.kind, reply.text, spoil(bytes(reply.payload))) if order.kind == "train" else reply
+
+    federate(tmp_path / "run", ring, {"a": honest, "bad": spoilt})
+    np.testing.assert_allclose(final_state(tmp_path / "run").buffer, 0.05, rtol=2e-2)
+    (quarantined,) = events(tmp_path / "run", "quarantined")
+    assert quarantined["site"] == "bad"
+    assert reason in quarantined["reason"]
+
+
+def test_an_evaluation_of_the_result_weighs_no_more_than_the_records_that_were_announced(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    heavy = final_only(with_fields(evaluation={"loss_sum": 0.0, "weight": 10**12, "examples": 2}))
+    summary = federate(tmp_path / "run", recipe(rounds=1), {"a": ArithmeticSite(1.0, 10), "b": heavy})
+    assert summary.eval_loss == 1.0
+    assert summary.sites["b"].eval_loss is None
+    (quarantined,) = events(tmp_path / "run", "quarantined")
+    assert (quarantined["site"], "held-out records" in quarantined["reason"]) == ("b", True)
 
 
 def test_an_unknown_node_takes_no_part(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
@@ -291,7 +422,7 @@ def test_round_one_sends_no_state_and_later_rounds_send_it_once_a_site(
     assert sizes[0] == 0
     assert sizes[1] == sizes[2] == len(START.to_bytes())
     assert summary.bytes_down == 3 * len(START.to_bytes())  # two rounds and the final evaluation
-    assert summary.bytes_up == 3 * len(START.to_bytes())
+    assert summary.bytes_up == 4 * len(START.to_bytes())  # three rounds, and the state that they begin with, once
 
 
 def test_summary_holds_every_key_of_the_interface(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:

@@ -1,0 +1,84 @@
+"""The most that one site's update of a round can be: by what it announced when it joined, by how far training goes.
+
+A weight beyond it is an attempt to own the mean, and so is a change that no training makes. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from core_training.foundation.errors import ProtocolError
+from core_training.foundation.state import TrainableState
+from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
+from core_training.recipe.schema import Recipe
+from strategies.draws import PIECE
+from strategies.fedavg import most_weight, units_of_a_row
+from strategies.ring_scale import path_of_a_round
+
+_BEYOND_TRAINING = 10_000.0
+"""In learning rates a step, root mean square over all values: Adam moves a value by about 1, and by 16 at most."""
+
+_SEQUENCES_OF_A_ROW = 2
+"""A pair has two."""
+
+
+def most_rows(recipe: Recipe, records: int, processes: int) -> int:
+    """The most rows that a site with so many records and processes learns from in one optimizer step."""
+    training = recipe.training
+    # Where an epoch ends with fewer rows than processes, those join the batch before.
+    batches = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes + processes - 1
+    # No step takes rows of two epochs. A group with fewer records than processes takes some twice.
+    return min(batches, max(records, 2 * processes if processes > 1 else 0))
+
+
+def check_report(recipe: Recipe, steps: int, report: TrainReport, data: DataReport, processes: int) -> None:
+    """Raise ProtocolError for more weight or tokens than `steps` optimizer steps of a site can have.
+
+    `data` and `processes` are what the site announced when it joined.
+    """
+    rows = most_rows(recipe, data.train_examples, processes)
+    announced = f"it announced {data.train_examples} records and {processes} process{'es' * (processes > 1)}"
+    if report.weight > (most := most_weight(recipe, steps, rows)):
+        raise ProtocolError(f"weight {report.weight} is more than {steps} steps can have, {most}: {announced}")
+    part, settings, training = recipe.stage_part, recipe.stage_settings, recipe.training
+    sequences = rows * steps * part.answers(settings) * part.passes(settings) * _SEQUENCES_OF_A_ROW
+    if report.tokens > (most := sequences * (training.max_length + recipe.rollout.max_new_tokens)):
+        raise ProtocolError(f"{report.tokens} tokens are more than {steps} steps can have, {most}: {announced}")
+
+
+def check_evaluation(recipe: Recipe, evaluation: EvalReport, data: DataReport) -> None:
+    """Raise ProtocolError for an evaluation over more than the held-out records that the site announced."""
+    most = data.eval_examples * units_of_a_row(recipe, recipe.training.max_length + recipe.rollout.max_new_tokens)
+    if evaluation.examples > data.eval_examples or evaluation.weight > most:
+        raise ProtocolError(
+            f"an evaluation of weight {evaluation.weight} over {evaluation.examples} records is more than the site can "
+            f"have, {most}: it announced {data.eval_examples} held-out records"
+        )
+
+
+def check_change(recipe: Recipe, steps: int, trained: TrainableState, start: TrainableState) -> None:
+    """Raise ProtocolError for NaN and infinite values, and a change of L2 norm beyond `aggregation.max_update_norm`.
+
+    Where the recipe gives none: beyond what training can do in a round, by a wide margin.
+    """
+    most, key = recipe.aggregation.max_update_norm, "aggregation.max_update_norm"
+    if most is None:
+        most = _BEYOND_TRAINING * path_of_a_round(recipe, steps) * math.sqrt(trained.manifest.size)
+        key = "aggregation.max_update_norm unset: 10,000 learning rates a step"
+    norm = change_norm(trained, start)
+    if not math.isfinite(norm):
+        raise ProtocolError("the state holds NaN or infinite values")
+    if norm > most:
+        raise ProtocolError(f"the change has norm {norm:.4g}, and {most:.4g} is the most ({key})")
+
+
+def change_norm(trained: TrainableState, start: TrainableState) -> float:
+    """The L2 norm of the difference of two states of one manifest, piece by piece in float64."""
+    total = 0.0
+    for first in range(0, trained.manifest.size, PIECE):
+        piece = slice(first, first + PIECE)
+        change = trained.buffer[piece].astype(np.float64) - start.buffer[piece]
+        total += float(change @ change)
+    return math.sqrt(total)

@@ -35,6 +35,7 @@ from server.deployment import (
     admit_site,
     init_federation,
     is_worked_on,
+    rewind_run,
     run_states,
     site_states,
     start_server,
@@ -257,6 +258,16 @@ def test_later_rounds_start_training_within_a_second(deployed, undisturbed):
     waited = [site["resident_seconds"] for event in rounds for site in event["sites"].values() if event["round"] > 1]
     assert len(waited) == 4
     assert max(waited) < 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_taken_back_a_round_goes_on_by_itself_and_ends_as_it_did(deployed, undisturbed):
+    federation, _ = deployed
+    run_id = federation.run_ids()[0]
+
+    assert rewind_run(federation, run_id, 2)
+
+    assert follow(federation.runs / run_id, lambda event: None)["state_digest"] == undisturbed["state_digest"]
 
 
 @pytest.mark.slow

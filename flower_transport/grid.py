@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from flower_transport.records import from_message, to_messages
+from flower_transport.records import to_messages
+from flower_transport.reply import Reply
 from strategies.messages import Envelope
 
 if TYPE_CHECKING:
-    import flwr.app
     import flwr.serverapp
 
 
-class Reply:
-    """An answer that has arrived, to the message `order`."""
-
-    def __init__(self, message: flwr.app.Message) -> None:
-        self.order: str = message.metadata.reply_to_message_id
-        self._message = message
-
-    def envelope(self) -> Envelope:
-        """Its content. Raises ProtocolError when it is malformed, or Flower reports a failure."""
-        return from_message(self._message)
+_FETCHED_AT_ONCE = 4
 
 
 class Grid(Protocol):
@@ -37,22 +28,38 @@ class Grid(Protocol):
         ...
 
     def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
-        """The answers to these orders that have arrived and were not asked for before."""
+        """The answers to these orders that have arrived and were not asked for before.
+
+        They come one by one, so that memory does not grow with the number of sites. It waits for none: an answer that
+        is only partly there is left for the next time.
+        """
         ...
 
 
 class FlowerGrid:
-    """The same over a grid of Flower's, be it of a SuperLink or of a simulation."""
+    """The same over a grid of Flower's, be it of a SuperLink or of a simulation, whose answers come in one piece."""
 
     def __init__(self, grid: flwr.serverapp.Grid) -> None:
+        from flwr.superlink.grid import HttpGrid
+
+        from flower_transport.arrivals import Arrivals
+
         self._grid = grid
+        self._arrivals = Arrivals(grid) if isinstance(grid, HttpGrid) else None
 
     def nodes(self) -> list[int]:
         return list(self._grid.get_node_ids())
 
     def send(self, envelopes: Mapping[int, Envelope], ttl: float) -> dict[str, int]:
+        if self._arrivals is not None:
+            self._arrivals.forget()  # what came too late for the orders before
         return dict(zip(self._grid.push_messages(to_messages(envelopes, ttl)), envelopes, strict=True))
 
     def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
-        for message in self._grid.pull_messages(orders):
-            yield Reply(message)
+        if self._arrivals is not None:
+            return self._arrivals.take(orders)
+        return self._a_few_at_a_time(orders)
+
+    def _a_few_at_a_time(self, orders: Sequence[str]) -> Iterator[Reply]:
+        for first in range(0, len(orders), _FETCHED_AT_ONCE):
+            yield from map(Reply.of, self._grid.pull_messages(orders[first : first + _FETCHED_AT_ONCE]))

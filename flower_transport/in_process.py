@@ -17,8 +17,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from flower_transport.apps import Handle, make_client_app
-from flower_transport.grid import Reply
 from flower_transport.records import to_messages
+from flower_transport.reply import Reply
 from strategies.messages import Envelope
 
 
@@ -43,7 +43,7 @@ class InProcessGrid:
     def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
         for order in orders:
             if (message := self._pending.pop(order, None)) is not None:
-                yield Reply(_carry(self._answer(_carry(message))))
+                yield Reply.of(_carry(self._answer(_carry(message))))
 
     def _answer(self, message: Message) -> Message:
         """The app's answer; as on a real node, an exception becomes an error reply."""

@@ -14,12 +14,13 @@ from typing import TypeVar
 from core_training.foundation.errors import NarrowScaleError, ProtocolError
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
-from flower_transport.grid import Grid, Reply
+from flower_transport.grid import Grid
 from server.progress import Progress
 from strategies.messages import Message
 
 POLL_SECONDS = 0.2
-FETCHED_AT_ONCE = 4
+_KEPT_AFTER_DEADLINE = 30.0
+"""Seconds after the deadline for which an answer that came in time is still to be had."""
 
 Answer = TypeVar("Answer", bound=Message)
 
@@ -48,7 +49,8 @@ class OrderExchange:
         """Send `order` to nodes (id: site) and yield (site, reply) as replies arrive, until all have or the deadline.
 
         `order` is the same for all, or one for each site; `patience` is an earlier end of the waiting, in seconds.
-        A reply that is malformed, of another kind or an error is quarantined; a missing one is an event `late`.
+        A reply that is malformed, of another kind or an error is quarantined; one that was not there at the deadline is
+        an event `late`. However long it takes to take in the others', no reply that was there is late.
         """
         self.hopeless.difference_update(to.values())
         shared = order.envelope() if isinstance(order, Message) else None
@@ -56,13 +58,13 @@ class OrderExchange:
         kind = next((envelope.kind for envelope in envelopes.values()), "")
         deadline = time.monotonic() + min(self._deadline_seconds, patience)
         self._progress.bytes_down += sum(len(envelope.payload) for envelope in envelopes.values())
-        waiting = {
-            message: to[node] for message, node in self._grid.send(envelopes, ttl=self._deadline_seconds).items()
-        }
+        ttl = self._deadline_seconds + _KEPT_AFTER_DEADLINE
+        waiting = {message: to[node] for message, node in self._grid.send(envelopes, ttl).items()}
         del envelopes, shared
-        while waiting and time.monotonic() < deadline:
-            arrived = False
-            for answer in self._pull(list(waiting)):
+        is_over = False
+        while waiting and not is_over:
+            is_over, arrived = time.monotonic() >= deadline, False
+            for answer in self._grid.replies(list(waiting)):
                 arrived = True
                 site = waiting.pop(answer.order, None)
                 if site is not None:
@@ -72,7 +74,7 @@ class OrderExchange:
                         yield site, opened
                         del opened  # its payload, before the next ones are fetched
                 del answer  # before the next ones are fetched
-            if waiting and not arrived:
+            if waiting and not arrived and not is_over:
                 time.sleep(POLL_SECONDS)
         for site in waiting.values():
             self._folder.event(events.Late(site=site, round=round_number, order=kind))
@@ -80,11 +82,6 @@ class OrderExchange:
     def recent_reasons(self) -> str:
         """The latest reasons for setting sites aside."""
         return "; ".join([f"{event.site}: {event.reason}" for event in self._folder.events(events.Quarantined)][-3:])
-
-    def _pull(self, orders: list[str]) -> Iterator[Reply]:
-        """The replies that are there, fetched a few at a time: memory does not grow with the number of sites."""
-        for first in range(0, len(orders), FETCHED_AT_ONCE):
-            yield from self._grid.replies(orders[first : first + FETCHED_AT_ONCE])
 
     @contextmanager
     def quarantine(self, site: str, round_number: int) -> Iterator[None]:

@@ -1,13 +1,12 @@
 """The server's peak memory for 64 updates in a round, against that for 4: updates are added as they come, not kept.
 
-The real round loop runs in a fresh process; sites answer made-up updates of ten million parameters. Like the Grid of
-Flower's server, the one used here hands over every reply that has arrived at once, if it is asked for all of them.
+The real round loop runs in a fresh process; sites answer made-up updates of ten million parameters. Like the grid over
+a SuperLink, the one used here hands over one reply after the other, each when the one before has been taken in.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
 from core_training.recipe.reading import parse_recipe
 from core_training.runs.run_folder import RunFolder
-from flower_transport.grid import Reply
 from flower_transport.in_process import InProcessGrid
 from server.round_loop import run_federation
 from strategies.messages import (
@@ -62,18 +60,11 @@ def measure(places: Places) -> Figure:
 def serve(sites: int) -> int:
     """Run a federation of made-up sites; returns its rounds."""
     nodes = {number: f"site-{number}" for number in range(1, sites + 1)}
-    grid = AllAtOnceGrid(answer, nodes)
+    grid = InProcessGrid(answer, nodes)
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder(Path(name) / "run")
         folder.prepare(parse_recipe(RECIPE), resume=False)
         return run_federation(grid, folder.path, lambda: nodes, in_process=True).rounds or 0
-
-
-class AllAtOnceGrid(InProcessGrid):
-    """Gives all replies in one list, as Flower's Grid over the network does."""
-
-    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
-        return iter(list(super().replies(orders)))
 
 
 def answer(order: Envelope, node: int) -> Envelope:

@@ -175,6 +175,17 @@ NAMES = {
         "flwr.supernode.fleet_http_client:FleetHttpClient.from_server_address",
         "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor",
     ],
+    "flower_transport/arrivals.py": [
+        "flwr.proto.message_pb2:ConfirmMessageReceivedRequest",
+        "flwr.proto.runtime_pb2:PullAppMessagesRequest",
+        "flwr.supercore.inflatable.inflatable_object:iterate_object_tree",
+        "flwr.supercore.inflatable.inflatable_protobuf_utils:make_pull_object_fn_protobuf",
+        "flwr.supercore.inflatable.inflatable_utils:ObjectPullError",
+        "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents",
+        "flwr.supercore.inflatable.inflatable_utils:pull_objects",
+        "flwr.superlink.grid:HttpGrid._runtime_client",
+        "flwr.superlink.grid:HttpGrid.run",
+    ],
     "flower_transport/in_process.py": [
         "flwr.supercore.inflatable.inflatable_object:get_all_nested_objects",
         "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents",

@@ -1,0 +1,36 @@
+"""An answer to an order, as a grid hands it over: whole, or known to be lost on its way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from core_training.foundation.errors import ProtocolError
+from flower_transport.records import from_message
+from strategies.messages import Envelope
+
+if TYPE_CHECKING:
+    import flwr.app
+
+
+class Reply:
+    """An answer that has arrived, to the message `order`, or one that will not: None."""
+
+    def __init__(self, order: str, message: flwr.app.Message | None) -> None:
+        self.order = order
+        self._message = message
+
+    @classmethod
+    def of(cls, message: flwr.app.Message) -> Self:
+        """The answer that a message of Flower's is."""
+        return cls(message.metadata.reply_to_message_id, message)
+
+    @classmethod
+    def broken_off(cls, order: str) -> Self:
+        """An answer of which a part was lost on its way."""
+        return cls(order, None)
+
+    def envelope(self) -> Envelope:
+        """Its content. Raises ProtocolError when it is malformed or broken off, or Flower reports a failure."""
+        if self._message is None:
+            raise ProtocolError("its answer broke off on the way: the site, or its connection, failed while sending")
+        return from_message(self._message)

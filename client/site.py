@@ -177,6 +177,8 @@ class _SiteRun:
         self._writer = writer
         self._round = 0
         """At whose end the engine stands; `_ASTRAY` in the middle of one, where a failure may leave it."""
+        self._counted = 0
+        """The rounds after which the learning rate stands, were they all of the run that counted."""
 
     @property
     def manifest(self) -> Manifest:
@@ -216,7 +218,8 @@ class _SiteRun:
         self._stand_after(order.round - 1)
         missed = order.round - 1 - self._round
         self._round = _ASTRAY
-        self._engine.skip(missed * (self.recipe.topology.local_steps or 0))
+        # Past the rounds that it missed, and back over one of its own that turned out to be void.
+        self._engine.skip((order.counted - self._counted) * (self.recipe.topology.local_steps or 0))
         self._engine.begin_round(incoming, missed_rounds=missed > 0)
         waited = time.monotonic() - arrived
         report = self._engine.train(
@@ -232,6 +235,7 @@ class _SiteRun:
         notes = {
             "incoming": start_digest,
             "steps": order.steps,
+            "void_rounds": order.void_rounds,
             "train": asdict(report),
             "evaluation": asdict(evaluation) if evaluation is not None else None,
         }
@@ -239,7 +243,7 @@ class _SiteRun:
         # A server that was taken back to an earlier round: what came after that is no part of the run any more.
         remove_later(self.folder.checkpoints, "round-*", self._checkpoint(order.round).name)
         prune_checkpoints(self.folder.checkpoints, "round-*")
-        self._round = order.round
+        self._round, self._counted = order.round, order.counted + 1
         eval_loss = evaluation.loss if evaluation else None
         self.folder.event(events.SliceTrained(round=order.round, loss=report.loss_mean, eval_loss=eval_loss))
         trained_slice = TrainedSlice(incoming, trained, report, evaluation, start_digest)
@@ -278,6 +282,8 @@ class _SiteRun:
         trained, notes = read_checkpoint(folder, self.manifest)
         if notes["incoming"] != start_digest or notes["steps"] != order.steps:
             return None
+        if notes.get("void_rounds", 0) != order.void_rounds:
+            return None
         if order.evaluate and notes["evaluation"] is None:
             return None
         evaluated = notes["evaluation"] is not None and order.evaluate
@@ -294,12 +300,13 @@ class _SiteRun:
         before, self._round = self._round, _ASTRAY  # until it is known to stand somewhere
         if kept:
             newest = max(kept)
-            self._engine.restore(newest)
+            notes = self._engine.restore(newest)
             self._round = int(newest.name.removeprefix("round-"))
+            self._counted = self._round - notes.get("void_rounds", 0)
         else:
             if before != 0:
                 self._engine.reset()
-            self._round = 0
+            self._round, self._counted = 0, 0
         if self._round != round_number:
             self.folder.event(events.CaughtUp(round=round_number, engine_round=self._round))
 

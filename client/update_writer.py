@@ -68,11 +68,14 @@ class UpdateWriter:
             return
         if order.ring is None or order.ring.masking is None:
             raise ProtocolError("the order would have the update leave unmasked; this run aggregates securely")
-        if order.steps != topology.local_steps or order.round > (topology.rounds or 0):
+        if order.steps != topology.local_steps or not 0 <= order.counted < (topology.rounds or 0):
+            void = f", and {order.void_rounds} of those before it void" if order.void_rounds else ""
             raise ProtocolError(
                 f"round {order.round} with {order.steps} steps; the recipe has {topology.rounds} rounds with "
-                f"{topology.local_steps}"
+                f"{topology.local_steps}{void}"
             )
+        if order.void_rounds >= (most := self._recipe.most_void_rounds):
+            raise ProtocolError(f"{order.void_rounds} void rounds; a run of {topology.rounds} rounds ends at {most}")
 
     def write(
         self, order: TrainOrder, trained: TrainedSlice, arrived: float, resident_seconds: float

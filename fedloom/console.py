@@ -119,15 +119,17 @@ def show_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool, quie
     stderr.print(table)
     if summary["topology"] != "central":  # there it was said before training
         show_left_out(summary.get("truncated"), summary.get("dropped"))
-    stderr.print(f"{summary['status']} in {summary['seconds'].get('total') or 0:.0f} s: {folder}", soft_wrap=True)
+    rounds = f", {summary['rounds']} rounds, {summary.get('void_rounds') or 0} void" if summary.get("rounds") else ""
+    seconds = summary["seconds"].get("total") or 0
+    stderr.print(f"{summary['status']} in {seconds:.0f} s{rounds}: {folder}", soft_wrap=True)
     show_protection(summary)
 
 
 def show_protection(summary: Mapping[str, Any]) -> None:
-    """Report the time for masking, the rounds it cost, the values cut at the clip; nothing where nothing was."""
+    """Report the time for masking and the values cut at the clip; nothing where nothing was."""
     seconds = summary["seconds"].get("secure_aggregation")
     if seconds is not None:
-        stderr.print(f"secure aggregation: {seconds:.1f} s of it, {summary.get('void_rounds') or 0} rounds void")
+        stderr.print(f"secure aggregation: {seconds:.1f} s of it")
     if summary.get("saturated"):
         stderr.print(f"{summary['saturated']:,} values of all updates were cut at privacy.clip", soft_wrap=True)
 

@@ -54,7 +54,7 @@ def _federated_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, st
         "minimum_sites of them all; it can send states of its own making, and have each site's held-out loss of one of "
         f"them in a run; with {league} in league it opens another's update{_is_refused(terms)}",
         site=f"it sees the mean, so of {least} sites the sum of the other {least - 1}; unseen, it can {_push(recipe)}",
-        drop_outs=f"a round counts when {rule}, and at least {max(least, recipe.topology.minimum_sites)}, within "
+        drop_outs=f"a round counts when {rule}, and at least {max(least, recipe.topology.fewest_sites)}, within "
         f"{recipe.topology.round_deadline:g} s; else it is void, the state stays, and the next round begins",
         unprotected=f"the difference between sums over different sites; {_signs(recipe)}{_REMEMBERS}",
     )
@@ -67,7 +67,7 @@ def _federated(recipe: Recipe) -> dict[str, str]:
         server="it can read training text out of single updates, send states of its own making, leave sites out, and "
         "make any state the result",
         site=f"it sees the mean of all sites; it can {_push(recipe)}",
-        drop_outs=f"a round counts with at least {_sites(topology.minimum_sites)} within {topology.round_deadline:g} "
+        drop_outs=f"a round counts with at least {_sites(topology.fewest_sites)} within {topology.round_deadline:g} "
         "s; else it is tried again, and after three times the run stops at its last commit",
         unprotected=f"single updates, from the server{_codec_hides_nothing(recipe)}; privacy.secure_aggregation: true "
         f"leaves it their sum; {_REMEMBERS}",
@@ -75,7 +75,7 @@ def _federated(recipe: Recipe) -> dict[str, str]:
 
 
 def _gossip_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, str]:
-    least = max(secure.minimum_sites, recipe.topology.minimum_sites)
+    least = max(secure.minimum_sites, recipe.topology.fewest_sites)
     return _account(
         sees=f"the members of a group see the sum of their changes and weights, over at least {least} members, and no "
         "other member's own; of each other they know name, address and when it answers",
@@ -90,7 +90,7 @@ def _gossip_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, str]:
 
 
 def _gossip(recipe: Recipe) -> dict[str, str]:
-    least = recipe.topology.minimum_sites
+    least = recipe.topology.fewest_sites
     in_rings = recipe.privacy.ring_bits is not None
     remedy = "privacy.secure_aggregation: true leaves them the sum"
     if recipe.aggregation.mixing != "group":
@@ -105,8 +105,8 @@ def _gossip(recipe: Recipe) -> dict[str, str]:
         drop_outs="the group breaks up and forms again in the same round, with at least "
         f"{_sites(least)}; with fewer the round is void, and the state stays"
         if in_rings
-        else f"the others go on without who does not answer; a round counts with at least {_sites(least)}, and else "
-        "each keeps what it trained",
+        else f"the others go on without who does not answer; a round counts with at least {_sites(least)}; with fewer "
+        "it is void, the state stays, and it is held again",
         unprotected=f"single updates, from the other nodes{_codec_hides_nothing(recipe)}; {remedy}; {_REMEMBERS}",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
 from core_training.runs import events
 from p2p.calls import RETRY_SECONDS, PeerCalls
@@ -121,13 +122,17 @@ class CatchUp:
             return False
         # The state is the donors'; the account stays this node's own, and the rounds that it had alone are behind it.
         number = max(offer[0], progress.last.round)
-        progress.put(Commit(number, state, tuple(donors[0].contributors), progress.ledger.copy()))
+        progress.ledger.void_in_a_row = 0
+        void_rounds = number - offer[0] + _void_rounds(donors)
+        contributors = tuple(donors[0].contributors)
+        progress.put(Commit(number, state, contributors, progress.ledger.copy(), void_rounds=void_rounds))
         progress.event(
             events.Adopted(
                 round=number,
                 of=self._plan.rounds,
                 donors=[donor.sender for donor in donors],
                 state_digest=progress.last.state_digest,
+                rounds_done=progress.last.counted,
             )
         )
         return True
@@ -135,3 +140,9 @@ class CatchUp:
     def _hellos(self) -> list[Hello]:
         """The live neighbours' last hellos."""
         return [hello for hello in self._progress.members.hellos() if hello.sender in self._plan.neighbours]
+
+
+def _void_rounds(donors: Sequence[Hello]) -> int:
+    """The void rounds on the way to a state, as most of those say who hold it: one by itself is not believed."""
+    ((said, _),) = Counter(min(donor.void_rounds, donor.committed) for donor in donors).most_common(1)
+    return said

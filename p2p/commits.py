@@ -32,6 +32,13 @@ class Commit:
     scale: Scale | None = None
     """The limits that the updates of the next round are to be written with, where the codec is a ring and they are
     known: a node that adopted a state knows none."""
+    void_rounds: int = 0
+    """The rounds on the way to this state, up to this one, that changed nothing."""
+
+    @property
+    def counted(self) -> int:
+        """The rounds that led to this state."""
+        return self.round - self.void_rounds
 
     @cached_property
     def state_digest(self) -> str:
@@ -63,6 +70,7 @@ class CommitStore:
             "manifest_digest": commit.state.manifest.digest,
             "contributors": list(commit.contributors),
             "ledger": commit.ledger.to_json(),
+            "void_rounds": commit.void_rounds,
             "scale": commit.scale.model_dump() if commit.scale else None,
         }
         with commit_folder(self._path(commit.round)) as scratch:
@@ -106,5 +114,6 @@ def _commit(document: dict[str, Any], state: TrainableState) -> Commit:
         state=state,
         contributors=tuple(document["contributors"]),
         ledger=Ledger.from_json(document["ledger"]),
+        void_rounds=int(document.get("void_rounds", 0)),
         scale=Scale.from_json(document["scale"]) if document["scale"] else None,
     )

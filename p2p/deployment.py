@@ -26,7 +26,7 @@ from core_training.runs import events
 from core_training.runs.run_folder import Listener, RunFolder
 from p2p.grpc_transport import GrpcServer, GrpcTransport
 from p2p.ledger import NodeResult
-from p2p.node import LINGER_SECONDS, take_part
+from p2p.node import LINGER_SECONDS, fetch_result, take_part
 from p2p.node_folder import load_identity, pin_founder, read_node_config, trusted_founder
 from p2p.plan import RunPlan
 from p2p.roster import SignedRoster, read_member, read_roster, write_roster
@@ -44,7 +44,7 @@ Worker = Callable[[Path], AbstractContextManager[Ask]]
 
 @dataclass(frozen=True)
 class NodeRun:
-    """A node's run and its roster. `name` distinguishes runs of one recipe and roster."""
+    """A node's run and its roster. `name` distinguishes runs of one recipe and roster; `linger` is of `take_part`."""
 
     folder: Path
     roster: Path
@@ -52,11 +52,17 @@ class NodeRun:
     founder: str | None = None
     name: str = "gossip"
     linger: float = LINGER_SECONDS
+    fetch_within: float | None = None
+    """Seconds within which to take the finished state from others, in place of taking part."""
 
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """A node's status, from its folder's files. Losses are by round: mean in training, and held out before it."""
+    """A node's status, from its folder's files. Losses are by round: mean in training, and held out before it.
+
+    `rounds_done` of its `rounds` counted, and `void_rounds` changed nothing; `round` is the newest one. `note` is the
+    newest event, where a person should know of it.
+    """
 
     name: str
     process: int | None
@@ -64,6 +70,9 @@ class NodeStatus:
     state: str = "has not run yet"
     round: int = 0
     rounds: int = 0
+    rounds_done: int = 0
+    void_rounds: int = 0
+    note: str | None = None
     live: list[str] = field(default_factory=list)
     losses: list[float | None] = field(default_factory=list)
     eval_losses: list[float | None] = field(default_factory=list)
@@ -84,8 +93,15 @@ def make_roster(node_files: Sequence[Path], founder_folder: Path, out: Path) -> 
     return write_roster(out, members, key), public_key_text(key)
 
 
-def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda _: None) -> NodeResult:
+def run_node(
+    node_run: NodeRun,
+    worker: Worker,
+    listener: Listener = lambda _: None,
+    on_result: Callable[[NodeResult], None] = lambda _: None,
+) -> NodeResult:
     """Take part in a run, in this process, until it ends; `listener` is told each event.
+
+    `on_result` is told the result as soon as it is there; the worker has ended then, and the node may stay for others.
 
     Raises InputError when a file, key, certificate, roster or port is unusable (then nothing was started), RunError
     when the site cannot train, and Interrupted after SIGINT or SIGTERM.
@@ -113,14 +129,27 @@ def run_node(node_run: NodeRun, worker: Worker, listener: Listener = lambda _: N
             run_folder.event(events.NodeStarted(site=name, run=plan.run_id, roster=list(roster.names)))
             with ExitStack() as stack:
                 ask = await _started(stack, worker(folder))
-                return await take_part(plan, service, transport, ask, run_folder, node_run.linger)
+
+                async def release(result: NodeResult) -> None:
+                    await asyncio.to_thread(stack.close)
+                    on_result(result)
+
+                if node_run.fetch_within is None:
+                    return await take_part(plan, service, transport, ask, run_folder, node_run.linger, release)
+                result = await fetch_result(plan, service, transport, ask, run_folder, node_run.fetch_within)
+                await release(result)
+                return result
         finally:
             await transport.close()
             await server.stop()
 
     log_carefully()
     with background.claim(node_lock(folder)):
-        return asyncio.run(_until_signal(serve()))
+        try:
+            return asyncio.run(_until_signal(serve()))
+        except RunError as error:
+            run_folder.event(events.Failed(reason=str(error)))
+            raise
 
 
 def run_id_of(node_run: NodeRun, roster: SignedRoster) -> str:
@@ -174,7 +203,7 @@ def node_status(folder: Path) -> NodeStatus:
     except FileNotFoundError:
         return NodeStatus(name, process)
     status = RunFolder(folder / "runs" / current["run_id"]).status()
-    state = status.state if process is not None or status.state == "completed" else "stopped"
+    state = status.state if process is not None or status.state in ("completed", "failed") else "stopped"
     points = status.curve.values()
     return NodeStatus(
         name=name,
@@ -183,6 +212,9 @@ def node_status(folder: Path) -> NodeStatus:
         state=state,
         round=status.round,
         rounds=current["epochs"],
+        rounds_done=status.rounds_done,
+        void_rounds=status.void_rounds,
+        note=status.note,
         live=sorted(status.live),
         losses=[point.loss for point in points],
         eval_losses=[point.eval_loss for point in points],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -108,22 +107,25 @@ class GroupAveraging:
 
     async def _next_attempt(self) -> GroupAttempt | None:
         """The attempt to carry out next, by this node's call or another's. None when there will be none."""
-        matchmaking, number = self._matchmaking, self._matchmaking.round
+        matchmaking = self._matchmaking
         waited_for, since = self._plan.name, self._now()
         while True:
             self._tell_of_presence()
             if matchmaking.is_on():
                 return matchmaking.attempt
-            if self._catch_up.is_overtaken() or self._now() >= self._limit or not matchmaking.may_try_again:
+            if self._catch_up.is_overtaken() or not matchmaking.may_try_again:
                 return None
-            late = self._now() >= self._deadline
+            if self._now() >= self._limit:
+                self._tell_of_too_few()
+                return None
+            late, doubtful = self._now() >= self._deadline, self._awaited()
             # A call while somebody still trains would leave it out.
-            if late or not self._awaited():
+            if late or not doubtful:
                 members = self._next_members()
-                if members is None and (late or not self._are_enough_left()):
-                    present, needed = len(self._present()), self._plan.needed
-                    self._progress.event(events.TooFewMembers(round=number, present=present, needed=needed))
+                if members is None and not self._are_enough_left():
+                    self._tell_of_too_few()
                     return None
+                doubtful = doubtful or ([waited_for] if members else list(self._progress.members.others))
                 if members is not None:
                     # The first in the roster calls, so that calls seldom cross; a silent caller is passed over.
                     caller = next(name for name in members if name not in matchmaking.passed_over)
@@ -136,7 +138,13 @@ class GroupAveraging:
                     elif self._now() - since >= _CALLED_WITHIN:
                         matchmaking.passed_over.add(caller)
                         continue
-            await self._look_again(math.inf if late else self._deadline, self._awaited() or [waited_for])
+            await self._look_again(self._limit if late else self._deadline, doubtful)
+
+    def _tell_of_too_few(self) -> None:
+        """Say that no group came together, unless it was for another reason than that too few were there."""
+        present, needed = len(self._present()), self._plan.needed
+        if present < needed or self._matchmaking.must_be is not None:
+            self._progress.event(events.TooFewMembers(round=self._matchmaking.round, present=present, needed=needed))
 
     def _present(self) -> tuple[str, ...]:
         """The nodes a group can have now, in roster order."""

@@ -27,7 +27,9 @@ class Judgement:
         self._keeps_best = progress.plan.recipe.training.load_best_model_at_end
 
     def take(self, number: int, loss: float | None, start: TrainableState | None) -> None:
-        """Take in the held-out loss of the state that round `number` began with."""
+        """Take in the held-out loss of the state that round `number` began with, once, however often it is held."""
+        if self._progress.ledger.evaluated_at == number - 1:
+            return
         is_best = self._progress.ledger.evaluated(loss, number - 1)
         if is_best and self._keeps_best and start is not None:
             keep_best(self._folder.checkpoints, number - 1, start, {})
@@ -53,7 +55,9 @@ class Judgement:
         end that has no state yet, and will be given none.
         """
         progress, plan = self._progress, self._progress.plan
-        if progress.last.round >= plan.rounds or progress.ledger.agreed_to_stop:
+        if progress.ledger.agreed_to_stop:
+            return True
+        if progress.last.round >= plan.rounds and progress.last.counted >= plan.rounds:
             return True
         if self._patience is None or (progress.last.state is None and not plan.in_one_state):
             return False

@@ -22,7 +22,7 @@ class Ledger(ExchangeFigures):
     what entered its first and its last loss.
 
     `saturated` counts all updates in the sums that this node opened. The node `agreed_to_stop` with all others of its
-    last round.
+    last round. Its last `void_in_a_row` rounds were void.
     """
 
     rounds: int = 0
@@ -31,18 +31,28 @@ class Ledger(ExchangeFigures):
     eval_initial: EvalReport | None = None
     eval_last: EvalReport | None = None
     agreed_to_stop: bool = False
+    void_in_a_row: int = 0
 
-    def take(self, update: Update) -> None:
-        """Add a round of local training, with the evaluation of the state that it started from, if there was one."""
+    def take(self, update: Update, *, is_first: bool) -> None:
+        """Add a round that counted, with the evaluation of the state that it started from, if there was one.
+
+        `is_first`: that state is the run's initial one.
+        """
         self.rounds += 1
+        self.void_in_a_row = 0
         if self.train_loss_first is None:
             self.first_weight = update.train.weight
         self.last_weight = update.train.weight
         self.trained(update.train)
         if update.evaluation is not None:
-            if update.round == 1:
+            if is_first:
                 self.eval_initial = update.evaluation
             self.eval_last = update.evaluation
+
+    def take_void(self) -> None:
+        """Add a round that changed nothing."""
+        self.void_rounds += 1
+        self.void_in_a_row += 1
 
     def copy(self) -> Ledger:
         return replace(self)
@@ -59,10 +69,11 @@ class Ledger(ExchangeFigures):
 
 @dataclass(frozen=True)
 class NodeResult:
-    """A node's final result, after so many `rounds` of the run."""
+    """A node's final result, after so many `rounds` of the run that counted; `last_round` is the number of the last."""
 
     name: str
     rounds: int
+    last_round: int
     ledger: Ledger
     data: DataReport
     parameters: int

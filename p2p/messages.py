@@ -60,6 +60,8 @@ class Hello(PeerMessage):
     """Whether it sits out until it can begin a round together with the others: they do not wait for it."""
     finished: bool
     """Whether its state will not change any more."""
+    void_rounds: Count = 0
+    """The rounds on the way to its last commit that changed nothing."""
 
     def difference_from(self, other: Hello) -> str | None:
         """The reason these two nodes cannot train together, in words; None when they can."""

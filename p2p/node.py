@@ -1,18 +1,23 @@
 """A gossip node: trains, exchanges updates with its peers, averages, commits, and goes on to the next round.
 
 It never waits for ever: not for a peer that is down, not for a slow one, not for itself (a node that came late takes
-the others' state and goes on in step with them). Knows neither gRPC nor the trainer: the network is a `Transport`, the
-trainer answers orders. All its times are the event loop's, so that a simulation can give it another clock.
+the others' state and goes on in step with them). Nor does it learn alone: a round for which too few came together is
+void and changes nothing, and after three in a row the node ends. Knows neither gRPC nor the trainer: the network is a
+`Transport`, the trainer answers orders. All its times are the event loop's, so that a simulation can give it another
+clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
-from core_training.foundation.errors import InputError, ProtocolError, RunError
+from core_training.foundation.errors import InputError, ProtocolError, RunError, VoidRoundsError
 from core_training.foundation.state import TrainableState
 from core_training.runs import events
+from core_training.runs.figures import summary_of_void_rounds
 from core_training.runs.run_folder import RunFolder
 from p2p.calls import RETRY_SECONDS, Parcel, PeerCalls
 from p2p.catch_up import CatchUp
@@ -32,8 +37,14 @@ from strategies.messages import Update
 from strategies.mixing import Contribution
 from strategies.ring_scale import Scale
 
-LINGER_SECONDS = 30.0
-"""Seconds that a node stays for late ones."""
+LINGER_SECONDS = 86_400.0
+"""Seconds that a node which has finished hands out the result at most, while there is somebody without it."""
+
+_LONGEST_PAUSE = 10.0
+"""Seconds between two looks for those who are late, at most."""
+
+VOID_IN_A_ROW = 3
+"""Void rounds after which a node ends."""
 
 _PROBED_AT_ONCE = 8
 
@@ -45,12 +56,33 @@ async def take_part(
     ask: Ask,
     folder: RunFolder,
     linger: float = LINGER_SECONDS,
+    on_result: Callable[[NodeResult], Awaitable[None]] | None = None,
 ) -> NodeResult:
-    """Run one node from where it stood to the run's end, and a little longer for those who are late.
+    """Run one node from where it stood to the run's end, and on for up to `linger` seconds for those who are late.
 
-    `service` is what the network hands the peers' calls to. Raises RunError when the site cannot train, and
-    InputError when nobody trains the same thing.
+    `service` is what the network hands the peers' calls to; `on_result` is told the result before the lingering, in
+    which the site is asked nothing. Raises RunError when the site cannot train, VoidRoundsError when too few nodes came
+    together, and InputError when nobody trains the same thing.
     """
+    async with _joined(plan, service, transport, ask, folder) as node:
+        return await node.run(linger, on_result)
+
+
+async def fetch_result(
+    plan: RunPlan, service: PeerService, transport: Transport, ask: Ask, folder: RunFolder, patience: float
+) -> NodeResult:
+    """Take the finished state from the members that have it, without training, and let the site keep it.
+
+    Raises RunError when none hands it out within `patience` seconds.
+    """
+    async with _joined(plan, service, transport, ask, folder) as node:
+        return await node.fetch(patience)
+
+
+@asynccontextmanager
+async def _joined(
+    plan: RunPlan, service: PeerService, transport: Transport, ask: Ask, folder: RunFolder
+) -> AsyncIterator[GossipNode]:
     began, site = asyncio.get_running_loop().time(), SiteOrders(plan, ask)
     tell = Telling(folder.event)
     joined = await site.join()
@@ -68,7 +100,7 @@ async def take_part(
     service.open(progress)
     calls = PeerCalls(transport, progress)
     try:
-        return await GossipNode(progress, calls, site, folder, began).run(linger)
+        yield GossipNode(progress, calls, site, folder, began)
     finally:
         await calls.close()
 
@@ -87,8 +119,8 @@ class GossipNode:
         self._folder = folder
         self._lap_began = began
 
-    async def run(self, linger: float) -> NodeResult:
-        """Take part until the last round, then stay for up to `linger` seconds."""
+    async def run(self, linger: float, on_result: Callable[[NodeResult], Awaitable[None]] | None = None) -> NodeResult:
+        """Take part until the last round, then hand out the result for up to `linger` seconds, or until cancelled."""
         if not self._judgement.has_ended():
             await self._gather()
         while not self._judgement.has_ended():
@@ -96,8 +128,35 @@ class GossipNode:
                 await self._round(self._progress.last.round + 1)
         await self._catch_up.settle()
         result = await self._conclude()
-        await self._linger(linger)
+        if on_result is not None:
+            await on_result(result)
+        with suppress(asyncio.CancelledError):  # nothing is left undone
+            await self._linger(linger)
         return result
+
+    async def fetch(self, patience: float) -> NodeResult:
+        """Take the finished state as soon as members have it, for up to `patience` seconds, and conclude with it."""
+        members, deadline = self._progress.members, self._now() + patience
+        while not self._judgement.has_ended():
+            await self._calls.greet_all(members.others)
+            has_result = any(hello.finished for hello in members.hellos())
+            if has_result and self._catch_up.is_behind() and await self._catch_up.adopt_newest():
+                continue
+            if self._now() >= deadline:
+                raise RunError(
+                    f"no result was to be had within {patience:g} s: {'; '.join(map(self._where, members.others))}"
+                )
+            await asyncio.sleep(RETRY_SECONDS)
+        await self._catch_up.settle()
+        return await self._conclude()
+
+    def _where(self, peer: str) -> str:
+        """How far a peer is, in words."""
+        members = self._progress.members
+        hello, differs = members.hello_of(peer), members.difference_of(peer)
+        if hello is None or not (members.is_live(peer) or differs):
+            return f"{peer} does not answer"
+        return differs or f"{peer} {'has finished' if hello.finished else 'stands at'} round {hello.committed}"
 
     async def _gather(self) -> None:
         """Wait for all of the roster, unless the run is under way without this node."""
@@ -119,12 +178,12 @@ class GossipNode:
 
     async def _round(self, number: int) -> None:
         """Train, exchange, average, commit."""
-        progress, needed = self._progress, self._plan.needed
+        progress = self._progress
         progress.begin(number, self._now())
         self._calls.begin(self._calls.greet_all(self._some_peers(number)))
-        update = await self._site.train(number, progress.last.state, progress.manifest.digest)
+        last = progress.last
+        update = await self._site.train(number, last.state, progress.manifest.digest, last.void_rounds)
         state = self._trained_state(update)
-        progress.ledger.take(update)
         progress.arrived(self._now())
         if self._plan.in_groups:
             await self._average_in_group(update, state)
@@ -136,16 +195,21 @@ class GossipNode:
         if await self._exchange(number, own, payload, partners) and await self._catch_up.adopt_newest():
             return
         others = self._sound_updates(number)
-        if (present := self._present(number)) < needed:
-            self._progress.event(events.TooFewMembers(round=number, present=present, needed=needed))
-            self._commit(events.NodeRoundVoid, update, state, [own.name])
-        else:
+        if self._can_count(number):
             mixed = self._plan.mixing.mix(own, others, self._plan.roster)
             self._judgement.agree(other.wants_to_stop for other in others)
-            self._commit(events.NodeRound, update, mixed, sorted([own.name, *(other.name for other in others)]))
+            self._commit(update, mixed, sorted([own.name, *(other.name for other in others)]))
+        else:
+            present = self._present(number)
+            self._progress.event(events.TooFewMembers(round=number, present=present, needed=self._plan.needed))
+            self._hold_again(update)
 
     async def _average_in_group(self, update: Update, trained: TrainableState) -> None:
-        """Exchange in a group and commit. A round without a group leaves the state as it was."""
+        """Exchange in a group and commit.
+
+        A round without a group leaves the state as it was. It keeps its number, with a commit of its own: a sum of it
+        may be known to somebody, and the same updates must not be in another.
+        """
         start = self._progress.start
         if (
             not self._catch_up.is_behind()
@@ -153,9 +217,13 @@ class GossipNode:
         ):
             self._judgement.take(update.round, averaged.eval_loss, start)
             self._judgement.agree(())  # all members have the same loss before them
-            self._commit(events.NodeRound, update, averaged.state, sorted(averaged.members), averaged.scale)
+            self._commit(update, averaged.state, sorted(averaged.members), averaged.scale)
         elif not (self._catch_up.is_overtaken() and await self._catch_up.adopt_newest()):
-            self._commit(events.NodeRoundVoid, update, start, [], self._progress.last.scale)
+            self._end_lap()
+            self._progress.ledger.take_void()
+            self._progress.commit(start, (), self._progress.last.scale)
+            self._tell(events.NodeRoundVoid, update)
+            self._end_after_void_rounds()
 
     def _sound_updates(self, number: int) -> list[Contribution]:
         """The round's updates; one whose change no training makes is refused by name, once."""
@@ -178,8 +246,11 @@ class GossipNode:
         return state
 
     async def _exchange(self, number: int, own: Contribution, payload: bytes, partners: list[str]) -> bool:
-        """Send the update to all partners and wait for theirs. Returns whether the others went on without this node."""
-        progress = self._progress
+        """Send the update to all partners and wait for theirs. Returns whether the others went on without this node.
+
+        While too few have come for the round to count, whoever comes back is waited for until `round_deadline`.
+        """
+        progress, neighbours = self._progress, self._plan.neighbours
         header = UpdateHeader(
             run_id=self._plan.run_id,
             round=number,
@@ -194,23 +265,28 @@ class GossipNode:
         parcel = Parcel(header, payload)
         trained_after = progress.seconds_into(number, self._now())
         deadline = self._now() + progress.deadlines.deadline(trained_after) - trained_after
+        limit = max(deadline, self._now() + self._plan.recipe.topology.round_deadline)
         next_probe = self._now() + PROBE_SECONDS
         while True:
+            enough, late = self._can_count(number), self._now() >= deadline
             # Whoever came back in mid-round and sent its update gets ours, too.
-            returned = [peer for peer in self._plan.neighbours if progress.inbox.has(number, peer)]
+            returned = [peer for peer in neighbours if not enough or progress.inbox.has(number, peer)]
             for peer in dict.fromkeys([*partners, *returned]):
                 if parcel.is_left_for(peer) and progress.members.is_live(peer):
                     self._calls.send(peer, parcel)
-            if parcel.came_late:
+            if parcel.came_late or (late and not enough and self._catch_up.is_behind()):
                 return True
             missing = [peer for peer in partners if self._is_awaited(peer, parcel)]
-            enough = self._present(number) >= self._plan.needed
-            if self._now() >= deadline or (enough and not missing):
+            if (enough and (late or not missing)) or self._now() >= limit:
                 return False
+            if late:
+                progress.working = 0  # so that one who comes back begins the round, and does not sit it out
             if self._now() >= next_probe:
                 next_probe = self._now() + PROBE_SECONDS
-                self._calls.begin(self._calls.greet_all(missing or self._some_peers(number)))
-            await progress.news_until(min(deadline, next_probe))
+                in_vain = not enough and (late or not missing)
+                doubtful = progress.members.others if in_vain else missing or self._some_peers(number)
+                self._calls.begin(self._calls.greet_all(doubtful))
+            await progress.news_until(min(limit if late else deadline, next_probe))
 
     def _is_awaited(self, peer: str, parcel: Parcel) -> bool:
         """Whether this node still expects something from a peer in this round: its update, or its receipt for ours."""
@@ -221,6 +297,11 @@ class GossipNode:
         if hello.finished and hello.committed < number:  # it has stopped early
             return False
         return not (self._progress.inbox.settled(number, peer) and peer in parcel.receipts)
+
+    def _can_count(self, number: int) -> bool:
+        """Whether enough members are in a round for it to count, one of whom has sent its update."""
+        needed = self._plan.needed
+        return self._present(number) >= needed and (needed == 1 or bool(self._progress.inbox.take(number)))
 
     def _present(self, number: int) -> int:
         """The number of members of a round: those in the mean or, where each has a mean of its own, those alive."""
@@ -235,18 +316,43 @@ class GossipNode:
         return (others[start:] + others[:start])[:_PROBED_AT_ONCE]
 
     def _commit(
-        self,
-        kind: type[events.NodeRound],
-        update: Update,
-        state: TrainableState,
-        contributors: list[str],
-        scale: Scale | None = None,
+        self, update: Update, state: TrainableState, contributors: list[str], scale: Scale | None = None
     ) -> None:
-        progress, evaluation = self._progress, update.evaluation
+        """Commit a round that counts."""
+        progress = self._progress
         self._end_lap()
-        progress.ledger.void_rounds += kind is events.NodeRoundVoid
+        progress.ledger.take(update, is_first=progress.last.counted == 0)
         progress.commit(state, contributors, scale)
-        self._progress.event(
+        self._tell(events.NodeRound, update, contributors)
+        self._judgement.committed()
+
+    def _hold_again(self, update: Update) -> None:
+        """Leave the state as it was after a void round. It is held again: the site answers it with the same bytes."""
+        self._end_lap()
+        self._progress.ledger.take_void()
+        self._progress.note_ledger()
+        self._tell(events.NodeRoundVoid, update)
+        self._end_after_void_rounds()
+
+    def _end_after_void_rounds(self) -> None:
+        """Raise VoidRoundsError after every third in a row, and after the last that the run may have."""
+        progress, plan = self._progress, self._plan
+        is_last = progress.last.void_rounds >= plan.most_void_rounds
+        if progress.ledger.void_in_a_row % VOID_IN_A_ROW and not is_last:
+            return
+        missing = ", ".join(peer for peer in progress.members.others if not progress.members.is_live(peer))
+        who = f"missing: {missing}" if missing else "all were there, and no round came together"
+        said = f"{VOID_IN_A_ROW} rounds in a row were void: it takes {plan.needed} nodes; {who} (the same command "
+        said += f"goes on after round {progress.last.round})"
+        if is_last:
+            said = f"{plan.most_void_rounds} rounds were void, the most that this run may have; {who}"
+        error = VoidRoundsError(f"'{plan.name}': {said}", progress.last.counted, progress.ledger.void_rounds)
+        self._folder.write_summary(summary_of_void_rounds(plan.recipe, error))
+        raise error
+
+    def _tell(self, kind: type[events.NodeRound], update: Update, contributors: Sequence[str] = ()) -> None:
+        progress, evaluation = self._progress, update.evaluation
+        progress.event(
             kind(
                 round=update.round,
                 of=self._plan.rounds,
@@ -255,12 +361,12 @@ class GossipNode:
                 eval_weight=evaluation.weight if evaluation else 0,
                 weight=update.weight,
                 seconds=round(progress.seconds_into(update.round, self._now()), 3),
-                contributors=contributors,
+                contributors=list(contributors),
                 live=list(progress.members.live),
                 state_digest=progress.last.state_digest,
+                rounds_done=progress.last.counted,
             )
         )
-        self._judgement.committed()
 
     async def _conclude(self) -> NodeResult:
         """Evaluate the result, let the site keep it, and write the summary."""
@@ -269,7 +375,8 @@ class GossipNode:
         self._end_lap()
         result = NodeResult(
             name=self._plan.name,
-            rounds=progress.last.round,
+            rounds=progress.last.counted,
+            last_round=progress.last.round,
             ledger=progress.ledger.copy(),
             data=progress.joined.data,
             parameters=state.manifest.size,
@@ -281,14 +388,23 @@ class GossipNode:
         return result
 
     async def _linger(self, seconds: float) -> None:
-        """Stay for those who are late, until all have finished or the time is up."""
-        members, deadline = self._progress.members, self._now() + seconds
+        """Stay and hand out the result to those who are late, until all have it or the time is up."""
+        members, deadline, pause = self._progress.members, self._now() + seconds, RETRY_SECONDS
+        told: list[str] = []
         while self._now() < deadline:
             await self._calls.greet_all(members.others)
-            hellos = [members.hello_of(peer) for peer in members.others if members.difference_of(peer) is None]
-            if all(hello is not None and hello.finished for hello in hellos):
+            late = [peer for peer in members.others if members.difference_of(peer) is None and not self._has_it(peer)]
+            if not late:
                 return
-            await asyncio.sleep(RETRY_SECONDS)
+            if late != told and pause > 1:  # not of those who are just about to finish
+                self._folder.event(events.HandingOut(late=late))
+                told = late
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            await self._progress.news_until(min(deadline, self._now() + pause))
+
+    def _has_it(self, peer: str) -> bool:
+        hello = self._progress.members.hello_of(peer)
+        return hello is not None and hello.finished
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

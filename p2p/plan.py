@@ -37,7 +37,12 @@ class RunPlan:
     @property
     def needed(self) -> int:
         """The fewest members whose updates are averaged."""
-        return max(self.recipe.fewest_sites.values())
+        return max(min(self.recipe.topology.fewest_sites, len(self.roster)), *self.recipe.fewest_sites.values())
+
+    @property
+    def most_void_rounds(self) -> int:
+        """The void rounds in all that the run may have, where they have numbers of their own."""
+        return self.recipe.most_void_rounds
 
     @property
     def believed(self) -> int:

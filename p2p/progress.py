@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from core_training import __version__
 from core_training.foundation.state import TrainableState
@@ -86,10 +87,16 @@ class Progress:
         self.news.clear()
 
     def commit(self, state: TrainableState, contributors: Sequence[str], scale: Scale | None = None) -> None:
-        """Commit the round after the last committed one."""
+        """Commit the round after the last committed one; one without contributors was void."""
         number = self.last.round + 1
         self.deadlines.observe(self._last_arrival - self._began[number])
-        self.put(Commit(number, state, tuple(contributors), self.ledger.copy(), scale))
+        void_rounds = self.last.void_rounds + (not contributors)
+        self.put(Commit(number, state, tuple(contributors), self.ledger.copy(), scale, void_rounds))
+
+    def note_ledger(self) -> None:
+        """Commit the account as it is now, where there is a commit to put it with."""
+        if self.last.state is not None:
+            self.put(replace(self.last, ledger=self.ledger.copy()))
 
     def put(self, commit: Commit) -> None:
         """Make a state the last committed one, on disk first."""
@@ -115,4 +122,5 @@ class Progress:
             round_seconds=self.deadlines.typical,
             catching_up=self.catching_up,
             finished=self.finished,
+            void_rounds=self.last.void_rounds,
         )

@@ -59,8 +59,13 @@ class SiteOrders:
             raise RunError(f"site '{self._plan.name}' {failure}: it sent another than it joined with")
         return state
 
-    async def train(self, number: int, state: TrainableState | None, manifest_digest: str) -> Update:
-        """One slice of training from `state`; without one, from the site's initial state."""
+    async def train(
+        self, number: int, state: TrainableState | None, manifest_digest: str, void_rounds: int = 0
+    ) -> Update:
+        """One slice of training from `state`; without one, from the site's initial state.
+
+        `void_rounds` of those before it changed nothing.
+        """
         topology = self._plan.recipe.topology
         order = TrainOrder(
             run_id=self._plan.run_id,
@@ -68,6 +73,7 @@ class SiteOrders:
             steps=topology.local_steps or 1,
             evaluate=(number - 1) % topology.eval_every == 0,
             manifest_digest=manifest_digest,
+            void_rounds=void_rounds,
             payload=state.to_bytes() if state else b"",
         )
         update = await self._put(order, Update, f"could not train round {number}")

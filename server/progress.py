@@ -73,6 +73,11 @@ class Progress(ExchangeFigures):
     seconds_exchange: float = 0.0
     sites: dict[str, SiteSummary] = field(default_factory=dict)
 
+    @property
+    def counted(self) -> int:
+        """The rounds so far that counted."""
+        return self.round - self.void_rounds
+
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         sites = {name: SiteSummary(**site) for name, site in document["sites"].items()}
@@ -115,6 +120,7 @@ class Progress(ExchangeFigures):
             eval_loss=figures.eval_loss,
             seconds=seconds,
             saturated=report.saturated,
+            rounds_done=self.counted,
             sites={site: part.to_json() for site, part in sorted(sites.items())},
         )
 
@@ -133,7 +139,7 @@ class Progress(ExchangeFigures):
         """The completed run's summary; `final` holds the sites' evaluations of its result."""
         return self.summary_of_rounds(
             recipe,
-            self.round,
+            self.counted,
             self.seconds_exchange,
             parameters=state.manifest.size,
             initial_digest=self.initial_digest,

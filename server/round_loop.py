@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from core_training.foundation.errors import ProtocolError, RunError
+from core_training.foundation.errors import ProtocolError, RunError, VoidRoundsError
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import EvalReport, total
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.checkpoints import keep_best, prune_best, read_best
+from core_training.runs.figures import summary_of_void_rounds
 from core_training.runs.result_format import result_folder, write_result
 from core_training.runs.run_folder import RunFolder, Summary
 from core_training.runs.trackers import reporting
@@ -112,20 +113,21 @@ class _RoundLoop:
 
     @property
     def _minimum(self) -> int:
-        return self._topology.minimum_sites
+        return self._topology.fewest_sites
 
     def run(self) -> Summary:
         with reporting(self._recipe, self._folder, self._progress.round):
             return self._run()
 
     def _run(self) -> Summary:
+        self._folder.forget_failure()
         if self._goes_on:
             self._folder.event(events.ResumedAtRound(round=self._progress.round))
         else:
             self._folder.event(events.FederatedStarted(rounds=self._topology.rounds))
         began = time.perf_counter() - self._progress.seconds_total
         rounds = self._topology.rounds or 0
-        while self._progress.round < rounds and not self._should_stop_early():
+        while self._progress.counted < rounds and not self._should_stop_early():
             number, loss = self._progress.round + 1, None
             try:
                 loss = self._take_in(number, *self._until_enough(f"round {number}", number, self._attempt))
@@ -138,13 +140,23 @@ class _RoundLoop:
             assert self._state is not None, "a round that is void changes a state that is there"
             self._store.commit(self._progress, self._state)
             prune_best(self._folder.checkpoints, self._progress.best_at)
-            if self._progress.void_in_a_row and self._progress.void_in_a_row % ATTEMPTS_PER_ROUND == 0:
-                raise RunError(
-                    f"{ATTEMPTS_PER_ROUND} rounds in a row were void; the run can go on after round {number}: "
-                    f"{self._exchange.recent_reasons()}"
-                )
+            self._stop_after_void_rounds()
             self._on_round(number, loss)
         return self._finish(began)
+
+    def _stop_after_void_rounds(self) -> None:
+        """Raise VoidRoundsError after every third in a row, and after the last that the run may have."""
+        progress, most = self._progress, self._recipe.most_void_rounds
+        is_last = progress.void_rounds >= most
+        if not progress.void_in_a_row or (progress.void_in_a_row % ATTEMPTS_PER_ROUND and not is_last):
+            return
+        said = f"{ATTEMPTS_PER_ROUND} rounds in a row were void; the run can go on after round {progress.round}"
+        if is_last:
+            said = f"{most} rounds were void, the most that this run may have"
+        reasons = self._exchange.recent_reasons()
+        error = VoidRoundsError(f"{said}: {reasons}", progress.counted, progress.void_rounds)
+        self._folder.write_summary(summary_of_void_rounds(self._recipe, error))
+        raise error
 
     def _take_in(self, number: int, outcome: Outcome, seconds: float) -> float:
         """Make an outcome the run's; returns the round's training loss."""
@@ -196,6 +208,7 @@ class _RoundLoop:
             steps=self._topology.local_steps or 0,
             evaluate=(number - 1) % self._topology.eval_every == 0,
             manifest_digest=terms.manifest.digest,
+            void_rounds=self._progress.void_rounds,
             ring=ring,
             payload=self._state.to_bytes() if number > 1 else b"",
         )
@@ -233,8 +246,6 @@ class _RoundLoop:
 
     def _finish(self, began: float) -> Summary:
         """Have the result evaluated and kept by every site, and write the run folder's last files."""
-        if self._progress.train_loss_first is None:
-            raise RunError("all rounds were void: too few sites were left each time to open the sum of their updates")
         number, state = self._progress.round, self._choose_result()
         final = self._evaluation_of(state, final=True)
         self._progress.note_final(final)

@@ -25,6 +25,7 @@ _REPLACED_WITHIN = 15.0
 class RunProgress:
     """A run's progress. `round` is the newest one, void or not; `loss` is that of the newest one that counted.
 
+    `rounds_done` of its `rounds` counted, and `void_rounds` changed nothing.
     `note` is the newest event that a person should know of, if the run stands still.
     """
 
@@ -37,6 +38,7 @@ class RunProgress:
     sites: dict[str, SiteFigures] = field(default_factory=dict)
     quarantined: int = 0
     void_rounds: int = 0
+    rounds_done: int = 0
     note: str | None = None
 
 
@@ -47,7 +49,7 @@ def read_progress(folder: Path) -> RunProgress:
     newest, summary = status.newest, run.summary() or {}
     return RunProgress(
         run_id=folder.name,
-        finished=bool(summary),
+        finished=run.has_completed,
         round=status.round,
         rounds=load_recipe(folder / "recipe.yaml").topology.rounds or 0,
         loss=newest.loss if newest else None,
@@ -55,13 +57,14 @@ def read_progress(folder: Path) -> RunProgress:
         sites=status.sites,
         quarantined=status.quarantined,
         void_rounds=status.void_rounds,
+        rounds_done=status.rounds_done,
         note=status.note,
     )
 
 
 def is_finished(folder: Path) -> bool:
     """Whether the run came to its end, so that starting it again would not go on with anything."""
-    return RunFolder(folder).summary() is not None
+    return RunFolder(folder).has_completed
 
 
 def follow(
@@ -77,7 +80,7 @@ def follow(
         if is_worked_on():  # asked first: whoever ends has written the summary before
             deadline = time.monotonic() + _REPLACED_WITHIN
         abandoned = time.monotonic() > deadline
-        summary = run.summary()
+        summary = run.summary() if run.has_completed else None
         failed = False
         for event in run.new_events():
             on_event(event)

@@ -164,7 +164,8 @@ class SecureRounds:
     def _set_up(self, number: int, present: Nodes) -> ServerBatch:
         began = time.perf_counter()
         # The number must never come again in this run, also when the server is killed before anything is on disk.
-        number_of_batch, slots = time.time_ns() // 1000, max(1, min(ROUNDS_AHEAD, self._rounds - number + 1))
+        number_of_batch = time.time_ns() // 1000
+        slots = max(1, min(ROUNDS_AHEAD, self._rounds - self._progress.counted))
         batch = ServerBatch(self._folder.run_id, number_of_batch, slots, self._roster(), self._terms)
         order = SecureOrder(run_id=self._folder.run_id, step="keys", payload=batch.keys_order())
         for site, reply in self._ask(dict.fromkeys(present.values(), order), present, number):

@@ -171,7 +171,14 @@ class TrainOrder(Message):
     steps: Annotated[int, Field(ge=1)]
     evaluate: bool
     manifest_digest: Digest
+    void_rounds: Annotated[int, Field(ge=0)] = 0
+    """The rounds before it that changed nothing: the learning rate goes by those that counted."""
     ring: RingTerms | None = None
+
+    @property
+    def counted(self) -> int:
+        """The rounds before it that counted."""
+        return self.round - 1 - self.void_rounds
 
     def context(self, start: str, recipe: str, initial: str) -> bytes:
         """SHA-256 over all that the parties of the round must see alike.

@@ -134,9 +134,19 @@ def test_a_round_whose_sum_cannot_be_opened_is_void_and_the_run_goes_on(recipe: 
     run = RunFolder(tmp_path / "run")
     (void,) = run.lines("round_void")
     assert void["round"] == 2
-    assert [event["round"] for event in run.lines("round")] == [1, 3]
-    assert (summary.void_rounds, summary.rounds) == (1, 3)
-    assert all(site.rounds == 2 for site in summary.sites.values())
+    assert [event["round"] for event in run.lines("round")] == [1, 3, 4]
+    assert (summary.void_rounds, summary.rounds, summary.rounds_done) == (1, 3, 3)
+    assert all(site.rounds == 3 for site in summary.sites.values())
+    whole = federate(recipe(5, MASKED, rounds=3), tmp_path / "whole", nobody)
+    assert whole.rounds == summary.rounds
+    first, _, *others = rates(tmp_path / "run")  # of four rounds, the second of which was void
+    assert [first, *others] == rates(tmp_path / "whole"), "the learning rate goes by the rounds that counted"
+
+
+def rates(run: Path) -> list[float]:
+    """The learning rates of the steps of a run's first site."""
+    (folder,) = (run / "sites" / "s00").iterdir()
+    return [event["learning_rate"] for event in RunFolder(folder).lines("logged")]
 
 
 def test_three_void_rounds_in_a_row_end_the_run_which_can_go_on_later(recipe: MakeRecipe, tmp_path: Path) -> None:

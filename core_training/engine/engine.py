@@ -113,7 +113,7 @@ class Engine:
         self, steps: int, on_step: Callable[[int, int], None] | None = None, on_figures: OnFigures | None = None
     ) -> TrainReport:
         loop = self._current
-        if loop.step + steps > loop.total_steps:
+        if steps > loop.steps_left:
             raise RunError(f"{steps} steps were asked for after step {loop.step} of {loop.total_steps}")
         self._salvaged = []
         start = time.perf_counter()

@@ -61,6 +61,8 @@ class StepLoop:
         self._trained = [p for p in stage.base.model.parameters() if p.requires_grad]
         self.step = 0
         """Optimizer steps of the run so far; one of a sampling stage makes several updates."""
+        self._led_nowhere = 0
+        """Those of them that it went back over."""
         self.ledger = StepLedger(self.prepared.total)
         """The figures of the last slice's whole steps."""
         self._logging_steps = training.logging_steps
@@ -69,6 +71,11 @@ class StepLoop:
         self._phase = ""
         self._torn = False
         self._stop_asked = False
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that the run may still have."""
+        return self.total_steps - (self.step - self._led_nowhere)
 
     @property
     def is_whole(self) -> bool:
@@ -107,7 +114,7 @@ class StepLoop:
                 self.step += 1
                 # After each whole step: a step that fails leaves the numbers with which it began.
                 self._random = RandomState.present()
-                if self.step % self._logging_steps == 0 or self.step == self.total_steps:
+                if self.step % self._logging_steps == 0 or self.steps_left == 0:
                     figures = self.ledger.figures(self.step)  # of all processes, so each of them must ask
                     if on_figures is not None:
                         on_figures(figures)
@@ -117,11 +124,26 @@ class StepLoop:
                     break
 
     def skip(self, steps: int) -> None:
-        """Pass over steps that were not taken: the schedule stands where it would stand after them."""
+        """Pass over steps that were not taken: the schedule stands where it would stand after them.
+
+        Fewer than none go back: the schedule stands where it stood before as many that led to nothing.
+        """
+        if steps < 0:
+            self._go_back(-steps)
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch expects an optimizer step before each of the schedule
             for _ in range(steps):
                 self._inner_schedule.step()
+
+    def _go_back(self, steps: int) -> None:
+        self._led_nowhere += steps
+        schedule = self._inner_schedule
+        if isinstance(schedule, LambdaLR):
+            schedule.last_epoch -= steps
+            self._follow_schedule()
+        else:  # one of DeepSpeed's own
+            schedule.step(schedule.last_batch_iteration - steps)
 
     def stop(self) -> None:
         """Let the running slice end after its present step (safe to call from a signal handler)."""
@@ -150,6 +172,7 @@ class StepLoop:
             schedule = self._inner_schedule.state_dict()
             progress = {
                 "step": self.step,
+                "led_nowhere": self._led_nowhere,
                 "memory": self._memory,
                 "schedule": schedule,
                 "optimizer": optimizer,
@@ -165,6 +188,7 @@ class StepLoop:
             if progress["optimizer"] is not None:
                 self._optimizer.load_state_dict(progress["optimizer"])
             self.step, self._memory = progress["step"], progress["memory"]
+            self._led_nowhere = progress.get("led_nowhere", 0)
             self.ledger.take_over(progress.get("figures"))
         except (KeyError, ValueError) as error:
             raise RunError(f"{folder}: a checkpoint of another recipe or version: {error}") from error

@@ -35,6 +35,15 @@ class RunError(FedloomError):
         self.process_is_lost = process_is_lost
 
 
+class VoidRoundsError(RunError):
+    """A run ended because too many of its rounds were void: `void_rounds` changed nothing, `counted` did."""
+
+    def __init__(self, message: str, counted: int, void_rounds: int) -> None:
+        super().__init__(message)
+        self.counted = counted
+        self.void_rounds = void_rounds
+
+
 class DivergedError(RunError):
     """The loss or its gradient is no longer a number. It says nothing of the records, so others may be told."""
 

@@ -188,7 +188,10 @@ class Trainable(Protocol):
         ...
 
     def skip(self, steps: int) -> None:
-        """Pass over steps that this site did not take part in, so that its schedule is that of the others."""
+        """Pass over steps that this site did not take part in, so that its schedule is that of the others.
+
+        Fewer than none go back over as many that it took and that led to nothing.
+        """
         ...
 
     def train(

@@ -361,7 +361,9 @@ class Topology(Section):
     kind: Literal["central", "federated", "gossip"] = Field("central", description="central | federated | gossip.")
     rounds: PositiveInt | None = Field(None, description="Exchanges.")
     local_steps: PositiveInt | None = Field(None, description="Optimizer steps at each site between two exchanges.")
-    minimum_sites: PositiveInt = Field(1, description="Sites that must answer for a round to count.")
+    minimum_sites: PositiveInt | None = Field(
+        None, description="Sites that must answer for a round to count. Unset: 1; among several gossip nodes 2."
+    )
     round_deadline: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="Seconds after which a round goes on without the sites that have not answered."
     )
@@ -373,6 +375,11 @@ class Topology(Section):
         None, description="Stop after this many evaluations without a lower held-out loss."
     )
     graph: Literal["complete", "ring"] = Field("complete", description="Who talks to whom under `mixing: metropolis`.")
+
+    @property
+    def fewest_sites(self) -> int:
+        """`minimum_sites`, or what stands for it where it is unset and there are as many."""
+        return self.minimum_sites or (2 if self.kind == "gossip" else 1)
 
 
 @with_sections(MIXING_RULES)
@@ -677,12 +684,17 @@ class Recipe(_WithStages):
     @property
     def fewest_sites(self) -> dict[str, int]:
         """With how many sites a round can count, by each key that says so: the largest number holds."""
-        fewest, secure = {"topology.minimum_sites": self.topology.minimum_sites}, self.privacy.secure
+        fewest, secure = {"topology.minimum_sites": self.topology.minimum_sites or 1}, self.privacy.secure
         if secure is not None:
             fewest["privacy.secure_aggregation.minimum_sites"] = secure.minimum_sites
             if isinstance(secure.threshold, int) and self.topology.kind == "federated":
                 fewest["privacy.secure_aggregation.threshold"] = secure.threshold
         return fewest
+
+    @property
+    def most_void_rounds(self) -> int:
+        """The void rounds that a run may have beside its `topology.rounds`: as many again, and twice three in a row."""
+        return max(self.topology.rounds or 0, 6)
 
     @property
     def total_steps(self) -> int | None:

@@ -326,7 +326,8 @@ class RoundVoid(Event):
 class Round(Event):
     """A round counted. Losses are means over all sites' units, `eval_loss` of the state that the round began with.
 
-    `sites` has each site's share: loss, eval_loss and weight (None where they are masked), and its seconds.
+    `sites` has each site's share: loss, eval_loss and weight (None where they are masked), and its seconds. With it
+    `rounds_done` of the run's rounds have counted.
     """
 
     NAME = "round"
@@ -336,6 +337,7 @@ class Round(Event):
     sites: Mapping[str, Mapping[str, Any]]
     seconds: float | None = None
     saturated: int | None = None
+    rounds_done: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -534,7 +536,10 @@ class GroupSum(InNodeRound):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRound(InNodeRound):
-    """A node has a round behind it, and the mean over `contributors`; the losses are its own."""
+    """A node has a round behind it, and the mean over `contributors`; the losses are its own.
+
+    `rounds_done` of the rounds so far counted.
+    """
 
     NAME = "epoch"
     round: int
@@ -547,6 +552,7 @@ class NodeRound(InNodeRound):
     contributors: Sequence[str]
     live: Sequence[str]
     state_digest: str | None
+    rounds_done: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -554,6 +560,10 @@ class NodeRoundVoid(NodeRound):
     """A node's round counted for nothing: too few members were there."""
 
     NAME = "epoch_void"
+
+    @property
+    def note(self) -> str:
+        return f"round {self.round} is void and changed nothing: too few nodes came together"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -565,6 +575,7 @@ class Adopted(InNodeRound):
     of: int
     donors: Sequence[str]
     state_digest: str | None
+    rounds_done: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -572,6 +583,18 @@ class NodeCompleted(Event):
     NAME = "run_completed"
     state_digest: str
     eval_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandingOut(Event):
+    """A node that has completed stays for those who do not have the result yet."""
+
+    NAME = "handing_out"
+    late: Sequence[str]
+
+    @property
+    def note(self) -> str:
+        return f"completed; stays to hand out the result to {', '.join(self.late)} (it can be stopped at any time)"
 
 
 # Gossip runs, of a simulation

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from core_training.foundation.errors import VoidRoundsError
 from core_training.foundation.trainable import EvalReport, TrainReport
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import SiteSummary, Summary, peak_rss_bytes
@@ -133,8 +134,22 @@ class ExchangeFigures(RunFigures):
         """As `summary`, with what the exchanges add; `exchange` are their seconds."""
         summary = self.summary(recipe, **more)
         summary.rounds, summary.void_rounds, summary.saturated = rounds, self.void_rounds, self.saturated
+        summary.rounds_done = rounds
         summary.bytes_up, summary.bytes_down = self.bytes_up, self.bytes_down
         summary.seconds["exchange"] = exchange
         if recipe.privacy.secure:
             summary.seconds["secure_aggregation"] = self.seconds_protection
         return summary
+
+
+def summary_of_void_rounds(recipe: Recipe, error: VoidRoundsError) -> Summary:
+    """The summary of a run that ended before its time because its rounds were void: it has no result."""
+    return Summary(
+        topology=recipe.topology.kind,
+        stage=recipe.stage,
+        tuning=recipe.tuning.mode,
+        status="failed",
+        rounds=error.counted,
+        rounds_done=error.counted,
+        void_rounds=error.void_rounds,
+    )

@@ -59,9 +59,10 @@ class Summary:
 
     `truncated` records were cut at `training.max_length`; `dropped` ones had nothing to learn from, or are held out.
     `initial_digest` is of the model that the run started from, which is its reference policy all along, and of the
-    reward model that judges, if one does. `void_rounds` changed nothing, as too few sites were left to open the sum;
-    `saturated` values, over all rounds and sites, were cut at the clip of a ring codec. `curve` is the file of the run
-    folder that has the figures of each logged step, or round.
+    reward model that judges, if one does. `rounds` (and `rounds_done`) are those that counted; `void_rounds` changed
+    nothing, as too few sites answered, or were left to open the sum. A run that ended for them has `status` failed, and
+    no result. `saturated` values, over all rounds and sites, were cut at the clip of a ring codec. `curve` is the file
+    of the run folder that has the figures of each logged step, or round.
     """
 
     topology: str
@@ -70,6 +71,7 @@ class Summary:
     status: str
     schema: int = 1
     rounds: int | None = None
+    rounds_done: int | None = None
     trainable_parameters: int | None = None
     initial_digest: str | None = None
     state_digest: str | None = None
@@ -139,6 +141,7 @@ class RunFolder:
             self.path.rename(self._aside(number))
             self._given_out, self._curve = 0, CurveFile(self.path / CURVE_FILE)
             _log.warning("%s held an earlier run, which is now %s", self.path, self._aside(number))
+        self.forget_failure()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -163,7 +166,7 @@ class RunFolder:
     def completed(self, recipe: Recipe) -> dict[str, Any] | None:
         """The summary, if this folder holds the completed run of `recipe`: then there is nothing to resume."""
         summary = self.summary()
-        if summary is None or summary.get("status") != "completed":
+        if summary is None or not self.has_completed:
             return None
         return summary if is_same_run(load_recipe(self.path / "recipe.yaml"), recipe) else None
 
@@ -243,8 +246,18 @@ class RunFolder:
         summary.curve = CURVE_FILE if (self.path / CURVE_FILE).exists() else None
         commit_file(self.path / "summary.json", (json.dumps(asdict(summary), indent=2) + "\n").encode())
 
+    def forget_failure(self) -> None:
+        """Remove the summary of a run that had failed and goes on."""
+        if not self.has_completed:
+            (self.path / "summary.json").unlink(missing_ok=True)
+
+    @property
+    def has_completed(self) -> bool:
+        """Whether the run came to its end, and there is a result."""
+        return (self.summary() or {}).get("status") == "completed"
+
     def summary(self) -> dict[str, Any] | None:
-        """The summary that was written, or None while the run goes on."""
+        """The summary that was written, or None while the run goes on. That of a failed run says so in `status`."""
         try:
             document = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):

@@ -32,6 +32,7 @@ class Point:
 class RunStatus:
     """`round` is the newest one, void or not; `curve` has the losses of those that brought any, by their number.
 
+    `rounds_done` counted so far; `void_rounds` changed nothing, though a node may have held one of them again.
     `live` are the peers that a node hears of; `note` is the newest event, where a person should know of it.
     """
 
@@ -42,6 +43,7 @@ class RunStatus:
     live: dict[str, None] = field(default_factory=dict)
     quarantined: int = 0
     void_rounds: int = 0
+    rounds_done: int = 0
     note: str | None = None
     of_node: bool = False
     """Whether it is a gossip node's, which shares its folder with its worker."""
@@ -76,14 +78,17 @@ class RunStatus:
             ):
                 self.state = "training"
             case events.Round():
-                self._note_round(event.round, event.loss, event.eval_loss, len(event.sites))
+                self._note_round(event, len(event.sites))
                 for name, share in event.sites.items():
                     self.sites[name] = SiteFigures(event.round, share.get("loss"), share.get("eval_loss"))
+            case events.NodeRoundVoid():
+                self.round, self.state = event.round, "training"
+                self.void_rounds += 1
             case events.NodeRound():
-                self._note_round(event.round, event.loss, event.eval_loss)
-                self.void_rounds += isinstance(event, events.NodeRoundVoid)
+                self._note_round(event)
             case events.Adopted() | events.Rewound():
                 self.round = event.round
+                self._note_done(event)
             case events.RoundVoid():
                 self.round, self.state = event.round, "training"
                 self.void_rounds += 1
@@ -103,10 +108,15 @@ class RunStatus:
             ):
                 self.state = "completed"
 
-    def _note_round(self, number: int, loss: float | None, eval_loss: float | None, sites: int = 1) -> None:
-        self.round, self.state = number, "training"
-        self.curve.pop(number, None)  # a round that was taken back and held again came last
-        self.curve[number] = Point(number, loss, eval_loss, sites)
+    def _note_round(self, event: events.Round | events.NodeRound, sites: int = 1) -> None:
+        self.round, self.state = event.round, "training"
+        self._note_done(event)
+        self.curve.pop(event.round, None)  # a round that was taken back and held again came last
+        self.curve[event.round] = Point(event.round, event.loss, event.eval_loss, sites)
+
+    def _note_done(self, event: events.Round | events.NodeRound | events.Adopted) -> None:
+        # Earlier versions did not say it, and every round had a number of its own.
+        self.rounds_done = event.round - self.void_rounds if event.rounds_done is None else event.rounds_done
 
 
 def fold(happened: Iterable[Event]) -> RunStatus:

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from core_training.runs import events
 from fedloom.options import Json, Overrides, Quiet, RecipePath, models_by_name, paths_by_name, print_answer
 
 app = typer.Typer(no_args_is_help=True, help="A gossip node: training together without a server.")
+
+if TYPE_CHECKING:
+    from p2p.deployment import NodeRun
+    from p2p.ledger import NodeResult
 
 Folder = Annotated[Path, typer.Option(help="The node's folder.")]
 
@@ -72,24 +76,35 @@ def roster(
     )
 
 
+RosterPath = Annotated[Path, typer.Option(help="The signed roster.")]
+Founder = Annotated[
+    str | None, typer.Option(help="The founder's public key; needed at the first start, and kept from then on.")
+]
+RunName = Annotated[str, typer.Option(help="Tells runs of one recipe apart; the same at every node.")]
+
+
 @app.command()
 def start(
     recipe: RecipePath,
-    roster: Annotated[Path, typer.Option(help="The signed roster.")],
+    roster: RosterPath,
     overrides: Overrides = None,
     folder: Folder = Path("node"),
-    founder: Annotated[
-        str | None, typer.Option(help="The founder's public key; needed at the first start, and kept from then on.")
-    ] = None,
-    run_name: Annotated[str, typer.Option(help="Tells runs of one recipe apart; the same at every node.")] = "gossip",
-    linger: Annotated[float, typer.Option(help="Seconds to stay at the end for nodes that are late.")] = 30.0,
+    founder: Founder = None,
+    run_name: RunName = "gossip",
+    linger: Annotated[
+        float,
+        typer.Option(help="Seconds to stay at the end and hand out the result, unless all have it sooner."),
+    ] = 86_400.0,
     detach: Annotated[bool, typer.Option(help="Go on without this terminal; output goes to logs/node.log.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take part in a run until it ends. Started again after a kill, the node goes on with the others."""
+    """Take part in a run until it ends. Started again after a kill, the node goes on with the others.
+
+    A round for which too few nodes come together within topology.round_deadline is void; three in a row end the run.
+    """
     from core_training.recipe.reading import load_recipe
-    from p2p.deployment import NodeRun, run_node, start_in_background
+    from p2p.deployment import NodeRun, start_in_background
 
     loaded = load_recipe(recipe, ["topology.kind=gossip", *(overrides or [])])
     if detach:
@@ -101,37 +116,78 @@ def start(
             as_json=as_json,
         )
         return
+    _carry_out(NodeRun(folder, roster, loaded, founder, run_name, linger), as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def fetch(
+    recipe: RecipePath,
+    roster: RosterPath,
+    overrides: Overrides = None,
+    folder: Folder = Path("node"),
+    founder: Founder = None,
+    run_name: RunName = "gossip",
+    within: Annotated[float, typer.Option(help="Seconds within which somebody must hand it out.")] = 60.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take the result of a run that others have finished, without training. They must still be there."""
+    from core_training.recipe.reading import load_recipe
+    from p2p.deployment import NodeRun
+
+    loaded = load_recipe(recipe, ["topology.kind=gossip", *(overrides or [])])
+    node_run = NodeRun(folder, roster, loaded, founder, run_name, fetch_within=within)
+    _carry_out(node_run, as_json=as_json, quiet=quiet)
+
+
+def _carry_out(node_run: NodeRun, *, as_json: bool, quiet: bool) -> None:
     from fedloom.console import show_summary, ticking, warn
+    from p2p.deployment import run_node
     from p2p.ledger import summarize
     from p2p.worker_link import worker_of
 
-    if loaded.training.report_to and not quiet:
+    recipe, folder = node_run.recipe, node_run.folder
+    if recipe.training.report_to and not quiet:
         warn(["training.report_to: a gossip node reports nothing; its curve is in its run folder"])
     with ticking("gossip", "round", quiet=quiet or as_json) as ticker:
 
+        def show(line: str) -> None:
+            if not quiet:
+                typer.echo(line, err=True)
+
         def listener(event: events.Event) -> None:
             match event:
+                case events.NodeRoundVoid() | events.HandingOut():
+                    show(event.note)
                 case events.NodeRound():
                     words = f"loss {event.loss:.4f}, mean over {', '.join(event.contributors)}"
-                    ticker.advance(event.round, event.of, words)
+                    ticker.advance(event.rounds_done or event.round, event.of, words)
                 case events.Adopted():
-                    ticker.advance(event.round, event.of, f"caught up, state from {', '.join(event.donors)}")
-                case _ if isinstance(event, _SHOWN) and not quiet:
-                    typer.echo(_told(event), err=True)
+                    words = f"caught up, state from {', '.join(event.donors)}"
+                    ticker.advance(event.rounds_done or event.round, event.of, words)
+                case _ if isinstance(event, _SHOWN):
+                    show(_told(event))
 
-        result = run_node(NodeRun(folder, roster, loaded, founder, run_name, linger), worker_of, listener)
-    show_summary(asdict(summarize(loaded, [result])), str(folder / "runs"), as_json=as_json, quiet=quiet)
+        def on_result(result: NodeResult) -> None:
+            show_summary(asdict(summarize(recipe, [result])), str(folder / "runs"), as_json=as_json, quiet=quiet)
+
+        run_node(node_run, worker_of, listener, on_result)
 
 
 @app.command()
 def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
     """Show how far the node is, who else is there, and the losses so far."""
+    from fedloom.console import printable
     from p2p.deployment import node_status
 
     now = node_status(folder)
     lines = [f"{now.name}: {now.state}" + (f" (process {now.process})" if now.process else "")]
     if now.run_id:
-        lines.append(f"  run {now.run_id}: round {now.round}/{now.rounds}, live peers: {', '.join(now.live) or 'none'}")
+        void = f", {now.void_rounds} void" if now.void_rounds else ""
+        live = ", ".join(now.live) or "none"
+        lines.append(f"  run {now.run_id}: round {now.rounds_done}/{now.rounds}{void}, live peers: {live}")
+    if now.note and now.state != "completed":
+        lines.append(f"  {printable(now.note)}")
     lines += [
         f"  loss {loss:.4f}" + (f", held out {held_out:.4f}" if held_out is not None else "")
         for loss, held_out in list(zip(now.losses, now.eval_losses, strict=True))[-1:]

@@ -246,7 +246,7 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
         )
         void = f", {run.void_rounds} void" if run.void_rounds else ""
         finished = ", finished" if run.finished else ""
-        stands = f"{run.round}/{run.rounds}{void}{finished}"
+        stands = f"{run.rounds_done}/{run.rounds}{void}{finished}"
         table.add_row(run.run_id, stands, _figure(run.loss), _figure(run.eval_loss), newest)
     console.print(table)
     for run in runs:
@@ -256,7 +256,7 @@ def _print_tables(address: str, states: dict[str, str] | None, names: list[str],
 
 def _follow(federation: Federation, run_id: str, *, as_json: bool, quiet: bool) -> None:
     from core_training.foundation.errors import RunError
-    from core_training.runs.events import Event, Round, RoundVoid
+    from core_training.runs.events import Event, Round
     from fedloom.console import plain, show_summary, stderr, ticking
     from server.deployment import is_worked_on
     from server.run_progress import follow, read_progress
@@ -267,11 +267,10 @@ def _follow(federation: Federation, run_id: str, *, as_json: bool, quiet: bool) 
 
         def report(event: Event) -> None:
             if isinstance(event, Round):
-                ticker.advance(event.round, rounds, f"loss {_figure(event.loss)}, {len(event.sites)} sites")
+                done = event.rounds_done or event.round
+                ticker.advance(done, rounds, f"loss {_figure(event.loss)}, {len(event.sites)} sites")
             elif event.note is not None and not quiet:
                 stderr.print(plain(event.note), soft_wrap=True)
-            if isinstance(event, RoundVoid):
-                ticker.advance(event.round, rounds)
 
         summary = follow(folder, report, lambda: is_worked_on(federation, run_id))
     if not summary:

@@ -26,6 +26,7 @@ def simulate(
     from core_training.foundation.errors import InputError
     from core_training.recipe.model_source import on_this_machine
     from core_training.recipe.reading import load_recipe
+    from core_training.runs.events import Round
     from core_training.runs.run_folder import RunFolder
     from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
@@ -55,17 +56,15 @@ def simulate(
         ticking(loaded.topology.kind, "round", quiet=quiet or as_json) as ticker,
     ):
 
-        def show_notes() -> None:
-            for note in filter(None, (event.note for event in folder.new_events())):
-                if not quiet:
-                    stderr.print(plain(note), soft_wrap=True)
-
-        def on_round(number: int, loss: float | None) -> None:
-            show_notes()
-            ticker.advance(number, rounds, f"loss {loss:.4f}" if loss is not None else "")
+        def show_news() -> None:
+            for event in folder.new_events():
+                if isinstance(event, Round) and event.loss is not None:
+                    ticker.advance(event.rounds_done or event.round, rounds, f"loss {event.loss:.4f}")
+                elif event.note is not None and not quiet:
+                    stderr.print(plain(event.note), soft_wrap=True)
 
         try:
-            summary = run_simulation(loaded, folder, on_round, resume=resume)
+            summary = run_simulation(loaded, folder, lambda *_: show_news(), resume=resume)
         finally:
-            show_notes()
+            show_news()
     show_summary(asdict(summary), str(folder.path), as_json=as_json, quiet=quiet)

@@ -32,6 +32,9 @@ def main():
     parser.add_argument("--width", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--linger", type=float, default=20.0)
+    parser.add_argument("--deadline", type=float, default=600.0)
+    parser.add_argument("--minimum", type=int, default=1)
+    parser.add_argument("--fetch-within", type=float, default=None)
     parser.add_argument("--learning-rate", type=float, default=None)
     parser.add_argument("--privacy", type=json.loads, default=None, help="the recipe's section, as JSON")
     arguments = parser.parse_args()
@@ -46,8 +49,21 @@ def main():
 
         yield ask
 
-    recipe = recipe_of(arguments.rounds, learning_rate=arguments.learning_rate, privacy=arguments.privacy)
-    node_run = NodeRun(arguments.folder, arguments.roster, recipe, arguments.founder, linger=arguments.linger)
+    recipe = recipe_of(
+        arguments.rounds,
+        minimum_sites=arguments.minimum,
+        deadline=arguments.deadline,
+        learning_rate=arguments.learning_rate,
+        privacy=arguments.privacy,
+    )
+    node_run = NodeRun(
+        arguments.folder,
+        arguments.roster,
+        recipe,
+        arguments.founder,
+        linger=arguments.linger,
+        fetch_within=arguments.fetch_within,
+    )
     try:
         run_node(node_run, worker)
     except FedloomError as error:

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.foundation.state import TrainableState
 from core_training.runs.run_folder import RunFolder
 from p2p.calls import PeerCalls
@@ -105,11 +105,28 @@ def test_the_states_of_two_sides_of_a_cut_come_together_again(tmp_path):
 def test_fewer_than_the_minimum_average_nothing_and_the_state_stays(tmp_path):
     sites = three_sites()
     network = SimulatedNetwork(seed=1, latency=0.1, partitions=[Partition(0.0, 1e9, frozenset({"gamma"}))])
-    run(sites, ring_recipe(rounds=3, deadline=60.0), tmp_path, network)
-    assert final_digests(sites, tmp_path) == {sites["alpha"].initial().digest}
+    with pytest.raises(RunError, match="3 rounds in a row were void: it takes 3 nodes; missing: gamma"):
+        run(sites, ring_recipe(rounds=3, deadline=60.0), tmp_path, network)
+    assert final_states(sites, tmp_path)["alpha"].digest == sites["alpha"].initial().digest
+    assert [event["contributors"] for event in events(tmp_path, "alpha", "epoch_void")] == [[]] * 3
     for name in sites:
-        assert [event["contributors"] for event in events(tmp_path, name, "epoch_void")] == [[]] * 3
         assert events(tmp_path, name, "group_formed") == []
+
+
+def test_a_void_round_is_made_up_for_by_another(tmp_path):
+    sites, recipe = three_sites(), ring_recipe(rounds=5, deadline=60.0)
+    network = SimulatedNetwork(seed=1, latency=0.1, partitions=[Partition(40.0, 180.0, frozenset({"gamma"}))])
+    summary = run(sites, recipe, tmp_path, network)
+    void = [event["round"] for event in events(tmp_path, "alpha", "epoch_void")]
+    counted = [event["round"] for event in events(tmp_path, "alpha", "epoch")]
+    assert len(counted) == 5 == summary.rounds == summary.rounds_done
+    assert summary.void_rounds == len(void) > 0
+    assert sorted([*counted, *void]) == list(range(1, 6 + len(void)))
+    members = [list(sites) if number in counted else [] for number in range(1, max(counted) + 1)]
+    assert final_digests(sites, tmp_path) == {ring_average(sites, max(counted), recipe, members).digest}
+    assert [event["round"] for event in RunFolder(tmp_path).lines("round_void")] == void
+    orders = [number for kind, number, _ in sites["alpha"].orders if kind == "train"]
+    assert orders == list(range(1, max(counted) + 1)), "a void round's updates are in no other sum"
 
 
 def test_an_interrupted_run_goes_on_from_its_commits_to_the_same_bits(tmp_path):

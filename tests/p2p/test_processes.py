@@ -60,6 +60,37 @@ def test_the_others_finish_without_a_node_that_stays_away(federation):
     assert summaries[0] == summaries[1]
 
 
+def test_a_node_that_nobody_joins_ends_with_the_names_and_without_a_result(federation):
+    assert federation.start("alpha", "--rounds", 2, "--minimum", 2, "--deadline", 2).wait(60) == 1
+    said = "error: 'alpha': 3 rounds in a row were void: it takes 2 nodes; missing: beta, gamma"
+    assert said in federation.log("alpha")
+    assert [event["contributors"] for event in federation.events("alpha", "epoch_void")] == [[]] * 3
+    assert [event["reason"] for event in federation.events("alpha", "failed")]
+    summary = federation.run_folder("alpha").summary()
+    assert (summary["status"], summary["rounds_done"], summary["void_rounds"]) == ("failed", 0, 3)
+
+
+@pytest.mark.parametrize("late", [(), ("--fetch-within", 30)], ids=["start", "fetch"])
+def test_who_comes_when_all_is_over_gets_the_finished_state(federation, late):
+    options = ("--rounds", 2, "--minimum", 2, "--deadline", 4, "--linger", 120)
+    for name in ("alpha", "beta"):
+        federation.start(name, *options)
+    for name in ("alpha", "beta"):
+        federation.wait_for(name, "run_completed")
+    federation.start("gamma", *options, *late)
+    federation.finish()  # long before the two have stayed as long as they may
+    assert len(federation.digests() - {None}) == 1
+    assert federation.events("gamma", "adopted")
+    assert federation.events("gamma", "epoch") == federation.events("gamma", "trained") == []
+
+
+def test_fetching_what_nobody_has_says_how_far_the_others_are(federation):
+    federation.start("alpha", "--rounds", 2, "--minimum", 2, "--deadline", 60)
+    assert federation.start("gamma", "--rounds", 2, "--minimum", 2, "--deadline", 60, "--fetch-within", 3).wait(60) == 1
+    assert "no result was to be had within 3 s: alpha " in federation.log("gamma")
+    assert "beta does not answer" in federation.log("gamma")
+
+
 def test_a_node_that_was_stopped_goes_on_where_it_was(federation):
     for name in federation.names:
         federation.start(name, "--rounds", 6, "--seconds", 0.5, "--linger", 60)

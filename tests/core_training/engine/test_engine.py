@@ -92,6 +92,24 @@ def test_who_skipped_steps_goes_on_at_the_learning_rate_of_those_who_took_them(
     assert rates_of(late, 1) == rates[:1]
 
 
+def test_steps_that_led_to_nothing_are_made_up_for_at_their_learning_rates(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Those of a void round; also when the site is stopped and begins again."""
+    recipe = make_recipe(training={"warmup_steps": 3, "lr_scheduler_type": "cosine", "max_steps": 6})
+    whole, made_up, again = (open_engine(recipe) for _ in range(3))
+    rates = rates_of(whole, 6)
+    assert rates_of(made_up, 2) == rates[:2]
+    made_up.skip(-2)
+    assert rates_of(made_up, 4) == rates[:4]
+    made_up.checkpoint(tmp_path / "kept")
+    again.restore(tmp_path / "kept")
+    for engine in (made_up, again):
+        assert rates_of(engine, 2) == rates[4:]
+        with pytest.raises(RunError, match="1 steps were asked for"):
+            engine.train(1)
+
+
 def rates_of(engine: Engine, steps: int) -> list[float]:
     """The learning rates of the next steps."""
     rates: list[float] = []

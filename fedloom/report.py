@@ -181,8 +181,9 @@ def _evaluations(run: Path, recipe: Recipe) -> Iterator[tuple[float, float]]:
 
 
 def _summary(run: Path) -> dict[str, Any]:
-    summary = RunFolder(run).summary()
-    if summary is None:
+    folder = RunFolder(run)
+    summary = folder.summary()
+    if summary is None or not folder.has_completed:
         raise InputError(f"{run}: there is no completed run here (no summary.json)")
     return summary
 

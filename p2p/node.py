@@ -40,7 +40,7 @@ from strategies.ring_scale import Scale
 LINGER_SECONDS = 86_400.0
 """Seconds that a node which has finished hands out the result at most, while there is somebody without it."""
 
-_LONGEST_PAUSE = 10.0
+_LONGEST_PAUSE = 5.0
 """Seconds between two looks for those who are late, at most."""
 
 VOID_IN_A_ROW = 3
@@ -400,7 +400,7 @@ class GossipNode:
                 self._folder.event(events.HandingOut(late=late))
                 told = late
             pause = min(2 * pause, _LONGEST_PAUSE)
-            await self._progress.news_until(min(deadline, self._now() + pause))
+            await asyncio.sleep(min(pause, deadline - self._now()))
 
     def _has_it(self, peer: str) -> bool:
         hello = self._progress.members.hello_of(peer)

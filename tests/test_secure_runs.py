@@ -130,14 +130,17 @@ def test_a_round_whose_sum_cannot_be_opened_is_void_and_the_run_goes_on(recipe: 
         return "before" if order.fields.get("step") == "unmask" and fault_round[-1] == 2 and site in gone else None
 
     fault_round: list[int] = []
-    summary = federate(recipe(5, MASKED, rounds=3), tmp_path / "run", fault)
+    settings = recipe(5, MASKED, rounds=3)
+    training = settings.training.model_copy(update={"logging_steps": 1})
+    settings = settings.model_copy(update={"training": training})
+    summary = federate(settings, tmp_path / "run", fault)
     run = RunFolder(tmp_path / "run")
     (void,) = run.lines("round_void")
     assert void["round"] == 2
     assert [event["round"] for event in run.lines("round")] == [1, 3, 4]
     assert (summary.void_rounds, summary.rounds, summary.rounds_done) == (1, 3, 3)
     assert all(site.rounds == 3 for site in summary.sites.values())
-    whole = federate(recipe(5, MASKED, rounds=3), tmp_path / "whole", nobody)
+    whole = federate(settings, tmp_path / "whole", nobody)
     assert whole.rounds == summary.rounds
     first, _, *others = rates(tmp_path / "run")  # of four rounds, the second of which was void
     assert [first, *others] == rates(tmp_path / "whole"), "the learning rate goes by the rounds that counted"

@@ -125,6 +125,7 @@ class GossipNode:
             await self._gather()
         while not self._judgement.has_ended():
             if not self._catch_up.is_behind() or not await self._catch_up.adopt_newest():
+                self._check_void_rounds()
                 await self._round(self._progress.last.round + 1)
         await self._catch_up.settle()
         result = await self._conclude()
@@ -335,20 +336,27 @@ class GossipNode:
         self._end_after_void_rounds()
 
     def _end_after_void_rounds(self) -> None:
-        """Raise VoidRoundsError after every third in a row, and after the last that the run may have."""
+        """Raise VoidRoundsError after every third void round in a row."""
         progress, plan = self._progress, self._plan
-        is_last = progress.last.void_rounds >= plan.most_void_rounds
-        if progress.ledger.void_in_a_row % VOID_IN_A_ROW and not is_last:
-            return
-        missing = ", ".join(peer for peer in progress.members.others if not progress.members.is_live(peer))
+        if progress.ledger.void_in_a_row % VOID_IN_A_ROW == 0:
+            self._check_void_rounds()
+            goes_on = f"the same command goes on after round {progress.last.round}"
+            raise self._void_rounds(f"{VOID_IN_A_ROW} rounds in a row were void: it takes {plan.needed} nodes", goes_on)
+
+    def _check_void_rounds(self) -> None:
+        """Raise VoidRoundsError when the run has had as many void rounds as it may."""
+        if self._progress.last.void_rounds >= (most := self._plan.most_void_rounds):
+            raise self._void_rounds(f"{most} rounds were void", "the most that this run may have")
+
+    def _void_rounds(self, said: str, means: str) -> VoidRoundsError:
+        """The error of a node that ends for void rounds, noted in its summary."""
+        members, ledger = self._progress.members, self._progress.ledger
+        missing = ", ".join(peer for peer in members.others if not members.is_live(peer))
         who = f"missing: {missing}" if missing else "all were there, and no round came together"
-        said = f"{VOID_IN_A_ROW} rounds in a row were void: it takes {plan.needed} nodes; {who} (the same command "
-        said += f"goes on after round {progress.last.round})"
-        if is_last:
-            said = f"{plan.most_void_rounds} rounds were void, the most that this run may have; {who}"
-        error = VoidRoundsError(f"'{plan.name}': {said}", progress.last.counted, progress.ledger.void_rounds)
-        self._folder.write_summary(summary_of_void_rounds(plan.recipe, error))
-        raise error
+        message = f"'{self._plan.name}': {said}; {who} ({means})"
+        error = VoidRoundsError(message, self._progress.last.counted, ledger.void_rounds)
+        self._folder.write_summary(summary_of_void_rounds(self._plan.recipe, error))
+        return error
 
     def _tell(self, kind: type[events.NodeRound], update: Update, contributors: Sequence[str] = ()) -> None:
         progress, evaluation = self._progress, update.evaluation

@@ -128,6 +128,7 @@ class _RoundLoop:
         began = time.perf_counter() - self._progress.seconds_total
         rounds = self._topology.rounds or 0
         while self._progress.counted < rounds and not self._should_stop_early():
+            self._check_void_rounds()
             number, loss = self._progress.round + 1, None
             try:
                 loss = self._take_in(number, *self._until_enough(f"round {number}", number, self._attempt))
@@ -140,23 +141,24 @@ class _RoundLoop:
             assert self._state is not None, "a round that is void changes a state that is there"
             self._store.commit(self._progress, self._state)
             prune_best(self._folder.checkpoints, self._progress.best_at)
-            self._stop_after_void_rounds()
+            if self._progress.void_in_a_row and self._progress.void_in_a_row % ATTEMPTS_PER_ROUND == 0:
+                self._check_void_rounds()
+                said = f"{ATTEMPTS_PER_ROUND} rounds in a row were void; the run can go on after round {number}"
+                raise self._void_rounds(said)
             self._on_round(number, loss)
         return self._finish(began)
 
-    def _stop_after_void_rounds(self) -> None:
-        """Raise VoidRoundsError after every third in a row, and after the last that the run may have."""
-        progress, most = self._progress, self._recipe.most_void_rounds
-        is_last = progress.void_rounds >= most
-        if not progress.void_in_a_row or (progress.void_in_a_row % ATTEMPTS_PER_ROUND and not is_last):
-            return
-        said = f"{ATTEMPTS_PER_ROUND} rounds in a row were void; the run can go on after round {progress.round}"
-        if is_last:
-            said = f"{most} rounds were void, the most that this run may have"
-        reasons = self._exchange.recent_reasons()
+    def _check_void_rounds(self) -> None:
+        """Raise VoidRoundsError when the run has had as many void rounds as it may."""
+        if self._progress.void_rounds >= (most := self._recipe.most_void_rounds):
+            raise self._void_rounds(f"{most} rounds were void, the most that this run may have")
+
+    def _void_rounds(self, said: str) -> VoidRoundsError:
+        """The error of a run that ends for void rounds, noted in its summary."""
+        progress, reasons = self._progress, self._exchange.recent_reasons()
         error = VoidRoundsError(f"{said}: {reasons}", progress.counted, progress.void_rounds)
         self._folder.write_summary(summary_of_void_rounds(self._recipe, error))
-        raise error
+        return error
 
     def _take_in(self, number: int, outcome: Outcome, seconds: float) -> float:
         """Make an outcome the run's; returns the round's training loss."""

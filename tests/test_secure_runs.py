@@ -165,6 +165,13 @@ def test_a_run_that_went_on_after_three_void_rounds_stops_after_three_more(recip
     for committed in (3, 6):
         with pytest.raises(RunError, match=f"can go on after round {committed}: .*s00 is gone"):
             federate(settings, tmp_path / "run", lost)
+    summary = RunFolder(tmp_path / "run").summary()
+    assert summary is not None
+    assert (summary["status"], summary["rounds_done"], summary["void_rounds"]) == ("failed", 0, 6)
+    for _ in range(2):  # the second time nobody is asked for anything
+        with pytest.raises(RunError, match="8 rounds were void, the most that this run may have"):
+            federate(settings, tmp_path / "run", lost)
+    assert not (tmp_path / "run" / "adapter").exists()
 
 
 def rewrite(order: Envelope, **terms: Any) -> None:

@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 
+from core_training.foundation.errors import VoidRoundsError
 from core_training.runs.run_folder import RunFolder
 from p2p.transport import PeerUnreachable
 from security.secure_aggregation.group import Phase
@@ -105,7 +106,10 @@ class Outcome:
         self.sites = sites_of(count)
         self.recipe = recipe_of(rounds=2, privacy=PRIVACY, learning_rate=1.0, deadline=120.0)
         asks = {name: site.ask for name, site in self.sites.items()}
-        simulate_gossip(self.recipe, asks, RunFolder(folder), FaultyNetwork(fault))
+        try:
+            simulate_gossip(self.recipe, asks, RunFolder(folder), FaultyNetwork(fault))
+        except VoidRoundsError:
+            assert count == 3, "enough are left, and they end for void rounds"
         assert fault.struck
         self.states = final_states(self.sites, folder)
         self.survivors = [name for name in self.sites if name != fault.culprit]
@@ -123,8 +127,9 @@ class Outcome:
     def check_the_state(self):
         """All survivors hold one state: a server's, by its arithmetic on just the updates of the groups that were."""
         (digest,) = {self.states[name].digest for name in self.survivors}
-        groups = product(*({(), tuple(self.members(number))} for number in (1, 2)))
-        assert digest in {ring_average(self.sites, 2, self.recipe, members).digest for members in groups}
+        last = max((event["round"] for name in self.survivors for event in self.rounds[name]), default=0)
+        groups = product(*({(), tuple(self.members(number))} for number in range(1, last + 1)))
+        assert digest in {ring_average(self.sites, last, self.recipe, members).digest for members in groups}
 
 
 @pytest.mark.parametrize("count", [3, 5, 8])

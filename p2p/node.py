@@ -405,7 +405,7 @@ class GossipNode:
             if not late:
                 return
             if late != told and pause > 1:  # not of those who are just about to finish
-                self._folder.event(events.HandingOut(late=late))
+                self._progress.event(events.HandingOut(late=late))
                 told = late
             pause = min(2 * pause, _LONGEST_PAUSE)
             await asyncio.sleep(min(pause, deadline - self._now()))

@@ -58,7 +58,9 @@ def rewind(run_dir: Path, to: int, without: Sequence[str] = ()) -> None:
     # First of all: a run that is finished is not gone on with.
     (run_dir / "summary.json").unlink(missing_ok=True)
     commit_file(run_dir / LEFT_OUT, json.dumps(leave_out).encode())
-    RunStore(folder).remove_after(to)
+    store = RunStore(folder)
+    counted = store.read(to)[0].counted if to else 0
+    store.remove_after(to)
     for name in _RESULTS:
         shutil.rmtree(run_dir / name, ignore_errors=True)
-    folder.event(events.Rewound(round=to, without=leave_out))
+    folder.event(events.Rewound(round=to, rounds_done=counted, without=leave_out))

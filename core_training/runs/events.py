@@ -213,10 +213,14 @@ class ResumedAtRound(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Rewound(Event):
-    """A person took a run back to the end of this round (0: its start), to go on without these sites."""
+    """A person took a run back to the end of this round (0: its start), to go on without these sites.
+
+    `rounds_done` of the rounds up to it counted.
+    """
 
     NAME = "rewound"
     round: int
+    rounds_done: int
     without: Sequence[str]
 
     @property

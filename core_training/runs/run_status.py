@@ -86,9 +86,12 @@ class RunStatus:
                 self.void_rounds += 1
             case events.NodeRound():
                 self._note_round(event)
-            case events.Adopted() | events.Rewound():
+            case events.Adopted():
                 self.round = event.round
                 self._note_done(event)
+            case events.Rewound():
+                self.round, self.rounds_done = event.round, event.rounds_done
+                self.void_rounds = event.round - event.rounds_done
             case events.RoundVoid():
                 self.round, self.state = event.round, "training"
                 self.void_rounds += 1

@@ -177,7 +177,6 @@ def _carry_out(node_run: NodeRun, *, as_json: bool, quiet: bool) -> None:
 @app.command()
 def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
     """Show how far the node is, who else is there, and the losses so far."""
-    from fedloom.console import printable
     from p2p.deployment import node_status
 
     now = node_status(folder)
@@ -187,7 +186,7 @@ def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
         live = ", ".join(now.live) or "none"
         lines.append(f"  run {now.run_id}: round {now.rounds_done}/{now.rounds}{void}, live peers: {live}")
     if now.note and now.state != "completed":
-        lines.append(f"  {printable(now.note)}")
+        lines.append(f"  {now.note}")
     lines += [
         f"  loss {loss:.4f}" + (f", held out {held_out:.4f}" if held_out is not None else "")
         for loss, held_out in list(zip(now.losses, now.eval_losses, strict=True))[-1:]

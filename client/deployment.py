@@ -7,8 +7,6 @@ identity.key stay, node.pub goes to the server's operator), `roster.json` (the i
 
 from __future__ import annotations
 
-import socket
-import ssl
 import sys
 import time
 from collections.abc import Mapping
@@ -23,10 +21,12 @@ import core_training.foundation.environment  # noqa: F401 - for the processes th
 from client.enrolment import load_enrolment
 from client.link import Link, note_link, read_link
 from client.pinned_roster import IDENTITY_KEY
+from client.server_address import parse_server
+from client.server_probe import ServerProbe, probe_server
 from client.site_config import SITE_FILE, load_site_config, parse_site_config
 from client.supervisor import PROCESSES
 from core_training.foundation import background
-from core_training.foundation.durable import commit_file
+from core_training.foundation.durable import commit_file, new_folder
 from core_training.foundation.errors import InputError
 from core_training.foundation.kept_processes import lock_of, log_of
 from security.certificates import load_certificate
@@ -50,6 +50,7 @@ def init_site(
     parse_server(server)
     config = parse_site_config({"name": name, "server": server, "data": dict(data), "models": dict(models)}, "the site")
     load_certificate(authority)
+    new_folder(folder, "--folder")
     make_private_folder(folder)
     (folder / "ca.crt").write_bytes(authority.read_bytes())
     public_key = _make_keys(folder, config.name)
@@ -73,7 +74,7 @@ def start_site(folder: Path) -> tuple[Popen[bytes], Link]:
     load_certificate(folder / "ca.crt")
     read_private_file(folder / "keys" / "node.key")
     load_enrolment(folder, config)
-    _check_server(config.server, folder / "ca.crt")
+    probe = _check_server(config.server, folder / "ca.crt")
     note_link(folder, "connecting")
     supervisor = background.start(
         [sys.executable, "-m", "client.supervisor", str(folder.absolute())],
@@ -81,8 +82,9 @@ def start_site(folder: Path) -> tuple[Popen[bytes], Link]:
         log_of(folder, "site"),
     )
     link = _wait_for_link(folder, supervisor)
-    # Flower refuses an unknown key and a second session of a known one alike; one that was never known is unknown.
-    if link.state == "refused" and link.node_id is None:
+    # Flower refuses an unknown key, a second session of a known one, and a wrong clock alike. One that was never known
+    # is unknown.
+    if link.state == "refused" and link.node_id is None and probe.clock_note is None:
         stop_site(folder)
         raise InputError(
             f"the server at {config.server} does not know this site's key; hand {folder / 'keys' / 'node.pub'} to its "
@@ -102,14 +104,6 @@ def running_processes(folder: Path) -> dict[str, int | None]:
     return {process: background.owner(lock_of(folder, process)) for process in PROCESSES}
 
 
-def parse_server(address: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`. Raises InputError on anything else."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputError(f"server: '{address}' is not HOST:PORT, such as server.example.org:9092")
-    return host.strip("[]"), int(port)
-
-
 def _make_keys(folder: Path, name: str) -> Path:
     """The key that Flower knows the site by, and the identity that the other sites know it by."""
     key = ec.generate_private_key(ec.SECP384R1())
@@ -123,19 +117,12 @@ def _make_keys(folder: Path, name: str) -> Path:
     return public
 
 
-def _check_server(address: str, authority: Path) -> None:
-    """Raise InputError when the server shows a certificate that the site does not trust; one may also be away."""
-    host, port = parse_server(address)
-    trust = ssl.create_default_context(cafile=authority)
-    try:
-        with socket.create_connection((host, port), timeout=5) as plain, trust.wrap_socket(plain, server_hostname=host):
-            return
-    except ssl.SSLCertVerificationError as error:
-        raise InputError(
-            f"the server at {address} shows a certificate that {authority} does not vouch for: {error.verify_message}"
-        ) from None
-    except OSError:
-        return
+def _check_server(address: str, authority: Path) -> ServerProbe:
+    """Look at the server; it may be away. Raises InputError when its certificate is not to be trusted."""
+    probe = probe_server(address, authority)
+    if probe.distrusted:
+        raise InputError(f"the server at {address} {probe.failure}")
+    return probe
 
 
 def _wait_for_link(folder: Path, supervisor: Popen[bytes]) -> Link:

@@ -7,6 +7,7 @@ path of the site.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -205,6 +206,9 @@ def load_site_config(folder: Path) -> SiteConfig:
             "models": {name: model_place(place, folder) for name, place in config.models.items()},
             "runs": {name: _absolute(folder, path) for name, path in config.runs.items()},
             "reward_functions": {name: _absolute(folder, place) for name, place in config.reward_functions.items()},
+            "deepspeed": config.deepspeed.model_copy(
+                update={"config": config.deepspeed.config and _absolute(folder, config.deepspeed.config)}
+            ),
         }
     )
 
@@ -220,7 +224,7 @@ def parse_site_config(document: Any, source: str) -> SiteConfig:
 
 
 def _absolute(folder: Path, path: str) -> str:
-    return str(folder.absolute() / Path(path).expanduser())
+    return str(folder.absolute() / os.path.expanduser(path))
 
 
 def model_place(place: str, folder: Path) -> str:

@@ -23,6 +23,7 @@ from core_training.foundation.careful_logging import log_carefully
 from core_training.foundation.errors import FedloomError
 from core_training.foundation.kept_processes import KeptProcess, lock_of
 from core_training.foundation.kept_processes import log_of as log_of
+from core_training.foundation.stopping import STOPS
 from security.private_files import make_private_folder, write_private_file
 from security.private_sockets import listen
 
@@ -60,7 +61,7 @@ class Supervisor:
         self._messenger = KeptProcess(folder, "messenger", self._messenger_command, flower)
 
     def run(self) -> None:
-        """Tend the processes until SIGTERM, then end them."""
+        """Tend the processes until a signal, then end them."""
         try:
             while True:
                 if self._worker.is_due():
@@ -138,7 +139,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     log_carefully()
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in STOPS:
+        signal.signal(number, lambda *_: sys.exit(0))
     folder = Path(sys.argv[1]).absolute()
     os.chdir(folder)
     Supervisor(folder).run()

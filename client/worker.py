@@ -25,6 +25,7 @@ from core_training.foundation.hub_models import hub_model
 from core_training.foundation.trainable import Trainable
 from core_training.models.libraries import own_the_process, settle_libraries
 from core_training.recipe.model_source import on_this_machine
+from core_training.recipe.refused_key import refused_key
 from core_training.recipe.schema import Recipe
 from strategies.messages import Envelope, Refusal
 
@@ -107,15 +108,19 @@ class Worker:
             told = self._keep_to_itself(error)
             raise RunError(told, public=told, process_is_lost=error.process_is_lost) from error
         except FedloomError as error:
-            raise InputError(self._keep_to_itself(error)) from error
+            raise InputError(self._keep_to_itself(error, refused_key(str(error), resolved))) from error
 
-    def _keep_to_itself(self, error: FedloomError) -> str:
-        """Log an error of this site's files and records; return what the giver of the order may read."""
+    def _keep_to_itself(self, error: FedloomError, key: str | None = None) -> str:
+        """Log an error of this site's files and records; return what the giver of the order may read.
+
+        That is the recipe's key that it is about, where one is known, and no more.
+        """
         _log.error("order refused: %s", error, exc_info=error.__cause__)
         if error.public is not None:
             return error.public
+        about = f" ({key})" if key is not None else ""
         return (
-            f"site '{self._config.name}' could not work with its model, data or reward function; "
+            f"site '{self._config.name}' could not work with its model, data or reward function{about}; "
             "its own logs/worker.log says why"
         )
 

@@ -17,7 +17,10 @@ from core_training.distributed.leaving import leave
 from core_training.foundation.environment import IGNORED  # before anything that might call home
 from core_training.foundation.errors import FedloomError, Interrupted
 from core_training.foundation.foreign_text import harmless
+from core_training.foundation.stopping import number_of, saying, stopping_at_once
 from core_training.models.libraries import own_the_process
+from fedloom.options import expand_home
+from fedloom.streams import open_closed_streams, say
 
 _MOST_LETTERS = 10_000
 """The longest error that is shown."""
@@ -52,7 +55,13 @@ class _LazyCommands(TyperGroup):
         command: Any = typer.main.get_command(import_module(f"fedloom.commands.{name}").app)
         command.name = name
         command.help = command.help or COMMANDS[name]
+        expand_home(command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Carry the command out. A signal ends it with a word, here, before typer ends it without one."""
+        with saying(lambda: "interrupted"), stopping_at_once():
+            return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -73,7 +82,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Show the versio
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done; 1 the run failed; 2 the input was wrong; 130 interrupted."""
+    """Entry point. Exit codes: 0 done; 1 the run failed; 2 the input was wrong; 128 + n stopped by signal n."""
+    open_closed_streams()
     try:
         code = _run()
     except SystemExit as end:  # how typer ends
@@ -91,7 +101,7 @@ def _run() -> int:
     if logging.lastResort is not None:  # notes go to standard error, also where a library has set logging up
         logging.getLogger("core_training").addHandler(logging.lastResort)
     if IGNORED:
-        print(f"not heeded in the environment: {', '.join(IGNORED)}; the recipe says how to train", file=sys.stderr)  # noqa: T201
+        say(f"not heeded in the environment: {', '.join(IGNORED)}; the recipe says how to train")
     try:
         app()
         return 0
@@ -100,16 +110,16 @@ def _run() -> int:
             traceback.print_exc()
         label = "" if isinstance(error, Interrupted) else "error: "
         said = harmless(str(error), _MOST_LETTERS, kept="\n")  # it may quote another party, or a file from one
-        print(f"{label}{said}", file=sys.stderr)  # noqa: T201
+        say(f"{label}{said}")
         return error.exit_code
     except MemoryError:
         if show_traceback:
             traceback.print_exc()
-        print("error: out of memory", file=sys.stderr)  # noqa: T201
+        say("error: out of memory")
         return FedloomError.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; what was committed is saved, and --resume goes on from it", file=sys.stderr)  # noqa: T201
-        return 130
+    except KeyboardInterrupt as stop:  # while a command ended already
+        say("interrupted")
+        return 128 + number_of(stop)
 
 
 if __name__ == "__main__":

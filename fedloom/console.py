@@ -12,13 +12,26 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from core_training.foundation.foreign_text import harmless
+_WHOLE = 10_000
+"""Columns where nobody looks at a terminal: rich would cut tables to 80."""
 
-stderr = Console(stderr=True, highlight=False)
+
+def console(*, on_error: bool = False) -> Console:
+    """A console on standard output, or on standard error.
+
+    Texts are printed as they are: names and paths may hold square brackets, which rich would take for its markup, and
+    colons, which it would take for emoji.
+    """
+    made = Console(stderr=on_error, highlight=False, markup=False, emoji=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = _WHOLE
+    return made
+
+
+stderr = console(on_error=True)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -49,13 +62,13 @@ def ticking(label: str, unit: str, *, quiet: bool = False) -> Iterator[Ticker]:
         yield Ticker(label, unit, None, quiet=quiet)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit + "s"),
+        TextColumn(unit + "s", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=stderr) as bar:
         yield Ticker(label, unit, bar, quiet=quiet)
@@ -73,11 +86,6 @@ def results_only_on_stdout() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
-
-
-def plain(text: str) -> str:
-    """A site's text without control characters, for rich to print as it is."""
-    return escape(harmless(text))
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -105,7 +113,7 @@ def show_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool, quie
         return
     table = Table(title=f"{summary['stage']} · {summary['tuning']} · {summary['topology']}", title_justify="left")
     for column in ("site", "train", "held out", "loss before", "loss after"):
-        table.add_column(column, justify="left" if column == "site" else "right")
+        table.add_column(column, justify="left" if column == "site" else "right", overflow="fold")
     for name, site in summary["sites"].items():
         table.add_row(
             name,

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 from core_training.foundation.errors import InputError
+from core_training.recipe.home import STANDARD_INPUT
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe file (YAML).", show_default=False)]
+if TYPE_CHECKING:
+    from core_training.recipe.schema import Recipe
+
+RecipePath = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="The recipe file (YAML); - is standard input.", show_default=False),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -36,6 +49,23 @@ Base = Annotated[
 ]
 
 
+class _HomePath(click.Path):
+    """A path in which a shell has left `~` or `~user` as it was, as it does after an equals sign."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+def expand_home(command: click.Command) -> None:
+    """Let a command, and those under it, know their paths' `~` as the home folder."""
+    for parameter in command.params:
+        if type(parameter.type) is not _HomePath and isinstance(parameter.type, click.Path):
+            known = parameter.type
+            parameter.type = _HomePath(path_type=known.type, allow_dash=known.allow_dash)
+    for below in getattr(command, "commands", {}).values():
+        expand_home(below)
+
+
 def paths_by_name(options: list[str], option: str) -> dict[str, list[str]]:
     """`NAME=PATH` options as absolute paths by name. Raises InputError for one of another form."""
     named: dict[str, list[str]] = {}
@@ -43,7 +73,7 @@ def paths_by_name(options: list[str], option: str) -> dict[str, list[str]]:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise InputError(f"{option} '{text}': give a name and a path, such as {option} medquad=/data/medquad.jsonl")
-        named.setdefault(name, []).append(str(Path(path).expanduser().absolute()))
+        named.setdefault(name, []).append(str(Path(os.path.expanduser(path)).absolute()))
     return named
 
 
@@ -57,6 +87,23 @@ def models_by_name(options: list[str], option: str) -> dict[str, str]:
             models[name] = place
             typer.echo(f"{option} {name}: {place} is no folder here, so it is a model's name on the hub", err=True)
     return models
+
+
+@contextmanager
+def as_file(path: Path, recipe: Recipe) -> Iterator[list[str]]:
+    """This command's arguments with a file in the place of a recipe that came on standard input, for other processes.
+
+    The file is there while the block runs. `path` is the recipe's on the command line.
+    """
+    arguments = sys.argv[1:]
+    if path != STANDARD_INPUT:
+        yield arguments
+        return
+    with NamedTemporaryFile("w", prefix="recipe-", suffix=".yaml", encoding="utf-8") as file:
+        file.write(recipe.to_yaml())
+        file.flush()
+        arguments[arguments.index(str(path))] = file.name
+        yield arguments
 
 
 def print_answer(document: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -6,37 +6,44 @@ import asyncio
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from client.enrolment import load_enrolment
 from client.site_config import load_site_config
+from client.worker_client import worker_lock
 from core_training.foundation import background
 from core_training.foundation.careful_logging import log_carefully
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, Interrupted, RunError
+from core_training.foundation.health import Health, health
+from core_training.foundation.stopping import stopping_when_ready
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import Listener, RunFolder
 from p2p.grpc_transport import GrpcServer, GrpcTransport
 from p2p.ledger import NodeResult
 from p2p.node import LINGER_SECONDS, fetch_result, take_part
-from p2p.node_folder import load_identity, pin_founder, read_node_config, trusted_founder
+from p2p.node_folder import KEYS, load_identity, pin_founder, read_node_config, trusted_founder
 from p2p.plan import RunPlan
 from p2p.roster import SignedRoster, read_member, read_roster, write_roster
 from p2p.service import PeerService
 from p2p.site_orders import Ask
+from security.certificates import ends_soon, last_day
 from security.signing import canonical_json, create_signing_key, load_signing_key, public_key_text
 
 FOUNDER_KEY = "founder.key"
 _STARTS_WITHIN = 30.0
 _LAST_LINE_BYTES = 16 << 10
+_WAITS_AT_MOST = 60.0
+"""Seconds that a node waits for its peers before a person should look after them."""
 
 Worker = Callable[[Path], AbstractContextManager[Ask]]
 """The trainer of the site in a folder, for as long as a block runs."""
@@ -61,7 +68,7 @@ class NodeStatus:
     """A node's status, from its folder's files. Losses are by round: mean in training, and held out before it.
 
     `rounds_done` of its `rounds` counted, and `void_rounds` changed nothing; `round` is the newest one. `note` is the
-    newest event, where a person should know of it.
+    newest event, where a person should know of it; `attention` is what a person should see to, each with what to do.
     """
 
     name: str
@@ -76,6 +83,13 @@ class NodeStatus:
     live: list[str] = field(default_factory=list)
     losses: list[float | None] = field(default_factory=list)
     eval_losses: list[float | None] = field(default_factory=list)
+    certificate_ends: str | None = None
+    attention: list[str] = field(default_factory=list)
+
+    @property
+    def health(self) -> Health:
+        """A node that has completed its run is well, though it runs no more."""
+        return health(self.attention, running=self.process is not None or self.state == "completed")
 
     def to_json(self) -> dict[str, Any]:
         """The status as people's programs read it; `epoch` and `epochs` are earlier versions' words."""
@@ -104,7 +118,7 @@ def run_node(
     `on_result` is told the result as soon as it is there; the worker has ended then, and the node may stay for others.
 
     Raises InputError when a file, key, certificate, roster or port is unusable (then nothing was started), RunError
-    when the site cannot train, and Interrupted after SIGINT or SIGTERM.
+    when the site cannot train, and Interrupted after a signal.
     """
     folder = node_run.folder
     site = load_site_config(folder)
@@ -146,7 +160,7 @@ def run_node(
     log_carefully()
     with background.claim(node_lock(folder)):
         try:
-            return asyncio.run(_until_signal(serve()))
+            return asyncio.run(_until_signal(serve(), lambda: background.stop(worker_lock(folder), patience=0.0)))
         except RunError as error:
             run_folder.event(events.Failed(reason=str(error)))
             raise
@@ -198,12 +212,22 @@ def stop_node(folder: Path) -> bool:
 def node_status(folder: Path) -> NodeStatus:
     """The node's status, with its newest run so far."""
     name, process = load_site_config(folder).name, background.owner(node_lock(folder))
+    certificate = folder / KEYS / "node.crt"
+    ends = last_day(certificate).isoformat()
+    attention = [note] if (note := ends_soon(certificate)) is not None else []
+    again = f"`fedloom p2p start --folder {folder}` with the words of its start goes on with the run"
     try:
         current = json.loads(_current_run(folder).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return NodeStatus(name, process)
-    status = RunFolder(folder / "runs" / current["run_id"]).status()
+        return NodeStatus(name, process, certificate_ends=ends, attention=attention)
+    run = RunFolder(folder / "runs" / current["run_id"])
+    status = run.status()
     state = status.state if process is not None or status.state in ("completed", "failed") else "stopped"
+    if process is None and state != "completed":
+        left = "; its worker is left and ends with the next start" if background.owner(worker_lock(folder)) else ""
+        attention.append(f"the node does not run, and its run has not ended{left}: {again}")
+    elif state.startswith("waiting") and _seconds_since_the_last_event(run) > _WAITS_AT_MOST:
+        attention.append(f"the node is {state}: start these, or see why they cannot be reached")
     points = status.curve.values()
     return NodeStatus(
         name=name,
@@ -218,7 +242,14 @@ def node_status(folder: Path) -> NodeStatus:
         live=sorted(status.live),
         losses=[point.loss for point in points],
         eval_losses=[point.eval_loss for point in points],
+        certificate_ends=ends,
+        attention=attention,
     )
+
+
+def _seconds_since_the_last_event(run: RunFolder) -> float:
+    times = [line["time"] for line in run.lines() if "time" in line]
+    return (datetime.now(UTC) - datetime.fromisoformat(times[-1])).total_seconds() if times else 0.0
 
 
 def node_lock(folder: Path) -> Path:
@@ -240,12 +271,18 @@ async def _started(stack: ExitStack, worker: AbstractContextManager[Ask]) -> Ask
         raise
 
 
-async def _until_signal(work: Coroutine[Any, Any, NodeResult]) -> NodeResult:
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        raise Interrupted("stopped; the last round is committed, and the same command goes on from it") from None
+async def _until_signal(work: Coroutine[Any, Any, NodeResult], end_at_once: Callable[[], object]) -> NodeResult:
+    """What `work` comes to. A signal ends it in order; a second one ends this process, after `end_at_once`."""
+    task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+
+    def leave(number: Signals) -> None:
+        end_at_once()
+        os._exit(128 + number)  # an exception would have to wait for what the first signal is ending
+
+    with stopping_when_ready(lambda _: loop.call_soon_threadsafe(task.cancel), leave) as stop:
+        try:
+            return await task
+        except asyncio.CancelledError:
+            number = stop.number or Signals.SIGINT
+            said = "stopped; the last round is committed, and the same command goes on from it"
+            raise Interrupted(said, number) from None

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from pydantic import Field, ValidationError
 
 from client.site_config import SITE_FILE, parse_site_config
-from core_training.foundation.durable import commit_file
+from core_training.foundation.durable import commit_file, new_folder
 from core_training.foundation.errors import InputError
 from core_training.parts.section import Section
 from p2p.grpc_transport import Identity
@@ -54,6 +54,7 @@ def init_node(
     reached_at = address or listen
     _check_address("--listen", listen)
     _check_address("--address", reached_at)
+    new_folder(folder, "--folder")
     make_private_folder(folder)
     host = reached_at.rpartition(":")[0].strip("[]")
     files = create_node_certificate(folder / KEYS, site.name, [host])

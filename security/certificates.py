@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -24,6 +24,9 @@ from security.private_files import make_private_folder, read_private_file, write
 AUTHORITY_CERTIFICATE = "ca.crt"
 AUTHORITY_KEY = "ca.key"
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+ENDS_SOON_DAYS = 30
+"""Days before a certificate's last one from which on status commands speak of it."""
 
 _CLOCK_SKEW = timedelta(minutes=10)
 _LONGEST_COMMON_NAME = 64
@@ -124,6 +127,26 @@ def parse_certificate(
                 f"{source}: the certificate is foreign: this federation's authority did not issue it"
             ) from None
     return certificate
+
+
+def last_day(path: Path) -> date:
+    """The last day (UTC) of a certificate file, past or to come. Raises InputError for a file that holds none."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.date()
+    except OSError as error:
+        raise InputError(f"{path}: the certificate cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{path}: this is not a PEM certificate (-----BEGIN CERTIFICATE-----)") from None
+
+
+def ends_soon(path: Path, today: date | None = None) -> str | None:
+    """What to say of a certificate that ends within `ENDS_SOON_DAYS`, or has ended; None of another."""
+    last = last_day(path)
+    days = (last - (today or datetime.now(UTC).date())).days
+    if days > ENDS_SOON_DAYS:
+        return None
+    when = f"ends on {last}, in {days} days" if days >= 0 else f"ended on {last}"
+    return f"{path}: the certificate {when}; issue a new one and hand it out (docs/deploy.md)"
 
 
 def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -11,9 +11,15 @@ from core_training.foundation.errors import InputError, RunError
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make `folder` (and its parents); nobody but its owner may enter it (0700)."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
+    """Make `folder` (and its parents); nobody but its owner may enter it (0700).
+
+    Raises InputError where none can be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}; name another folder") from None
 
 
 def write_private_file(path: Path, data: bytes) -> None:

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
 from core_training.foundation import background
-from core_training.foundation.durable import commit_file
+from core_training.foundation.durable import commit_file, new_folder
 from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.kept_processes import log_of
 from core_training.recipe.reading import load_recipe
@@ -62,6 +62,7 @@ def init_federation(folder: Path, address: Address, also_known_as: list[str]) ->
     """
     if (folder / FEDERATION_FILE).exists():
         raise InputError(f"{folder}: there is a federation already; choose another folder")
+    new_folder(folder, "--folder")
     make_private_folder(folder)
     create_authority(folder / "keys")
     issue_server_certificate(folder / "keys", [address.host, *also_known_as])
@@ -121,7 +122,7 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
         _check_identities(federation, recipe)
     if background.owner(federation.server_lock) is None:
         raise InputError(f"the server is not running; `fedloom server start --folder {federation.folder}` starts it")
-    run_id = _new_run_id(federation, recipe_file.stem)
+    run_id = _new_run_id(federation, recipe_file.stem.strip("-") or "recipe")  # standard input has no name
     commit_file(federation.runs / run_id / "recipe.yaml", recipe.to_yaml().encode())
     federation.want(run_id)
     return run_id
@@ -200,7 +201,8 @@ def run_states(federation: Federation) -> list[RunProgress]:
 
 def _left_alone(run: RunProgress) -> RunProgress:
     said = [run.note] if run.note else []
-    return replace(run, note="; ".join([*said, "nobody works on it: `fedloom server start` goes on with it"]))
+    note = "; ".join([*said, "nobody works on it: `fedloom server start` goes on with it"])
+    return replace(run, state="failed" if run.state == "failed" else "unattended", note=note)
 
 
 def _want_unfinished_runs(federation: Federation) -> dict[str, int | None]:

@@ -29,6 +29,8 @@ _ASKED_AGAIN_AT_MOST = 60.0
 _NEWCOMER_WAIT = 5.0
 """Seconds that sites which are ready wait for newcomers. A slower one has joined when it is asked the next time."""
 
+_TOLD_AGAIN_AFTER = 60.0
+"""Seconds after which it is told once more who is waited for, and why."""
 
 _RETURNS_WITHIN = 15.0
 """Seconds that a server which was started again waits for the sites that took part before, though enough are there."""
@@ -81,12 +83,14 @@ class Membership:
         self._terms: Terms | None = None
         self._offers: dict[int, Offer] = {}
         """What the connected sites have announced that no vote has been held on yet, by node."""
-        self._told = ""
+        self._told_divided = ""
         """The last division of the sites that was told."""
         self._joined: dict[int, str] = {}
         self._turned_away: set[int] = set()
         self._pauses: dict[int, _Pause] = {}
         self._waits_until = time.monotonic() + min(_RETURNS_WITHIN, self._patience)
+        self._told: events.WaitingForSites | None = None
+        self._tells_again = 0.0
         self.layout: Mapping[str, str] = {}
         """The small files that stand beside the weights of a result, as most sites describe them."""
         self.announced: dict[str, Offer] = {}
@@ -111,7 +115,6 @@ class Membership:
         """
         minimum = max(self._recipe.fewest_sites.values())
         deadline = time.monotonic() + self._patience
-        announced = False
         while True:
             connected = set(self._grid.nodes())
             # Whoever reconnects is asked again.
@@ -135,6 +138,7 @@ class Membership:
             returning = self._goes_on and not before <= set(present.values()) and time.monotonic() < self._waits_until
             if len(present) >= minimum and not returning:
                 self._goes_on = False  # from now on, who is away is waited for no longer
+                self._told = None
                 return present
             if is_over:
                 raise RunError(
@@ -142,11 +146,32 @@ class Membership:
                     "(minimum_sites of topology and of privacy.secure_aggregation, topology.round_deadline). "
                     + self._exchange.recent_reasons()
                 )
-            if not announced and not returning:
-                there = sorted([*present.values(), *self._offering])
-                self._folder.event(events.WaitingForSites(sites=there, minimum=minimum))
-                announced = True
+            if not returning:
+                self._give_up_if_too_few_can(minimum)
+                self._tell_of_waiting(sorted([*present.values(), *self._offering]), minimum)
             time.sleep(POLL_SECONDS)
+
+    def _give_up_if_too_few_can(self, minimum: int) -> None:
+        """Raise RunError, with each site's reason, when too few admitted ones are left that may yet serve the run."""
+        admitted = set(self._sites().values())
+        unable = (self._exchange.hopeless & admitted) - set(self._joined.values())
+        if not unable or len(admitted) - len(unable) >= minimum:
+            return
+        reasons = "; ".join(f"{site}: {self._exchange.reasons[site]}" for site in sorted(unable))
+        raise RunError(
+            f"{len(unable)} of the {len(admitted)} admitted sites cannot serve this run, which needs {minimum}: "
+            f"{reasons}. Submit another recipe; or have it mended there, the site stopped and started"
+        )
+
+    def _tell_of_waiting(self, present: list[str], minimum: int) -> None:
+        """Tell who is there, who is not, and why not: when it changes, and every minute."""
+        absent = sorted(set(self._sites().values()) - set(present))
+        refused = {site: self._exchange.reasons[site] for site in absent if site in self._exchange.reasons}
+        missing = [site for site in absent if site not in refused]
+        waiting = events.WaitingForSites(sites=present, minimum=minimum, refused=refused, missing=missing)
+        if waiting != self._told or time.monotonic() >= self._tells_again:
+            self._folder.event(waiting)
+            self._told, self._tells_again = waiting, time.monotonic() + _TOLD_AGAIN_AFTER
 
     def _newcomers(self, connected: set[int], round_number: int) -> dict[int, str]:
         known = self._sites()
@@ -213,8 +238,8 @@ class Membership:
         divided = events.SitesDisagree(announced=who_announced_what(fitting))
         if is_over or self._sites().keys() <= self._offers.keys() | self._turned_away:
             raise RunError(divided.note)
-        if divided.announced != self._told:
-            self._told = divided.announced
+        if divided.announced != self._told_divided:
+            self._told_divided = divided.announced
             self._folder.event(divided)
 
     def _let_join(self, agreed: Terms, progress: Progress) -> None:
@@ -229,6 +254,7 @@ class Membership:
                     raise ProtocolError(difference(offer, agreed, self.layout), fatal=True)
                 self._joined[node] = site
                 self._pauses.pop(node, None)
+                self._exchange.reasons.pop(site, None)
                 self.announced[site] = offer
                 progress.sites.setdefault(site, _first_seen(offer))
                 joined = events.SiteJoined(

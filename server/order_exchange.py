@@ -37,6 +37,8 @@ class OrderExchange:
         """Whether an update did not fit its scale, since this was last set to False."""
         self.hopeless: set[str] = set()
         """The sites whose newest fault was a fatal one: to ask them the same again would not help."""
+        self.reasons: dict[str, str] = {}
+        """The newest reason for which each site was set aside."""
 
     def ask(
         self,
@@ -92,4 +94,6 @@ class OrderExchange:
             self.too_narrow |= isinstance(error, NarrowScaleError)
             if error.fatal:
                 self.hopeless.add(site)
-            self._folder.event(events.Quarantined(site=site, round=round_number, reason=str(error)))
+            quarantined = events.Quarantined(site=site, round=round_number, reason=str(error))
+            self.reasons[site] = quarantined.reason
+            self._folder.event(quarantined)

@@ -25,7 +25,8 @@ _REPLACED_WITHIN = 15.0
 class RunProgress:
     """A run's progress. `round` is the newest one, void or not; `loss` is that of the newest one that counted.
 
-    `rounds_done` of its `rounds` counted, and `void_rounds` changed nothing.
+    `rounds_done` of its `rounds` counted, and `void_rounds` changed nothing. `state` is that of the run's status
+    (`waiting`, `training`, `failed`, …), or `unattended` where nobody works on it.
     `note` is the newest event that a person should know of, if the run stands still.
     """
 
@@ -40,6 +41,7 @@ class RunProgress:
     void_rounds: int = 0
     rounds_done: int = 0
     note: str | None = None
+    state: str = "starting"
 
 
 def read_progress(folder: Path) -> RunProgress:
@@ -59,6 +61,7 @@ def read_progress(folder: Path) -> RunProgress:
         void_rounds=status.void_rounds,
         rounds_done=status.rounds_done,
         note=status.note,
+        state=summary.get("status", status.state),
     )
 
 

@@ -58,4 +58,11 @@ class _JumpingSelector(selectors.DefaultSelector):
 def run_virtually(work: Coroutine[Any, Any, _Result]) -> _Result:
     """Do `asyncio.run` on a `VirtualTimeLoop`."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.get_loop().set_exception_handler(_tell_of_errors)
         return runner.run(work)
+
+
+def _tell_of_errors(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Tell what asyncio tells, but for a signal that ends a task: whoever runs the loop hears of it."""
+    if not isinstance(context.get("exception"), KeyboardInterrupt):
+        loop.default_exception_handler(context)

@@ -32,6 +32,7 @@ from core_training.engine.failures import explained
 from core_training.foundation import background
 from core_training.foundation.errors import DivergedError, FedloomError, InputError, RunError
 from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.stopping import STOPS
 from core_training.foundation.trainable import DataReport, EvalReport, OnFigures, TrainReport
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
@@ -227,7 +228,7 @@ class GroupEngine:
 
 def follow() -> NoReturn:
     """Carry out what rank 0 announces until it closes the engine; then exit the process."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)  # rank 0 decides when to stop
     engine: Engine | None = None
     while True:

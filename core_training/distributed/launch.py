@@ -12,13 +12,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from signal import Signals
+from typing import NoReturn
 
 from core_training.distributed import slurm
 from core_training.foundation import environment
 from core_training.foundation.errors import InputError
+from core_training.foundation.stopping import stopping_when_ready
 from core_training.foundation.trainable import Trainable
 from core_training.models.libraries import settle_libraries
 from core_training.recipe.schema import DeepSpeed, Recipe
+
+_log = logging.getLogger(__name__)
 
 _SAVED_WITHIN = 600
 """Seconds that the launcher gives its processes to save, once it was asked to stop; torchrun's default is 30."""
@@ -82,6 +87,7 @@ def run_as_group(processes: int, module: str, arguments: Sequence[str]) -> int:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # they are heard here, where an echo is told from a second one
     with tempfile.TemporaryDirectory(prefix="fedloom-group-", ignore_cleanup_errors=True) as folder:
         os.environ[rendezvous.FOLDER] = folder
         config = LaunchConfig(
@@ -102,14 +108,24 @@ def _exit_code(launch: Callable[[], object]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    def pass_on(number: Signals) -> NoReturn:
+        raise SignalException(f"{number.name} came", sigval=number)
+
     try:
-        launch()
+        with stopping_when_ready(pass_on, _leave_at_once):
+            launch()
     except ChildFailedError as error:
         failures = error.failures
         return abs(int(failures.get(0, error.get_first_failure()[1]).exitcode))
-    except SignalException:  # the launcher has passed the signal on and waited: rank 0 saved and said so
-        return 130
+    except SignalException as stop:  # the launcher has passed the signal on and waited: rank 0 saved and said so
+        return 128 + stop.sigval
     return 0
+
+
+def _leave_at_once(number: Signals) -> NoReturn:
+    """End this process, which its group follows; an exception would be waited with for as long as for a group."""
+    _log.warning("stopped at once; --resume goes on from what was saved before")
+    os._exit(128 + number)
 
 
 @contextmanager

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from core_training.foundation.errors import FedloomError, InputError, Interrupted, RunError
+from core_training.foundation.stopping import StopRequest, stopping_when_ready
 from core_training.foundation.trainable import EVAL_REPORT, StepFigures, Trainable, TrainReport, means, total
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
@@ -35,9 +35,12 @@ def train(
 ) -> Summary:
     """Train to the end and write the run folder. `on_step(step, total)` is called after each step.
 
-    Raises Interrupted, with everything saved, after SIGINT or SIGTERM; these are left alone without `heeds_signals`.
+    Raises Interrupted, with everything saved, after one of the signals in `STOPS`, and StopNow after a second; without
+    `heeds_signals` these are left alone.
     """
-    with _stop_on_signal(engine) if heeds_signals else nullcontext(_Stopped()) as stopped:
+    # The running step ends before anything is saved.
+    heeding = stopping_when_ready(lambda _: engine.stop()) if heeds_signals else nullcontext(StopRequest())
+    with heeding as stopped:
         return _CentralRun(recipe, engine, folder, on_step, stopped).to_the_end(resume=resume)
 
 
@@ -55,7 +58,7 @@ class _CentralRun:
         engine: Trainable,
         folder: RunFolder,
         on_step: Callable[[int, int], None],
-        stopped: _Stopped,
+        stopped: StopRequest,
     ) -> None:
         self._recipe = recipe
         self._engine = engine
@@ -177,13 +180,14 @@ class _CentralRun:
 
     def _leave_if_stopped(self) -> None:
         """Save and stop, once a signal has come."""
-        if self._stopped:
+        if self._stopped.number is not None:
             self._checkpoint()
             step = self._engine.step
-            self._folder.event(events.InterruptedAtStep(step=step))
+            self._folder.event(events.Interrupted(step=step))
             raise Interrupted(
                 f"interrupted at step {step} of {self._engine.total_steps}, saved in {self._folder.path}; "
-                "--resume goes on"
+                "--resume goes on",
+                self._stopped.number,
             )
 
     def _failed(self, error: RunError) -> RunError:
@@ -261,33 +265,3 @@ def _summarise(
 
 def _next_multiple(step: int, of: int) -> int:
     return (step // of + 1) * of
-
-
-class _Stopped:
-    """A flag, true once a signal asked the run to stop."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __bool__(self) -> bool:
-        return self.asked
-
-
-@contextmanager
-def _stop_on_signal(engine: Trainable) -> Iterator[_Stopped]:
-    """The first SIGINT or SIGTERM lets the running step end; a second SIGINT stops at once."""
-    stopped = _Stopped()
-
-    def stop(number: int, frame: Any) -> None:
-        # Launchers repeat SIGTERM: Slurm some time after the first, DeepSpeed's right after Ctrl-C.
-        if stopped.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stopped.asked = True
-        engine.stop()
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

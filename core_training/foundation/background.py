@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.stopping import number_of, stopping_at_once
 
 _POLL_SECONDS = 0.05
 _A_GLANCE = 1.0
@@ -114,11 +115,14 @@ def stop(lock: Path, patience: float = 10.0) -> bool:
     return True
 
 
-def attend(process: subprocess.Popen[bytes]) -> None:
-    """Return when `process` ends, or when somebody stops this one (SIGINT, SIGTERM)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt):
-        process.wait()
+def attend(process: subprocess.Popen[bytes]) -> signal.Signals | None:
+    """Wait until `process` ends (None), or until somebody stops this one: the signal's number."""
+    try:
+        with stopping_at_once():
+            process.wait()
+    except KeyboardInterrupt as stop:
+        return number_of(stop)
+    return None
 
 
 def search_path() -> str:
@@ -127,8 +131,11 @@ def search_path() -> str:
 
 
 def _take(lock: Path, patience: float = 0.0) -> int:
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise InputError(f"{lock}: cannot be written: {error.strerror}; name a folder that can") from None
     deadline = time.monotonic() + max(patience, _A_GLANCE)
     while True:
         try:

@@ -50,12 +50,18 @@ def commit_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def new_folder(to: Path) -> Path:
-    """The absolute path of a folder to write with `--to`. Raises InputError for a file, or where something is in it."""
-    if to.exists() and not to.is_dir():
-        raise InputError(f"--to: {to} is a file; name a new folder")
-    if to.is_dir() and any(to.iterdir()):
-        raise InputError(f"--to: {to} exists and is not empty; name a new folder")
+def new_folder(to: Path, option: str = "--to") -> Path:
+    """The absolute path of a folder to write, as named with `option`.
+
+    Raises InputError for a file, where something is in it, and where nobody may look.
+    """
+    try:
+        if to.exists() and not to.is_dir():
+            raise InputError(f"{option}: {to} is a file; name a new folder")
+        if to.is_dir() and any(to.iterdir()):
+            raise InputError(f"{option}: {to} exists and is not empty; name a new folder")
+    except OSError as error:
+        raise InputError(f"{option}: {to} cannot be used: {error.strerror}; name a new folder") from None
     return to.resolve()
 
 

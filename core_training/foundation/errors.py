@@ -4,6 +4,8 @@ Every message says what is wrong, where, and what would be right. The command li
 exits with `exit_code`; anything else that is raised is a defect of fedloom and shows its traceback.
 """
 
+import signal
+
 from core_training.foundation.foreign_text import harmless
 
 
@@ -68,6 +70,9 @@ class NarrowScaleError(ProtocolError):
 
 
 class Interrupted(FedloomError):
-    """The person asked the run to stop; its state is saved and `--resume` continues it."""
+    """A signal asked the command to stop; what it had committed is saved, and the message says how to go on."""
 
-    exit_code = 130
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        """`number` is the signal's; the exit code is the one that a shell gives to whoever ends by it."""
+        super().__init__(message)
+        self.exit_code = 128 + number

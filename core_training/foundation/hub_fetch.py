@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core_training.foundation.environment import STAY_OFFLINE
-from core_training.foundation.errors import InputError, Interrupted, RunError
+from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.hub_models import HubModel
+from core_training.foundation.stopping import saying
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def fetch(model: HubModel, *, quiet: bool = False) -> Fetched:
     if not quiet:
         _log.warning("fetching %s from the hub", model)
     progress = "0" if quiet or _PROGRESS_OFF in os.environ or not sys.stderr.isatty() else "1"
-    try:
+    how_to_go_on = "interrupted; what was fetched is kept, and the same command goes on from there"
+    with saying(lambda: how_to_go_on):
         done = subprocess.run(
             [sys.executable, "-m", "core_training.foundation.hub_download", model.name, model.revision or "", progress],
             stdin=subprocess.DEVNULL,
@@ -53,8 +55,6 @@ def fetch(model: HubModel, *, quiet: bool = False) -> Fetched:
             env=_environment(model),
             check=False,
         )
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; what was fetched is kept, and the same command goes on from there") from None
     return _answer(model, done)
 
 

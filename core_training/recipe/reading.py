@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -24,25 +25,36 @@ from core_training.parts.mixing_rules import MIXING_RULES
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
+from core_training.recipe.home import STANDARD_INPUT, expand_home
 from core_training.recipe.schema import Recipe
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe file and apply `section.key=value` overrides.
+    """Read a recipe file and apply `section.key=value` overrides; `~` in its paths is the home folder.
 
     Raises InputError, naming the key (or the YAML line) and what would be right.
     """
+    is_stream = Path(path) == STANDARD_INPUT
+    source = "standard input" if is_stream else str(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = (sys.stdin.buffer.read() if is_stream else Path(path).read_bytes()).decode("utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe file") from None
+        raise InputError(f"{source}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    return parse_recipe(text, source=str(path), overrides=overrides)
+        raise InputError(f"{source}: cannot be read as UTF-8 text: {error}") from None
+    if is_stream and not text.strip():
+        raise InputError("standard input: there is no recipe on it; pipe one in, or name its file")
+    return parse_recipe(text, source, overrides, at_home=True)
 
 
-def parse_recipe(text: str, source: str = "recipe", overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe from YAML text; `source` names it in errors, which are those of `load_recipe`."""
+def parse_recipe(
+    text: str, source: str = "recipe", overrides: list[str] | None = None, *, at_home: bool = False
+) -> Recipe:
+    """Read a recipe from YAML text; `source` names it in errors, which are those of `load_recipe`.
+
+    `at_home` says that its paths are of whoever runs this, so that `~` is the home folder. One from outside could have
+    the folder's name told in an error.
+    """
     for parts in (DATA_KINDS, STAGES, TUNING_MODES, CODECS, AGGREGATION_RULES, MIXING_RULES):
         parts.check()
     if both := AGGREGATION_RULES.keys() & MIXING_RULES.keys():
@@ -56,6 +68,8 @@ def parse_recipe(text: str, source: str = "recipe", overrides: list[str] | None 
         document = axolotl.to_recipe(document, source)
     for override in overrides or []:
         _apply_override(document, override)
+    if at_home:
+        expand_home(document)
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:

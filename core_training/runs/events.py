@@ -129,9 +129,12 @@ class BestChosen(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterruptedAtStep(Event):
+class Interrupted(Event):
+    """A signal has stopped the run, which can go on: from the end of `step` in a central run, of `round` in others."""
+
     NAME = "interrupted"
-    step: int
+    step: int | None = None
+    round: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +195,9 @@ class StepsLogged(Event):
         )
 
 
+_MOST_LETTERS = 300
+"""Of a site's reason, where the reasons of several stand in one line."""
+
 _SHORTEST = 1e-9
 """Seconds: no clock is finer."""
 
@@ -239,13 +245,20 @@ class SiteJoined(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WaitingForSites(Event):
+    """Too few sites are there. `refused` has the reason of each that could not join, `missing` are not connected."""
+
     NAME = "waiting"
     sites: Sequence[str]
     minimum: int
+    refused: Mapping[str, str] = field(default_factory=dict)
+    missing: Sequence[str] = ()
 
     @property
     def note(self) -> str:
-        return f"waiting for {self.minimum} sites, {len(self.sites)} are there"
+        parts = [f"waiting for {self.minimum} sites, {len(self.sites)} are there"]
+        parts += [f"{site} could not join: {reason[:_MOST_LETTERS]}" for site, reason in self.refused.items()]
+        parts += [f"not connected: {', '.join(self.missing)}"] if self.missing else []
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)

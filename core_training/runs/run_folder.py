@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 
 from core_training.foundation import background
 from core_training.foundation.durable import commit_file
-from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.errors import FedloomError, InputError, RunError
 from core_training.foundation.hub_models import hub_model
 from core_training.recipe.model_source import as_pinned_before
 from core_training.recipe.reading import load_recipe
@@ -33,6 +34,8 @@ from core_training.runs.going_on import check_goes_on, is_same_run, schedule_not
 from core_training.runs.run_status import RunStatus, fold
 
 _log = logging.getLogger(__name__)
+
+_RECIPE = "recipe.yaml"
 
 Listener = Callable[[Event], None]
 """A function that is told an event."""
@@ -100,6 +103,7 @@ class RunFolder:
         self._listeners = list(listeners)
         self.path = path if path.name not in ("", "..") else path.resolve()
         self._given_out = 0
+        self._is_prepared = False
         self._curve = CurveFile(self.path / CURVE_FILE)
 
     @property
@@ -108,26 +112,60 @@ class RunFolder:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.name).lstrip("._-")[:100] or "run"
 
     def claimed(self) -> AbstractContextManager[None]:
-        """Keep other processes from working on this run meanwhile. Raises InputError when one does already."""
+        """Keep other processes from working on this run meanwhile.
+
+        Raises InputError when one does already, and where no run folder can be made here.
+        """
+        self.check_place()
         return background.claim(self.path.with_name(f".{self.path.name}.lock"))
 
     @property
     def recipe(self) -> Recipe:
         """The run's recipe. Raises InputError when there is none."""
-        return load_recipe(self.path / "recipe.yaml")
+        return load_recipe(self.path / _RECIPE)
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def check_place(self) -> None:
+        """Raise InputError where this can be no run folder: nothing may be written, or it holds what is no run's."""
+        try:
+            foreign = self._foreign()
+            # The nearest folder that is there is the one in which something is made.
+            nearest = next(one for one in (self.path, *self.path.absolute().parents) if os.path.lexists(one))
+            if not nearest.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is no folder")
+            if not os.access(nearest, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, f"nothing may be written in {nearest}")
+        except OSError as error:
+            raise self._unusable(error) from None
+        if foreign:
+            raise InputError(
+                f"{self.path} holds no run, but other things ({', '.join(foreign[:3])}{', …' * (len(foreign) > 3)}); "
+                "name a new folder, or an empty one, with --out"
+            )
+
+    def _foreign(self) -> list[str]:
+        """The names in the folder where it is no run's; a run that was killed at once has a place for checkpoints."""
+        if not self.path.is_dir() or (self.path / _RECIPE).exists():
+            return []
+        begun = self.checkpoints.is_dir() and not any(self.checkpoints.iterdir())
+        return sorted(
+            one.name
+            for one in self.path.iterdir()
+            if not (begun and (one == self.checkpoints or one.name.startswith(f".{_RECIPE}.")))
+        )
 
     def prepare(self, recipe: Recipe, *, resume: bool) -> None:
         """Make the folder ready for `recipe`, starting anew or going on.
 
         A folder that holds an earlier run is moved aside (`NAME.1`, `NAME.2`, …) when a new one starts. A run may go
         on with more steps or rounds than it was to have, also when it had ended. Raises InputError when there is
-        nothing to resume, or when the earlier run had another recipe.
+        nothing to resume, when the earlier run had another recipe, or when the folder holds what is no run's.
         """
-        earlier = self.path / "recipe.yaml"
+        self.check_place()
+        earlier = self.path / _RECIPE
         if resume:
             if not earlier.exists():
                 raise InputError(f"{self.path}: there is no run to resume here; leave out --resume to start one")
@@ -138,18 +176,36 @@ class RunFolder:
             if Path.cwd().is_relative_to(self.path.resolve()):
                 raise InputError(f"{self.path} holds an earlier run; name another folder with --out")
             number = next(n for n in range(1, sys.maxsize) if not self._aside(n).exists())
-            self.path.rename(self._aside(number))
+            try:
+                self.path.rename(self._aside(number))
+            except OSError as error:
+                raise self._unusable(error) from None
             self._given_out, self._curve = 0, CurveFile(self.path / CURVE_FILE)
             _log.warning("%s held an earlier run, which is now %s", self.path, self._aside(number))
         self.forget_failure()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be made a run folder: {error.strerror}; name another with --out"
-            ) from None
+            raise self._unusable(error) from None
         commit_file(earlier, recipe.to_yaml().encode())
+        self._is_prepared = True
         self._note_hub_model(recipe)
+
+    def _unusable(self, error: OSError) -> InputError:
+        return InputError(f"{self.path} cannot be made a run folder: {error.strerror}; name another with --out")
+
+    def note_interruption(self) -> str:
+        """Note that a signal has ended this run at once; returns what to say: how far it is, and how to go on."""
+        if not self._is_prepared:
+            return f"interrupted before anything was done; {self.path} is as it was"
+        unit = "step" if self.recipe.topology.kind == "central" else "round"
+        saved = max((path.name for path in self.checkpoints.glob(f"{unit}-*")), default=None)
+        done = self.status().round if saved is None else int(saved.removeprefix(f"{unit}-"))
+        with suppress(FedloomError):
+            self.event(events.Interrupted(**{unit: done}))
+        if done:
+            return f"interrupted; {unit} {done} is saved in {self.path}; --resume goes on from it"
+        return f"interrupted before the first {unit} was saved in {self.path}; --resume begins with it"
 
     def _note_hub_model(self, recipe: Recipe) -> None:
         model = hub_model(recipe.model.name_or_path)
@@ -160,7 +216,7 @@ class RunFolder:
 
     def pinned(self, recipe: Recipe) -> Recipe:
         """The recipe that goes on with the run here: with its model as it was pinned, where there is such a run."""
-        earlier = self.path / "recipe.yaml"
+        earlier = self.path / _RECIPE
         return as_pinned_before(recipe, load_recipe(earlier)) if earlier.is_file() else recipe
 
     def completed(self, recipe: Recipe) -> dict[str, Any] | None:
@@ -168,12 +224,12 @@ class RunFolder:
         summary = self.summary()
         if summary is None or not self.has_completed:
             return None
-        return summary if is_same_run(load_recipe(self.path / "recipe.yaml"), recipe) else None
+        return summary if is_same_run(load_recipe(self.path / _RECIPE), recipe) else None
 
     def keep_recipe(self, text: str) -> None:
         """Write `recipe.yaml`, in the words of whoever started the run."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        commit_file(self.path / "recipe.yaml", text.encode())
+        commit_file(self.path / _RECIPE, text.encode())
 
     def event(self, event: Event) -> None:
         """Append one line to `events.jsonl`: the time (UTC), and the event. Raises RunError when the disk refuses."""

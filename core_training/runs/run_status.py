@@ -99,7 +99,7 @@ class RunStatus:
                 self.curve[event.step] = Point(event.step, None, event.loss)
             case events.Quarantined():
                 self.quarantined += 1
-            case events.Failed() | events.InterruptedAtStep():
+            case events.Failed() | events.Interrupted():
                 self.state = event.NAME
             case events.RoundsCompleted() if self.of_node:
                 pass  # the node's own worker has evaluated its result; the node goes on for a while

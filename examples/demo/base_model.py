@@ -36,12 +36,12 @@ CHAT_TEMPLATE = (
 def make_base_model(world: World, folder: Path, overrides: list[str] | None = None) -> Path:
     """Make and pre-train the model in `folder`; returns where it lies, in the layout that transformers loads."""
     recipe = load_recipe(RECIPE, overrides)
+    run = RunFolder(folder)
+    run.prepare(recipe, resume=False)  # first: what is in the folder then is the run's
     texts = [_as_text(question) for question in world.common]
     write_records(folder / "texts.jsonl.gz", ({"text": text} for text in texts))
     _write_untrained(texts, folder / "untrained", recipe.training.seed)
-    run = RunFolder(folder)
     with opened_engine(recipe) as engine, ticking("pre-training the base", "step") as ticker:
-        run.prepare(recipe, resume=False)
         train(recipe, engine, run, ticker.advance)
     return folder / "model"
 

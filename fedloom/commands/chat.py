@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from core_training.foundation.errors import InputError
+from core_training.foundation.stopping import number_of
 from fedloom.console import results_only_on_stdout, stderr
 from fedloom.options import Base, Json, RunPath, Site
 
@@ -64,7 +66,8 @@ def _talk(conversation: Conversation) -> None:
     while True:
         try:
             text = input("you> " if sys.stdin.isatty() else "")
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, KeyboardInterrupt) as end:
+            _leave_if_stopped(end)
             stderr.print()
             return
         if text.strip() == "/quit":
@@ -75,9 +78,15 @@ def _talk(conversation: Conversation) -> None:
             conversation.reply(text, _write)
         except InputError as error:
             stderr.print(f"error: {error}")
-        except KeyboardInterrupt:
-            pass
+        except KeyboardInterrupt as end:
+            _leave_if_stopped(end)
         _write("\n")
+
+
+def _leave_if_stopped(end: BaseException) -> None:
+    """Go on with a signal that is no Ctrl-C, which ends no more than an answer."""
+    if isinstance(end, KeyboardInterrupt) and number_of(end) != SIGINT:
+        raise end
 
 
 def _write(text: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from core_training.foundation.foreign_text import printable
+from fedloom.foreground import attended
 from fedloom.options import Json, models_by_name, paths_by_name, print_answer
 
 app = typer.Typer(
@@ -87,18 +90,21 @@ def start(
 ) -> None:
     """Start the site: it connects to the server and takes part in its runs."""
     from client.deployment import start_site, stop_site
-    from core_training.foundation import background
+    from core_training.foundation.stopping import saying
 
-    supervisor, link = start_site(folder)
+    left = f"interrupted; `fedloom client stop --folder {folder}` ends what runs"
+    with saying(lambda: left):
+        supervisor, link = start_site(folder)
+    reasons = "" if link.state == "connected" else _reasons(folder)
     said = {
         "connected": "The site is connected.",
-        "connecting": "The server cannot be reached yet; the site keeps trying.",
-        "refused": f"The server has not taken the site in yet ({link.detail}); the site keeps trying.",
+        "connecting": f"The server cannot be reached yet; the site keeps trying.{reasons}",
+        "refused": f"The server has not taken the site in yet ({link.detail}); the site keeps trying.{reasons}",
     }[link.state]
     print_answer({"link": link.state, "node_id": link.node_id}, said, as_json=as_json)
     if foreground:
-        background.attend(supervisor)
-        stop_site(folder)
+        with saying(lambda: left):
+            attended(supervisor, lambda: stop_site(folder), "client", f"--folder {folder}")
 
 
 @app.command()
@@ -116,27 +122,35 @@ def stop(folder: Folder = Path("site"), as_json: Json = False) -> None:
 
 @app.command()
 def status(folder: Folder = Path("site"), as_json: Json = False) -> None:
-    """Show the site's processes, its link to the server, the roster it pinned, and the newest events of its runs."""
-    from client.deployment import running_processes
-    from client.link import read_link
-    from client.pinned_roster import pinned_roster
-    from client.site_config import load_site_config
+    """Show the site's processes, its link to the server, the roster it pinned, and the newest events of its runs.
+
+    Exits 0 where all is well, 3 where something needs a person, and says what, 4 where the site is stopped.
+    """
+    from client.site_status import site_status
     from security.identities import to_read_out
 
-    name = load_site_config(folder).name
-    processes = running_processes(folder)
-    link = read_link(folder)
-    state = link.state if processes["site"] is not None else "stopped"
-    events = _newest_events(folder)
-    pinned = pinned_roster(folder)
-    roster = {"sites": list(pinned.identities), "digest": pinned.digest} if pinned else None
-    lines = [f"{name}: {state}" + (f" ({link.detail})" if link.detail and state == "refused" else "")]
-    lines += [f"  {process:10} {number or 'not running'}" for process, number in processes.items()]
-    shown = f"{', '.join(pinned.identities)}: {to_read_out(pinned.digest)}" if pinned else "none pinned"
-    lines.append(f"  {'roster':10} {shown}")
-    lines += [f"  run {run}: {_told(event)}" for run, event in events.items()]
-    document = {"name": name, "link": state, "processes": processes, "roster": roster, "runs": events}
-    print_answer(document, "\n".join(lines), as_json=as_json)
+    now = site_status(folder)
+    lines = [f"{now.name}: {now.link}" + (f" ({now.detail})" if now.detail else "")]
+    lines += [f"  {process:10} {number or 'not running'}" for process, number in now.processes.items()]
+    lines.append(f"  {'roster':10} {_roster(now.roster, to_read_out)}")
+    if now.server is not None and now.server.clock_ahead is not None:
+        lines.append(f"  {'clock':10} {now.server.clock_ahead:+.0f} s to the server's")
+    lines += [f"  {name:10} valid until {day}" for name, day in now.certificates.items()]
+    lines += [f"  run {run}: {_told(event)}" for run, event in now.runs.items()]
+    lines += now.attention
+    print_answer(now.to_json(), printable("\n".join(lines), kept="\n"), as_json=as_json)
+    raise typer.Exit(now.health)
+
+
+def _reasons(folder: Path) -> str:
+    """What stands between the site and its server, a line each."""
+    from client.site_status import site_status
+
+    return "".join(f"\n  {what}" for what in site_status(folder).attention)
+
+
+def _roster(pinned: tuple[list[str], str] | None, to_read_out: Callable[[str], str]) -> str:
+    return "none pinned" if pinned is None else f"{', '.join(pinned[0])}: {to_read_out(pinned[1])}"
 
 
 def _told(event: dict[str, Any]) -> str:
@@ -144,11 +158,3 @@ def _told(event: dict[str, Any]) -> str:
     figures = {key: value for key, value in event.items() if key not in ("time", "event") and value is not None}
     shown = (f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items())
     return ", ".join([event["event"], *shown])
-
-
-def _newest_events(folder: Path) -> dict[str, dict[str, Any]]:
-    from core_training.runs.run_folder import RunFolder
-
-    runs = sorted((folder / "runs").glob("*/events.jsonl"))
-    events = {path.parent.name: list(RunFolder(path.parent).lines()) for path in runs}
-    return {run: of_run[-1] for run, of_run in events.items() if of_run}

@@ -6,10 +6,10 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from core_training.foundation.foreign_text import printable
 from core_training.recipe.reading import load_recipe
-from fedloom.console import plain, results_only_on_stdout, stderr
+from fedloom.console import console, results_only_on_stdout, stderr
 from fedloom.options import Overrides, RecipePath
 
 app = typer.Typer(no_args_is_help=True, help="Look at the records of a recipe as the model will read them.")
@@ -47,8 +47,8 @@ def show(
         stage = load_stage(loaded, base)
     outcome = Outcome()
     lengths, most = Lengths(), loaded.training.max_length
-    console = Console(highlight=False)
-    wrapped = not console.is_terminal  # a file's lines are as long as they are; a terminal's are broken between words
+    out = console()
+    wrapped = not out.is_terminal  # a file's lines are as long as they are; a terminal's are broken between words
     for number, one in enumerate(tokenised_records(loaded, stage, None, outcome, processes=available_cores())):
         one = without_labels(one) if loaded.stage_part.samples else one
         lengths.add(one)
@@ -58,16 +58,16 @@ def show(
             typer.echo(json.dumps(document_of(one, base.tokenizer), ensure_ascii=False))
         elif number < (_SHOWN if limit is None else limit):
             place = f"{one.record.place} ({'held out' if one.held_out else 'trains'})"
-            console.print(plain(place), style="bold", soft_wrap=wrapped)
+            out.print(printable(place), style="bold", soft_wrap=wrapped)
             for tokens in shown(one):
-                console.print(styled(tokens, base.tokenizer, in_colour=bool(console.color_system)), soft_wrap=wrapped)
-                console.print(plain(f"  {len(tokens)} tokens, {tokens.loss_tokens} learnt"), style="cyan")
-            console.print()
+                out.print(styled(tokens, base.tokenizer, in_colour=bool(out.color_system)), soft_wrap=wrapped)
+                out.print(printable(f"  {len(tokens)} tokens, {tokens.loss_tokens} learnt"), style="cyan")
+            out.print()
     if not as_json:
         for line in lengths.lines(loaded, context_length(base.model)):
-            console.print(plain(line), soft_wrap=wrapped)
+            out.print(printable(line), soft_wrap=wrapped)
     lost = lengths.lost_share
     cut = f"training.max_length {most} cuts {lost:.0%} of what was to be learnt; raise it, or shorten the records"
     warnings = [*outcome.warnings(), lengths.leaks.warning(), cut if lost >= LOST_ANSWERS else ""]
     for warning in filter(None, warnings):
-        stderr.print(plain(f"warning: {warning}"), soft_wrap=True)
+        stderr.print(printable(f"warning: {warning}"), soft_wrap=True)

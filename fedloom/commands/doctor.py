@@ -17,8 +17,10 @@ app = typer.Typer()
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine has and lacks, and what to do about it. Exits 1 where the indispensable is missing."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from fedloom.console import console
 
     with results_only_on_stdout():
         findings = examine()
@@ -26,13 +28,14 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({"ready": ready, "findings": [asdict(finding) for finding in findings]}))
     else:
-        marks = {State.OK: "[green]ok[/]", State.OPTIONAL: "[yellow]optional[/]", State.MISSING: "[red]missing[/]"}
+        colours = {State.OK: "green", State.OPTIONAL: "yellow", State.MISSING: "red"}
         table = Table(title="This machine", title_justify="left")
         for column in ("", "state", "found", "what to do"):
             table.add_column(column, overflow="fold")
         for finding in findings:
-            table.add_row(finding.name, marks[finding.state], finding.found, finding.remedy or "")
-        console = Console(highlight=False)
-        console.print(table)
-        console.print("fedloom can run here." if ready else "fedloom cannot run here before what is missing is there.")
+            state = Text(finding.state, style=colours[finding.state])
+            table.add_row(finding.name, state, finding.found, finding.remedy or "")
+        out = console()
+        out.print(table)
+        out.print("fedloom can run here." if ready else "fedloom cannot run here before what is missing is there.")
     raise typer.Exit(0 if ready else 1)

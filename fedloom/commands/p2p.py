@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from core_training.runs import events
-from fedloom.options import Json, Overrides, Quiet, RecipePath, models_by_name, paths_by_name, print_answer
+from fedloom.options import Json, Overrides, Quiet, RecipePath, as_file, models_by_name, paths_by_name, print_answer
 
 app = typer.Typer(no_args_is_help=True, help="A gossip node: training together without a server.")
 
@@ -108,8 +108,9 @@ def start(
 
     loaded = load_recipe(recipe, ["topology.kind=gossip", *(overrides or [])])
     if detach:
-        command = [sys.executable, "-m", "fedloom.cli", *(word for word in sys.argv[1:] if word != "--detach")]
-        process = start_in_background(folder, command)
+        with as_file(recipe, loaded) as arguments:
+            command = [sys.executable, "-m", "fedloom.cli", *(word for word in arguments if word != "--detach")]
+            process = start_in_background(folder, command)
         print_answer(
             {"process": process},
             f"The node runs as process {process}; see: fedloom p2p status --folder {folder}",
@@ -141,6 +142,7 @@ def fetch(
 
 
 def _carry_out(node_run: NodeRun, *, as_json: bool, quiet: bool) -> None:
+    from core_training.foundation.stopping import saying
     from fedloom.console import show_summary, ticking, warn
     from p2p.deployment import run_node
     from p2p.ledger import summarize
@@ -171,12 +173,16 @@ def _carry_out(node_run: NodeRun, *, as_json: bool, quiet: bool) -> None:
         def on_result(result: NodeResult) -> None:
             show_summary(asdict(summarize(recipe, [result])), str(folder / "runs"), as_json=as_json, quiet=quiet)
 
-        run_node(node_run, worker_of, listener, on_result)
+        with saying(lambda: "stopped; what was committed is kept, and the same command goes on from it"):
+            run_node(node_run, worker_of, listener, on_result)
 
 
 @app.command()
 def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
-    """Show how far the node is, who else is there, and the losses so far."""
+    """Show how far the node is, who else is there, and the losses so far.
+
+    Exits 0 where all is well or the run has completed, 3 where something needs a person, 4 where the node does not run.
+    """
     from p2p.deployment import node_status
 
     now = node_status(folder)
@@ -191,7 +197,11 @@ def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
         f"  loss {loss:.4f}" + (f", held out {held_out:.4f}" if held_out is not None else "")
         for loss, held_out in list(zip(now.losses, now.eval_losses, strict=True))[-1:]
     ]
+    if now.certificate_ends is not None:
+        lines.append(f"  certificate valid until {now.certificate_ends}")
+    lines += now.attention
     print_answer(now.to_json(), "\n".join(lines), as_json=as_json)
+    raise typer.Exit(now.health)
 
 
 @app.command()

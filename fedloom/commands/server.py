@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from core_training.foundation.foreign_text import printable
+from fedloom.foreground import attended
 from fedloom.options import Json, Overrides, Quiet, RecipePath, print_answer
 
 if TYPE_CHECKING:
     from server.federation import Federation
     from server.run_progress import RunProgress
+    from server.server_status import ServerStatus
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,12 +118,14 @@ def start(
     as_json: Json = False,
 ) -> None:
     """Start the server, and go on with all runs that are not finished."""
-    from core_training.foundation import background
+    from core_training.foundation.stopping import saying
     from server.deployment import start_server, stop_server
     from server.federation import open_federation
 
     federation = open_federation(folder)
-    superlink, resumed = start_server(federation)
+    left = f"interrupted; `fedloom server stop --folder {folder}` ends what runs"
+    with saying(lambda: left):
+        superlink, resumed = start_server(federation)
     said = f"The server listens on {federation.address}." if superlink else "The server was running already."
     if resumed:
         said += f" Going on with {', '.join(resumed)}."
@@ -131,8 +135,8 @@ def start(
         as_json=as_json,
     )
     if foreground and superlink is not None:
-        background.attend(superlink)
-        stop_server(federation)
+        with saying(lambda: left):
+            attended(superlink, lambda: stop_server(federation), "server", f"--folder {folder}")
 
 
 @app.command()
@@ -162,13 +166,18 @@ def submit(
 
     Before the first such run every site pins the roster that `fedloom server roster` writes.
     """
+    from core_training.foundation.stopping import saying
     from server.deployment import submit_run
     from server.federation import open_federation
 
     federation = open_federation(folder)
     run_id = submit_run(federation, recipe, overrides or [])
     if wait:
-        _follow(federation, run_id, as_json=as_json, quiet=quiet)
+        said = (
+            f"run {run_id} is not followed any more and goes on; `fedloom server status --folder {folder}` tells of it"
+        )
+        with saying(lambda: said):
+            _follow(federation, run_id, as_json=as_json, quiet=quiet)
         return
     said = f"Run {run_id} is submitted; `fedloom server status --folder {folder}` follows it."
     print_answer({"run_id": run_id, "folder": str(federation.run_folder(run_id))}, said, as_json=as_json)
@@ -176,20 +185,20 @@ def submit(
 
 @app.command()
 def status(folder: Folder = Path("federation"), as_json: Json = False) -> None:
-    """Show the sites and the runs: round, losses, what stands in the way."""
-    from server.deployment import run_states, site_states
+    """Show the sites and the runs: round, losses, what stands in the way.
+
+    Exits 0 where all is well, 3 where something needs a person, and says what, 4 where the server is not running.
+    """
     from server.federation import open_federation
+    from server.server_status import server_status
 
     federation = open_federation(folder)
-    states = site_states(federation)
-    runs = run_states(federation)
+    now = server_status(federation)
     if as_json:
-        running = states is not None
-        print_answer(
-            {"running": running, "sites": states or {}, "runs": [asdict(run) for run in runs]}, "", as_json=True
-        )
-        return
-    _print_tables(str(federation.address), states, [site.name for site in federation.sites()], runs)
+        print_answer(now.to_json(), "", as_json=True)
+    else:
+        _print_tables(str(federation.address), now)
+    raise typer.Exit(now.health)
 
 
 @app.command()
@@ -223,59 +232,72 @@ def rewind(
     )
 
 
-def _print_tables(address: str, states: dict[str, str] | None, names: list[str], runs: list[RunProgress]) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
+def _print_tables(address: str, now: ServerStatus) -> None:
+    from rich.table import Table
 
-    from fedloom.console import plain
+    from fedloom.console import console
 
-    console = Console()
-    console.print(f"The server listens on {address}." if states is not None else "The server is not running.")
-    sites = Table("site", "state")
-    for name in names:
-        sites.add_row(name, (states or {}).get(name, "unknown"))
-    console.print(sites)
-    table = Table(
-        Column("run", overflow="fold", min_width=24), "round", "loss", "held-out loss", "sites in the newest round"
-    )
-    for run in runs:
-        present = {name: site for name, site in sorted(run.sites.items()) if site.round == run.round}
-        # A site's own loss is not known where it is masked.
-        newest = ", ".join(
-            f"{name} {site.loss:.4f}" if site.loss is not None else name for name, site in present.items()
-        )
-        void = f", {run.void_rounds} void" if run.void_rounds else ""
-        finished = ", finished" if run.finished else ""
-        stands = f"{run.rounds_done}/{run.rounds}{void}{finished}"
-        table.add_row(run.run_id, stands, _figure(run.loss), _figure(run.eval_loss), newest)
-    console.print(table)
-    for run in runs:
-        if run.note and not run.finished:
-            console.print(f"{run.run_id}: {plain(run.note)}", soft_wrap=True, highlight=False)
+    out = console()
+    out.print(f"The server listens on {address}." if now.running else "The server is not running.")
+    sites = Table()
+    runs = Table()
+    for table, columns in ((sites, _SITE_COLUMNS), (runs, _RUN_COLUMNS)):
+        for column in columns:
+            table.add_column(column, overflow="fold", min_width=24 if column == "run" else None)
+    for name, state in now.sites.items():
+        sites.add_row(name, state)
+    for run in now.runs:
+        runs.add_row(*_row(run))
+    out.print(sites)
+    out.print(runs)
+    ends = ", ".join(f"{name} until {day}" for name, day in now.certificates.items())
+    out.print(f"certificates: {ends}", soft_wrap=True)
+    for what in now.attention:
+        out.print(printable(what), soft_wrap=True)
+    for run in now.runs:
+        if run.note and not run.finished and not any(what.startswith(f"{run.run_id}: ") for what in now.attention):
+            out.print(f"{run.run_id}: {printable(run.note)}", soft_wrap=True)
+
+
+_SITE_COLUMNS = ("site", "state")
+_RUN_COLUMNS = ("run", "round", "loss", "held-out loss", "sites in the newest round", "state")
+
+
+def _row(run: RunProgress) -> tuple[str, ...]:
+    present = {name: site for name, site in sorted(run.sites.items()) if site.round == run.round}
+    # A site's own loss is not known where it is masked.
+    newest = ", ".join(f"{name} {site.loss:.4f}" if site.loss is not None else name for name, site in present.items())
+    void = f", {run.void_rounds} void" if run.void_rounds else ""
+    finished = ", finished" if run.finished else ""
+    stands = f"{run.rounds_done}/{run.rounds}{void}{finished}"
+    return run.run_id, stands, _figure(run.loss), _figure(run.eval_loss), newest, run.state
 
 
 def _follow(federation: Federation, run_id: str, *, as_json: bool, quiet: bool) -> None:
     from core_training.foundation.errors import RunError
-    from core_training.runs.events import Event, Round
-    from fedloom.console import plain, show_summary, stderr, ticking
+    from core_training.runs.events import Event, Failed, Round
+    from fedloom.console import show_summary, stderr, ticking
     from server.deployment import is_worked_on
     from server.run_progress import follow, read_progress
 
     folder = federation.run_folder(run_id)
     rounds = read_progress(folder).rounds
+    failures: list[str] = []
     with ticking(run_id, "round", quiet=quiet or as_json) as ticker:
 
         def report(event: Event) -> None:
+            if isinstance(event, Failed) and quiet:  # else it is shown as it happens
+                failures.append(f": {event.reason}")
             if isinstance(event, Round):
                 done = event.rounds_done or event.round
                 ticker.advance(done, rounds, f"loss {_figure(event.loss)}, {len(event.sites)} sites")
             elif event.note is not None and not quiet:
-                stderr.print(plain(event.note), soft_wrap=True)
+                stderr.print(printable(event.note), soft_wrap=True)
 
         summary = follow(folder, report, lambda: is_worked_on(federation, run_id))
     if not summary:
         raise RunError(
-            f"run {run_id} stands still and nobody works on it; "
+            f"run {run_id} stands still and nobody works on it{''.join(failures)}; "
             f"`fedloom server start --folder {federation.folder}` goes on with it"
         )
     show_summary(summary, str(folder), as_json=as_json, quiet=quiet)

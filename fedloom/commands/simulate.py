@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import typer
 
+from core_training.foundation.foreign_text import printable
 from fedloom.options import Json, Out, Overrides, Quiet, RecipePath, Resume
 
 app = typer.Typer()
@@ -24,11 +25,12 @@ def simulate(
     from pathlib import Path
 
     from core_training.foundation.errors import InputError
+    from core_training.foundation.stopping import saying
     from core_training.recipe.model_source import on_this_machine
     from core_training.recipe.reading import load_recipe
     from core_training.runs.events import Round
     from core_training.runs.run_folder import RunFolder
-    from fedloom.console import plain, results_only_on_stdout, show_summary, stderr, ticking, warn
+    from fedloom.console import results_only_on_stdout, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
 
     loaded = load_recipe(recipe, overrides)
@@ -43,6 +45,7 @@ def simulate(
     if resume and (done := folder.completed(loaded)) is not None:
         show_summary(done, str(folder.path), as_json=as_json, quiet=quiet)
         return
+    folder.check_place()
     loaded = on_this_machine(loaded, quiet=quiet)
     from simulations import simulate as run_simulation
 
@@ -51,6 +54,7 @@ def simulate(
     rounds = loaded.topology.rounds or 0
     list(folder.new_events())  # those of the run so far, or of an earlier one
     with (
+        saying(folder.note_interruption),
         results_only_on_stdout(),
         folder.claimed(),
         ticking(loaded.topology.kind, "round", quiet=quiet or as_json) as ticker,
@@ -61,7 +65,7 @@ def simulate(
                 if isinstance(event, Round) and event.loss is not None:
                     ticker.advance(event.rounds_done or event.round, rounds, f"loss {event.loss:.4f}")
                 elif event.note is not None and not quiet:
-                    stderr.print(plain(event.note), soft_wrap=True)
+                    stderr.print(printable(event.note), soft_wrap=True)
 
         try:
             summary = run_simulation(loaded, folder, lambda *_: show_news(), resume=resume)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 
 import typer
 
-from fedloom.options import Json, Out, Overrides, Quiet, RecipePath, Resume
+from core_training.foundation.foreign_text import printable
+from fedloom.options import Json, Out, Overrides, Quiet, RecipePath, Resume, as_file
 
 app = typer.Typer()
 
@@ -25,11 +25,12 @@ def train(
     from pathlib import Path
 
     from core_training.distributed.launch import must_launch, opened_engine, run_as_group, speaks
+    from core_training.foundation.stopping import saying
     from core_training.recipe.model_source import on_this_machine
     from core_training.recipe.reading import load_recipe
     from core_training.runs.run_folder import RunFolder
     from core_training.runs.trackers import check_trackers
-    from fedloom.console import plain, results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
+    from fedloom.console import results_only_on_stdout, show_left_out, show_summary, stderr, ticking, warn
     from fedloom.recipe_account import warnings_of
 
     loaded = load_recipe(recipe, ["topology.kind=central", *(overrides or [])])
@@ -41,16 +42,23 @@ def train(
             show_summary(done, str(folder.path), as_json=as_json, quiet=quiet)
         return
     check_trackers(loaded)
+    folder.check_place()
     if speaks():  # the others of a group are given its recipe
         loaded = on_this_machine(loaded, quiet=quiet)
     if launching:
-        raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", sys.argv[1:]))
+        with saying(folder.note_interruption), as_file(recipe, loaded) as arguments:
+            raise typer.Exit(run_as_group(loaded.deepspeed.processes, "fedloom.cli", arguments))
     from core_training.engine.central import train as train_centrally
 
     if speaks() and not quiet:
         warn(warnings_of(loaded))
 
-    with results_only_on_stdout(), opened_engine(loaded) as engine, folder.claimed():
+    with (
+        saying(folder.note_interruption),
+        results_only_on_stdout(),
+        opened_engine(loaded) as engine,
+        folder.claimed(),
+    ):
         folder.prepare(loaded, resume=resume)
         list(folder.new_events())  # those of the run so far
         if not quiet:
@@ -61,5 +69,5 @@ def train(
             summary = train_centrally(loaded, engine, folder, ticker.advance, resume=resume)
     for note in filter(None, (event.note for event in folder.new_events())):
         if not quiet:
-            stderr.print(plain(note), soft_wrap=True)
+            stderr.print(printable(note), soft_wrap=True)
     show_summary(asdict(summary), str(folder.path), as_json=as_json, quiet=quiet)

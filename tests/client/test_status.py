@@ -18,5 +18,5 @@ def test_empty_and_torn_events_are_passed_over(tmp_path: Path, events: str) -> N
     run.mkdir(parents=True)
     (run / "events.jsonl").write_text(events)
     shown = CliRunner().invoke(app, ["status", "--folder", str(tmp_path), "--json"])
-    assert shown.exit_code == 0, shown.exception
+    assert shown.exit_code == 4, shown.exception
     assert json.loads(shown.stdout)["runs"] == ({"r": {"event": "trained", "round": 1}} if "trained" in events else {})

@@ -56,3 +56,26 @@ def test_a_failing_reward_function_tells_the_server_nothing_of_the_records(
     assert "Case" not in str(refusal.fields)
     assert str(tmp_path) not in str(refusal.fields)
     assert "reward_function" in caplog.text
+
+
+def test_a_recipe_that_a_site_cannot_carry_out_is_refused_by_its_key_and_nothing_else(
+    make_recipe: Callable[..., Recipe], tiny_model: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "patients.jsonl"
+    data.write_text('{"question": "Who is Maria?"}\n')
+    document = {
+        "name": "heart", "server": "localhost:9092", "data": {"questions": str(data)}, "models": {"m": str(tiny_model)},
+    }  # fmt: skip
+    recipe = make_recipe(
+        model={"name_or_path": "m"}, data={"train": "questions"},
+        topology={"kind": "federated", "rounds": 1, "local_steps": 1},
+    )  # fmt: skip
+    give_key(tmp_path / "heart")
+    service = Worker(tmp_path / "heart", parse_site_config(document, "site.yaml")).service
+    refusal = service.handle(JoinOrder(run_id="run", version=__version__, recipe=recipe.to_yaml()).envelope())
+    service.close()
+    told = (
+        "site 'heart' could not work with its model, data or reward function (data.train); "
+        "its own logs/worker.log says why"
+    )
+    assert (refusal.kind, refusal.fields["reason"], refusal.fields["fatal"]) == ("refused", told, True)

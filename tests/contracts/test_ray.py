@@ -64,6 +64,13 @@ def test_a_session_has_no_longer_a_name_than_is_counted_on() -> None:
         validate("x" * (LONGEST_ADDRESS + 5))
 
 
+@leans(FILE)
+def test_ray_takes_sigterm_by_a_function_that_can_be_kept_from_it() -> None:
+    node, utils = look_up(FILE, "ray._private.node:Node"), look_up(FILE, "ray._private.utils")
+    assert callable(utils.set_sigterm_handler)
+    assert "ray._private.utils.set_sigterm_handler(" in inspect.getsource(node)
+
+
 @leans("flower_transport/apps.py")
 def test_a_node_is_told_which_of_the_partitions_it_is() -> None:
     assert look_up(FILE, "flwr.common.constant:PARTITION_ID_KEY") == "partition-id"

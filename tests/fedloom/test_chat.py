@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from signal import Signals
 
 import pytest
 
 from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.stopping import raise_stop
 from core_training.models.base_model import BaseModel
 from core_training.models.conversation import Answer, Conversation, Sampling
 from core_training.models.results import find_result, load_result
@@ -90,6 +92,13 @@ def test_an_interrupt_ends_an_answer_and_not_the_conversation(
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"stop\n{QUESTION}\n"))
     outcome = fedloom("chat", learnt)
     assert (outcome.code, outcome.out) == (0, f"half an\n{ANSWER}\n")
+
+
+def test_another_signal_ends_the_conversation(fedloom: Command, learnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conversation, "reply", lambda *_: raise_stop(Signals.SIGTERM))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"stop\n{QUESTION}\n"))
+    outcome = fedloom("chat", learnt)
+    assert (outcome.code, outcome.out, outcome.err) == (143, "", "interrupted\n")
 
 
 def test_what_is_streamed_is_the_answer(base: BaseModel) -> None:

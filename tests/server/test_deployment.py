@@ -24,9 +24,11 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from client.deployment import init_site, running_processes, start_site, stop_site
+from client.site_status import site_status
 from client.supervisor import lock_of, read_link
 from core_training.foundation import background
 from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.health import Health
 from core_training.runs.run_folder import RunFolder
 from flower_transport.bundle import BUNDLE, bundle_hash
 from flower_transport.control import control
@@ -45,6 +47,7 @@ from server.deployment import (
 from server.federation import Address, Federation, open_federation
 from server.operating import operator_of
 from server.run_progress import follow, read_progress
+from server.server_status import server_status
 from tests import tiny
 from tests.server.processes import kill
 from tests.server.tcp_proxy import tcp_proxy
@@ -460,6 +463,34 @@ def test_a_model_that_a_site_does_not_have_is_told_by_name(deployed):
 
 
 @pytest.mark.slow
+def test_a_run_that_no_admitted_site_can_serve_ends_with_their_reasons_long_before_its_deadline(deployed):
+    federation, folder = deployed
+    run_id = submit_run(federation, folder / "recipe.yaml", ["data.train=nothing", "topology.round_deadline=3600"])
+    assert follow(federation.runs / run_id, lambda event: None) == {}
+    (state,) = [run for run in server_status(federation).runs if run.run_id == run_id]
+    assert state.state == "failed"
+    for site in ("north", "south"):
+        assert f"{site}: data.train: site '{site}' has no data set 'nothing'" in state.note
+
+
+@pytest.mark.slow
+def test_a_site_whose_supervisor_was_killed_is_unattended_until_it_is_started_again(deployed):
+    north = deployed[1] / "north"
+    assert site_status(north).health == Health.WELL
+    kill(lock_of(north, "site"))
+    while running_processes(north)["site"] is not None:
+        time.sleep(0.05)
+    status = site_status(north)
+    assert (status.link, status.health) == ("unattended", Health.NEEDS_A_PERSON)
+    assert f"`fedloom client start --folder {north}` takes over" in " ".join(status.attention)
+    assert start_site(north)[1].state == "connected"
+    status = site_status(north)
+    assert (status.link, status.health, status.attention) == ("connected", Health.WELL, [])
+    assert abs(status.server.clock_ahead) < 3
+    assert status.certificates.keys() == {"ca.crt", "server.crt"}
+
+
+@pytest.mark.slow
 def test_a_site_notes_that_the_server_is_away_and_that_it_is_back(deployed):
     federation, folder = deployed
 
@@ -472,7 +503,11 @@ def test_a_site_notes_that_the_server_is_away_and_that_it_is_back(deployed):
     before = read_link(folder / "north")
     assert before.state == "connected"
     stop_server(federation)
+    assert server_status(federation).health == Health.NOT_RUNNING
     wait_for("connecting")
+    status = site_status(folder / "north")
+    assert (status.link, status.health) == ("connecting", Health.NEEDS_A_PERSON)
+    assert status.attention == ["the server cannot be reached: Connection refused"]
     start_server(federation)
     wait_for("connected")
     assert read_link(folder / "north") == before

@@ -13,9 +13,11 @@ import pytest
 
 from core_training.foundation.errors import RunError
 from core_training.recipe.schema import Recipe
+from core_training.runs.events import WaitingForSites
 from core_training.runs.run_folder import RunFolder
 from flower_transport.in_process import InProcessGrid
 from server import membership
+from server.round_loop import run_federation
 from strategies.messages import Envelope, JoinReply, Refusal
 from tests.server.arithmetic_sites import ArithmeticSite, events, federate
 
@@ -283,3 +285,37 @@ def test_a_tie_is_told_and_waits_for_the_site_that_decides_it(
     (undecided,) = events(run, "undecided")
     assert undecided["announced"].startswith("a: start ")
     assert RunFolder(run).status().newest is not None
+
+
+def no_such_model(order: Envelope) -> Envelope:
+    return Refusal(reason="model.name_or_path: no model 'big' here", fatal=True).envelope()
+
+
+def test_a_run_that_too_few_admitted_sites_can_serve_ends_at_once_with_their_reasons(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    sites = {"a": ArithmeticSite(1.0, 10), "b": no_such_model, "c": no_such_model}
+    with pytest.raises(RunError, match="2 of the 3 admitted sites cannot serve this run, which needs 2") as ended:
+        federate(tmp_path / "run", recipe(minimum_sites=2, round_deadline=3600), sites, in_process=False)
+    for site in ("b", "c"):
+        assert f"{site}: model.name_or_path: no model 'big' here" in str(ended.value)
+
+
+def test_while_a_run_waits_it_is_told_again_and_again_who_could_not_join_and_why(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "_TOLD_AGAIN_AFTER", 0.5)
+    run = RunFolder(tmp_path / "run")
+    run.prepare(recipe(minimum_sites=2, round_deadline=2), resume=False)
+    answers = {1: ArithmeticSite(1.0, 10), 2: no_such_model}
+    grid = InProcessGrid(lambda order, node: answers[node](order), answers)
+    admitted = {1: "a", 2: "b", 3: "away"}
+    with pytest.raises(RunError, match="1 of at least 2 sites were ready"):
+        run_federation(grid, run.path, lambda: admitted)
+    told = [event.note for event in run.events(WaitingForSites)]
+    assert len(told) >= 3
+    assert set(told) == {
+        "waiting for 2 sites, 1 are there; b could not join: model.name_or_path: no model 'big' here; "
+        "not connected: away"
+    }
+    assert run.status().state == "waiting"

@@ -74,7 +74,7 @@ def test_the_words_of_a_site_are_neither_markup_nor_control_characters(
     monkeypatch.setenv("COLUMNS", "300")
     run.event(Quarantined(site="a", round=1, reason="[/red] [bold]no\x1b[2J\u202e disk[/bold]"))
     shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)])
-    assert shown.exit_code == 0, shown.exception
+    assert shown.exit_code == 4, shown.exception
     assert "r: a was set aside: [/red] [bold]no [2J  disk[/bold]; nobody works on it" in shown.stdout
 
 
@@ -85,7 +85,10 @@ def test_a_void_round_is_counted_and_told(
     share = {"loss": None, "eval_loss": None}
     run.event(Round(round=1, loss=2.5, eval_loss=3.5, sites={"a": share, "b": share}))
     shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)]).stdout
-    assert "│ r                        │ 1/3   │ 2.5000 │ 3.5000        │ a, b  " in shown
+    assert (
+        "│ r                        │ 1/3   │ 2.5000 │ 3.5000        │ a, b                      │ unattended │"
+        in shown
+    )
     run.event(RoundVoid(round=2, reason="1 of 2 sites are there"))
     shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)]).stdout
     assert "│ 1/3, 1 void │ 2.5000 │ 3.5000        │  " in shown

@@ -1,0 +1,36 @@
+"""The recipe's key that an error is about, for those who may not read the error: it speaks of files and records."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+
+from core_training.recipe.schema import Recipe
+
+_LEADING = re.compile(r"[a-z_]+(\.[a-z_]+)*(?=: )")
+
+
+def refused_key(text: str, recipe: Recipe) -> str | None:
+    """The key that the text of an InputError begins with, or whose value, a path of this machine, it names.
+
+    None where it does neither. What is returned is one of the keys that every recipe has.
+    """
+    leading = _LEADING.match(text)
+    if leading is not None and _is_key(leading[0]):
+        return leading[0]
+    data = {"data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    for key, value in {**data, "model.name_or_path": recipe.model.name_or_path}.items():
+        if any(path in text for path in ([value] if isinstance(value, str) else value or [])):
+            return key
+    return None
+
+
+def _is_key(key: str) -> bool:
+    section: Any = Recipe
+    for part in key.split("."):
+        known = getattr(section, "model_fields", {})
+        if part not in known:
+            return False
+        kind = known[part].annotation
+        section = next((one for one in get_args(kind) if hasattr(one, "model_fields")), kind)
+    return True

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from core_training.foundation.bounded_reading import read_json
 from core_training.foundation.durable import commit_file
 from core_training.foundation.foreign_text import harmless
 
 _LINK_FILE = Path("run") / "link.json"
+_MOST_BYTES = 2**20
 
 State = Literal["connecting", "connected", "refused"]
 
@@ -30,7 +32,7 @@ class Link:
 def read_link(folder: Path) -> Link:
     """The newest note."""
     try:
-        return Link(**json.loads((folder / _LINK_FILE).read_bytes()))
+        return Link(**read_json(folder / _LINK_FILE, _MOST_BYTES))
     except (FileNotFoundError, ValueError, TypeError):
         return Link("connecting")
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from client.site_config import load_site_config
+from core_training.foundation.bounded_reading import ForeignTextError, first_error, read_bounded
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from security.identities import IDENTITY, is_identity, roster_digest
@@ -92,17 +93,13 @@ def load_identity(folder: Path) -> Ed25519PrivateKey:
 
 def _read(path: Path) -> PinnedRoster:
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES)
+        identities = _IDENTITIES.validate_json(read_bounded(path, _MOST_BYTES))
     except OSError as error:
-        raise InputError(f"{path}: the roster cannot be read: {error.strerror}") from None
-    try:
-        identities = _IDENTITIES.validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"] if part != "[key]")
+        raise InputError(f"{path}: the roster cannot be read: {error.strerror or error}") from None
+    except (ForeignTextError, ValidationError) as error:
+        said = first_error(error).replace(".[key]", "") if isinstance(error, ValidationError) else error
         raise InputError(
-            f"{path}: {where}{first['msg']}; a roster is what `fedloom server roster` writes, {{name: ed25519:…}}"
+            f"{path}: {said}; a roster is what `fedloom server roster` writes, {{name: ed25519:…}}"
         ) from None
     if len(set(identities.values())) < len(identities):
         raise InputError(f"{path}: two sites have the same identity")

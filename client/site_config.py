@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from core_training.data.hub_cache import is_hub_name
+from core_training.foundation.bounded_reading import ForeignTextError, place_and_words, read_yaml
 from core_training.foundation.errors import InputError
 from core_training.foundation.hub_models import hub_model
 from core_training.models.chat_template import named_template, template_names, template_tokens
@@ -193,11 +193,11 @@ def load_site_config(folder: Path) -> SiteConfig:
     """Read `<folder>/site.yaml`. Raises InputError that names the key and what would be right."""
     path = folder / SITE_FILE
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_yaml(path)
     except FileNotFoundError:
         made_by = "`fedloom client init` or `fedloom p2p init`"
         raise InputError(f"{path}: no such file; make the folder with {made_by}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ForeignTextError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     config = parse_site_config(document, str(path))
     return config.model_copy(
@@ -218,9 +218,8 @@ def parse_site_config(document: Any, source: str) -> SiteConfig:
     try:
         return SiteConfig.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{source}: {key}: {first['msg']}") from None
+        place, said = place_and_words(error)
+        raise InputError(f"{source}: {place or 'the file'}: {said}") from None
 
 
 def _absolute(folder: Path, path: str) -> str:

@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from core_training.foundation.bounded_reading import ForeignTextError, parse_json
 from core_training.foundation.errors import ProtocolError
 from security import private_sockets
 from strategies.messages import Envelope
@@ -70,9 +71,9 @@ def receive(connection: socket.socket, max_payload_bytes: int) -> Envelope:
 
 def _parse_header(header: bytes) -> tuple[str, str, int]:
     try:
-        document = json.loads(header)
+        document = parse_json(header)
         kind, text, payload_bytes = document["kind"], document["fields"], document["payload_bytes"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ForeignTextError, TypeError, KeyError):
         raise ProtocolError("the header is not JSON with kind, fields and payload_bytes") from None
     if not isinstance(kind, str) or not isinstance(text, str) or type(payload_bytes) is not int or payload_bytes < 0:
         raise ProtocolError("the header's kind, fields and payload_bytes must be two texts and a count")

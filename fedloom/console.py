@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -14,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from core_training.foundation.strict_json import strict_json
 
 _WHOLE = 10_000
 """Columns where nobody looks at a terminal: rich would cut tables to 80."""
@@ -107,7 +108,7 @@ def show_left_out(truncated: int | None, dropped: int | None) -> None:
 def show_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool, quiet: bool) -> None:
     """Show a run's end: a table for people, or the summary as one JSON object."""
     if as_json:
-        typer.echo(json.dumps(summary))
+        typer.echo(strict_json(summary))
         return
     if quiet:
         return

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from core_training.foundation.bounded_reading import read_json
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.strict_json import strict_json
 from core_training.runs.checkpoints import STATE_FILE, prune_checkpoints
 from p2p.ledger import Ledger
 from p2p.messages import Offer
@@ -75,14 +76,14 @@ class CommitStore:
         }
         with commit_folder(self._path(commit.round)) as scratch:
             (scratch / STATE_FILE).write_bytes(commit.state.to_bytes())
-            (scratch / _COMMIT_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            (scratch / _COMMIT_FILE).write_text(strict_json(document, indent=2) + "\n", encoding="utf-8")
         prune_checkpoints(self._folder, "epoch-*")
 
     def load_last(self, manifest: Manifest) -> Commit:
         """The newest commit that is intact; an empty one when there is none."""
         for folder in reversed(self._folders()):
             try:
-                document = json.loads((folder / _COMMIT_FILE).read_text(encoding="utf-8"))
+                document = read_json(folder / _COMMIT_FILE)
                 state = TrainableState.from_bytes((folder / STATE_FILE).read_bytes(), manifest)
                 if state.digest == document["state_digest"]:
                     return _commit(document, state)

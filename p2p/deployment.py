@@ -20,6 +20,7 @@ from client.enrolment import load_enrolment
 from client.site_config import load_site_config
 from client.worker_client import worker_lock
 from core_training.foundation import background
+from core_training.foundation.bounded_reading import read_json
 from core_training.foundation.careful_logging import log_carefully
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, Interrupted, RunError
@@ -217,7 +218,7 @@ def node_status(folder: Path) -> NodeStatus:
     attention = [note] if (note := ends_soon(certificate)) is not None else []
     again = f"`fedloom p2p start --folder {folder}` with the words of its start goes on with the run"
     try:
-        current = json.loads(_current_run(folder).read_text(encoding="utf-8"))
+        current = read_json(_current_run(folder))
     except FileNotFoundError:
         return NodeStatus(name, process, certificate_ends=ends, attention=attention)
     run = RunFolder(folder / "runs" / current["run_id"])

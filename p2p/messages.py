@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from core_training.foundation.bounded_reading import first_error
 from core_training.foundation.errors import ProtocolError
-from strategies.messages import SITE_NAME, Digest, RunId, Version
+from strategies.messages import SITE_NAME, Digest, Round, RunId, Version
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=0, le=2**48)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=SITE_NAME)]
 Offer = tuple[int, int, str]
 NoDigestYet = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
@@ -30,9 +32,7 @@ class PeerMessage(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ProtocolError(f"{cls.__name__}: {where}: {first['msg']}") from None
+            raise ProtocolError(f"{cls.__name__}: {first_error(error)}") from None
 
 
 class Hello(PeerMessage):
@@ -82,7 +82,8 @@ _MUST_AGREE = {
     "version": "another version of fedloom",
     "recipe_digest": "another recipe (stage, tuning, training, topology, aggregation or privacy)",
     "manifest_digest": "other trainable tensors (another base model or tuning)",
-    "initial_digest": "another start (base model, tokenizer, chat template, earlier runs, reward model or seed)",
+    "initial_digest": "another start (weights, configuration or generation settings of the base model, tokenizer, chat "
+    "template, earlier runs, reward model or seed; the workers' logs say which part)",
     "run_id": "another run (the recipe, the roster or the name of the run differs)",
 }
 
@@ -91,14 +92,14 @@ class UpdateHeader(PeerMessage):
     """The head of an update, before its chunks: sender, round, and what the chunks must add up to."""
 
     run_id: RunId
-    round: Annotated[int, Field(ge=1)]
+    round: Round
     sender: Name
     manifest_digest: Digest
     weight: float
     """The update's weight in a mean: the units (tokens, pairs, examples) that its loss is a mean over."""
     degree: Count
     """The number of the sender's live partners in this round."""
-    size: Annotated[int, Field(ge=0)]
+    size: Bytes
     """Bytes of all chunks together."""
     sha256: Digest
     """Their digest."""
@@ -127,12 +128,12 @@ class GroupHeader(PeerMessage):
 
     run_id: RunId
     sender: Name
-    round: Annotated[int, Field(ge=1)]
+    round: Round
     attempt: Count
     members: Annotated[list[Name], Field(max_length=_MOST_MEMBERS)]
     """The group, in roster order. The first of them called the group together."""
     phase: GroupPhase
-    size: Annotated[int, Field(ge=0)]
+    size: Bytes
     """Bytes of all chunks together."""
     sha256: Digest
     """Their digest."""
@@ -143,7 +144,7 @@ class StateRequest(PeerMessage):
 
     run_id: RunId
     sender: Name
-    round: Annotated[int, Field(ge=1)]
+    round: Round
     manifest_digest: Digest
     state_digest: Digest
-    offset: Annotated[int, Field(ge=0)]
+    offset: Bytes

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from pydantic import Field, ValidationError
 
 from client.site_config import SITE_FILE, parse_site_config
+from core_training.foundation.bounded_reading import ForeignTextError, first_error, read_yaml
 from core_training.foundation.durable import commit_file, new_folder
 from core_training.foundation.errors import InputError
 from core_training.parts.section import Section
@@ -69,14 +70,13 @@ def read_node_config(folder: Path) -> NodeConfig:
     """Read `p2p.yaml`. Raises InputError when the folder holds no node."""
     path = folder / P2P_FILE
     try:
-        return NodeConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return NodeConfig.model_validate(read_yaml(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; make the node's folder with `fedloom p2p init`") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ForeignTextError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise InputError(f"{path}: {first_error(error)}") from None
 
 
 def trusted_founder(folder: Path, given: str | None) -> str:

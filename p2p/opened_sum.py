@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from core_training.foundation.bounded_reading import read_json
 from core_training.foundation.durable import commit_file
 
 
@@ -16,7 +17,7 @@ class OpenedSum:
         self._round: int | None = None
         self._members: tuple[str, ...] = ()
         if file.exists():
-            document = json.loads(file.read_text(encoding="utf-8"))
+            document = read_json(file)
             self._round, self._members = document["epoch"], tuple(document["members"])
 
     def members(self, number: int) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from core_training.foundation.bounded_reading import ForeignTextError, first_error, read_json
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from security.certificates import common_name, parse_certificate
@@ -80,7 +81,7 @@ def read_member(path: Path) -> Member:
     try:
         member = Member.model_validate(_read_json(path))
     except ValidationError as error:
-        raise InputError(f"{path}: {_first(error)}") from None
+        raise InputError(f"{path}: {first_error(error)}") from None
     member.check_certificate(str(path))
     return member
 
@@ -90,7 +91,7 @@ def write_roster(path: Path, members: Sequence[Member], founder: Ed25519PrivateK
     try:
         roster = SignedRoster(members=sorted(members, key=lambda member: member.name))
     except ValidationError as error:
-        raise InputError(f"the roster cannot be made: {_first(error)}") from None
+        raise InputError(f"the roster cannot be made: {first_error(error)}") from None
     signed = sign_document(roster.model_dump(), founder)
     commit_file(path, (json.dumps(signed, indent=2) + "\n").encode())
     return roster
@@ -105,22 +106,13 @@ def read_roster(path: Path, founder_public_key: str) -> SignedRoster:
     try:
         return SignedRoster.model_validate(document)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first(error)}") from None
+        raise InputError(f"{path}: {first_error(error)}") from None
 
 
 def _read_json(path: Path) -> Any:
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(f"{path}: larger than {_MOST_BYTES >> 20} MB; this is no roster or node.json")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, _MOST_BYTES)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ForeignTextError as error:
+        raise InputError(f"{path}: no roster or node.json: {error}") from None

@@ -13,9 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from core_training.foundation.bounded_reading import (
+    MOST_JSON_BYTES,
+    ForeignTextError,
+    first_error,
+    read_bounded,
+    read_json,
+    read_yaml,
+)
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.foundation.kept_processes import lock_of
@@ -133,11 +140,13 @@ class Federation:
     def sites(self) -> list[Site]:
         """The admitted sites."""
         try:
-            return _SITES.validate_json(self._admitted.read_bytes())
+            return _SITES.validate_json(read_bounded(self._admitted, MOST_JSON_BYTES))
         except FileNotFoundError:
             return []
+        except (OSError, ForeignTextError) as error:
+            raise InputError(f"{self._admitted}: this is no list of sites: {error}") from None
         except ValidationError as error:
-            raise InputError(f"{self._admitted}: this is no list of sites: {error.errors()[0]['msg']}") from None
+            raise InputError(f"{self._admitted}: this is no list of sites: {first_error(error)}") from None
 
     def site_names(self) -> dict[int, str]:
         """Flower's node number: the site's name, of all sites that are registered."""
@@ -174,11 +183,13 @@ class Federation:
         """
         path = self._handed_out / f"{digest}.json"
         try:
-            roster: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+            roster: dict[str, str] = read_json(path)
         except FileNotFoundError:
             raise InputError(
                 f"{path}: no such file: the sites have pinned a roster that `fedloom server roster` did not write here"
             ) from None
+        except (OSError, ForeignTextError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from None
         return roster
 
     def admit(self, site: Site) -> None:
@@ -240,11 +251,10 @@ def open_federation(folder: Path) -> Federation:
     """The federation in `folder`. Raises InputError when there is none."""
     path = folder / FEDERATION_FILE
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Federation(folder.absolute(), Address.model_validate(document))
+        return Federation(folder.absolute(), Address.model_validate(read_yaml(path)))
     except FileNotFoundError:
         raise InputError(f"{folder}: no federation here; make one with `fedloom server init`") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ForeignTextError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except ValidationError as error:
-        raise InputError(f"{path}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+        raise InputError(f"{path}: {first_error(error)}") from None

@@ -5,13 +5,14 @@ Knows nothing of Flower or of how a state came about.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from core_training.foundation.bounded_reading import read_json
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.strict_json import strict_json
 from core_training.runs.checkpoints import KEPT_CHECKPOINTS, STATE_FILE, prune_checkpoints, remove_later
 from core_training.runs.run_folder import RunFolder
 from server.progress import Progress
@@ -29,7 +30,7 @@ class RunStore:
         with commit_folder(self._place(progress.round)) as scratch:
             (scratch / STATE_FILE).write_bytes(state.to_bytes())
             document = {"manifest": state.manifest.to_json(), "progress": progress.to_json()}
-            (scratch / "round.json").write_text(json.dumps(document), encoding="utf-8")
+            (scratch / "round.json").write_text(strict_json(document), encoding="utf-8")
         prune_checkpoints(self._folder.checkpoints, "round-*", self._keep)
 
     def rounds(self) -> list[int]:
@@ -45,7 +46,7 @@ class RunStore:
         """The commit of a round. Raises RunError when it is damaged."""
         place = self._place(number)
         try:
-            document: dict[str, Any] = json.loads((place / "round.json").read_text(encoding="utf-8"))
+            document: dict[str, Any] = read_json(place / "round.json")
             manifest = Manifest.from_json(document["manifest"])
             state = TrainableState.from_bytes((place / STATE_FILE).read_bytes(), manifest)
             progress = Progress.from_json(document["progress"])

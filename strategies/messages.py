@@ -14,9 +14,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from core_training.foundation.bounded_reading import (
+    MOST_YAML_BYTES,
+    ForeignTextError,
+    first_error,
+    parse_json,
+    shortened_text,
+)
 from core_training.foundation.errors import NarrowScaleError, ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.foundation.trainable import DataReport, EvalReport, Number, Seconds, TrainReport
+from core_training.parts.section import MOST, MOST_ROUNDS
 from strategies.fedavg import MOST_PROCESSES
 from strategies.ring_scale import Scale
 
@@ -24,6 +32,10 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 RunId = Annotated[str, Field(pattern=RUN_ID)]
 LayoutFile = Annotated[str, Field(pattern=r"^(adapter_config|buffers|config|fedloom|generation_config)\.json$")]
+Round = Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
+RoundOrStart = Annotated[int, Field(ge=0, le=MOST_ROUNDS)]
+"""A round, or 0: before the first."""
+Steps = Annotated[int, Field(ge=1, le=MOST)]
 Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+!_-]{1,40}$")]
 """A version of fedloom."""
 
@@ -47,11 +59,11 @@ class Envelope:
     def fields(self) -> dict[str, Any]:
         """The fields, not checked. Raises ProtocolError for what is no JSON object."""
         try:
-            fields = json.loads(self.text)
-        except (ValueError, RecursionError):
+            fields = parse_json(self.text)
+        except ForeignTextError:
             fields = None
         if not isinstance(fields, dict):
-            raise ProtocolError(f"the fields of the '{self.kind}' message are not a JSON object")
+            raise ProtocolError(f"the fields of the '{shortened_text(self.kind, 60)}' message are not a JSON object")
         return fields
 
 
@@ -75,15 +87,13 @@ class Message(BaseModel):
             kind_of_error = NarrowScaleError if refusal.too_narrow else ProtocolError
             raise kind_of_error(refusal.reason, fatal=refusal.fatal)
         if envelope.kind != cls.kind:
-            raise ProtocolError(f"a '{envelope.kind}' message came where '{cls.kind}' was expected")
+            raise ProtocolError(f"a '{shortened_text(envelope.kind, 60)}' message came where '{cls.kind}' was expected")
         try:
             message = cls.model_validate_json(envelope.text, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            if not first["loc"]:
+            if not error.errors(include_url=False, include_input=False)[0]["loc"]:
                 raise ProtocolError(f"the fields of the '{cls.kind}' message are not a JSON object") from None
-            where = ".".join(str(part) for part in first["loc"])
-            raise ProtocolError(f"{cls.kind} message: {where}: {first['msg']}") from None
+            raise ProtocolError(f"{cls.kind} message: {first_error(error)}") from None
         return message.model_copy(update={"payload": envelope.payload})
 
 
@@ -93,7 +103,7 @@ class JoinOrder(Message):
     kind: ClassVar[str] = "join"
     run_id: RunId
     version: Version
-    recipe: str
+    recipe: Annotated[str, Field(max_length=MOST_YAML_BYTES)]
 
 
 class JoinReply(Message):
@@ -167,11 +177,11 @@ class TrainOrder(Message):
 
     kind: ClassVar[str] = "train"
     run_id: RunId
-    round: Annotated[int, Field(ge=1)]
-    steps: Annotated[int, Field(ge=1)]
+    round: Round
+    steps: Steps
     evaluate: bool
     manifest_digest: Digest
-    void_rounds: Annotated[int, Field(ge=0)] = 0
+    void_rounds: RoundOrStart = 0
     """The rounds before it that changed nothing: the learning rate goes by those that counted."""
     ring: RingTerms | None = None
 
@@ -198,7 +208,7 @@ class Update(Message):
 
     kind: ClassVar[str] = "update"
     run_id: RunId
-    round: Annotated[int, Field(ge=1)]
+    round: Round
     manifest_digest: Digest
     weight: Number
     train: TrainReport
@@ -214,7 +224,7 @@ class MaskedUpdate(Message):
 
     kind: ClassVar[str] = "masked"
     run_id: RunId
-    round: Annotated[int, Field(ge=1)]
+    round: Round
     manifest_digest: Digest
     statement: Annotated[str, Field(max_length=65536)]
     """The protocol's own document: what was masked for which slot, signed by the site."""
@@ -229,7 +239,7 @@ class EvaluateOrder(Message):
 
     kind: ClassVar[str] = "evaluate"
     run_id: RunId
-    round: Annotated[int, Field(ge=0)]
+    round: RoundOrStart
     final: bool
     manifest_digest: Digest
 
@@ -239,7 +249,7 @@ class EvaluateReply(Message):
 
     kind: ClassVar[str] = "evaluated"
     run_id: RunId
-    round: Annotated[int, Field(ge=0)]
+    round: RoundOrStart
     evaluation: EvalReport
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from core_training.foundation.bounded_reading import place_and_words
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.recipe.optimisation import ADAMS
@@ -63,9 +64,8 @@ class Scale(BaseModel):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in ("scale", *first["loc"]))
-            raise ProtocolError(f"{where}: {first['msg']}") from None
+            place, said = place_and_words(error)
+            raise ProtocolError(f"{'.'.join(filter(None, ('scale', place)))}: {said}") from None
 
     @classmethod
     def widest(cls, scales: Iterable[Scale]) -> Self:

@@ -9,9 +9,11 @@ import glob
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -19,12 +21,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from core_training.data.hub_cache import SHARD, cached_files
+from core_training.data.sizes import LONGEST_RECORD, UNFOLDS, most_unfolded
 from core_training.data.tables import arrow_rows, csv_rows, excel_rows, parquet_rows
+from core_training.foundation.bounded_reading import open_regular, shortened_text
 from core_training.foundation.errors import InputError
+from core_training.foundation.places import is_folder, is_there
 from core_training.recipe.llamafactory_data import names_data_set, read_entry
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
+_STARS = re.compile(r"(\*\*/)+")
 _BINARY = (".xlsx", ".parquet", ".arrow")
+_LARGEST_WHOLE = 512 * 2**20
+"""Bytes of a .json file, of which the machine needs several times as much."""
 
 
 OnError = Callable[[InputError], None]
@@ -72,17 +80,23 @@ def data_files(patterns: str | list[str]) -> list[Path]:
             data_files(str(read_entry(path).path))
             found[path] = None
             continue
-        if path.is_dir():
-            matches = _in_folder(path)
-        else:
-            matches = [path] if path.exists() else sorted(Path(match) for match in glob.glob(pattern, recursive=True))
-        if not (matches := matches or ([] if _kind(path) else cached_files(pattern))):
+        if not (matches := _matching(pattern) or ([] if _kind(path) else cached_files(pattern))):
             raise InputError(f"data: '{pattern}' matches no file (paths are relative to {Path.cwd()})")
         for match in matches:
             if _kind(match) is None:
                 raise InputError(f"data: {match}: unknown kind of file; it can be {' '.join(SUFFIXES)} (text also .gz)")
             found[match] = None
     return list(found)
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The files that a folder, a file or a glob stands for. Several `**` in a row are as one."""
+    path = Path(pattern)
+    if is_folder(path):
+        return _in_folder(path)
+    if is_there(path):
+        return [path]
+    return sorted(Path(match) for match in glob.glob(_STARS.sub("**/", pattern), recursive=True))
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -161,7 +175,7 @@ def content_digest(path: Path) -> bytes:
         content = b"".join(content_digest(file) for file in files)
         return hashlib.sha256(described.encode() + content).digest()
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.sha256(path.name.encode() + hashlib.file_digest(stream, "sha256").digest()).digest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -174,15 +188,39 @@ def _kind(path: Path) -> str | None:
     return suffix if suffix in SUFFIXES and not (suffix in _BINARY and path.suffix == ".gz") else None
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a regular file, unpacked where it is packed."""
+    with open_regular(path) as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        with gzip.open(file) as unpacked:
+            yield unpacked  # type: ignore[misc]
 
 
-def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str | InputError]]:
+def _pieces(path: Path, stream: BinaryIO, longest: int) -> Iterator[bytes]:
+    """The lines as they are. Raises InputError for an endless one, and for a file that unfolds to far too much."""
+    most = most_unfolded(path) if path.suffix == ".gz" else None
+    longest = longest if most is None else min(longest, most)
+    read = number = 0
+    while line := stream.readline(longest + 1):
+        number += 1
+        read += len(line)
+        if len(line) > longest:
+            raise InputError(
+                f"{path}, line {number}: longer than {longest >> 20} MiB; a record is shorter: part it into several"
+            )
+        if most is not None and read > most:
+            raise InputError(f"{path}, line {number}: {UNFOLDS}")
+        yield line
+
+
+def _lines(path: Path, stream: BinaryIO, longest: int = LONGEST_RECORD) -> Iterator[tuple[int, str | InputError]]:
     """The lines with their numbers; for one that is no UTF-8 an error."""
     number = 0
     try:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(_pieces(path, stream, longest), start=1):
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -194,9 +232,9 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str | InputError
         raise InputError(f"{path}, after line {number}: the gzip file is damaged or cut short: {error}") from None
 
 
-def _text_lines(path: Path, stream: BinaryIO) -> Iterator[str]:
+def _text_lines(path: Path, stream: BinaryIO, longest: int = LONGEST_RECORD) -> Iterator[str]:
     """The lines of a file of which each is needed to understand the next."""
-    for _, line in _lines(path, stream):
+    for _, line in _lines(path, stream, longest):
         if isinstance(line, InputError):
             raise line
         yield line
@@ -215,7 +253,7 @@ def _parse_json(path: Path, line: int | None, text: str) -> Any:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise InputError(f"{path}{_line(line)}: not valid text: {half} is half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}{_line(line)}: JSON that cannot be read: {error}") from None
+        raise InputError(f"{path}{_line(line)}: JSON that cannot be read: {shortened_text(error, 200)}") from None
     return value
 
 
@@ -242,22 +280,32 @@ def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[Record | InputError]:
 
 
 def _read_json(path: Path, stream: BinaryIO) -> Iterator[Record | InputError]:
-    document = _parse_json(path, None, "".join(_text_lines(path, stream)))
+    document = _parse_json(path, None, _whole(path, stream))
     if not isinstance(document, list):
         raise InputError(f"{path}: a .json file holds a list of records; one record a line is a .jsonl file")
     for number, value in enumerate(document, start=1):
         yield _object(path, number, value)
 
 
+def _whole(path: Path, stream: BinaryIO) -> str:
+    """The text of a file that is read as a whole. One that is packed is bounded by what it may unfold to."""
+    if path.stat().st_size > _LARGEST_WHOLE:
+        raise InputError(f"{path}: larger than {_LARGEST_WHOLE >> 20} MiB, as a whole; make it a .jsonl file")
+    return "".join(_text_lines(path, stream, _LARGEST_WHOLE))
+
+
 def _read_text(path: Path, stream: BinaryIO) -> Iterator[Record]:
     """Paragraphs: blocks of lines with blank lines between."""
     block: list[str] = []
-    start = 1
+    start, size = 1, 0
     for number, line in enumerate(_text_lines(path, stream), start=1):
         if line.strip():
             if not block:
-                start = number
+                start, size = number, 0
             block.append(line)
+            size += len(line)
+            if size > LONGEST_RECORD:
+                raise InputError(f"{path}, line {start}: a paragraph longer than {LONGEST_RECORD >> 20} MiB")
         elif block:
             yield Record({"text": "".join(block).strip()}, path, start)
             block = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -12,26 +11,38 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from core_training.data.sizes import LONGEST_RECORD, UNFOLDS, most_unfolded
+from core_training.foundation.bounded_reading import open_regular, shortened_text
 from core_training.foundation.errors import InputError
+from core_training.foundation.limits import TooMuchError, within
 
 Row = tuple[int, dict[str, Any]]
 """A row's number (of its line, or of the record) and its cells."""
 
-_LONGEST_CELL = 2**31 - 1
-"""A report in a cell may be long; what is read is bounded by the memory that a line takes."""
+_MOST_ROWS = 2**20
+_MOST_CELLS = 50 * 10**6
+"""Of an Excel sheet: its rows are Excel's own limit."""
+_ROW_BYTES = 8
+"""What a row counts for, of which some have none."""
+_BATCH_WITHIN = 300.0
+"""Seconds for a thousand rows, from a slow disk."""
+_BATCH_IN = 4 * 2**30
+"""Bytes of memory for a thousand rows."""
 
 
 def csv_rows(path: Path, lines: Iterable[str]) -> Iterator[Row | InputError]:
     """The rows behind a header line; for a row with another number of cells than it, an error."""
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(LONGEST_RECORD)
     lines = iter(lines)
     head, reader = next(lines, ""), None
     if "\r" in head.rstrip("\r\n"):
         raise InputError(f"{path}, line 1: its lines end as on old Macs (CR alone); save it with LF or CR+LF")
     try:
-        reader = csv.DictReader(chain([head], lines), strict=True, delimiter=_delimiter(head))
+        counted = _Counted(path, chain([head], lines))
+        reader = csv.DictReader(counted, strict=True, delimiter=_delimiter(head))
         _check_names(path, list(reader.fieldnames or []))
         for row in reader:
+            counted.size = 0
             if None in row or None in row.values():
                 yield InputError(f"{path}, line {reader.line_num}: not as many cells as the header has columns")
             else:
@@ -40,6 +51,21 @@ def csv_rows(path: Path, lines: Iterable[str]) -> Iterator[Row | InputError]:
         # The reader counts a record's lines when it has read it: this one starts on the next.
         number = reader.line_num + 1 if reader is not None else 1
         raise InputError(f"{path}, line {number}: not valid CSV: {error}") from None
+
+
+class _Counted:
+    """Lines, and the size of those since it was last set to 0: a row goes on over lines until its quotes are closed."""
+
+    def __init__(self, path: Path, lines: Iterable[str]) -> None:
+        self._path, self._lines = path, iter(lines)
+        self.size = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(self._lines, start=1):
+            self.size += len(line)
+            if self.size > LONGEST_RECORD:
+                raise InputError(f"{self._path}, line {number}: a row longer than {LONGEST_RECORD >> 20} MiB ends here")
+            yield line
 
 
 def _delimiter(head: str) -> str:
@@ -58,16 +84,18 @@ def excel_rows(path: Path) -> Iterator[Row | InputError]:
     Raises InputError for a workbook with several sheets: which one is meant, nobody can say. For a row with more cells
     than the header, or with a formula that nobody has worked out, an error is among the rows.
     """
-    from xml.etree.ElementTree import ParseError
-    from zipfile import BadZipFile
+    from zipfile import ZipFile
 
-    from openpyxl.utils.exceptions import InvalidFileException
-
-    damaged = (BadZipFile, InvalidFileException, ParseError, zlib.error, EOFError, KeyError, ValueError, OSError)
     try:
+        with open_regular(path), ZipFile(path) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > most_unfolded(path):
+                raise InputError(f"{path}: {UNFOLDS}")
         yield from _sheet_rows(path)
-    except damaged as error:
-        raise InputError(f"{path}: not an Excel workbook (.xlsx), or a damaged one: {error}") from None
+    except (InputError, GeneratorExit):
+        raise
+    except Exception as error:  # of the archive, of its XML, of cells that are none: they raise this and that
+        said = shortened_text(error, 200)
+        raise InputError(f"{path}: not an Excel workbook (.xlsx), or a damaged one: {said}") from None
 
 
 def _sheet_rows(path: Path) -> Iterator[Row | InputError]:
@@ -75,12 +103,12 @@ def _sheet_rows(path: Path) -> Iterator[Row | InputError]:
 
     values, written = (load_workbook(path, read_only=True, data_only=only) for only in (True, False))
     try:
-        sheets = [sheet for sheet in values.worksheets if any(map(_has_cells, sheet.iter_rows(values_only=True)))]
+        sheets = [sheet for sheet in values.worksheets if any(map(_has_cells, _cells(path, sheet)))]
         if len(sheets) != 1:
             titles = ", ".join(sheet.title for sheet in sheets) or "none"
             raise InputError(f"{path}: a workbook must have one sheet with cells, this has {titles}; save it by itself")
         both = (sheets[0], written[sheets[0].title])
-        rows = zip(*(sheet.iter_rows(values_only=True) for sheet in both), strict=False)
+        rows = zip(*(_cells(path, sheet) for sheet in both), strict=False)
         head = next(rows)[0]
         names = ["" if cell is None else str(cell) for cell in head]
         while names and not names[-1]:
@@ -100,6 +128,16 @@ def _sheet_rows(path: Path) -> Iterator[Row | InputError]:
     finally:
         values.close()
         written.close()
+
+
+def _cells(path: Path, sheet: Any) -> Iterator[Sequence[Any]]:
+    """A sheet's rows. Raises InputError for more than a sheet has: a number in its file makes up rows that are not."""
+    cells = 0
+    for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+        cells += len(row)
+        if number > _MOST_ROWS or cells > _MOST_CELLS:
+            raise InputError(f"{path}: more than {_MOST_ROWS} rows or {_MOST_CELLS} cells; save it as .csv")
+        yield row
 
 
 def _has_cells(row: Sequence[Any]) -> bool:
@@ -125,21 +163,34 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     """The rows of a Parquet file."""
     import pyarrow.parquet as pq
 
-    with _named(path, "a Parquet file"):
-        yield from _numbered(pq.ParquetFile(path).iter_batches(batch_size=1024))
+    with _named(path, "a Parquet file"), open_regular(path):
+        yield from _numbered(path, pq.ParquetFile(path).iter_batches(batch_size=1024, use_threads=False))
 
 
 def arrow_rows(path: Path) -> Iterator[Row]:
     """The rows of an Arrow file, a stream as `datasets` saves it or a file with an index."""
     import pyarrow as pa
 
-    with _named(path, "an Arrow file"), pa.memory_map(str(path)) as source:
+    with _named(path, "an Arrow file"), open_regular(path), pa.memory_map(str(path)) as source:
         try:
             batches: Iterable[Any] = pa.ipc.open_stream(source)
         except pa.ArrowInvalid:
             opened = pa.ipc.open_file(source)
             batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
-        yield from _numbered(batches)
+        yield from _numbered(path, batches)
+
+
+def _written_out(column: Any) -> int:
+    """The bytes of a column's values, those of a dictionary as often as they are named."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    words = column.dictionary
+    if not (pa.types.is_string(words.type) or pa.types.is_large_string(words.type) or pa.types.is_binary(words.type)):
+        return int(column.nbytes)
+    return int(pc.sum(pc.take(pc.cast(pc.binary_length(words), pa.int64()), column.indices)).as_py() or 0)
 
 
 @contextmanager
@@ -149,12 +200,28 @@ def _named(path: Path, kind: str) -> Iterator[None]:
 
     try:
         yield
+    except TooMuchError:
+        raise InputError(f"{path}: a thousand of its rows take more than {_BATCH_IN >> 30} GiB: {UNFOLDS}") from None
     except (pa.ArrowException, UnicodeDecodeError, OverflowError, ValueError) as error:
-        raise InputError(f"{path}: not {kind}, or a damaged one: {error}") from None
+        raise InputError(f"{path}: not {kind}, or a damaged one: {shortened_text(error, 200)}") from None
 
 
-def _numbered(batches: Iterable[Any]) -> Iterator[Row]:
-    return enumerate(chain.from_iterable(map(_plain_rows, batches)), start=1)
+def _numbered(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
+    return enumerate(chain.from_iterable(map(_plain_rows, _bounded(path, iter(batches)))), start=1)
+
+
+def _bounded(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches. Raises InputError, or TooMuchError, where a few bytes stand for a great many: dictionaries, runs."""
+    unfolded, most = 0, most_unfolded(path)
+    while True:
+        with within(_BATCH_WITHIN, _BATCH_IN):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        unfolded += sum(map(_written_out, batch.columns)) + _ROW_BYTES * batch.num_rows
+        if unfolded > most:
+            raise InputError(f"{path}: {UNFOLDS}")
+        yield batch
 
 
 def _plain_rows(batch: Any) -> Iterator[dict[str, Any]]:

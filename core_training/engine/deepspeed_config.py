@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core_training.foundation.bounded_reading import MOST_YAML_BYTES, ForeignTextError, read_json
 from core_training.foundation.errors import InputError
 from core_training.recipe.schema import Recipe
 
@@ -21,8 +21,8 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
         return None
     if settings.config is not None:
         try:
-            document = json.loads(Path(settings.config).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            document = read_json(Path(settings.config), MOST_YAML_BYTES)
+        except (OSError, ForeignTextError) as error:
             raise InputError(f"deepspeed.config: {settings.config} cannot be read as JSON: {error}") from None
         if not isinstance(document, dict):
             raise InputError(f"deepspeed.config: {settings.config} must hold a JSON object")

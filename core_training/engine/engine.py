@@ -7,7 +7,6 @@ Several engines may share one base model: each parks its trainable state while a
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -16,6 +15,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from core_training.foundation.strict_json import strict_json
 
 import core_training.foundation.environment  # noqa: F401  # isort: skip - before PyTorch is imported
 import torch
@@ -168,7 +169,7 @@ class Engine:
         if accelerator.is_main_process:
             with commit_folder(folder) as scratch:
                 (scratch / STATE_FILE).write_bytes(state.to_bytes())
-                (scratch / NOTES_FILE).write_text(json.dumps(dict(notes or {})))
+                (scratch / NOTES_FILE).write_text(strict_json(dict(notes or {})))
                 if self._correction is not None:
                     self._correction.save(scratch)
                 accelerator.wait_for_everyone()

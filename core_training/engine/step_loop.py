@@ -128,13 +128,18 @@ class StepLoop:
 
         Fewer than none go back: the schedule stands where it stood before as many that led to nothing.
         """
-        if steps < 0:
+        if steps < 1:
             self._go_back(-steps)
             return
+        schedule = self._inner_schedule
+        if not isinstance(schedule, LambdaLR):  # one of DeepSpeed's own
+            schedule.step(schedule.last_batch_iteration + steps)
+            return
+        schedule.last_epoch += steps - 1  # what it says is a function of the step's number alone
+        schedule._step_count += steps - 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch expects an optimizer step before each of the schedule
-            for _ in range(steps):
-                self._inner_schedule.step()
+            schedule.step()
 
     def _go_back(self, steps: int) -> None:
         self._led_nowhere += steps

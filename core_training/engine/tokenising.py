@@ -23,6 +23,7 @@ from core_training.data.unknown import without_unused
 from core_training.foundation.errors import InputError
 from core_training.foundation.processes import in_processes
 from core_training.models.context import UNLIMITED, context_length
+from core_training.models.tokenizer_trial import is_panic
 from core_training.parts.data_kinds import TEXT
 from core_training.parts.data_kinds.values import Values
 from core_training.recipe.schema import Recipe
@@ -155,6 +156,10 @@ class _Reader:
             return self._tokenised(*source)
         except InputError as error:
             return error
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            return InputError(f"{source[1].place}: the model's tokenizer gives this text up; its rules do not end")
 
     def _tokenised(self, is_evaluation: bool, record: Record) -> Tokenised:  # noqa: FBT001
         recipe, stage = self.recipe, self.stage

@@ -8,6 +8,16 @@ import signal
 
 from core_training.foundation.foreign_text import harmless
 
+_LONGEST = 2500
+_MOST_LINES = 10
+"""Of a message. Whoever names a value shortens it; this is for what was forgotten, and for paths."""
+
+
+def _cut(message: str) -> str:
+    if message.count("\n") >= _MOST_LINES:
+        message = message.replace("\n", " ")
+    return message if len(message) <= _LONGEST else message[: _LONGEST - 1] + "…"
+
 
 class FedloomError(Exception):
     """A failure with a message meant for the person at the keyboard."""
@@ -16,8 +26,8 @@ class FedloomError(Exception):
 
     def __init__(self, message: str, public: str | None = None) -> None:
         """`public` is what other parties may be told of it; None: no more than that there was an error."""
-        super().__init__(message)
-        self.public = public
+        super().__init__(_cut(message))
+        self.public = None if public is None else _cut(public)
 
 
 class InputError(FedloomError):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.model_files import INDEX, WHOLE, is_small_file, weight_names
+from core_training.foundation.places import is_folder
 
 _NAME = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -64,7 +65,7 @@ class HubModel:
 def hub_model(name_or_path: str) -> HubModel | None:
     """The model on the hub that is meant; None where it is a folder here, or could be no name on the hub."""
     match = _NAME.fullmatch(name_or_path)
-    if match is None or Path(name_or_path).is_dir():
+    if match is None or is_folder(name_or_path):
         return None
     if len(match["name"]) > _LONGEST_NAME or "--" in match["name"] or ".." in name_or_path:
         return None
@@ -73,7 +74,7 @@ def hub_model(name_or_path: str) -> HubModel | None:
 
 def find_model(name_or_path: str) -> Path | None:
     """The folder of a base model: the one of that name, or the hub's files in the cache; None where neither is here."""
-    if Path(name_or_path).is_dir():
+    if is_folder(name_or_path):
         return Path(name_or_path)
     model = hub_model(name_or_path)
     return None if model is None else model.snapshot()

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
 
+from core_training.foundation.bounded_reading import ForeignTextError, open_regular, read_json, shortened_text
 from core_training.foundation.errors import InputError
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _LARGEST_INDEX = 256 * 2**20
+_LARGEST_SMALL_FILE = 256 * 2**20
+_LARGEST_CONFIG = 16 * 2**20
+_NOT_BESIDE_WEIGHTS = ("adapter_config.json",)
+_DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors", re.ASCII)
+_COMPUTED_BY = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+_WAY_TO_COMPUTE = re.compile(r"[a-z0-9_]+", re.ASCII)
+"""What a library has itself; OWNER/NAME would be code of the hub's."""
 _SMALL_FILES = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|vocab\.txt|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model|[\w.-]+\.tiktoken"
@@ -24,6 +32,57 @@ _SMALL_FILES = re.compile(
 def is_small_file(name: str) -> bool:
     """Whether a file is a model's configuration, tokenizer or chat template, none of which is ever run or unpickled."""
     return _SMALL_FILES.fullmatch(name) is not None
+
+
+def check_model_folder(folder: Path) -> None:
+    """Look at a model's folder before any library does. Raises InputError for what nobody would expect to be loaded.
+
+    transformers reads other weights than those that people look at where a folder has an adapter, parts of a
+    distributed checkpoint, or a configuration that names a file. Pipes and devices never end.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.name in _NOT_BESIDE_WEIGHTS or _DISTRIBUTED.fullmatch(path.name):
+            raise InputError(
+                f"{path}: it would change what is loaded of the model beside it; move it to another folder "
+                "(an earlier run goes on with model.adapters)"
+            )
+        if is_small_file(path.name) or path.name == INDEX or path.suffix == ".safetensors":
+            _check_file(path)
+    if (folder / INDEX).exists():
+        for name in indexed_names(folder / INDEX):
+            _check_file(folder / name)
+    _check_config(folder / "config.json")
+
+
+def _check_file(path: Path) -> None:
+    most = _LARGEST_INDEX if path.name == INDEX else _LARGEST_SMALL_FILE if is_small_file(path.name) else None
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if most is not None and size > most:
+        raise InputError(f"{path}: {size} bytes, and no model's has more than {most}")
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = read_json(path, _LARGEST_CONFIG)
+    except FileNotFoundError:
+        return
+    except (OSError, ForeignTextError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: it is no model's configuration")
+    for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
+        if part.get("transformers_weights") is not None:
+            raise InputError(
+                f"{path}: transformers_weights names another file than {WHOLE} or {INDEX}; take it out, and name the "
+                "weights as all others do"
+            )
+        for key in _COMPUTED_BY:
+            if part.get(key) is not None and not _WAY_TO_COMPUTE.fullmatch(str(part[key])):
+                raise InputError(f"{path}: {key} is no way to compute that transformers has itself; take it out")
 
 
 def weight_names(folder: Path) -> list[str]:
@@ -41,14 +100,13 @@ def weight_names(folder: Path) -> list[str]:
 def indexed_names(index: Path) -> list[str]:
     """The names of the files that an index says the weights are in, sorted. Raises InputError for any other content."""
     try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise ValueError(f"it is larger than {_LARGEST_INDEX} bytes")
-        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{index}: it cannot be read as an index of weight files: {error}") from None
+        names = sorted({str(name) for name in read_json(index, _LARGEST_INDEX)["weight_map"].values()})
+    except (OSError, ForeignTextError, KeyError, TypeError, AttributeError) as error:
+        said = shortened_text(error, 200)
+        raise InputError(f"{index}: it cannot be read as an index of weight files: {said}") from None
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index}: '{name}' is no safetensors file beside it")
+            raise InputError(f"{index}: '{shortened_text(name, 100)}' is no safetensors file beside it")
     return names
 
 

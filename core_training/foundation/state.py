@@ -25,6 +25,12 @@ Float32Array = npt.NDArray[np.float32]
 _HEADER_BYTES_PER_TENSOR = 400
 _HEADER_BYTES_FIXED = 4096
 
+# What somebody else's manifest may say; a model of a trillion parameters has less.
+_MOST_TENSORS = 10**6
+_MOST_ELEMENTS = 2**42
+_MOST_DIMENSIONS = 16
+_LONGEST_NAME = 1000
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -54,6 +60,8 @@ class Manifest:
         """Read what `to_json` wrote. Raises ProtocolError on anything else."""
         if not isinstance(document, list) or not all(_is_tensor(item) for item in document):
             raise ProtocolError("the manifest is not a list of [name, [size, …]] pairs")
+        if len(document) > _MOST_TENSORS or sum(math.prod(shape) for _, shape in document) > _MOST_ELEMENTS:
+            raise ProtocolError("the manifest is of more than any model has")
         names = [name for name, _ in document]
         if names != sorted(set(names)):
             raise ProtocolError("the manifest's names must be sorted and unique")
@@ -157,4 +165,7 @@ def _is_tensor(item: Any) -> bool:
     if not isinstance(item, list) or len(item) != 2:
         return False
     name, shape = item
-    return isinstance(name, str) and isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    if not isinstance(name, str) or not isinstance(shape, list):
+        return False
+    is_bounded = len(name) <= _LONGEST_NAME and len(shape) <= _MOST_DIMENSIONS
+    return is_bounded and all(type(n) is int and 0 <= n <= _MOST_ELEMENTS for n in shape)

@@ -17,8 +17,9 @@ from pydantic import Field, TypeAdapter
 from core_training.foundation.state import Manifest, TrainableState
 
 # Bounds that hold for any honest site; a report that arrives in a message is checked against them.
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Sums over all sites of what is within them are numbers still.
+Number = Annotated[float, Field(ge=-1e36, le=1e36, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 
 

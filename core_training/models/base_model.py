@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -21,6 +22,7 @@ from core_training.models.chat_template import ChatTemplate
 from core_training.models.endings import end_tokens
 from core_training.models.heads import innermost
 from core_training.models.libraries import settle_libraries
+from core_training.models.loaded_digest import tokenizer_digest
 from core_training.models.loading import base_folder, load_starting_model, load_tokenizer, tune, vocabulary_digest
 from core_training.models.parameters import (
     all_parameters,
@@ -40,6 +42,8 @@ from core_training.tuning.base import load_tuning
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_log = logging.getLogger(__name__)
+
 
 class BaseModel:
     """A model with its tokenizer, and the trainable state in which every site starts."""
@@ -57,6 +61,7 @@ class BaseModel:
             self.check_tokens(np.array([token]), f"model.name_or_path: {self.folder}")
         self.base_digest = start.digest
         """SHA-256 (hex) of the model that the run starts from, before tuning; see `StartingModel.digest`."""
+        self._loaded = start.parts
         start.model.config.pad_token_id = self.tokenizer.pad_token_id
         may_pack = recipe.stage_part.packs and recipe.training.packing is not False
         rows = min(recipe.training.per_device_train_batch_size, 2)  # more of them are like two
@@ -148,12 +153,19 @@ class BaseModel:
     def initial_digest(self) -> str:
         """SHA-256 (hex) over what two sites' models must have in common, which is also the reference policy's digest.
 
-        That is the base with earlier runs merged in, how its frozen weights are held, the initial state, and what
-        turns a conversation into tokens.
+        That is what was loaded, not the files it was loaded from: the base's weights, configuration and generation
+        settings, the earlier runs merged in, how frozen weights are held, the initial state, and what turns a
+        conversation into tokens. Logs the digest of each, for people at two sites to compare.
         """
-        spoken = [self.vocabulary_digest, self.chat_template.digest]
-        parts = [self.initial_state.digest, self.base_digest, self._frozen_digest, *spoken]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        parts = {
+            **self._loaded,
+            "initial state": self.initial_state.digest,
+            "frozen weights": self._frozen_digest,
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "chat template": self.chat_template.digest,
+        }
+        _log.info("the run starts from %s", ", ".join(f"{name} {digest[:16]}" for name, digest in parts.items()))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def vocabulary_digest(self) -> str:

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from core_training.foundation.limits import within
 from core_training.parts.data_kinds.values import Messages, Tools
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ Span = tuple[int, int]
 
 SIGN = "\ufdd0"
 """A noncharacter of Unicode, which no text has; it stands where the template puts a content."""
+
+RENDERED_WITHIN = 10.0
+"""Seconds; a conversation takes a template milliseconds."""
+RENDERED_IN = 2**30
+"""Bytes of memory."""
 
 _CHATML = (
     "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' }}"
@@ -135,13 +141,14 @@ class ChatTemplate:
         return self._rendered(messages, in_parts=self._takes_parts, to_answer=to_answer)
 
     def _rendered(self, messages: Messages, *, in_parts: bool, to_answer: bool = False) -> str:
-        rendered = self.tokenizer.apply_chat_template(
-            [_plain(message, in_parts=in_parts) for message in messages],
-            tools=cast(Any, list(self.tools) if self.tools else None),
-            chat_template=self.source,
-            tokenize=False,
-            add_generation_prompt=to_answer,
-        )
+        with within(RENDERED_WITHIN, RENDERED_IN):
+            rendered = self.tokenizer.apply_chat_template(
+                [_plain(message, in_parts=in_parts) for message in messages],
+                tools=cast(Any, list(self.tools) if self.tools else None),
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=to_answer,
+            )
         return cast(str, rendered)
 
     def encoding(self, text: str) -> Encoding:
@@ -156,13 +163,15 @@ class ChatTemplate:
 
         if not _MARKS.search(self.source):
             return self.text(messages), None
-        rendered: Any = render_jinja_template(
-            conversations=[[_plain(message, in_parts=self._takes_parts) for message in messages]],
-            tools=cast(Any, list(self.tools) if self.tools else None),
-            chat_template=self.source,
-            return_assistant_tokens_mask=True,
-            **cast(dict[str, Any], self.tokenizer.special_tokens_map),
-        )
+        in_parts = self._takes_parts
+        with within(RENDERED_WITHIN, RENDERED_IN):
+            rendered: Any = render_jinja_template(
+                conversations=[[_plain(message, in_parts=in_parts) for message in messages]],
+                tools=cast(Any, list(self.tools) if self.tools else None),
+                chat_template=self.source,
+                return_assistant_tokens_mask=True,
+                **cast(dict[str, Any], self.tokenizer.special_tokens_map),
+            )
         (text,), (spans,) = rendered
         return text, [(start, end) for start, end in spans]
 

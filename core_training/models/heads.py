@@ -44,7 +44,7 @@ def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     config.num_labels = 1
     try:
         with torch.device("meta"):  # nothing of it is kept but its forward
-            classifier: Any = AutoModelForSequenceClassification.from_config(config)
+            classifier: Any = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except ValueError:
         classifier = None
     if not isinstance(getattr(classifier, "score", None), nn.Linear):

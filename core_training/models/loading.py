@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import core_training.foundation.environment as environment
+from core_training.foundation.bounded_reading import ForeignTextError, read_bounded, shortened_text
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.hub_models import find_model, hub_model
-from core_training.foundation.model_files import weight_names, weights_digest
-from core_training.models.chat_template import named_template, template_names
+from core_training.foundation.limits import TooMuchError, within
+from core_training.foundation.model_files import check_model_folder, weight_names, weights_digest
+from core_training.models.chat_template import RENDERED_IN, RENDERED_WITHIN, named_template, template_names
 from core_training.models.heads import add_value_head, with_score_head
+from core_training.models.loaded_digest import model_digests
 from core_training.models.merging import merged
 from core_training.models.parameters import (
     manifest_of,
@@ -23,6 +27,7 @@ from core_training.models.parameters import (
     write_buffers,
     write_parameters,
 )
+from core_training.models.tokenizer_trial import is_panic, try_out
 from core_training.models.vocabulary import add_to_model, add_to_tokenizer, digest_with
 from core_training.recipe.schema import Recipe
 from core_training.runs.finished_run import Result, find_result
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_TEMPLATE = 2**20
+
 
 @dataclass(frozen=True)
 class StartingModel:
@@ -44,7 +51,12 @@ class StartingModel:
     model: PreTrainedModel
     name: str
     digest: str
-    """SHA-256 (hex) over the base's weight files and, in order, the results of earlier runs that were merged in."""
+    """SHA-256 (hex) over the base's weight files and, in order, the results of earlier runs that were merged in.
+
+    It tells the bases of results from one another. What sites start from is held against `parts`.
+    """
+    parts: Mapping[str, str]
+    """SHA-256 (hex) of all that was loaded, by what it is: `model_digests`, and what was added to the model."""
     rows: int
     """The tokens that the base has rows for, without those that the recipe adds."""
 
@@ -59,7 +71,12 @@ def load_starting_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> S
     start = _load_base(recipe)
     if recipe.model.add_tokens:
         add_to_model(start.model, tokenizer, recipe.model.add_tokens)
-        start = replace(start, digest=digest_with(start.digest, recipe.model.add_tokens))
+        added = digest_with("", recipe.model.add_tokens)
+        start = replace(
+            start,
+            digest=digest_with(start.digest, recipe.model.add_tokens),
+            parts={**start.parts, "added tokens": added},
+        )
     for run in recipe.model.adapters:
         start = _with_run(start, Path(run), recipe)
     return start
@@ -105,6 +122,10 @@ def base_folder(recipe: Recipe) -> Path:
         )
     if not (folder / "config.json").is_file():
         raise InputError(f"{where}: no config.json in it, so it is not a model folder")
+    try:
+        check_model_folder(folder)
+    except InputError as error:
+        raise InputError(f"model.name_or_path: {error}") from None
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise InputError(f"{where}: it has no tokenizer (tokenizer.json); save one beside the weights")
     return folder
@@ -117,10 +138,14 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
     environment.silence_libraries()
     try:
+        if (rules := folder / "tokenizer.json").is_file():
+            try_out(rules)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # the tokenizers library raises plain exceptions
+    except BaseException as error:  # the tokenizers library raises plain exceptions, and Rust some that are none
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise InputError(f"{where}: its tokenizer cannot be loaded: {_first_line(error)}") from None
     if tokenizer.eos_token_id is None:
         raise InputError(f"{where}: its tokenizer has no end-of-sequence token (eos_token)")
@@ -128,6 +153,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
         add_to_tokenizer(tokenizer, recipe.model.add_tokens)
     if recipe.model.chat_template is not None:
         _use_template(tokenizer, recipe.model.chat_template)
+    _check_templates(tokenizer, where)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -146,7 +172,6 @@ def _load_base(recipe: Recipe) -> StartingModel:
     if recipe.model.digest not in (None, digest := weights_digest(folder)):
         public = "model.digest: the weights here are others than the recipe's"
         raise InputError(f"{where}: its weights have the digest {digest}, which is not model.digest", public)
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -162,13 +187,16 @@ def _load_base(recipe: Recipe) -> StartingModel:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ImportError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a configuration leads the libraries to: a division by zero, a missing key
         raise InputError(f"{where} cannot be loaded: {_first_line(error)}") from None
     model, loading = loaded
     _tell_of_alibi(model)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{where}: its weights lack {len(missing)} tensors, such as '{missing[0]}'")
-    return StartingModel(model, recipe.model.name_or_path, digest, model.get_input_embeddings().weight.shape[0])
+    rows = model.get_input_embeddings().weight.shape[0]
+    return StartingModel(model, recipe.model.name_or_path, digest, model_digests(model), rows)
 
 
 def _tell_of_alibi(model: PreTrainedModel) -> None:
@@ -220,9 +248,14 @@ def _with_run(start: StartingModel, run: Path, recipe: Recipe, following: tuple[
     write_parameters(parameters, state)
     # The settings count too: with another lora_alpha the same tensors are another change.
     settings = json.dumps(result.recipe.tuning.model_dump(), sort_keys=True)
-    parts = ["" if whole else start.digest, settings, state.digest]
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return replace(start, model=merged(tuned), name=str(run) if whole else f"{start.name} + {run}", digest=digest)
+    trained = [settings, state.digest]
+    digest = hashlib.sha256("\n".join(["" if whole else start.digest, *trained]).encode()).hexdigest()
+    model = merged(tuned)
+    # What merging makes of an adapter is rounded otherwise on another machine: its own values are the same everywhere.
+    merged_in = hashlib.sha256("\n".join(trained).encode()).hexdigest()
+    parts = model_digests(model) if whole else {**start.parts, f"earlier run {len(start.parts)}": merged_in}
+    name = str(run) if whole else f"{start.name} + {run}"
+    return replace(start, model=model, name=name, digest=digest, parts=parts)
 
 
 def restore_buffers(model: PreTrainedModel, result: Result) -> None:
@@ -233,12 +266,12 @@ def restore_buffers(model: PreTrainedModel, result: Result) -> None:
 
 def _member(run: Path, following: tuple[Path, ...]) -> Result:
     """The finished run in this folder, which another run starts from."""
-    if run.resolve() in following:
-        raise InputError(f"model.adapters: {run} starts from itself; its folder has been written over")
     try:
         result = find_result(run)
     except InputError as error:
         raise InputError(f"model.adapters: {error}") from None
+    if run.resolve() in following:
+        raise InputError(f"model.adapters: {run} starts from itself; its folder has been written over")
     if result.recipe.stage_part.head == "score":
         raise InputError(
             f"model.adapters: {run} is a reward model, and its head is no language model; name it as "
@@ -256,9 +289,13 @@ def _use_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     from jinja2 import TemplateSyntaxError
 
     try:
-        tokenizer.chat_template = named_template(name) or Path(name).read_text(encoding="utf-8")
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
-    except (OSError, UnicodeDecodeError) as error:
+        own = named_template(name) or read_bounded(Path(name), _LONGEST_TEMPLATE).decode("utf-8")
+        tokenizer.chat_template = own
+        with within(RENDERED_WITHIN, RENDERED_IN):
+            tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except TooMuchError as error:
+        raise InputError(f"model.chat_template: {name} does not tell an empty turn: {error}") from None
+    except (OSError, UnicodeDecodeError, ForeignTextError) as error:
         known = "" if Path(name).suffix else f" (published templates have names: {', '.join(template_names())})"
         raise InputError(f"model.chat_template: {name} cannot be read: {error}{known}") from None
     except TemplateSyntaxError as error:
@@ -267,5 +304,23 @@ def _use_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         pass
 
 
+def _check_templates(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Raise InputError for a chat template that is longer than any, or does not end."""
+    own = tokenizer.chat_template
+    for template in own.values() if isinstance(own, dict) else [own] if own else []:
+        if len(template) > _LONGEST_TEMPLATE:
+            raise InputError(f"{where}: a chat template of {len(template)} characters is longer than any")
+        try:
+            with within(RENDERED_WITHIN, RENDERED_IN):
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": "Question"}], chat_template=template, tokenize=False
+                )
+        except TooMuchError as error:
+            raise InputError(f"{where}: its chat template does not tell one turn: {error}") from None
+        except Exception:  # it does not take this conversation, and may raise anything
+            pass
+
+
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = str(error).strip()
+    return shortened_text(said.splitlines()[0], 300) if said else type(error).__name__

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from core_training.foundation.bounded_reading import shortened_text
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.libraries import settle_libraries
@@ -29,9 +30,10 @@ class Outline(BaseModel):
         try:
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
             with torch.device("meta"):
-                self.model = AutoModelForCausalLM.from_config(config)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"model.name_or_path: {self.folder} cannot be read: {error}") from None
+                self.model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except Exception as error:  # whatever a configuration leads the libraries to
+            said = shortened_text(error, 300)
+            raise InputError(f"model.name_or_path: {self.folder} cannot be read: {said}") from None
         if (self.folder / "generation_config.json").is_file():
             self.model.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
         self._known_tokens = cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings

@@ -73,7 +73,9 @@ def check_adapter(model: PreTrainedModel, base: Path, folder: Path) -> None:
     config.pad_token_id = inner.config.pad_token_id
     if isinstance(scored := getattr(inner.config, "scored_layers", None), str):
         config.scored_layers = scored
-    plain = kind.from_pretrained(base, config=config, dtype=model.dtype, local_files_only=True)
+    plain = kind.from_pretrained(
+        base, config=config, dtype=model.dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
     rows = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
     if cast(nn.Embedding, plain.get_input_embeddings()).weight.shape[0] != rows:
         plain.resize_token_embeddings(rows, mean_resizing=False)
@@ -89,5 +91,7 @@ def check_written(model: PreTrainedModel, folder: Path) -> None:
     if not has_room_for(model, folder):
         return
     config = type(model.config).from_pretrained(folder, local_files_only=True)
-    written = type(model).from_pretrained(folder, config=config, local_files_only=True)
+    written = type(model).from_pretrained(
+        folder, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
     check_alike(logits_of(model), written, "writing the model")

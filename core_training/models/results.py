@@ -36,7 +36,15 @@ from core_training.runs.result_format import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Result", "export_adapter", "export_model", "find_result", "load_result", "load_reward_model"]
+__all__ = [
+    "Result",
+    "export_adapter",
+    "export_model",
+    "find_result",
+    "load_known_reward_model",
+    "load_result",
+    "load_reward_model",
+]
 
 
 def load_result(result: Result) -> BaseModel:
@@ -53,6 +61,11 @@ def load_reward_model(run: Path, vocabulary: str) -> PreTrainedModel:
     `vocabulary` is the `vocabulary_digest` of the model whose answers it judges. Raises InputError when the run is of
     another stage, and when its tokens are not those of that model.
     """
+    return load_known_reward_model(run, vocabulary)[0]
+
+
+def load_known_reward_model(run: Path, vocabulary: str) -> tuple[PreTrainedModel, str]:
+    """The same, and a SHA-256 (hex) over what was loaded of it: its base as loaded, and what was trained."""
     try:
         result = find_result(run)
         if result.recipe.stage != "reward":
@@ -63,12 +76,14 @@ def load_reward_model(run: Path, vocabulary: str) -> PreTrainedModel:
                 f"the reward model {run} reads other tokens than the model that it judges: train one on a base with "
                 "the same tokenizer"
             )
-        model = merged(_load(result, unquantised(result.recipe)).model)
+        base = _load(result, unquantised(result.recipe))
+        loaded = base.initial_digest  # of the trained state, which is what the base holds by now
+        model = merged(base.model)
     except (InputError, ProtocolError) as error:
         raise InputError(f"rollout.reward_model: {error}") from None
     model.requires_grad_(False)
     model.eval()
-    return model
+    return model, loaded
 
 
 def export_adapter(result: Result, to: Path) -> bool:

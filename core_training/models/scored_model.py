@@ -19,7 +19,7 @@ class ScoredModel(PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.base_model_prefix = config.scored_layers
-        setattr(self, config.scored_layers, AutoModel.from_config(config))
+        setattr(self, config.scored_layers, AutoModel.from_config(config, trust_remote_code=False))
         self.score = nn.Linear(config.get_text_config().hidden_size, 1, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
 

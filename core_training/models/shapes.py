@@ -5,7 +5,6 @@ No weight is read and no heavy library imported.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from core_training.foundation.bounded_reading import open_regular, parse_json, read_json
 from core_training.foundation.errors import InputError
+from core_training.foundation.model_files import check_model_folder
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _LONGEST_HEADER = 100_000_000
@@ -70,6 +71,7 @@ class ModelShapes:
     def of(cls, folder: Path) -> ModelShapes:
         """Read them. Raises InputError where there is no such model, or not of a kind whose widths are known here."""
         config = _config(folder)
+        check_model_folder(folder)
         kind = config.get("model_type", "unknown")
         if any(config.get(key) for key in _EXPERTS):
             raise InputError(f"models of type {kind} have experts, of which each token takes others")
@@ -141,7 +143,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no model is in {folder}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         return dict(config.get("text_config") or config)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
@@ -170,10 +172,10 @@ def _weights(folder: Path, *, is_tied: bool) -> Iterator[WeightShape]:
 def _header(path: Path) -> dict[str, Any]:
     """The JSON at the beginning of a safetensors file, whose length is in the eight bytes before it."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > _LONGEST_HEADER:
                 raise ValueError(f"a header of {length} bytes")
-            return dict(json.loads(stream.read(length)))
+            return dict(parse_json(stream.read(length), _LONGEST_HEADER))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None

@@ -6,8 +6,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+MOST = 10**9
+"""The most steps, rows or records that anything is asked for: what counts further would never end."""
+MOST_ROUNDS = 10**6 - 1
+"""As many rounds as checkpoints have names for."""
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Rounds = Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
 Name = Annotated[str, Field(min_length=1)]
 ClipRange = Annotated[float, Field(gt=0, le=1e6)]
 """At a million nothing is clipped any more; far above, the limits do not fit in a tensor."""

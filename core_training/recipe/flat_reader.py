@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from core_training.foundation.bounded_reading import MOST_YAML_BYTES, parse_json, shortened, shortened_text
 from core_training.foundation.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -68,12 +68,12 @@ class FlatReader:
         value = self.text(key, default)
         if value not in meanings:
             raise InputError(
-                f"{self.source}: {key}: '{value}' has no counterpart here; it can be {', '.join(meanings)}"
+                f"{self.source}: {key}: {shortened(value)} has no counterpart here; it can be {', '.join(meanings)}"
             )
         return meanings[value]
 
     def refuse(self, key: str, right: str) -> None:
-        self._refused.append(f"{key}: {self._document.get(key)} (here: {right})")
+        self._refused.append(f"{key}: {_shown(self._document.get(key))} (here: {right})")
 
     def say(self, note: str) -> None:
         self._notes.append(note)
@@ -90,20 +90,20 @@ class FlatReader:
                 continue
             if key in when_off:
                 if not _same(value, when_off[key]):
-                    self._refused.append(f"{key}: {value}")
+                    self._refused.append(f"{key}: {_shown(value)}")
             elif without_effect.match(str(key)):
-                idle.append(str(key))
+                idle.append(shortened_text(key, 60))
             else:
-                self._refused.append(str(key))
+                self._refused.append(shortened_text(key, 60))
         if self._refused:
             raise InputError(
                 f"{self.source}: {self._whose} keys that change the training and have no counterpart here: "
-                f"{'; '.join(self._refused)}. Take them out, or write a recipe (docs/recipe.md)"
+                f"{shortened_text('; '.join(self._refused), 2000)}. Take them out, or write a recipe (docs/recipe.md)"
             )
         if idle:
             self._notes.append(f"without effect here: {', '.join(idle)}")
         if self._notes:
-            _log.warning("%s: %s's keys. %s", self.source, self._whose, "; ".join(self._notes))
+            _log.warning("%s: %s's keys. %s", self.source, self._whose, shortened_text("; ".join(self._notes), 2000))
 
     def _value(self, key: str, default: Any, wanted: str, parse: Callable[[Any], Any]) -> Any:
         self._taken.add(key)
@@ -113,7 +113,11 @@ class FlatReader:
         try:
             return parse(value)
         except (TypeError, ValueError):
-            raise InputError(f"{self.source}: {key}: must be {wanted}, not {value!r}") from None
+            raise InputError(f"{self.source}: {key}: must be {wanted}, not {shortened(value)}") from None
+
+
+def _shown(value: Any) -> str:
+    return shortened_text(value, 100) if isinstance(value, str) else shortened(value)
 
 
 def _text(value: Any) -> str:
@@ -145,7 +149,7 @@ def _names(value: Any) -> list[str]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
-        value = json.loads(value)
+        value = parse_json(value, MOST_YAML_BYTES)
     if not isinstance(value, dict):
         raise TypeError
     return value

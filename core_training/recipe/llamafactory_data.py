@@ -5,7 +5,6 @@ Knows nothing of how files are read, or of stages.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from core_training.foundation.bounded_reading import ForeignTextError, place_and_words, read_json, shortened_text
 from core_training.foundation.errors import InputError
 
 INFO_FILE = "dataset_info.json"
@@ -127,25 +127,24 @@ def read_entry(path: Path) -> DataSet:
     """
     info = path.with_name(INFO_FILE)
     try:
-        entries = json.loads(info.read_text(encoding="utf-8"))
+        entries = read_json(info)
     except OSError as error:
         raise InputError(f"data: {info} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"data: {info}: not valid JSON: {error}") from None
+    except ForeignTextError as error:
+        raise InputError(f"data: {info}: {error}") from None
     match = _NAME.match(path.name.removeprefix(f"{INFO_FILE}:"))
     name, most = (match["name"], match["most"]) if match else ("", None)
     entry = entries.get(name) if isinstance(entries, dict) else None
     if not isinstance(entry, dict):
-        known = ", ".join(list(entries)[:10]) if isinstance(entries, dict) else "no data sets"
+        known = shortened_text(", ".join(list(entries)[:10])) if isinstance(entries, dict) else "no data sets"
         raise InputError(f"data: {info} has no data set '{name}'; it has {known}")
     where = f"data: {info}: {name}"
     if "file_name" not in entry:
         remote = ", ".join(key for key in _REMOTE if key in entry) or "it names no file"
         raise InputError(f"{where}: {remote}: fedloom downloads nothing: fetch the data, name the file with file_name")
     if unknown := [key for key in entry if key not in (*_ENTRY_KEYS, *_REMOTE, "file_sha1")]:
-        raise InputError(
-            f"{where}: no counterpart here for {', '.join(unknown)}; an entry has {', '.join(_ENTRY_KEYS)}"
-        )
+        theirs = shortened_text(", ".join(unknown))
+        raise InputError(f"{where}: no counterpart here for {theirs}; an entry has {', '.join(_ENTRY_KEYS)}")
     described = _checked(entry, where)
     names = _ALPACA if described.formatting == "alpaca" else _SHAREGPT
     columns, tags = described.columns or {}, described.tags or {}
@@ -167,9 +166,8 @@ def _checked(entry: dict[str, Any], where: str) -> _Entry:
     try:
         described = _Entry.model_validate(entry)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{where}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        key, said = place_and_words(error)
+        raise InputError(f"{where}: {key}: {said[0].lower()}{said[1:]}") from None
     if names_data_set(Path(described.file_name)):
         raise InputError(f"{where}: file_name: '{described.file_name}' is an entry itself; name a file or folder")
     return described

@@ -10,13 +10,22 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 import yaml
 from pydantic import ValidationError
 
 import core_training.recipe.axolotl as axolotl
 import core_training.recipe.llamafactory as llamafactory
+from core_training.foundation.bounded_reading import (
+    MOST_YAML_BYTES,
+    BoundedLoader,
+    ForeignTextError,
+    parse_yaml,
+    read_bounded,
+    shortened,
+    shortened_text,
+)
 from core_training.foundation.errors import InputError
 from core_training.parts.aggregation_rules import AGGREGATION_RULES
 from core_training.parts.codecs import CODECS
@@ -37,14 +46,33 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     is_stream = Path(path) == STANDARD_INPUT
     source = "standard input" if is_stream else str(path)
     try:
-        text = (sys.stdin.buffer.read() if is_stream else Path(path).read_bytes()).decode("utf-8")
+        text = _content(Path(path)).decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{source}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: cannot be read as UTF-8 text: {error}") from None
+        raise InputError(f"{source}: cannot be read as UTF-8 text: {shortened_text(error, 200)}") from None
+    except ForeignTextError as error:
+        raise InputError(f"{source}: not a recipe: {error}") from None
     if is_stream and not text.strip():
         raise InputError("standard input: there is no recipe on it; pipe one in, or name its file")
     return parse_recipe(text, source, overrides, at_home=True)
+
+
+def _content(path: Path) -> bytes:
+    """A recipe's bytes. A shell's stream (`-`, `/dev/stdin`, `<(…)`) is one that somebody writes to: it is read on."""
+    if path == STANDARD_INPUT:
+        return _bounded(sys.stdin.buffer)
+    if not str(path).startswith(_STREAMS):
+        return read_bounded(path, MOST_YAML_BYTES)
+    with path.open("rb") as stream:
+        return _bounded(stream)
+
+
+def _bounded(stream: BinaryIO) -> bytes:
+    content = stream.read(MOST_YAML_BYTES + 1)
+    if len(content) > MOST_YAML_BYTES:
+        raise ForeignTextError(f"it is larger than {MOST_YAML_BYTES >> 10} KiB")
+    return content
 
 
 def parse_recipe(
@@ -77,11 +105,12 @@ def parse_recipe(
         for item in error.errors():
             by_key.setdefault(_key_of(item["loc"]), []).append(item)
         # Where a key may have several types, an error further inside says more than that it is not of the other type.
-        telling = [key for key in by_key if not any(other.startswith(key + ".") for other in by_key)]
+        outer = {key[:place] for key in by_key for place, sign in enumerate(key) if sign == "."}
+        telling = [key for key in by_key if key not in outer]
         raise InputError(f"{source}: " + "; ".join(_explain(key, by_key[key]) for key in telling[:3])) from None
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """YAML as people write it: `1e-3` is a number, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -89,7 +118,8 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark)
+                problem = f"key '{shortened_text(key, 60)}' is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key if isinstance(key, str) else repr(key))
         return super().construct_mapping(node, deep)
 
@@ -107,20 +137,17 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{source}{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{source}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise InputError(f"{source}: not a recipe: it is nested too deeply") from None
+        return parse_yaml(text, _Loader)
+    except ForeignTextError as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise InputError(f"{source}{line}: {error}") from None
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise InputError(f"'{override}': an override is KEY=VALUE, such as training.learning_rate=1e-4")
+        said = shortened_text(override, 100)
+        raise InputError(f"'{said}': an override is KEY=VALUE, such as training.learning_rate=1e-4")
     *parents, last = key.split(".")
     target = document
     for parent in parents:
@@ -131,12 +158,14 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     target[last] = _parse_yaml(value, key)
 
 
+_LONGEST_KEY = 60
+_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 _TYPE_ENDINGS = re.compile(r"^(literal\[|list\[|dict\[|function-|constrained-)|^(str|int|float|bool|none)$")
 """The end that pydantic puts to an error's place for each type that a key may have."""
 
 
 def _key_of(location: Sequence[str | int]) -> str:
-    parts = [str(part) for part in location]
+    parts = [shortened_text(part, _LONGEST_KEY) for part in location]
     while len(parts) > 1 and _TYPE_ENDINGS.search(parts[-1]):
         parts.pop()
     # Where a key may be a section or something else, pydantic names the section's class, too.
@@ -151,22 +180,23 @@ def _explain(key: str, errors: list[Any]) -> str:
     A key that may have several types has an error for each of them.
     """
     error = errors[0]
-    *section, name = [str(part) for part in error["loc"]] or [""]
+    *section, name = [shortened_text(part, _LONGEST_KEY) for part in error["loc"]] or [""]
     if error["type"] == "extra_forbidden":
         known = _keys_of(section)
-        close = difflib.get_close_matches(name, known, n=1)
+        close = difflib.get_close_matches(name[:_LONGEST_KEY], known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{key}: this key is required"
     if error["type"] == "model_type":
         examples = ", ".join(_keys_of([*section, name])[:3])
-        return f"{key}: this is a section with keys of its own ({examples}, …), not {error['input']!r}"
+        return f"{key}: this is a section with keys of its own ({examples}, …), not {shortened(error['input'])}"
     if error["type"] == "value_error":
-        return ".".join([*key.split("."), str(error["msg"]).removeprefix("Value error, ")]).lstrip(".")
+        said = shortened_text(str(error["msg"]).removeprefix("Value error, "))
+        return ".".join([*key.split("."), said]).lstrip(".")
     messages = list(dict.fromkeys(str(one["msg"])[0].lower() + str(one["msg"])[1:] for one in errors))
     wanted = " or ".join([messages[0], *(message.removeprefix("input should be ") for message in messages[1:])])
-    return f"{key}: {wanted}, not {error['input']!r}"
+    return f"{key}: {wanted}, not {shortened(error['input'])}"
 
 
 def _keys_of(location: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from core_training.parts.codecs.codec_part import CodecPart
 from core_training.parts.data_kinds import CONVERSATION
 from core_training.parts.mixing_rules import MIXING_RULES, MixingPart
 from core_training.parts.registry import Part, S
-from core_training.parts.section import Count, PositiveInt, Section
+from core_training.parts.section import MOST, Count, PositiveInt, Rounds, Section
 from core_training.parts.stages import STAGES
 from core_training.parts.stages.rollout import Rollout
 from core_training.parts.stages.stage_part import StagePart
@@ -234,7 +234,9 @@ class Training(Section):
     per_device_train_batch_size: PositiveInt = Field(8, description="Rows in a batch, on each process.")
     per_device_eval_batch_size: PositiveInt = Field(16, description="Rows in an evaluation batch.")
     gradient_accumulation_steps: PositiveInt = Field(1, description="Batches that make one optimizer step.")
-    max_length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens a row is cut to (cuts are counted).")
+    max_length: Annotated[int, Field(ge=2, le=MOST)] = Field(
+        512, description="Tokens a row is cut to (cuts are counted)."
+    )
     truncation: Literal["keep_start", "keep_end", "leave_out"] | None = Field(
         None,
         description="A longer record keeps its start or its end, or is left out. Unset: a text becomes several rows, a "
@@ -359,7 +361,7 @@ class Topology(Section):
     """Who trains, and how the results meet."""
 
     kind: Literal["central", "federated", "gossip"] = Field("central", description="central | federated | gossip.")
-    rounds: PositiveInt | None = Field(None, description="Exchanges.")
+    rounds: Rounds | None = Field(None, description="Exchanges.")
     local_steps: PositiveInt | None = Field(None, description="Optimizer steps at each site between two exchanges.")
     minimum_sites: PositiveInt | None = Field(
         None, description="Sites that must answer for a round to count. Unset: 1; among several gossip nodes 2."

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core_training.foundation.bounded_reading import read_json
 from core_training.foundation.durable import commit_folder
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.strict_json import strict_json
 
 KEPT_CHECKPOINTS = 2
 STATE_FILE = "state.safetensors"
@@ -21,7 +22,7 @@ def read_checkpoint(folder: Path, manifest: Manifest) -> tuple[TrainableState, d
     """State and notes of a checkpoint. Raises RunError when it is damaged or has another manifest."""
     try:
         state = TrainableState.from_bytes((folder / STATE_FILE).read_bytes(), manifest)
-        return state, json.loads((folder / NOTES_FILE).read_text())
+        return state, read_json(folder / NOTES_FILE)
     except (OSError, ValueError, ProtocolError) as error:
         raise RunError(f"{folder}: not a checkpoint of this run: {error}") from None
 
@@ -48,7 +49,7 @@ def keep_best(checkpoints: Path, at: int, state: TrainableState, notes: Mapping[
     """
     with commit_folder(_best(checkpoints, at)) as scratch:
         (scratch / STATE_FILE).write_bytes(state.to_bytes())
-        (scratch / NOTES_FILE).write_text(json.dumps(dict(notes)), encoding="utf-8")
+        (scratch / NOTES_FILE).write_text(strict_json(dict(notes)), encoding="utf-8")
 
 
 def read_best(checkpoints: Path, at: int, manifest: Manifest) -> tuple[TrainableState, dict[str, Any]]:

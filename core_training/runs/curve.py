@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core_training.foundation.errors import RunError
+from core_training.foundation.strict_json import strict_json
 from core_training.runs import events
 
 CURVE_FILE = "curve.jsonl"
@@ -108,7 +109,7 @@ class CurveFile:
         self._is_known = False  # should the disk refuse: what is left of the line is cut off before the next one
         with self._path.open("r+b" if self._path.exists() else "wb") as file:
             self._last = (file.seek(0, os.SEEK_END) if start is None else file.seek(start), row)
-            file.write((json.dumps(row) + "\n").encode())  # over the earlier row: it only grows
+            file.write((strict_json(row) + "\n").encode())  # over the earlier row: it only grows
             file.truncate()
         self._is_known = True
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core_training.foundation.errors import InputError
 from core_training.foundation.hub_models import find_model
+from core_training.foundation.places import is_folder
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import ADAPTER_CONFIG, LAYERS, result_name
@@ -42,7 +43,7 @@ class Result:
     def base_name(self) -> str:
         """What others may call the base model: its folder's absolute path, or the recipe's name for it."""
         folder = Path(self.recipe.model.name_or_path)
-        return str(folder.resolve()) if folder.is_dir() else self.recipe.model.name_or_path
+        return str(folder.resolve()) if is_folder(folder) else self.recipe.model.name_or_path
 
 
 def find_result(run: Path, base: Path | None = None, site: str | None = None) -> Result:
@@ -51,7 +52,7 @@ def find_result(run: Path, base: Path | None = None, site: str | None = None) ->
     `site` chooses among the results of a simulation whose sites ended with different ones (gossip by Metropolis).
     Raises InputError when this is no run folder, or the run has not ended.
     """
-    if not run.is_dir():
+    if not is_folder(run):
         raise InputError(f"{run}: no such run folder")
     if not (run / "recipe.yaml").is_file():
         raise InputError(f"{run}: not a run folder (it has no recipe.yaml)")

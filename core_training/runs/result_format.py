@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from core_training.foundation.bounded_reading import ForeignTextError, first_error, read_bounded
 from core_training.foundation.durable import commit_folder, share
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
@@ -34,6 +35,7 @@ _MODEL_WEIGHTS = "model.safetensors"
 _LAYER_WEIGHTS = "layers.safetensors"
 _VALUE_HEAD_WEIGHTS = "value_head.safetensors"
 ORIGIN = "fedloom.json"
+_MOST_BYTES = 16 * 2**20
 BUFFERS = "buffers.json"
 """Buffers of a whole model on their way to `write_result`, which puts them beside the weights."""
 
@@ -157,11 +159,10 @@ def read_buffers(folder: Path, names: Iterable[str]) -> dict[str, npt.NDArray[An
 def read_origin(folder: Path) -> Origin:
     """The origin of the result in this folder. Raises ProtocolError when the folder does not say so."""
     try:
-        return TypeAdapter(Origin).validate_json((folder / ORIGIN).read_bytes())
+        return TypeAdapter(Origin).validate_json(read_bounded(folder / ORIGIN, _MOST_BYTES))
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
-    except OSError as error:
+        reason = first_error(error)
+    except (OSError, ForeignTextError) as error:
         reason = str(error)
     raise ProtocolError(f"{folder / ORIGIN} does not say what it was trained on: {reason}")
 

@@ -24,6 +24,7 @@ from core_training.foundation import background
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import FedloomError, InputError, RunError
 from core_training.foundation.hub_models import hub_model
+from core_training.foundation.strict_json import strict_json
 from core_training.recipe.model_source import as_pinned_before
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
@@ -233,7 +234,7 @@ class RunFolder:
 
     def event(self, event: Event) -> None:
         """Append one line to `events.jsonl`: the time (UTC), and the event. Raises RunError when the disk refuses."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event.document()})
+        line = strict_json({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event.document()})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # One write of one line to a file opened for appending stays whole beside other writers.
@@ -300,7 +301,7 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Write `summary.json`, once the name of the curve is in it."""
         summary.curve = CURVE_FILE if (self.path / CURVE_FILE).exists() else None
-        commit_file(self.path / "summary.json", (json.dumps(asdict(summary), indent=2) + "\n").encode())
+        commit_file(self.path / "summary.json", (strict_json(asdict(summary), indent=2) + "\n").encode())
 
     def forget_failure(self) -> None:
         """Remove the summary of a run that had failed and goes on."""

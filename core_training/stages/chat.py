@@ -18,7 +18,9 @@ from jinja2 import TemplateError
 
 from core_training.data.examples import IGNORED, Tokens
 from core_training.data.records import Record
+from core_training.foundation.bounded_reading import shortened_text
 from core_training.foundation.errors import InputError
+from core_training.foundation.limits import TooMuchError
 from core_training.models.base_model import BaseModel
 from core_training.models.chat_template import SIGN, ChatTemplate, Span
 from core_training.parts.data_kinds.values import Messages, Tools
@@ -104,7 +106,10 @@ def _template_errors(base: BaseModel, record: Record) -> Iterator[None]:
     try:
         yield
     except TemplateError as error:
-        raise InputError(f"{_named(base, record)} does not take this conversation: {error}") from None
+        said = shortened_text(error)
+        raise InputError(f"{_named(base, record)} does not take this conversation: {said}") from None
+    except TooMuchError as error:
+        raise InputError(f"{_named(base, record)} does not tell this conversation: {error}") from None
     except _NotPrinted as what:
         raise InputError(
             f"{_named(base, record)} does not print {what}; take it out of the records (thoughts: data.reasoning "

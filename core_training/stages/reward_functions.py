@@ -25,6 +25,7 @@ from core_training.data.examples import IGNORED, Batch
 from core_training.data.records import Record
 from core_training.data.rows import COLUMNS
 from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.places import is_there
 from core_training.models.context import UNLIMITED
 from core_training.stages.judge import Judged
 from core_training.stages.rollout import texts
@@ -260,7 +261,7 @@ def _own_function(target: str) -> Callable[..., Any]:
     path = Path(file)
     if path.suffix != ".py" or not name.isidentifier():
         raise InputError(f"{_KEY}: {target!r} is not of the form FILE.py:name (or trl:name)")
-    if not path.is_file():
+    if not (is_there(path) and path.is_file()):
         raise InputError(f"{_KEY}: {path}: no such file")
     name_in_process = f"reward_function_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name_in_process, path)

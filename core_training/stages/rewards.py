@@ -18,7 +18,7 @@ from core_training.foundation.model_files import weights_digest
 from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
 from core_training.models.heads import end_scores
-from core_training.models.results import find_result, load_reward_model
+from core_training.models.results import find_result, load_known_reward_model
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import read_origin
 from core_training.stages.judge import Judge, Judged
@@ -38,12 +38,13 @@ def load_judge(recipe: Recipe, base: BaseModel) -> Judge:
         return FunctionJudge(functions, base.tokenizer)
     assert settings.reward_model is not None  # the recipe has one of the two
     run = Path(settings.reward_model)
-    digest = reward_model_digest(run)
-    return ModelJudge(_reward_model(run, base.vocabulary_digest, digest), digest)
+    files = reward_model_digest(run)
+    model, loaded = _reward_model(run, base.vocabulary_digest, files)
+    return ModelJudge(model, hashlib.sha256(f"{files}\n{loaded}".encode()).hexdigest())
 
 
 def reward_model_digest(run: Path) -> str:
-    """SHA-256 (hex) over what makes the reward model in a run folder: its weights, its base and its recipe."""
+    """SHA-256 (hex) over the files that make the reward model in a run folder: its weights, and its recipe."""
     try:
         result = find_result(run)
         parts = [result.recipe.engine_digest, result.recipe.model.dtype, read_origin(result.folder).base_digest]
@@ -53,9 +54,9 @@ def reward_model_digest(run: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def _reward_model(run: Path, vocabulary: str, digest: str) -> PreTrainedModel:
-    """One for all the engines of a process: simulated sites have the same judge."""
-    return load_reward_model(run, vocabulary)
+def _reward_model(run: Path, vocabulary: str, files: str) -> tuple[PreTrainedModel, str]:
+    """One for all the engines of a process: simulated sites have the same judge. With the digest of what was loaded."""
+    return load_known_reward_model(run, vocabulary)
 
 
 class ModelJudge:
@@ -76,4 +77,4 @@ class ModelJudge:
         return b""
 
     def try_out(self, prompts: Sequence[str], columns: Sequence[bytes]) -> None:
-        """Do nothing: `load_reward_model` has looked."""
+        """Do nothing: `load_known_reward_model` has looked."""

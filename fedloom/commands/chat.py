@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from core_training.foundation.errors import InputError
 from core_training.foundation.stopping import number_of
+from core_training.foundation.strict_json import strict_json
 from fedloom.console import results_only_on_stdout, stderr
 from fedloom.options import Base, Json, RunPath, Site
 
@@ -54,7 +54,7 @@ def chat(
     elif as_json:
         answer = conversation.reply(prompt)
         typer.echo(
-            json.dumps({"prompt": prompt, "answer": answer.text, "tokens": answer.tokens, "ended": answer.ended})
+            strict_json({"prompt": prompt, "answer": answer.text, "tokens": answer.tokens, "ended": answer.ended})
         )
     else:
         conversation.reply(prompt, _write)

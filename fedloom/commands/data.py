@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from core_training.foundation.foreign_text import printable
+from core_training.foundation.strict_json import strict_json
 from core_training.recipe.reading import load_recipe
 from fedloom.console import console, results_only_on_stdout, stderr
 from fedloom.options import Overrides, RecipePath
@@ -55,7 +55,7 @@ def show(
         if as_json:
             if limit is not None and number >= limit:
                 break
-            typer.echo(json.dumps(document_of(one, base.tokenizer), ensure_ascii=False))
+            typer.echo(strict_json(document_of(one, base.tokenizer), ensure_ascii=False))
         elif number < (_SHOWN if limit is None else limit):
             place = f"{one.record.place} ({'held out' if one.held_out else 'trains'})"
             out.print(printable(place), style="bold", soft_wrap=wrapped)

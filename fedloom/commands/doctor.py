@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import typer
 
+from core_training.foundation.strict_json import strict_json
 from fedloom.console import results_only_on_stdout
 from fedloom.machine import State, examine
 from fedloom.options import Json
@@ -26,7 +26,7 @@ def doctor(as_json: Json = False) -> None:
         findings = examine()
     ready = all(finding.state is not State.MISSING for finding in findings)
     if as_json:
-        typer.echo(json.dumps({"ready": ready, "findings": [asdict(finding) for finding in findings]}))
+        typer.echo(strict_json({"ready": ready, "findings": [asdict(finding) for finding in findings]}))
     else:
         colours = {State.OK: "green", State.OPTIONAL: "yellow", State.MISSING: "red"}
         table = Table(title="This machine", title_justify="left")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from core_training.foundation.strict_json import strict_json
 from fedloom.console import results_only_on_stdout, stderr
 from fedloom.options import Base, Json, Quiet, RunPath, Site
 
@@ -39,7 +39,7 @@ def export(
             export_model(result, to)
     kind = "adapter" if adapter else "model"
     if as_json:
-        typer.echo(json.dumps({"folder": str(to), "kind": kind, "base": result.base_name, "tokenizer": tokenizer}))
+        typer.echo(strict_json({"folder": str(to), "kind": kind, "base": result.base_name, "tokenizer": tokenizer}))
     elif not quiet:
         stderr.print(f"wrote the {kind} to {to}", soft_wrap=True)
         if adapter and (added := result.recipe.model.add_tokens):

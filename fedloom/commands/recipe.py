@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, get_args
@@ -12,6 +11,7 @@ import typer
 
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
+from core_training.foundation.strict_json import strict_json
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.reading import load_recipe
@@ -49,7 +49,7 @@ def check(
         said: dict[str, object] = {"account": {**account, "privacy": privacy}, "warnings": warnings}
         said["memory"] = {**asdict(memory), "training": memory.training, "peak": memory.peak} if memory else None
         said |= {"measured": figures} if measure else {}
-        typer.echo(json.dumps({"valid": True, "recipe": loaded.model_dump(), **said}))
+        typer.echo(strict_json({"valid": True, "recipe": loaded.model_dump(), **said}))
         return
     typer.echo(f"{recipe}: valid: {loaded.stage}, {loaded.tuning.mode}, {loaded.topology.kind}")
     for name, text in account.items():
@@ -78,13 +78,13 @@ def _measured(recipe: Recipe) -> tuple[str, dict[str, object], str]:
 def show(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print the recipe with every default written out."""
     loaded = load_recipe(recipe, overrides)
-    typer.echo(json.dumps(loaded.model_dump()) if as_json else loaded.to_yaml().rstrip())
+    typer.echo(strict_json(loaded.model_dump()) if as_json else loaded.to_yaml().rstrip())
 
 
 @app.command()
 def schema(markdown: Annotated[bool, typer.Option(help="As a page of documentation.")] = False) -> None:
     """Print the recipe's JSON schema (editors can check against it), or its reference page."""
-    typer.echo(recipe_page().rstrip() if markdown else json.dumps(Recipe.model_json_schema(), indent=2))
+    typer.echo(recipe_page().rstrip() if markdown else strict_json(Recipe.model_json_schema(), indent=2))
 
 
 @app.command()

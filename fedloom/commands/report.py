@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from core_training.foundation.strict_json import strict_json
 from fedloom.console import stderr
 from fedloom.options import Json, Quiet
 
@@ -35,6 +35,6 @@ def report(
         known = [
             {"run": str(path), "state": one.state, "steps": one.steps} for path, one in zip(runs, read, strict=True)
         ]
-        typer.echo(json.dumps({"report": str(target), "runs": known}))
+        typer.echo(strict_json({"report": str(target), "runs": known}))
     elif not quiet:
         stderr.print(f"wrote {target}", soft_wrap=True)

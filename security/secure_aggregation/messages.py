@@ -16,6 +16,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
+from core_training.foundation.bounded_reading import first_error
 from core_training.foundation.errors import InputError, ProtocolError
 from security.secure_aggregation.keys import SHARE_BYTES, SHARES_BYTES
 from security.secure_aggregation.masks import RingVector
@@ -195,7 +196,7 @@ def read(model: type[AnyMessage], data: bytes | str, source: str, slots: int, si
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        raise ProtocolError(f"{source}: {_first(error)}") from None
+        raise ProtocolError(f"{source}: {first_error(error)}") from None
 
 
 def sign(message: Message, identity: Ed25519PrivateKey) -> Signed:
@@ -213,7 +214,7 @@ def open_signed(model: type[AnyMessage], signed: Signed, site: str, public_key: 
     try:
         return model.model_validate_json(canonical_json(document))
     except ValidationError as error:
-        raise ProtocolError(f"{source}: {_first(error)}") from None
+        raise ProtocolError(f"{source}: {first_error(error)}") from None
 
 
 def expect(message: Message, source: str, **wanted: object) -> None:
@@ -238,9 +239,3 @@ def survivors_digest(attempt: Attempt, context: bytes, participants: bytes, surv
     """The digest of a list of survivors: 32 bytes that no other list, participants, attempt or context has."""
     parts = [part.hex() for part in (context, participants, survivors)]
     return hashlib.sha256(canonical_json([attempt.model_dump(), *parts])).digest()
-
-
-def _first(error: ValidationError) -> str:
-    detail = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in detail["loc"])
-    return f"{place}: {detail['msg']}" if place else str(detail["msg"])

@@ -1,0 +1,78 @@
+"""A trial of somebody else's tokenizer in a process of its own, with limits: some rules never end, or fill a machine.
+
+A tokenizer's rules are regular expressions and replacements that its file brings along, and run in Rust, where nothing
+of this process can interrupt them. Here they read texts that are long in the ways in which such rules go wrong.
+`python core_training/models/tokenizer_trial.py FILE SECONDS BYTES` is that process; it imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+_RULES = (b'"Regex"', b'"Replace"')
+"""What a file has whose rules can go wrong; those that the library has itself cannot."""
+_SECONDS = 10
+"""Of a processor; honest ones take one or two."""
+_PATIENCE = 120.0
+_MEMORY = 4 * 2**30
+_LENGTH = 4000
+
+
+class TrialError(RuntimeError):
+    """What the tokenizer did."""
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust gave up, as where a rule has gone back and forth ten million times: no Exception of Python's."""
+    return type(error).__name__ == "PanicException"
+
+
+def try_out(file: Path) -> None:
+    """Have a tokenizer's file read such texts. Raises TrialError where it does not get through them."""
+    content = file.read_bytes()
+    if any(rule in content for rule in _RULES):
+        _tried(str(file), hash(content))
+
+
+@lru_cache(maxsize=64)
+def _tried(file: str, _content: int) -> None:
+    command = [sys.executable, "-I", __file__, file, str(_SECONDS), str(_MEMORY)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        raise TrialError(f"it does not read {_LENGTH} characters in {_PATIENCE:g} s") from None
+    if done.returncode != 0:
+        raise TrialError(
+            f"it does not read {_LENGTH} characters alike within {_SECONDS} s and {_MEMORY >> 30} GiB; its rules "
+            "(normalizer, pre_tokenizer) go back and forth without an end, or unfold"
+        )
+
+
+def texts() -> list[str]:
+    """Texts that are long in one way each: one character, two in turns, words, lines."""
+    alike = [letter * _LENGTH + "\0" for letter in (*map(chr, range(32, 127)), "\n", "\t", "é", "中", "\u0301", "😀")]
+    in_turns = [
+        pair * (_LENGTH // 2) + "\0" for pair in ("a ", "a1", "aA", "a.", " \n", "1.", "'s", "\r\n", "ab", "xy")
+    ]
+    return [*alike, *in_turns, "word " * (_LENGTH // 5), "".join(map(chr, range(32, 0x3000)))]
+
+
+def main() -> None:
+    """Read them all under limits; whatever goes wrong ends the process with another status than 0."""
+    file, seconds, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(file)
+    for text in texts():
+        tokenizer.encode(text)
+
+
+if __name__ == "__main__":
+    main()

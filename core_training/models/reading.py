@@ -53,14 +53,15 @@ def reading_of(model: PreTrainedModel, where: str, rows: int = 2) -> Reading:
     hook = model.get_input_embeddings().register_forward_hook(keep)
     try:
         with _where_it_computes(model):
-            batch = torch.arange(2 * _LENGTH, device=model.device).repeat(rows, 1)
+            batch = _tokens(model, 2 * _LENGTH).repeat(rows, 1)
+            positions = torch.arange(2 * _LENGTH, device=model.device).repeat(rows, 1)
             with torch.enable_grad():
-                logits = model(input_ids=batch, position_ids=batch % _LENGTH, use_cache=False).logits.float()
+                logits = model(input_ids=batch, position_ids=positions % _LENGTH, use_cache=False).logits.float()
                 halves = [part.square().sum() for part in (logits[:, :_LENGTH], logits[:, _LENGTH:])]
                 gradients = [torch.autograd.grad(half, embedded, retain_graph=True)[0] for half in halves]
             with torch.no_grad():
                 given, own = (
-                    model(input_ids=batch, use_cache=False, **more).logits for more in ({"position_ids": batch}, {})
+                    model(input_ids=batch, use_cache=False, **more).logits for more in ({"position_ids": positions}, {})
                 )
     finally:
         hook.remove()
@@ -76,6 +77,13 @@ def reading_of(model: PreTrainedModel, where: str, rows: int = 2) -> Reading:
             "supported; name another model"
         )
     return Reading(keeps_examples_apart=not gradients[1][:, :_LENGTH].any())
+
+
+def _tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
+    """So many tokens, shape (count,), without the padding: some models count no position for it."""
+    padding = {model.config.get_text_config().pad_token_id, getattr(model.get_input_embeddings(), "padding_idx", None)}
+    kept = [token for token in range(count + len(padding)) if token not in padding]
+    return torch.tensor(kept[:count], device=model.device)
 
 
 @contextmanager

@@ -44,6 +44,10 @@ def targets_of(model: PreTrainedModel, settings: Lora) -> Targets:
     """The places that the settings name. Raises InputError for a name that is none, or where no adapter can stand."""
     all_linear = settings.target_modules == "all-linear"
     layers, fused = (linear_layers(model), []) if all_linear else _named(model, list(settings.target_modules))
+    if lost := _lost_when_loaded(model, layers):
+        if not all_linear:
+            raise InputError(f"{_KEY}: PEFT finds no adapter on {lost[0]} again when it loads one; leave this out")
+        layers = [name for name in layers if name not in lost]
     if fused and settings.experts is False:
         raise InputError(f"tuning.lora.experts: it is false, and {_KEY} names {fused[0]}; leave one of them out")
     if settings.experts or (all_linear and settings.experts is None):
@@ -196,6 +200,19 @@ def _taken_for_experts(model: PreTrainedModel, names: Iterable[str]) -> set[str]
         else:
             taken |= {name} - set(config.target_modules or [])
     return taken
+
+
+def _lost_when_loaded(model: PreTrainedModel, layers: list[str]) -> list[str]:
+    """Those layers whose adapters PEFT looks for elsewhere: it takes a name of today for one of an older checkpoint."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
+    keys = {name: f"{name}.lora_A.weight" for name in layers}
+    # PEFT undoes a renaming that takes no more than a prefix away.
+    return [
+        name for name, key in keys.items() if any(not key.endswith(one.rename_source_key(key)[0]) for one in renamings)
+    ]
 
 
 def _is_weight_of(parameter: str, layers: list[str], leaves: set[str]) -> bool:

@@ -19,7 +19,7 @@ from client.link import note_link, read_link
 from client.site_config import load_site_config
 from client.worker_client import worker_command
 from core_training.foundation import background
-from core_training.foundation.careful_logging import log_carefully
+from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.errors import FedloomError
 from core_training.foundation.kept_processes import KeptProcess, lock_of
 from core_training.foundation.kept_processes import log_of as log_of
@@ -136,9 +136,7 @@ class Supervisor:
 
 def main() -> None:
     """Supervise the site whose folder is given on the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    log_carefully()
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_stdout()
     for number in STOPS:
         signal.signal(number, lambda *_: sys.exit(0))
     folder = Path(sys.argv[1]).absolute()

@@ -19,7 +19,7 @@ from client import worker_socket
 from client.enrolment import load_enrolment
 from client.site_config import SiteConfig, load_site_config
 from core_training.distributed.launch import must_launch, run_as_group
-from core_training.foundation.careful_logging import log_carefully
+from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.errors import FedloomError, InputError, ProtocolError, RunError
 from core_training.foundation.hub_models import hub_model
 from core_training.foundation.trainable import Trainable
@@ -145,8 +145,7 @@ class Worker:
 
 def main() -> None:
     """Run the worker of the site folder given on the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    log_carefully()
+    log_to_stdout()
     own_the_process()
     folder = Path(sys.argv[1]).absolute()
     os.chdir(folder)

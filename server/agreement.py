@@ -75,27 +75,37 @@ def offer_of(reply: JoinReply) -> Offer:
     return Offer(terms, layout, reply.data, reply.processes)
 
 
+_OTHER_TENSORS = "the site's trainable tensors differ from the run's: another base model or another recipe"
+_WHAT_DIFFERS = "its base model, tokenizer, chat template, earlier runs or reward model differ"
+
+
 def majority(votes: Sequence[Terms]) -> Terms | None:
     """The terms that more than half of the votes are for; None where there are none such."""
     most = max(votes, key=votes.count, default=None)
     return most if most is not None and 2 * votes.count(most) > len(votes) else None
 
 
+def unlike_the_run(offered: Terms, initial_digest: str | None, manifest: Manifest | None) -> str | None:
+    """The reason why an announcement does not fit what a run has committed; None where it fits, or nothing is."""
+    if manifest is not None and offered.manifest != manifest:
+        return _OTHER_TENSORS
+    if initial_digest not in (None, offered.initial_digest):
+        return f"the site starts from something else than this run did: {_WHAT_DIFFERS}"
+    return None
+
+
 def difference(offered: Offer, agreed: Terms, layout: Mapping[str, str]) -> str:
     """The reason why a site does not take part in a run on the `agreed` terms, whose result has these files."""
     terms = offered.terms
     if terms.manifest != agreed.manifest:
-        return "the site's trainable tensors differ from the run's: another base model or another recipe"
+        return _OTHER_TENSORS
     if terms.recipe_digest != agreed.recipe_digest:
         return "the site reads the recipe differently than the others"
     if terms.roster_digest != agreed.roster_digest:
         return f"the site has pinned another roster than the others; {PIN_ANOTHER}"
     starts = (terms.initial_digest, terms.initial_state_digest, terms.buffers_digest)
     if starts != (agreed.initial_digest, agreed.initial_state_digest, agreed.buffers_digest):
-        return (
-            "the site starts from something else than the others: its base model, tokenizer, chat template, earlier "
-            "runs or reward model differ"
-        )
+        return f"the site starts from something else than the others: {_WHAT_DIFFERS}"
     return (
         f"the site describes the result in other words than the others ({_differing(offered.layout, layout)}): its "
         "base model's configuration or its versions of peft and transformers differ"

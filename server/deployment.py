@@ -138,9 +138,12 @@ def rewind_run(federation: Federation, run_id: str, to: int, without: Sequence[s
     check_rewind(folder, to)
     _check_left_out(federation, folder, without)
     federation.let_go(run_id)  # first, so that nobody starts another process for it
-    background.stop(federation.run_lock(run_id))
-    rewind(folder, to, without)
-    federation.want(run_id)
+    try:
+        background.stop(federation.run_lock(run_id))
+        with background.claim(federation.run_lock(run_id)):
+            rewind(folder, to, without)
+    finally:
+        federation.want(run_id)
     return background.owner(federation.server_lock) is not None
 
 

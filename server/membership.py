@@ -17,7 +17,16 @@ from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder, SiteSummary
 from flower_transport.grid import Grid
-from server.agreement import PIN_ANOTHER, Offer, Terms, difference, majority, offer_of, who_announced_what
+from server.agreement import (
+    PIN_ANOTHER,
+    Offer,
+    Terms,
+    difference,
+    majority,
+    offer_of,
+    unlike_the_run,
+    who_announced_what,
+)
 from server.order_exchange import POLL_SECONDS, OrderExchange
 from server.progress import Progress
 from strategies.messages import JoinOrder, JoinReply
@@ -113,7 +122,7 @@ class Membership:
         `state` is the run's, where it has one. Raises RunError when patience ends before enough sites are there, and
         where no more than half of them announce the same.
         """
-        minimum = max(self._recipe.fewest_sites.values())
+        minimum = self._recipe.needed_sites
         deadline = time.monotonic() + self._patience
         while True:
             connected = set(self._grid.nodes())
@@ -127,18 +136,21 @@ class Membership:
                 self._put_off(newcomers.keys() - self._offers.keys(), newcomers)
             is_over = time.monotonic() >= deadline
             if self._terms is None:
-                self._vote(minimum, progress, state, is_over=is_over)
+                self._turn_away_misfits(progress, state)
+                self._vote(minimum, progress, is_over=is_over)
             if self._terms is not None:
                 self._let_join(self._terms, progress)
             present = {
                 node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected
             }
-            before = {site for site, part in progress.sites.items() if part.rounds}
+            before = {site for site, part in progress.sites.items() if part.rounds} & set(self._sites().values())
             # After a restart sites reconnect one by one: to begin with the first few would leave out the rest.
             returning = self._goes_on and not before <= set(present.values()) and time.monotonic() < self._waits_until
             if len(present) >= minimum and not returning:
                 self._goes_on = False  # from now on, who is away is waited for no longer
-                self._told = None
+                if self._told is not None:
+                    self._folder.event(events.Gathered(live=sorted(present.values()), missing=self._told.missing))
+                    self._told = None
                 return present
             if is_over:
                 raise RunError(
@@ -177,7 +189,7 @@ class Membership:
         known = self._sites()
         for stranger in sorted(connected - known.keys() - self._turned_away):
             self._turned_away.add(stranger)
-            reason = "the node is none of the admitted sites"
+            reason = "the node is none of the run's sites: it was not admitted, or is left out of this run"
             self._folder.event(events.Quarantined(site=f"node {stranger}", round=round_number, reason=reason))
         now = time.monotonic()
         pausing = {node for node, pause in self._pauses.items() if now < pause.until}
@@ -216,26 +228,32 @@ class Membership:
                 self._check_roster(reply)
                 self._offers[nodes[site]] = offer_of(reply)
 
-    def _vote(self, minimum: int, progress: Progress, state: TrainableState | None, *, is_over: bool) -> None:
+    def _turn_away_misfits(self, progress: Progress, state: TrainableState | None) -> None:
+        """Let nobody vote, or be waited for, whose announcement does not fit what the run has committed."""
+        manifest = None if state is None else state.manifest
+        for node, offer in list(self._offers.items()):
+            site = self._sites().get(node)
+            reason = unlike_the_run(offer.terms, progress.initial_digest, manifest)
+            if site is not None and reason is not None:
+                with self._exchange.quarantine(site, progress.round):
+                    del self._offers[node]
+                    self._turned_away.add(node)
+                    raise ProtocolError(reason, fatal=True)
+
+    def _vote(self, minimum: int, progress: Progress, *, is_over: bool) -> None:
         """Make the run's terms those of more than half of the sites, once the minimum has announced its own.
 
         Raises RunError where they are divided, and nobody is left to decide it.
         """
-        # Terms that do not fit what is committed have no vote.
-        fitting = {
-            site: offer
-            for site, offer in self._offering.items()
-            if progress.initial_digest in (None, offer.terms.initial_digest)
-            and (state is None or offer.terms.manifest == state.manifest)
-        }
-        if not fitting or (len(fitting) < minimum and not is_over):
+        offers = self._offering
+        if not offers or (len(offers) < minimum and not is_over):
             return
-        self._terms = majority([offer.terms for _, offer in sorted(fitting.items())])
+        self._terms = majority([offer.terms for _, offer in sorted(offers.items())])
         if self._terms is not None:
             progress.initial_digest = self._terms.initial_digest
-            self.layout = next(offer.layout for offer in fitting.values() if offer.terms == self._terms)
+            self.layout = next(offer.layout for offer in offers.values() if offer.terms == self._terms)
             return
-        divided = events.SitesDisagree(announced=who_announced_what(fitting))
+        divided = events.SitesDisagree(announced=who_announced_what(offers))
         if is_over or self._sites().keys() <= self._offers.keys() | self._turned_away:
             raise RunError(divided.note)
         if divided.announced != self._told_divided:

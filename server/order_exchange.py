@@ -73,6 +73,7 @@ class OrderExchange:
                     with self.quarantine(site, round_number):
                         opened = reply.open(answer.envelope())
                         self._progress.bytes_up += len(opened.payload)
+                        self.reasons.pop(site, None)
                         yield site, opened
                         del opened  # its payload, before the next ones are fetched
                 del answer  # before the next ones are fetched

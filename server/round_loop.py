@@ -122,7 +122,7 @@ class _RoundLoop:
     def _run(self) -> Summary:
         self._folder.forget_failure()
         if self._goes_on:
-            self._folder.event(events.ResumedAtRound(round=self._progress.round))
+            self._folder.event(events.ResumedAtRound(round=self._progress.round, rounds_done=self._progress.counted))
         else:
             self._folder.event(events.FederatedStarted(rounds=self._topology.rounds))
         began = time.perf_counter() - self._progress.seconds_total
@@ -183,7 +183,7 @@ class _RoundLoop:
         if self._exchange.too_narrow and self._progress.scale is not None:
             self._wider = widened(self._progress.scale, self._recipe, self._membership.terms.manifest)
         try:
-            outcome = aggregation.outcome(max(self._recipe.fewest_sites.values()))
+            outcome = aggregation.outcome(self._recipe.needed_sites)
             return outcome, time.perf_counter() - began
         except ProtocolError as error:
             if aggregation.repeatable:
@@ -208,7 +208,7 @@ class _RoundLoop:
             run_id=self._folder.run_id,
             round=number,
             steps=self._topology.local_steps or 0,
-            evaluate=(number - 1) % self._topology.eval_every == 0,
+            evaluate=self._progress.counted == 0 or (number - 1) % self._topology.eval_every == 0,
             manifest_digest=terms.manifest.digest,
             void_rounds=self._progress.void_rounds,
             ring=ring,
@@ -217,10 +217,14 @@ class _RoundLoop:
         return self._rounds.begin(order, cohort, terms, self._state)
 
     def _fetch_initial_state(self, number: int, present: dict[int, str]) -> TrainableState:
-        """The state that all sites begin with, from the first that sends it. Raises TooFewSites when none does."""
+        """The state that all sites begin with, from the first that sends it. Raises TooFewSites when none does.
+
+        One is asked, and the others at once where it does not send it: so no more than two wait in vain.
+        """
         order, terms = InitialStateOrder(run_id=self._folder.run_id), self._membership.terms
-        for node, name in present.items():
-            for site, reply in self._exchange.ask(order, {node: name}, InitialStateReply, number):
+        first = dict(list(present.items())[:1])
+        for asked in (first, {node: name for node, name in present.items() if node not in first}):
+            for site, reply in self._exchange.ask(order, asked, InitialStateReply, number):
                 with self._exchange.quarantine(site, number):
                     state = TrainableState.from_bytes(reply.payload, terms.manifest)
                     if state.digest != terms.initial_state_digest:
@@ -241,7 +245,7 @@ class _RoundLoop:
                     events.AttemptVoid(round=number, attempt=count, sites=sorted(few.sites), reason=str(few))
                 )
         raise RunError(
-            f"{what}: fewer than {self._minimum} sites answered in {ATTEMPTS_PER_ROUND} attempts"
+            f"{what}: fewer than {self._recipe.needed_sites} sites answered in {ATTEMPTS_PER_ROUND} attempts"
             f"{f' ({reasons})' if (reasons := self._exchange.recent_reasons()) else ''}; "
             f"round {self._progress.round} is committed, and the run can go on from it"
         )

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from core_training.foundation.careful_logging import log_carefully
+from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.errors import FedloomError
 from flower_transport.server_task import carry_out
 from server.app import app
@@ -21,9 +21,7 @@ TASK_TOKEN = "FEDLOOM_TASK_TOKEN"
 
 def main() -> int:
     """Carry out one task; returns 1 where it failed, after saying why."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    log_carefully()
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_stdout()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         carry_out(app, operator_of(open_federation(Path(sys.argv[1]))), os.environ.pop(TASK_TOKEN))

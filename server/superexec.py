@@ -18,9 +18,10 @@ from subprocess import Popen
 
 import core_training.foundation.environment  # noqa: F401 - before Flower is imported
 from core_training.foundation import background
-from core_training.foundation.careful_logging import log_carefully
+from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.errors import FedloomError
 from core_training.foundation.kept_processes import log_of
+from core_training.foundation.stopping import STOPS
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from flower_transport.control import control
@@ -52,6 +53,10 @@ class _Fruitless:
     attempts: int
 
 
+class _NotWanted(Exception):
+    """A run was let go while its process was being started: it is rewound, for one."""
+
+
 class SuperExec:
     """The ServerApps of one federation."""
 
@@ -65,7 +70,7 @@ class SuperExec:
     def run(self) -> None:
         """Tend the wanted runs, for ever; what is wrong with one holds up no other."""
         while True:
-            for run_id in self._federation.wanted():
+            for run_id in sorted({*self._federation.wanted(), *self._apps}):
                 try:
                     self._tend(run_id)
                 except (FedloomError, OSError) as error:
@@ -74,10 +79,13 @@ class SuperExec:
             time.sleep(_POLL_SECONDS)
 
     def _tend(self, run_id: str) -> None:
-        if time.monotonic() < self._not_before.get(run_id, 0.0):
-            return
         # In this order: whoever ends a run notes that it is not wanted, and lets go of its lock thereafter.
-        if background.owner(self._federation.run_lock(run_id)) is not None or not self._federation.is_wanted(run_id):
+        if background.owner(self._federation.run_lock(run_id)) is not None:
+            return
+        if not self._federation.is_wanted(run_id):
+            self._forget(run_id)
+            return
+        if time.monotonic() < self._not_before.get(run_id, 0.0):
             return
         app = self._apps.pop(run_id, None)
         if is_finished(self._federation.runs / run_id):
@@ -93,6 +101,8 @@ class SuperExec:
         except NoAnswer as error:
             _log.warning("%s waits: %s", run_id, error)
             self._pause(run_id, _DIALS_AGAIN_AFTER)
+        except _NotWanted:
+            _log.info("%s was let go meanwhile", run_id)
         except (FedloomError, OSError) as error:
             self._note_attempt(run_id, str(error))
         else:
@@ -104,11 +114,14 @@ class SuperExec:
             for left_over in superlink.active().get(run_id, []):
                 superlink.stop(left_over)
             flower_run = superlink.start(run_id)
+        task = take_task(self._operator, flower_run)
+        if not self._federation.is_wanted(run_id):
+            raise _NotWanted
         return background.start(
             [sys.executable, "-m", "server.serverapp", str(folder)],
             self._federation.run_lock(run_id),
             log_of(folder, "serverapp"),
-            {TASK_TOKEN: take_task(self._operator, flower_run)},
+            {TASK_TOKEN: task},
         )
 
     def _note_attempt(self, run_id: str, reason: str) -> None:
@@ -125,16 +138,22 @@ class SuperExec:
         folder.event(events.Failed(reason=f"{told} says why, and `fedloom server start` tries it again"))
         self._federation.let_go(run_id)
 
+    def _forget(self, run_id: str) -> None:
+        """Let a later start of the run, which has ended with a reason or was let go, begin afresh."""
+        if app := self._apps.pop(run_id, None):
+            app.wait()
+        self._fruitless.pop(run_id, None)
+        self._not_before.pop(run_id, None)
+
     def _pause(self, run_id: str, seconds: float) -> None:
         self._not_before[run_id] = time.monotonic() + seconds
 
 
 def main() -> None:
     """Have the runs of the federation carried out whose folder is given on the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    log_carefully()
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    log_to_stdout()
+    for number in STOPS:
+        signal.signal(number, lambda *_: sys.exit(0))
     federation = open_federation(Path(sys.argv[1]))
     os.chdir(federation.folder)
     SuperExec(federation).run()

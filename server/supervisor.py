@@ -6,7 +6,6 @@ to the SuperExec.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -15,8 +14,9 @@ from pathlib import Path
 
 import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
 from core_training.foundation import background
-from core_training.foundation.careful_logging import log_carefully
+from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.kept_processes import KeptProcess
+from core_training.foundation.stopping import STOPS
 from flower_transport.credential import make_credential
 from security.certificates import AUTHORITY_CERTIFICATE
 from security.private_files import make_private_folder
@@ -85,9 +85,9 @@ def _superexec_command(federation: Federation) -> list[str]:
 
 def main() -> None:
     """Supervise the server whose folder is given on the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    log_carefully()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    log_to_stdout()
+    for number in STOPS:
+        signal.signal(number, lambda *_: sys.exit(0))
     federation = open_federation(Path(sys.argv[1]))
     os.chdir(federation.folder)
     Supervisor(federation).run()

@@ -90,7 +90,7 @@ def _datasets(recipe: Recipe, stage: Stage[Any], records: Partition) -> dict[str
             len(records),
             ", ".join(empty),
         )
-        if len(datasets) < max(recipe.fewest_sites.values(), default=1):
+        if len(datasets) < recipe.needed_sites:
             raise last
     return datasets
 

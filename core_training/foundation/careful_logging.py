@@ -6,6 +6,7 @@ What another party sent can be in any message and in any exception; and it can m
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Any
 
@@ -42,6 +43,13 @@ def log_carefully() -> None:
     for handler in handlers | ({logging.lastResort} if logging.lastResort else set()):
         if not any(isinstance(one, Careful) for one in handler.filters):
             handler.addFilter(Careful())
+
+
+def log_to_stdout() -> None:
+    """Have this process log carefully to standard output, which whoever started it leads into a file."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request
+    log_carefully()
 
 
 def carefully(config: dict[str, Any]) -> dict[str, Any]:

@@ -694,6 +694,11 @@ class Recipe(_WithStages):
         return fewest
 
     @property
+    def needed_sites(self) -> int:
+        """With how many sites a round can count."""
+        return max(self.fewest_sites.values())
+
+    @property
     def most_void_rounds(self) -> int:
         """The void rounds that a run may have beside its `topology.rounds`: as many again, and twice three in a row."""
         return max(self.topology.rounds or 0, 6)

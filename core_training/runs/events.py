@@ -213,8 +213,11 @@ class FederatedStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumedAtRound(Event):
+    """A run goes on after this round; `rounds_done` of those up to it counted."""
+
     NAME = "resumed"
     round: int
+    rounds_done: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

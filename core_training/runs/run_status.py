@@ -69,6 +69,9 @@ class RunStatus:
                 self.live[peer] = None
             case events.PeerDown(peer=peer) | events.PeerRefused(peer=peer):
                 self.live.pop(peer, None)
+            case events.ResumedAtRound(round=number, rounds_done=int(counted)):
+                self.round, self.rounds_done, self.void_rounds = number, counted, number - counted
+                self.state = "training"
             case (
                 events.Gathered()
                 | events.ResumedAtStep()
@@ -90,8 +93,10 @@ class RunStatus:
                 self.round = event.round
                 self._note_done(event)
             case events.Rewound():
-                self.round, self.rounds_done = event.round, event.rounds_done
+                self.round, self.rounds_done, self.state = event.round, event.rounds_done, "starting"
                 self.void_rounds = event.round - event.rounds_done
+                self.curve = {at: point for at, point in self.curve.items() if at <= event.round}
+                self.sites = {name: site for name, site in self.sites.items() if site.round <= event.round}
             case events.RoundVoid():
                 self.round, self.state = event.round, "training"
                 self.void_rounds += 1

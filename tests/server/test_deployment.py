@@ -29,6 +29,7 @@ from client.supervisor import lock_of, read_link
 from core_training.foundation import background
 from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.health import Health
+from core_training.foundation.kept_processes import log_of
 from core_training.runs.run_folder import RunFolder
 from flower_transport.bundle import BUNDLE, bundle_hash
 from flower_transport.control import control
@@ -425,7 +426,7 @@ def test_strangers_with_large_bodies_and_silent_ones_take_little_of_a_server(dep
                 stranger.recv(100)
         assert superlink.memory_info().rss - before < 100_000_000
         assert superlink.num_fds() < 200
-    log = federation.superlink_log.read_text()
+    log = log_of(federation.folder, "superlink").read_text()
     assert log.count("Invalid HTTP request") <= 30
     assert "\x1b[2J" not in log  # Flower has colours of its own
     assert set(site_states(federation).values()) == {"online"}

@@ -319,3 +319,41 @@ def test_while_a_run_waits_it_is_told_again_and_again_who_could_not_join_and_why
         "not connected: away"
     }
     assert run.status().state == "waiting"
+
+
+def test_sites_that_no_longer_fit_what_a_run_has_committed_are_told_so_at_once(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    def breaks_off(order: Envelope) -> Envelope:
+        if order.kind == "train" and order.fields["round"] == 2:
+            raise KeyboardInterrupt
+        return ArithmeticSite(1.0, 10)(order)
+
+    settings = recipe(minimum_sites=2, rounds=3, round_deadline=3600)
+    with pytest.raises(KeyboardInterrupt):
+        federate(tmp_path / "run", settings, {"a": ArithmeticSite(1.0, 10), "b": breaks_off}, in_process=False)
+    others = {name: OtherSite(initial_digest="f" * 64) for name in ("a", "b")}
+    with pytest.raises(
+        RunError, match="2 of the 2 admitted sites cannot serve this run.*a: the site starts from something else"
+    ):
+        federate(tmp_path / "run", settings, others, in_process=False)
+
+
+def test_a_run_that_waited_for_sites_trains_when_they_have_come(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, looks, states = InProcessGrid.nodes, list[int](), list[str]()
+    run = tmp_path / "run"
+
+    def one_after_the_other(grid: InProcessGrid) -> list[int]:
+        looks.append(1)
+        return nodes(grid)[: len(looks)]
+
+    def site(order: Envelope) -> Envelope:
+        if order.kind == "train":
+            states.append(RunFolder(run).status().state)
+        return ArithmeticSite(1.0, 10)(order)
+
+    monkeypatch.setattr(InProcessGrid, "nodes", one_after_the_other)
+    federate(run, recipe(minimum_sites=2, rounds=1), {"a": site, "b": site}, in_process=False)
+    assert states == ["training", "training"]

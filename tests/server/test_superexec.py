@@ -127,8 +127,22 @@ def test_a_run_that_ended_with_a_reason_of_its_own_is_left_alone(federation: Fed
     assert failures(federation) == []
 
 
+def test_a_run_that_ended_with_reasons_of_its_own_is_tried_as_often_as_it_is_wanted(federation: Federation) -> None:
+    wanted = federation.folder / "run/monday.wanted"
+    executor = Started(federation, f"import os; os.unlink({str(wanted)!r}); raise SystemExit(1)")
+    for number in range(1, 6):
+        federation.want("monday")
+        executor.tend()
+        deadline = time.monotonic() + 20
+        while background.owner(federation.run_lock("monday")) is not None:
+            assert time.monotonic() < deadline
+        executor._tend("monday")
+        assert executor.starts == number
+    assert failures(federation) == []
+
+
 def test_a_run_that_is_finished_is_wanted_no_longer(federation: Federation) -> None:
-    (federation.runs / "monday/summary.json").write_text("{}")
+    (federation.runs / "monday/summary.json").write_text('{"status": "completed"}')
     executor = Started(federation, SLEEP)
     executor.tend()
     assert executor.starts == 0

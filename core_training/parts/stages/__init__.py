@@ -31,6 +31,8 @@ STAGES: Registry[StagePart[Any]] = Registry(
             "learning_rate",
             "largest_learning_rate",
             "fewest_sites",
+            "most_void_rounds",
+            "needed_sites",
             "total_steps",
         ),
         *("judges_by_held_out", "engine_digest", "flat", "to_yaml"),

@@ -64,7 +64,7 @@ class Family:
         return parse_recipe(yaml.safe_dump(document))
 
     def _site(self, stage: str, number: int) -> Path:
-        path = self.folder / stage / f"site{number}.jsonl"
+        path = self.folder / "records" / stage / f"site{number}.jsonl"
         if path.exists():
             return path
         if stage in SAMPLED:

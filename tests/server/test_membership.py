@@ -334,7 +334,7 @@ def test_sites_that_no_longer_fit_what_a_run_has_committed_are_told_so_at_once(
         federate(tmp_path / "run", settings, {"a": ArithmeticSite(1.0, 10), "b": breaks_off}, in_process=False)
     others = {name: OtherSite(initial_digest="f" * 64) for name in ("a", "b")}
     with pytest.raises(
-        RunError, match="2 of the 2 admitted sites cannot serve this run.*a: the site starts from something else"
+        RunError, match=r"2 of the 2 admitted sites cannot serve this run.*a: the site starts from something else"
     ):
         federate(tmp_path / "run", settings, others, in_process=False)
 

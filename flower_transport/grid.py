@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,11 +28,13 @@ class Grid(Protocol):
         """Send each node its order, to be delivered within `ttl` seconds; returns the orders' ids and their nodes."""
         ...
 
-    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
+    def replies(self, orders: Sequence[str], until: float = math.inf, payload_bytes: int = 0) -> Iterator[Reply]:
         """The answers to these orders that have arrived and were not asked for before.
 
         They come one by one, so that memory does not grow with the number of sites. It waits for none: an answer that
-        is only partly there is left for the next time.
+        is only partly there is left for the next time, and so is all that could not be fetched until `until`, of
+        `time.monotonic()`. Over a SuperLink an answer is not read whose payload is longer than `payload_bytes` and than
+        a message's fields may be.
         """
         ...
 
@@ -55,9 +58,9 @@ class FlowerGrid:
             self._arrivals.forget()  # what came too late for the orders before
         return dict(zip(self._grid.push_messages(to_messages(envelopes, ttl)), envelopes, strict=True))
 
-    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
+    def replies(self, orders: Sequence[str], until: float = math.inf, payload_bytes: int = 0) -> Iterator[Reply]:
         if self._arrivals is not None:
-            return self._arrivals.take(orders)
+            return self._arrivals.take(orders, until, payload_bytes)
         return self._a_few_at_a_time(orders)
 
     def _a_few_at_a_time(self, orders: Sequence[str]) -> Iterator[Reply]:

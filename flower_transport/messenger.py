@@ -15,11 +15,15 @@ from flwr.app import Context, Message
 from flwr.app.error import Error
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.common.serde import context_from_proto, message_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PullObjectResponse
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullAppMessagesRequest, PullTaskInputRequest
 from flwr.supercore import log
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -28,7 +32,11 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
+
+from core_training.foundation.errors import ProtocolError
+from flower_transport.intake import bounded, inflate, part_ids
 
 FAILED = "the site's messenger failed; the site's own logs/messenger.log says why"
 STALLED_AFTER = 60.0
@@ -37,10 +45,11 @@ _POLL_SECONDS = 0.1
 _ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
 
 
-def serve(app: ClientApp, address: str, secret: bytes) -> None:
+def serve(app: ClientApp, address: str, secret: bytes, max_message_bytes: int) -> None:
     """Answer for the SuperNode that serves the Unix socket at `address`, for ever.
 
-    The socket lies where nobody else could put one; `secret` proves to the SuperNode who is asking.
+    The socket lies where nobody else could put one; `secret` proves to the SuperNode who is asking. An order whose
+    payload is longer than `max_message_bytes` is refused before it takes more memory than that.
     """
     supernode = _client(address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE_TASK]))
     while True:
@@ -49,22 +58,53 @@ def serve(app: ClientApp, address: str, secret: bytes) -> None:
             time.sleep(_POLL_SECONDS)
             continue
         try:
-            _carry_out(app, _client(address, RuntimeTokenHttpInterceptor(acquired.token)))
+            _carry_out(app, _client(address, RuntimeTokenHttpInterceptor(acquired.token)), max_message_bytes)
         except KeyboardInterrupt:
             log(INFO, "Flower withdrew the task")
 
 
-def _carry_out(app: ClientApp, task: RuntimeHttpClient) -> None:
+def _carry_out(app: ClientApp, task: RuntimeHttpClient, max_message_bytes: int) -> None:
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(task))
     heartbeat.start()
     try:
-        message, context, _, _ = pull_task_input(_Impatient(task, STALLED_AFTER))
-        reply, status = _answer(app, message, context)
+        announced, tree, context = _hear(task)
+        try:
+            message = _take_in(_Impatient(task, STALLED_AFTER), tree, context, max_message_bytes)
+        except ProtocolError as error:
+            log(ERROR, "an order was not read: %s", error)
+            reply, status = _failure(announced), SubStatus.FAILED
+        else:
+            reply, status = _answer(app, message, context)
         push_message(task, reply, context)
         push_task_output(task, context, status, "")
     finally:
         heartbeat.stop()
         task.close()
+
+
+def _hear(task: RuntimeHttpClient) -> tuple[Message, ObjectTree, Context]:
+    """A task's message without its content, the tree of its parts, and its context."""
+    given = task.PullTaskInput(PullTaskInputRequest())
+    TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+    TaskIdentity.node_id = given.context.node_id
+    announced = task.PullMessages(PullAppMessagesRequest())
+    if not announced.messages_list:
+        raise RuntimeError("the SuperNode gave out a task without a message")
+    message, tree = message_from_proto(announced.messages_list[0]), announced.message_object_trees[0]
+    return message, tree, context_from_proto(given.context)
+
+
+def _take_in(task: _Impatient, tree: ObjectTree, context: Context, max_message_bytes: int) -> Message:
+    """The whole message. Raises ProtocolError where it is malformed, or longer than it may be."""
+    node = Node(node_id=context.node_id)
+    fetch = bounded(make_pull_object_fn_protobuf(task.PullObject, node, context.run_id), max_message_bytes)
+    contents = pull_objects(part_ids(tree, max_message_bytes), fetch)
+    task.ConfirmMessageReceived(
+        ConfirmMessageReceivedRequest(node=node, run_id=context.run_id, message_object_id=tree.object_id)
+    )
+    message = inflate(tree.object_id, contents, max_message_bytes)
+    message.metadata.__dict__["_message_id"] = tree.object_id  # which is made of all else, and so not in it
+    return message
 
 
 class _Impatient:
@@ -98,7 +138,11 @@ def _answer(app: ClientApp, message: Message, context: Context) -> tuple[Message
     except Exception:
         # The exception may hold anything of this site: it is told here, not to whoever gave the order.
         log(ERROR, "an order could not be answered", exc_info=True)
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, FAILED), reply_to=message), SubStatus.FAILED
+        return _failure(message), SubStatus.FAILED
+
+
+def _failure(message: Message) -> Message:
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, FAILED), reply_to=message)
 
 
 def _client(address: str, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:

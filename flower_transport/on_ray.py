@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,9 +91,9 @@ class _StoppableGrid:
         self._check()
         return self._grid.send(envelopes, ttl)
 
-    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
+    def replies(self, orders: Sequence[str], until: float = math.inf, payload_bytes: int = 0) -> Iterator[Reply]:
         self._check()
-        return self._grid.replies(orders)
+        return self._grid.replies(orders, until, payload_bytes)
 
     def _check(self) -> None:
         if self._stopped.is_set():

@@ -1,4 +1,4 @@
-"""An answer to an order, as a grid hands it over: whole, or known to be lost on its way."""
+"""An answer to an order, as a grid hands it over: whole, or known to be lost or spoilt on its way."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Reply:
-    """An answer that has arrived, to the message `order`, or one that will not: None."""
+    """An answer that has arrived, to the message `order`, or what is wrong with it: a text."""
 
-    def __init__(self, order: str, message: flwr.app.Message | None) -> None:
+    def __init__(self, order: str, message: flwr.app.Message | str) -> None:
         self.order = order
         self._message = message
 
@@ -27,10 +27,15 @@ class Reply:
     @classmethod
     def broken_off(cls, order: str) -> Self:
         """An answer of which a part was lost on its way."""
-        return cls(order, None)
+        return cls(order, "its answer broke off on the way: the site, or its connection, failed while sending")
+
+    @classmethod
+    def malformed(cls, order: str, reason: str) -> Self:
+        """An answer that is none, or is more than one may be."""
+        return cls(order, f"its answer was not read: {reason}")
 
     def envelope(self) -> Envelope:
         """Its content. Raises ProtocolError when it is malformed or broken off, or Flower reports a failure."""
-        if self._message is None:
-            raise ProtocolError("its answer broke off on the way: the site, or its connection, failed while sending")
+        if isinstance(self._message, str):
+            raise ProtocolError(self._message)
         return from_message(self._message)

@@ -1,6 +1,6 @@
 """Flower keeps to what we lean on besides its public interface: module paths, log lines, order, who may ask what.
 
-A real SuperLink, in this process, and a real SuperNode with its own; no model and no messenger of ours.
+A real SuperLink, in this process, and a real SuperNode with its own; no model and no process of ours.
 """
 
 from __future__ import annotations
@@ -66,11 +66,12 @@ from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from flower_transport import messenger
 from flower_transport.bundle import BUNDLE
 from flower_transport.credential import ShowCredential, is_shown
 from flower_transport.gate import OPEN_TO_OPERATOR, OPEN_TO_SITES
@@ -144,19 +145,28 @@ NAMES = {
         "flwr.common.constant:ErrorCode.CLIENT_APP_RAISED_EXCEPTION",
         "flwr.common.constant:SubStatus.COMPLETED",
         "flwr.common.constant:SubStatus.FAILED",
+        "flwr.common.serde:context_from_proto",
+        "flwr.common.serde:message_from_proto",
+        "flwr.proto.message_pb2:ConfirmMessageReceivedRequest",
+        "flwr.proto.message_pb2:ObjectTree",
         "flwr.proto.message_pb2:PullObjectRequest",
         "flwr.proto.message_pb2:PullObjectResponse",
+        "flwr.proto.node_pb2:Node",
         "flwr.proto.runtime_pb2:AcquireTaskRequest",
+        "flwr.proto.runtime_pb2:PullAppMessagesRequest",
+        "flwr.proto.runtime_pb2:PullTaskInputRequest",
         "flwr.supercore:log",
         "flwr.supercore.constant:TaskType.CLIENT_APP",
         "flwr.supercore.heartbeat:HeartbeatSender",
         "flwr.supercore.heartbeat:make_task_heartbeat_fn_http",
+        "flwr.supercore.inflatable.inflatable_protobuf_utils:make_pull_object_fn_protobuf",
+        "flwr.supercore.inflatable.inflatable_utils:pull_objects",
         "flwr.supercore.interceptors:RuntimeTokenHttpInterceptor",
         "flwr.supercore.interceptors:SuperExecAuthHttpInterceptor",
         "flwr.supercore.protobuf.client:ProtobufClientInterceptor",
         "flwr.supercore.retry:make_simple_http_retry_invoker",
         "flwr.supercore.runtime:RuntimeHttpClient",
-        "flwr.supernode.runtime.run_clientapp:pull_task_input",
+        "flwr.supercore.task_identity:TaskIdentity",
         "flwr.supernode.runtime.run_clientapp:push_message",
         "flwr.supernode.runtime.run_clientapp:push_task_output",
     ],
@@ -177,14 +187,22 @@ NAMES = {
     ],
     "flower_transport/arrivals.py": [
         "flwr.proto.message_pb2:ConfirmMessageReceivedRequest",
+        "flwr.proto.message_pb2:ObjectTree",
         "flwr.proto.runtime_pb2:PullAppMessagesRequest",
-        "flwr.supercore.inflatable.inflatable_object:iterate_object_tree",
         "flwr.supercore.inflatable.inflatable_protobuf_utils:make_pull_object_fn_protobuf",
         "flwr.supercore.inflatable.inflatable_utils:ObjectPullError",
-        "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents",
         "flwr.supercore.inflatable.inflatable_utils:pull_objects",
         "flwr.superlink.grid:HttpGrid._runtime_client",
         "flwr.superlink.grid:HttpGrid.run",
+    ],
+    "flower_transport/intake.py": [
+        "flwr.app.message.arraychunk:ArrayChunk",
+        "flwr.common.constant:FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE",
+        "flwr.proto.message_pb2:ObjectTree",
+        "flwr.supercore.inflatable.inflatable_object:get_object_body",
+        "flwr.supercore.inflatable.inflatable_object:get_object_head_values_from_object_content",
+        "flwr.supercore.inflatable.inflatable_object:iterate_object_tree",
+        "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents",
     ],
     "flower_transport/in_process.py": [
         "flwr.supercore.inflatable.inflatable_object:get_all_nested_objects",
@@ -856,7 +874,8 @@ def test_orders_go_out_in_order_and_answers_name_the_orders(
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
         heartbeat.start()
         counting = Counting(client)
-        message, context, _, _ = pull_task_input(counting)
+        _, tree, context = messenger._hear(counting)
+        message = messenger._take_in(counting, tree, context, max_message_bytes=0)
         assert counting.parts > 0, (
             "parts are fetched past PullObject: flower_transport/messenger.py does not see them stall"
         )

@@ -32,6 +32,7 @@ from flower_transport.reply import Reply
 from server.round_loop import run_federation
 from strategies.messages import Envelope
 from tests.contracts import test_flower as contracts
+from tests.flower_transport.test_intake import no_message, not_json, repeating, tree_of
 from tests.server.arithmetic_sites import Answer, ArithmeticSite, events
 
 superlink = contracts.superlink
@@ -42,10 +43,18 @@ PAYLOAD = bytes(range(256)) * (6 * 2**12)
 class Site:
     """A site at the SuperLink that answers each order; `stalls` says before which answers it sends all but one part.
 
-    `resume` lets it go on; `orders` are the kinds of the orders it got.
+    `resume` lets it go on; `forge` gives the parts of an answer that it sends instead, the root last.
     """
 
-    def __init__(self, link: Any, name: str, answer: Answer, stalls: Callable[[Envelope], bool] = lambda _: False):
+    def __init__(
+        self,
+        link: Any,
+        name: str,
+        answer: Answer,
+        stalls: Callable[[Envelope], bool] = lambda _: False,
+        forge: Callable[[Envelope, Message], dict[str, bytes] | None] = lambda *_: None,
+    ):
+        self._forge = forge
         self._link, self._answer, self._stalls = link, answer, stalls
         self._key, pem = contracts.new_key()
         link.control().RegisterNode(RegisterNodeRequest(public_key=pem, name=name))
@@ -77,16 +86,19 @@ class Site:
                 confirm(run, message.metadata.message_id)
                 reply = to_reply(self._answer(from_message(message)), message)
                 reply.metadata.__dict__["_src_node_id"] = self.number
-                reply.metadata.__dict__["_message_id"] = reply.object_id
-                wanted, session = send(reply, get_object_tree(reply), 0.1)
-                parts = {name: part for name, part in get_all_nested_objects(reply).items() if name in wanted}
-                *first, last = parts.items()
+                tree = get_object_tree(reply)
+                parts = {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
+                if (forged := self._forge(from_message(message), reply)) is not None:
+                    tree, parts = tree_of(forged), forged
+                reply.metadata.__dict__["_message_id"] = tree.object_id
+                wanted, session = send(reply, tree, 0.1)
+                *first, last = [(name, part) for name, part in parts.items() if name in wanted]
                 for name, part in first:
-                    push(run, session, name, part.deflate())
+                    push(run, session, name, part)
                 if self._stalls(from_message(message)):
                     self.resume.wait()
                 with suppress(Exception):  # the run may be over
-                    push(run, session, last[0], last[1].deflate())
+                    push(run, session, *last)
 
     @staticmethod
     def _whole(message: Message, tree: Any, pull: Callable[[int, str], bytes]) -> Message:
@@ -186,3 +198,39 @@ def test_a_site_that_stalls_while_it_sends_costs_its_own_update_and_no_more_than
     assert events(tmp_path / "run", "void") == events(tmp_path / "run", "round_void") == []
     assert {name: site.rounds for name, site in summary.sites.items()} == {"a": 2, "b": 2, "c": 0}
     assert seconds < 3 * recipe.topology.round_deadline + 5, "three exchanges, each with its deadline"
+
+
+def test_a_site_whose_answers_are_no_messages_is_set_aside_by_name_and_the_run_goes_on(
+    superlink: Any, grid: HttpGrid, tmp_path: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    recipe = make_recipe(
+        topology={"kind": "federated", "rounds": 3, "local_steps": 1, "minimum_sites": 2, "round_deadline": 10.0}
+    )
+    RunFolder(tmp_path / "run").prepare(recipe, resume=False)
+
+    def forge(order: Envelope, reply: Message) -> dict[str, bytes] | None:
+        if order.kind != "train":
+            return None
+        return [not_json(), no_message(), repeating(reply, 300)][order.fields["round"] - 1]
+
+    with (
+        Site(superlink, "a", ArithmeticSite(1.0, 10)) as a,
+        Site(superlink, "b", ArithmeticSite(4.0, 10)) as b,
+        Site(superlink, "c", ArithmeticSite(7.0, 10), forge=forge) as c,
+    ):
+        nodes = {a.number: "a", b.number: "b", c.number: "c"}
+        summary = run_federation(FlowerGrid(grid), tmp_path / "run", lambda: nodes)
+    told = [(event["site"], event["round"], event["reason"]) for event in events(tmp_path / "run", "quarantined")]
+    assert [(site, number) for site, number, _ in told] == [("c", 1), ("c", 2), ("c", 3)]
+    for (*_, reason), word in zip(told, ("JSONDecodeError", "ArrayRecord", "chunks repeat"), strict=True):
+        assert word in reason
+    assert {name: site.rounds for name, site in summary.sites.items()} == {"a": 3, "b": 3, "c": 0}
+
+
+def test_no_reply_is_fetched_once_the_time_is_over(superlink: Any, grid: HttpGrid) -> None:
+    with Site(superlink, "quick", echo) as quick:
+        flower = FlowerGrid(grid)
+        (order,) = flower.send({quick.number: Envelope.of("say", {})}, ttl=60)
+        time.sleep(1)
+        assert list(flower.replies([order], until=time.monotonic())) == []
+        assert set(replies(flower, [order], 1)) == {order}

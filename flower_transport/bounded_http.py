@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MOST_HEAD_BYTES = 64 * 2**10
-"""The longest head of a request, and the longest trailer."""
+from flower_transport.bodies import SMALL_BYTES
 
 _ENDS_WITHIN = 1.0
 """Seconds that a connection that is being closed has left, for its answer to be read."""
@@ -20,7 +19,7 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._unread += len(data)
         super().data_received(data)
-        if self._unread > MOST_HEAD_BYTES and not self.transport.is_closing():
+        if self._unread > SMALL_BYTES and not self.transport.is_closing():
             self.send_400_response("the head of this request is too long")
 
     def send_400_response(self, msg: str) -> None:

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from flwr.proto.control_pb2 import StartRunRequest
 from google.protobuf.message import DecodeError
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from flower_transport.bodies import FLEET, HEALTH, SMALL_BYTES, BodyTooLong, again, read, refuse
 from flower_transport.bundle import is_own_bundle
 from flower_transport.credential import is_shown
 
 OPEN_TO_SITES = frozenset(
     {
-        "/health",
+        HEALTH,
         *(
-            f"/v1/fleet/{call}"
+            f"{FLEET}{call}"
             for call in (
                 *("register-node", "unregister-node", "activate-node", "deactivate-node", "send-node-heartbeat"),
                 *("get-run", "get-fab"),
@@ -43,14 +43,12 @@ OPEN_TO_OPERATOR = frozenset(
         ),
     }
 )
-MAX_START_BYTES = 64 * 1024
-"""Most bytes of a call that starts a run; fedloom's bundle takes one."""
 
 
 class Gate:
     """ASGI middleware: what is in neither list does not exist, and the operator's list answers who shows `credential`.
 
-    A refusal is 403, or 413 for a call to start a run that is over `MAX_START_BYTES`.
+    A refusal is 403, or 413 for a call to start a run that is over `SMALL_BYTES`; fedloom's bundle takes one.
     """
 
     def __init__(self, app: ASGIApp, credential: str) -> None:
@@ -63,22 +61,26 @@ class Gate:
         elif scope["type"] != "http":
             await WebSocketClose()(scope, receive, send)
         elif not is_shown(scope, self._credential):
-            await _refuse(scope, receive, send, "this interface answers who shows the operator's credential")
+            await refuse(scope, receive, send, 403, "this interface answers who shows the operator's credential")
         elif scope["path"] not in OPEN_TO_OPERATOR:
-            await _refuse(scope, receive, send, "fedloom makes no such call")
+            await refuse(scope, receive, send, 403, "fedloom makes no such call")
         elif scope["path"] == START_RUN:
             await self._start_run(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
     async def _start_run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read(receive)
-        if body is None:
-            await _refuse(scope, receive, send, f"a call to start a run takes {MAX_START_BYTES} bytes at most", 413)
-        elif not _starts_own_bundle(body):
-            await _refuse(scope, receive, send, "the bundle is not the one of the fedloom that is installed here")
+        try:
+            body = await read(receive, SMALL_BYTES)
+        except BodyTooLong:
+            await refuse(scope, receive, send, 413, f"a call to start a run takes {SMALL_BYTES} bytes at most")
+        except TimeoutError:
+            await refuse(scope, receive, send, 408, "the body of this call did not come in time")
         else:
-            await self._app(scope, _again(body, receive), send)
+            if _starts_own_bundle(body[0].get("body", b"")):
+                await self._app(scope, again(body, receive), send)
+            else:
+                await refuse(scope, receive, send, 403, "the bundle is not the one of the fedloom installed here")
 
 
 def _starts_own_bundle(body: bytes) -> bool:
@@ -89,32 +91,3 @@ def _starts_own_bundle(body: bytes) -> bool:
     # Other fields name bundles that lie elsewhere, or bring in what a run of fedloom's has not.
     named = {field.name for field, _ in request.ListFields()}
     return named <= {"fab", "override_config"} and is_own_bundle(request.fab.content)
-
-
-async def _read(receive: Receive) -> bytes | None:
-    """The body of a request; None where it is too long, or its sender leaves."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        body += message.get("body", b"")
-        if len(body) > MAX_START_BYTES:
-            return None
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """The channel as it was before the body was read from it."""
-    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive_again() -> Message:
-        part = next(parts, None)
-        return part if part is not None else await receive()
-
-    return receive_again
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send, reason: str, status: int = 403) -> None:
-    await PlainTextResponse(reason, status_code=status)(scope, receive, send)

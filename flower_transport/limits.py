@@ -7,41 +7,34 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flower_transport.bodies import FLEET, HEALTH, SMALL_BYTES, BodyTooLong, again, read, refuse
 from flower_transport.site_proof import proven_site
 from security.connection_watch import ConnectionWatch
-
-SMALL_BYTES = 64 * 2**10
-"""The longest body of a caller that has proven nothing."""
 
 LARGE_BYTES = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + 32 * 2**20
 """The longest body of an admitted site or the operator: states come in chunks, a message's fields in one piece."""
 
-FLEET = "/v1/fleet/"
-HEALTH = "/health"
 _SMALL_WITHIN = 10.0
 _LARGE_WITHIN = 300.0
-"""Seconds in which a body has to be here."""
+"""Seconds in which a body has to be here, with all that it waits for."""
 
 _LARGE_AT_ONCE = 16
 _LARGE_AT_ONCE_BY_CALLER = 4
 _OPERATOR = "operator"
 
 
-class BodyTooLong(Exception):
-    """A body has more bytes than its sender may send."""
-
-
 class BodyLimits:
     """ASGI middleware: reads bodies within bounds, the longer ones a few at a time, and tells the watch who is proven.
+
+    A long body's turn lasts until Flower has answered the call, since Flower holds the body until then. The operator's
+    calls take turns of their own: no site can hold them up.
 
     Stands behind whatever admits the operator's calls: what arrives here for other paths than the sites' is proven.
     """
@@ -53,29 +46,35 @@ class BodyLimits:
         self._large_by_caller: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(_LARGE_AT_ONCE_BY_CALLER)
         )
+        """Those of each site, and the operator's."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        try:
-            body = await self._body(scope, receive)
-        except BodyTooLong:
-            await _refuse(scope, receive, send, 413, "the body of this call is too long")
-        except TimeoutError:
-            await _refuse(scope, receive, send, 408, "the body of this call did not come in time")
-        else:
-            await self._app(scope, _again(body, receive), send)
+        async with AsyncExitStack() as turn:
+            try:
+                body = await self._body(scope, receive, turn)
+            except BodyTooLong:
+                await refuse(scope, receive, send, 413, "the body of this call is too long")
+            except TimeoutError:
+                await refuse(scope, receive, send, 408, "the body of this call did not come in time")
+            else:
+                await self._app(scope, again(body, receive), send)
 
-    async def _body(self, scope: Scope, receive: Receive) -> list[Message]:
-        """The message that has the call's body. Raises BodyTooLong, and TimeoutError when it does not come."""
+    async def _body(self, scope: Scope, receive: Receive, turn: AsyncExitStack) -> list[Message]:
+        """The message that has the call's body, which keeps `turn` where it is long.
+
+        Raises BodyTooLong, and TimeoutError when it does not come.
+        """
         announced = _announced(Headers(scope=scope))
         is_large = announced is None or announced > SMALL_BYTES
         caller = await self._caller(scope, is_large=is_large)
         if caller is None or not is_large:
             async with asyncio.timeout(_SMALL_WITHIN):
                 return await _read(receive, announced, SMALL_BYTES)
-        async with self._turn(caller), asyncio.timeout(_LARGE_WITHIN):
+        async with asyncio.timeout(_LARGE_WITHIN):
+            await self._wait_for_turn(caller, turn)
             return await _read(receive, announced, LARGE_BYTES)
 
     async def _caller(self, scope: Scope, *, is_large: bool) -> str | None:
@@ -93,10 +92,10 @@ class BodyLimits:
             self._watch.prove(scope["client"], site)
         return site
 
-    @asynccontextmanager
-    async def _turn(self, caller: str) -> AsyncIterator[None]:
-        async with self._large_by_caller[caller], self._large:
-            yield
+    async def _wait_for_turn(self, caller: str, turn: AsyncExitStack) -> None:
+        await turn.enter_async_context(self._large_by_caller[caller])
+        if caller != _OPERATOR:
+            await turn.enter_async_context(self._large)
 
 
 def _announced(headers: Headers) -> int | None:
@@ -110,27 +109,4 @@ def _announced(headers: Headers) -> int | None:
 async def _read(receive: Receive, announced: int | None, most: int) -> list[Message]:
     if announced is not None and announced > most:
         raise BodyTooLong
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return [message]
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise BodyTooLong
-        if not message.get("more_body", False):
-            return [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-
-def _again(read: list[Message], receive: Receive) -> Receive:
-    """The channel as it was before something was read from it, which it then holds no longer."""
-
-    async def receive_again() -> Message:
-        return read.pop() if read else await receive()
-
-    return receive_again
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:
-    # What is left of the body is not waited for.
-    await PlainTextResponse(reason, status_code=status, headers={"connection": "close"})(scope, receive, send)
+    return await read(receive, most)

@@ -14,9 +14,10 @@ from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 
 from core_training.foundation.errors import InputError
+from flower_transport.bodies import SMALL_BYTES
 from flower_transport.bundle import BUNDLE, packed_bundle
 from flower_transport.credential import HEADER, make_credential, read_credential
-from flower_transport.gate import MAX_START_BYTES, OPEN_TO_OPERATOR, OPEN_TO_SITES, START_RUN, Gate
+from flower_transport.gate import OPEN_TO_OPERATOR, OPEN_TO_SITES, START_RUN, Gate
 
 CREDENTIAL = "c" * 64
 SHOWN = [(HEADER.encode(), CREDENTIAL.encode())]
@@ -138,7 +139,7 @@ def test_a_run_with_another_bundle_is_refused_to_the_operator_too(body: bytes) -
 
 
 def test_a_bundle_is_not_read_beyond_its_limit() -> None:
-    parts = [b"x" * 1024] * (MAX_START_BYTES // 1024 + 1)
+    parts = [b"x" * 1024] * (SMALL_BYTES // 1024 + 1)
     assert ask(START_RUN, SHOWN, *parts) == (413, b"")
 
 

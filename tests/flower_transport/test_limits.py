@@ -1,5 +1,6 @@
 """What strangers, sites and the operator can make a SuperLink hold: over TLS, against its real HTTP and middleware."""
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -21,8 +22,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from flower_transport import bodies, limits
+from flower_transport.bodies import SMALL_BYTES
 from flower_transport.bounded_http import BoundedHttp
-from flower_transport.limits import LARGE_BYTES, SMALL_BYTES, BodyLimits
+from flower_transport.limits import LARGE_BYTES, BodyLimits
 from security.certificates import create_authority, issue_server_certificate
 from security.connection_watch import ConnectionLimits, ConnectionWatch
 
@@ -48,11 +51,12 @@ class Site:
 
 
 SITE, UNKNOWN = Site(), Site()
+KNOWN = [SITE.public_key]
 
 
 class Keys:
     def get_node_id_by_public_key(self, public_key):
-        return 1 if public_key == SITE.public_key else None
+        return KNOWN.index(public_key) + 1 if public_key in KNOWN else None
 
 
 async def answer(request: Request):
@@ -221,3 +225,82 @@ def test_who_proves_nothing_is_let_go_and_an_admitted_site_keeps_its_connection(
             connection.settimeout(0.1)
             assert connection.recv(1) == b""
             connection.close()
+
+
+def dribble(port, site, ends):
+    """A call of a site that announces 1 MB and sends a byte now and then."""
+    with connect(port) as connection, suppress(OSError):
+        connection.sendall(head(PUSH, content_length=1_000_000, **site.headers()))
+        while not ends.wait(0.2):
+            connection.sendall(b"x")
+
+
+@pytest.fixture
+def dribbling(port):
+    """Four sites, each of which dribbles four calls: every turn there is."""
+    ends, before = threading.Event(), list(KNOWN)
+    sites = [Site() for _ in range(4)]
+    KNOWN.extend(site.public_key for site in sites)
+    threads = [threading.Thread(target=dribble, args=(port, site, ends)) for site in sites * 4]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    yield
+    ends.set()
+    for thread in threads:
+        thread.join(20)
+    KNOWN[:] = before
+
+
+def test_sites_that_dribble_hold_up_no_call_of_the_operators(port, dribbling):
+    with connect(port) as connection:
+        connection.settimeout(3)
+        connection.sendall(head(CONTROL, content_length=1_000_000) + bytes(1_000_000))
+        assert status(connection) == (200, "1000000")
+
+
+def test_who_dribbles_is_cut_off_and_leaves_its_turn(port, monkeypatch, request):
+    monkeypatch.setattr(bodies, "_GRACE_SECONDS", 3.0)
+    request.getfixturevalue("dribbling")
+    with connect(port) as connection:
+        connection.sendall(head(PUSH, content_length=1_000_000, **SITE.headers()) + bytes(1_000_000))
+        assert status(connection) == (200, "1000000")
+
+
+def test_waiting_for_a_turn_counts_in_the_time(port, monkeypatch, dribbling):
+    monkeypatch.setattr(limits, "_LARGE_WITHIN", 1.0)
+    with connect(port) as connection:
+        connection.sendall(head(PUSH, content_length=1_000_000, **SITE.headers()) + bytes(1_000_000))
+        assert status(connection)[0] == 408
+
+
+def test_a_turn_lasts_until_the_call_is_answered():
+    """The app holds the body: no more calls of one caller are in it at once than may be read at once."""
+    inside, most = 0, 0
+
+    async def app(scope, receive, send):
+        nonlocal inside, most
+        await receive()
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0.05)
+        inside -= 1
+
+    async def call(middleware):
+        async def receive():
+            return {"type": "http.request", "body": bytes(100_000), "more_body": False}
+
+        scope = {
+            "type": "http",
+            "path": CONTROL,
+            "client": ("127.0.0.1", 1),
+            "headers": [(b"content-length", b"100000")],
+        }
+        await middleware(scope, receive, None)
+
+    async def all_at_once():
+        middleware = BodyLimits(app, ConnectionWatch(1))
+        await asyncio.gather(*[call(middleware) for _ in range(12)])
+
+    asyncio.run(all_at_once())
+    assert most == 4

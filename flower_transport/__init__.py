@@ -1,1 +1,1 @@
-"""All contact with Flower: the rest of fedloom sees a grid of three methods, and apps that answer envelopes."""
+"""All contact with Flower: the rest of fedloom sees a grid of four methods, and apps that answer envelopes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,13 +28,15 @@ class Grid(Protocol):
         """Send each node its order, to be delivered within `ttl` seconds; returns the orders' ids and their nodes."""
         ...
 
-    def replies(self, orders: Sequence[str], until: float = math.inf, payload_bytes: int = 0) -> Iterator[Reply]:
+    def allow_payloads(self, payload_bytes: int) -> None:
+        """Take in answers whose payload has so many bytes; before, none is longer than a message's fields may be."""
+        ...
+
+    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
         """The answers to these orders that have arrived and were not asked for before.
 
         They come one by one, so that memory does not grow with the number of sites. It waits for none: an answer that
-        is only partly there is left for the next time, and so is all that could not be fetched until `until`, of
-        `time.monotonic()`. Over a SuperLink an answer is not read whose payload is longer than `payload_bytes` and than
-        a message's fields may be.
+        is only partly there is left for the next time. None is fetched any more once the orders' `ttl` is over.
         """
         ...
 
@@ -49,6 +51,8 @@ class FlowerGrid:
 
         self._grid = grid
         self._arrivals = Arrivals(grid) if isinstance(grid, HttpGrid) else None
+        self._payload_bytes = 0
+        self._until = 0.0
 
     def nodes(self) -> list[int]:
         return list(self._grid.get_node_ids())
@@ -56,11 +60,15 @@ class FlowerGrid:
     def send(self, envelopes: Mapping[int, Envelope], ttl: float) -> dict[str, int]:
         if self._arrivals is not None:
             self._arrivals.forget()  # what came too late for the orders before
+        self._until = time.monotonic() + ttl
         return dict(zip(self._grid.push_messages(to_messages(envelopes, ttl)), envelopes, strict=True))
 
-    def replies(self, orders: Sequence[str], until: float = math.inf, payload_bytes: int = 0) -> Iterator[Reply]:
+    def allow_payloads(self, payload_bytes: int) -> None:
+        self._payload_bytes = payload_bytes
+
+    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
         if self._arrivals is not None:
-            return self._arrivals.take(orders, until, payload_bytes)
+            return self._arrivals.take(orders, self._until, self._payload_bytes)
         return self._a_few_at_a_time(orders)
 
     def _a_few_at_a_time(self, orders: Sequence[str]) -> Iterator[Reply]:

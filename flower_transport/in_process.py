@@ -6,7 +6,6 @@ passes through Flower's own serialisation, so that nothing works here that would
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -41,7 +40,10 @@ class InProcessGrid:
         self._pending.update(messages)
         return dict(zip(messages, envelopes, strict=True))
 
-    def replies(self, orders: Sequence[str], until: float = math.inf, payload_bytes: int = 0) -> Iterator[Reply]:
+    def allow_payloads(self, payload_bytes: int) -> None:
+        """Bound nothing: whoever answers here is this process itself."""
+
+    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
         for order in orders:
             if (message := self._pending.pop(order, None)) is not None:
                 yield Reply.of(_carry(self._answer(_carry(message))))

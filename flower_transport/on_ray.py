@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,9 +90,12 @@ class _StoppableGrid:
         self._check()
         return self._grid.send(envelopes, ttl)
 
-    def replies(self, orders: Sequence[str], until: float = math.inf, payload_bytes: int = 0) -> Iterator[Reply]:
+    def allow_payloads(self, payload_bytes: int) -> None:
+        self._grid.allow_payloads(payload_bytes)
+
+    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
         self._check()
-        return self._grid.replies(orders, until, payload_bytes)
+        return self._grid.replies(orders)
 
     def _check(self) -> None:
         if self._stopped.is_set():

@@ -250,7 +250,7 @@ class Membership:
             return
         self._terms = majority([offer.terms for _, offer in sorted(offers.items())])
         if self._terms is not None:
-            self._exchange.payload_bytes = self._terms.manifest.max_message_bytes
+            self._grid.allow_payloads(self._terms.manifest.max_message_bytes)
             progress.initial_digest = self._terms.initial_digest
             self.layout = next(offer.layout for offer in offers.values() if offer.terms == self._terms)
             return

@@ -33,8 +33,6 @@ class OrderExchange:
         self._folder = folder
         self._deadline_seconds = deadline_seconds
         self._progress = progress
-        self.payload_bytes = 0
-        """Most bytes of an answer's payload; 0 as long as the sites have not agreed on what they train."""
         self.too_narrow = False
         """Whether an update did not fit its scale, since this was last set to False."""
         self.hopeless: set[str] = set()
@@ -62,14 +60,13 @@ class OrderExchange:
         kind = next((envelope.kind for envelope in envelopes.values()), "")
         deadline = time.monotonic() + min(self._deadline_seconds, patience)
         self._progress.bytes_down += sum(len(envelope.payload) for envelope in envelopes.values())
-        until = deadline + _KEPT_AFTER_DEADLINE
         ttl = self._deadline_seconds + _KEPT_AFTER_DEADLINE
         waiting = {message: to[node] for message, node in self._grid.send(envelopes, ttl).items()}
         del envelopes, shared
         is_over = False
         while waiting and not is_over:
             is_over, arrived = time.monotonic() >= deadline, False
-            for answer in self._grid.replies(list(waiting), until, self.payload_bytes):
+            for answer in self._grid.replies(list(waiting)):
                 arrived = True
                 site = waiting.pop(answer.order, None)
                 if site is not None:

@@ -26,6 +26,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from core_training.foundation.errors import ProtocolError
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
+from flower_transport.arrivals import Arrivals
 from flower_transport.grid import FlowerGrid
 from flower_transport.records import from_message, to_reply
 from flower_transport.reply import Reply
@@ -232,5 +233,19 @@ def test_no_reply_is_fetched_once_the_time_is_over(superlink: Any, grid: HttpGri
         flower = FlowerGrid(grid)
         (order,) = flower.send({quick.number: Envelope.of("say", {})}, ttl=60)
         time.sleep(1)
-        assert list(flower.replies([order], until=time.monotonic())) == []
+        assert list(Arrivals(grid).take([order], until=time.monotonic(), payload_bytes=0)) == []
         assert set(replies(flower, [order], 1)) == {order}
+
+
+def test_a_payload_longer_than_the_sites_agreed_on_is_not_read(superlink: Any, grid: HttpGrid) -> None:
+    with Site(superlink, "long", lambda order: Envelope("echo", order.text, bytes(72 * 2**20))) as site:
+        flower = FlowerGrid(grid)
+        for allowed in (0, 72 * 2**20):
+            flower.allow_payloads(allowed)
+            (order,) = flower.send({site.number: Envelope.of("say", {})}, ttl=60)
+            (reply,) = replies(flower, [order], 1).values()
+            if allowed:
+                assert len(reply.envelope().payload) == allowed
+            else:
+                with pytest.raises(ProtocolError, match="repeat"):
+                    reply.envelope()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,9 @@ from tests.stand_in_hub import StandInHub, stand_in_hub
 
 # What needs an extra of fedloom's cannot even be imported without; `make test` installs them all.
 collect_ignore = [] if find_spec("deepspeed") else ["core_training/distributed/test_group.py"]
+
+# Whoever starts the tests under nohup has this ignored, and fedloom respects that; they ask what it does otherwise.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples in every run: what fails on one machine fails on the next.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

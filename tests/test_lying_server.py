@@ -254,11 +254,11 @@ def test_sites_that_were_given_different_recipes_open_no_sum(server: LyingServer
         assert "'context' is not what it must be" in server.refusal(site, unmask(document))
 
 
-@pytest.mark.parametrize("field", ["run_id", "round", "steps", "evaluate", "manifest_digest", "ring"])
+@pytest.mark.parametrize("field", ["run_id", "round", "steps", "evaluate", "manifest_digest", "void_rounds", "ring"])
 def test_the_context_of_a_round_holds_all_that_an_order_says(recipe: Recipe, base: BaseModel, field: str) -> None:
     assert {*TrainOrder.model_fields} == {
         "payload",  # its digest is the start's
-        *("run_id", "round", "steps", "evaluate", "manifest_digest", "ring"),
+        *("run_id", "round", "steps", "evaluate", "manifest_digest", "void_rounds", "ring"),
     }
     scale = first_scale(recipe, base.manifest)
     order = TrainOrder(
@@ -276,6 +276,7 @@ def test_the_context_of_a_round_holds_all_that_an_order_says(recipe: Recipe, bas
         "steps": [3],
         "evaluate": [True],
         "manifest_digest": ["2" * 64],
+        "void_rounds": [1],
         "ring": [RingTerms(scale=scale, sites=4), RingTerms(scale=coarser, sites=3)],
     }
     told = order.context("start", "recipe", "initial")

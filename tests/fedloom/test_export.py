@@ -360,7 +360,7 @@ def test_a_damaged_result_is_refused(fedloom: Command, finished_run: Finished, t
     [
         ({"base_digest": 5}, "base_digest: Input should be a valid string"),
         ({"copies": ["a"]}, "copies: Input should be an object"),
-        ({"copies": {"a": ["b"]}}, "copies: a: Input should be a valid string"),
+        ({"copies": {"a": ["b"]}}, "copies.a: Input should be a valid string"),
         ({"extra": 1}, "extra: Unexpected keyword argument"),
         ({"copies": {"a": "b"}}, "copies: 'a' cannot be a copy of 'b' here"),
         ({"copies": {"model.norm.weight": "model.norm.weight"}}, "'model.norm.weight' cannot be a copy of"),

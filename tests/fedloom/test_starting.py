@@ -252,7 +252,9 @@ def test_names_and_paths_are_printed_with_their_brackets(
     out = tmp_path / "[bold]run[/] :smile:"
     outcome = fedloom("simulate", path, "--out", out)
     assert outcome.code == 0, outcome.err
-    assert f"completed in 0 s: {out}\n" in outcome.err.replace("in 1 s", "in 0 s").replace("in 2 s", "in 0 s")
+    assert f"completed in 0 s, 1 rounds, 0 void: {out}\n" in outcome.err.replace("in 1 s", "in 0 s").replace(
+        "in 2 s", "in 0 s"
+    )
     again = fedloom("train", path, "topology.kind=central", "training.max_steps=1", "--out", out)
     assert f"{out} held an earlier run" in again.err
     assert str(out) in fedloom("report", out).err

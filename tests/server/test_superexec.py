@@ -208,6 +208,9 @@ def test_the_token_of_a_task_is_on_no_command_line(federation: Federation, monke
     monkeypatch.setattr(superexec, "take_task", lambda operator, flower_run: f"token-of-{flower_run}")
     app = psutil.Process(SuperExec(federation)._start_app("monday").pid)
     try:
+        deadline = time.monotonic() + 20
+        while "FEDLOOM_TASK_TOKEN" not in app.environ():  # before it has become another program
+            assert time.monotonic() < deadline
         assert app.environ()["FEDLOOM_TASK_TOKEN"] == "token-of-7"
         assert "token-of-7" not in " ".join(app.cmdline())
     finally:

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from core_training.data.arrow_sizes import written_out
 from core_training.data.sizes import LONGEST_RECORD, UNFOLDS, most_unfolded
 from core_training.foundation.bounded_reading import open_regular, shortened_text
 from core_training.foundation.errors import InputError
@@ -22,8 +23,7 @@ Row = tuple[int, dict[str, Any]]
 _MOST_ROWS = 2**20
 _MOST_CELLS = 50 * 10**6
 """Of an Excel sheet: its rows are Excel's own limit."""
-_ROW_BYTES = 8
-"""What a row counts for, of which some have none."""
+_ROWS_AT_ONCE = 1024
 _BATCH_WITHIN = 300.0
 """Seconds for a thousand rows, from a slow disk."""
 _BATCH_IN = 4 * 2**30
@@ -164,7 +164,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with _named(path, "a Parquet file"), open_regular(path):
-        yield from _numbered(path, pq.ParquetFile(path).iter_batches(batch_size=1024, use_threads=False))
+        yield from _numbered(path, pq.ParquetFile(path).iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False))
 
 
 def arrow_rows(path: Path) -> Iterator[Row]:
@@ -180,19 +180,6 @@ def arrow_rows(path: Path) -> Iterator[Row]:
         yield from _numbered(path, batches)
 
 
-def _written_out(column: Any) -> int:
-    """The bytes of a column's values, those of a dictionary as often as they are named."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not pa.types.is_dictionary(column.type):
-        return int(column.nbytes)
-    words = column.dictionary
-    if not (pa.types.is_string(words.type) or pa.types.is_large_string(words.type) or pa.types.is_binary(words.type)):
-        return int(column.nbytes)
-    return int(pc.sum(pc.take(pc.cast(pc.binary_length(words), pa.int64()), column.indices)).as_py() or 0)
-
-
 @contextmanager
 def _named(path: Path, kind: str) -> Iterator[None]:
     """Raise InputError for what cannot be read, of which the library says many things."""
@@ -202,31 +189,37 @@ def _named(path: Path, kind: str) -> Iterator[None]:
         yield
     except TooMuchError:
         raise InputError(f"{path}: a thousand of its rows take more than {_BATCH_IN >> 30} GiB: {UNFOLDS}") from None
-    except (pa.ArrowException, UnicodeDecodeError, OverflowError, ValueError) as error:
+    except (pa.ArrowException, OverflowError, RecursionError, ValueError) as error:
         raise InputError(f"{path}: not {kind}, or a damaged one: {shortened_text(error, 200)}") from None
 
 
 def _numbered(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
-    return enumerate(chain.from_iterable(map(_plain_rows, _bounded(path, iter(batches)))), start=1)
+    return enumerate(_plain_rows(path, iter(batches)), start=1)
 
 
-def _bounded(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches. Raises InputError, or TooMuchError, where a few bytes stand for a great many: dictionaries, runs."""
-    unfolded, most = 0, most_unfolded(path)
+def _plain_rows(path: Path, batches: Iterator[Any]) -> Iterator[dict[str, Any]]:
+    """The rows of batches whose every offset was looked at: Arrow goes by them without a look of its own.
+
+    Raises InputError, or TooMuchError, where a few bytes stand for a great many: dictionaries, runs.
+    """
+    unfolded, most = 0.0, most_unfolded(path)
     while True:
         with within(_BATCH_WITHIN, _BATCH_IN):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        unfolded += sum(map(_written_out, batch.columns)) + _ROW_BYTES * batch.num_rows
+            if (batch := next(batches, None)) is None:
+                return
+            batch.validate(full=True)
+            unfolded += written_out(batch)
         if unfolded > most:
             raise InputError(f"{path}: {UNFOLDS}")
-        yield batch
+        for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+            with within(_BATCH_WITHIN, _BATCH_IN):
+                rows = _plain_batch(batch.slice(start, _ROWS_AT_ONCE))
+            yield from rows
 
 
-def _plain_rows(batch: Any) -> Iterator[dict[str, Any]]:
+def _plain_batch(batch: Any) -> list[dict[str, Any]]:
     columns = [_plain(column.to_pylist(), column.type) for column in batch.columns]
-    return (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _plain(values: list[Any], kind: Any) -> list[Any]:

@@ -177,6 +177,88 @@ def packed_arrow(path: Path) -> None:
         writer.write_table(table)
 
 
+def dictionary(size: int, rows: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * size]))
+
+
+def run_ends(size: int, rows: int) -> pa.Array:
+    return pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), pa.array(["x" * size]))
+
+
+def views(size: int, rows: int) -> pa.Array:
+    """Lists that are each the same values."""
+    values = pa.array(["x" * 1000] * (size // 1000))
+    same = pa.array([0] * rows, pa.int32()), pa.array([len(values)] * rows, pa.int32())
+    return pa.ListViewArray.from_arrays(*same, values)
+
+
+def texts_in_one_place(size: int, rows: int) -> pa.Array:
+    text = pa.array(["x" * size], pa.string_view())
+    return pa.Array.from_buffers(
+        pa.string_view(), rows, [None, pa.py_buffer(bytes(text.buffers()[1])[:16] * rows), text.buffers()[2]]
+    )
+
+
+def as_it_is(column: pa.Array) -> pa.Array:
+    return column
+
+
+def in_a_struct(column: pa.Array) -> pa.Array:
+    return pa.StructArray.from_arrays([column], names=["content"])
+
+
+def in_lists(column: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(range(len(column) + 1), pa.int32()), column)
+
+
+def in_pairs(column: pa.Array) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(column, 2)
+
+
+def saved(column: pa.Array) -> Put:
+    """An Arrow stream of one column."""
+
+    def put(path: Path) -> None:
+        table = pa.record_batch([column], names=["text"])
+        with pa.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_batch(table)
+
+    return put
+
+
+@pytest.mark.parametrize("inside", [as_it_is, in_a_struct, in_lists, in_pairs], ids=lambda inside: inside.__name__)
+@pytest.mark.parametrize("many", [dictionary, run_ends, views, texts_in_one_place], ids=lambda many: many.__name__)
+def test_no_column_stands_for_more_than_it_is(
+    refusal: Callable[[str, Put], str], many: Callable[[int, int], pa.Array], inside: Callable[[pa.Array], pa.Array]
+) -> None:
+    assert "unfolds" in refusal("x.arrow", saved(inside(many(2**20, 400))))
+
+
+@pytest.mark.parametrize("inside", [as_it_is, in_a_struct, in_lists, in_pairs], ids=lambda inside: inside.__name__)
+@pytest.mark.parametrize("many", [dictionary, run_ends, views, texts_in_one_place], ids=lambda many: many.__name__)
+def test_a_column_of_each_kind_is_read(
+    tmp_path: Path, many: Callable[[int, int], pa.Array], inside: Callable[[pa.Array], pa.Array]
+) -> None:
+    column = inside(many(2000, 3000))
+    saved(column)(tmp_path / "x.arrow")
+    assert [record.fields["text"] for record in read_records(tmp_path / "x.arrow")] == column.to_pylist()
+
+
+@pytest.mark.parametrize("offset", [200, 100_000_000, -5, 2])
+def test_no_offset_of_a_table_leads_out_of_it(refusal: Callable[[str, Put], str], offset: int) -> None:
+    """Arrow itself follows it to wherever that is in the process."""
+
+    def put(path: Path) -> None:
+        saved(pa.array(["first", "second"]))(path)
+        offsets = [(0).to_bytes(4, "little"), (5).to_bytes(4, "little"), (11).to_bytes(4, "little")]
+        content = path.read_bytes()
+        assert content.count(b"".join(offsets)) == 1
+        changed = b"".join([*offsets[:2], offset.to_bytes(4, "little", signed=True)])
+        path.write_bytes(content.replace(b"".join(offsets), changed))
+
+    assert "not an Arrow file" in refusal("x.arrow", put)
+
+
 PARQUET: dict[str, tuple[str, Put]] = {
     "a dictionary of one long text": ("x.parquet", a_dictionary(8 * 2**20, 5000)),
     "a dictionary of texts": ("x.parquet", a_dictionary(2**16, 50_000)),

@@ -20,12 +20,10 @@ from urllib.parse import urlsplit
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import FedloomError, InputError, RunError
 from core_training.foundation.hub_models import HubModel
-from core_training.foundation.model_files import INDEX, WHOLE, indexed_names, is_small_file
+from core_training.foundation.model_files import INDEX, LARGEST_SMALL_FILE, WHOLE, indexed_names, is_small_file
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _AGAIN = "run it again: what is whole is kept"
-_SMALL_FILE_BYTES = 2**28
-"""The largest tokenizers take a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,10 @@ class _Download:
 
     def _check_sizes(self, small: Iterable[str]) -> None:
         for name in small:
-            if not 0 <= self._files[name].size <= _SMALL_FILE_BYTES:
+            if not 0 <= self._files[name].size <= LARGEST_SMALL_FILE:
                 raise InputError(
                     f"{self._model}: the hub lists {name} with {self._files[name].size:,} bytes; of a file beside the "
-                    f"weights at most {_SMALL_FILE_BYTES:,} are fetched"
+                    f"weights at most {LARGEST_SMALL_FILE:,} are fetched"
                 )
 
     def _check_room(self, names: Iterable[str]) -> None:

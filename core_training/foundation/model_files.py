@@ -7,20 +7,33 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from core_training.foundation.bounded_reading import ForeignTextError, open_regular, read_json, shortened_text
+from core_training.foundation.bounded_reading import (
+    ForeignTextError,
+    open_regular,
+    read_json,
+    shortened,
+    shortened_text,
+)
 from core_training.foundation.errors import InputError
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_LARGEST_INDEX = 256 * 2**20
-_LARGEST_SMALL_FILE = 256 * 2**20
+LARGEST_SMALL_FILE = 256 * 2**20
+"""Bytes of an index, or of what `is_small_file` names. The largest tokenizers take a tenth of it."""
 _LARGEST_CONFIG = 16 * 2**20
 _NOT_BESIDE_WEIGHTS = ("adapter_config.json",)
 _DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors", re.ASCII)
 _COMPUTED_BY = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 _WAY_TO_COMPUTE = re.compile(r"[a-z0-9_]+", re.ASCII)
 """What a library has itself; OWNER/NAME would be code of the hub's."""
+_MOST = (
+    (re.compile(r"(size|width|dim|rank|heads?|channels|labels)$|^(d|n)_(model|embd|ff|inner)$"), 10**7),
+    (re.compile(r"(layers?|depths?)$"), 10_000),
+    (re.compile(r"experts?(_|$)"), 100_000),
+)
+"""The most that a number in a configuration may be, by its key: a multiple of what the largest models have."""
 _SMALL_FILES = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|vocab\.txt|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model|[\w.-]+\.tiktoken"
@@ -52,10 +65,11 @@ def check_model_folder(folder: Path) -> None:
         for name in indexed_names(folder / INDEX):
             _check_file(folder / name)
     _check_config(folder / "config.json")
+    _check_tokenizer_config(folder / "tokenizer_config.json")
 
 
 def _check_file(path: Path) -> None:
-    most = _LARGEST_INDEX if path.name == INDEX else _LARGEST_SMALL_FILE if is_small_file(path.name) else None
+    most = LARGEST_SMALL_FILE if path.name == INDEX or is_small_file(path.name) else None
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -66,14 +80,7 @@ def _check_file(path: Path) -> None:
 
 
 def _check_config(path: Path) -> None:
-    try:
-        config = read_json(path, _LARGEST_CONFIG)
-    except FileNotFoundError:
-        return
-    except (OSError, ForeignTextError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: it is no model's configuration")
+    config = _settings(path)
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         if part.get("transformers_weights") is not None:
             raise InputError(
@@ -83,6 +90,41 @@ def _check_config(path: Path) -> None:
         for key in _COMPUTED_BY:
             if part.get(key) is not None and not _WAY_TO_COMPUTE.fullmatch(str(part[key])):
                 raise InputError(f"{path}: {key} is no way to compute that transformers has itself; take it out")
+    _check_sizes(path, config)
+
+
+def _check_sizes(path: Path, settings: dict[str, Any]) -> None:
+    """Raise InputError for a number of layers, experts or values that would take for ever to build, at any depth."""
+    for key, value in settings.items():
+        most = next((most for kind, most in _MOST if kind.search(key)), None)
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict):
+                _check_sizes(path, one)
+            elif most is not None and isinstance(one, int | float) and one > most:
+                raise InputError(
+                    f"{path}: {shortened_text(key, 60)} is {shortened(one)}, and no model's is over {most:,}"
+                )
+
+
+def _check_tokenizer_config(path: Path) -> None:
+    if "fast_tokenizer_files" in _settings(path):
+        raise InputError(
+            f"{path}: fast_tokenizer_files names another tokenizer than tokenizer.json; take it out, and name the file "
+            "as all others do"
+        )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's; empty where there is no such file. Raises InputError for any other content."""
+    try:
+        settings = read_json(path, _LARGEST_CONFIG)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ForeignTextError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: it is no model's configuration")
+    return settings
 
 
 def weight_names(folder: Path) -> list[str]:
@@ -100,7 +142,7 @@ def weight_names(folder: Path) -> list[str]:
 def indexed_names(index: Path) -> list[str]:
     """The names of the files that an index says the weights are in, sorted. Raises InputError for any other content."""
     try:
-        names = sorted({str(name) for name in read_json(index, _LARGEST_INDEX)["weight_map"].values()})
+        names = sorted({str(name) for name in read_json(index, LARGEST_SMALL_FILE)["weight_map"].values()})
     except (OSError, ForeignTextError, KeyError, TypeError, AttributeError) as error:
         said = shortened_text(error, 200)
         raise InputError(f"{index}: it cannot be read as an index of weight files: {said}") from None

@@ -15,7 +15,12 @@ from core_training.foundation.bounded_reading import ForeignTextError, read_boun
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.hub_models import find_model, hub_model
 from core_training.foundation.limits import TooMuchError, within
-from core_training.foundation.model_files import check_model_folder, weight_names, weights_digest
+from core_training.foundation.model_files import (
+    LARGEST_SMALL_FILE,
+    check_model_folder,
+    weight_names,
+    weights_digest,
+)
 from core_training.models.chat_template import RENDERED_IN, RENDERED_WITHIN, named_template, template_names
 from core_training.models.heads import add_value_head, with_score_head
 from core_training.models.loaded_digest import model_digests
@@ -139,10 +144,12 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     environment.silence_libraries()
     try:
         if (rules := folder / "tokenizer.json").is_file():
-            try_out(rules)
+            try_out(read_bounded(rules, LARGEST_SMALL_FILE))
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        if tokenizer.is_fast:  # whatever files it was made of
+            try_out(tokenizer.backend_tokenizer.to_str().encode())
     except BaseException as error:  # the tokenizers library raises plain exceptions, and Rust some that are none
         if not isinstance(error, Exception) and not is_panic(error):
             raise

@@ -113,6 +113,31 @@ def test_no_tokenizer_goes_on_without_an_end(make_recipe: MakeRecipe, folder: Pa
     refused(lambda: BaseModel(make_recipe(model={"name_or_path": str(folder)})), InputError)
 
 
+@pytest.mark.parametrize("name", ["a text that doubles", "one in another"])
+def test_no_rule_is_passed_over_for_how_it_is_written(make_recipe: MakeRecipe, folder: Path, name: str) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text()) | TOKENIZERS[name]
+    text = json.dumps(document).replace('"Replace"', r'"\u0052eplace"').replace('"Regex"', r'"\u0052egex"')
+    (folder / "tokenizer.json").write_text(text)
+    refused(lambda: BaseModel(make_recipe(model={"name_or_path": str(folder)})), InputError)
+
+
+def test_a_tokenizer_of_other_files_is_tried_out_too(
+    make_recipe: MakeRecipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(document["vocab"]))
+    merges = (" ".join(pair) if isinstance(pair, list) else pair for pair in document["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "GPT2Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    recipe = make_recipe(model={"name_or_path": str(folder)})
+    assert BaseModel(recipe).tokenizer("a text")["input_ids"]
+    monkeypatch.setattr("core_training.models.tokenizer_trial._MEMORY", 2**20)
+    monkeypatch.setattr("core_training.models.tokenizer_trial._passed", set())
+    assert "tokenizer" in refused(lambda: BaseModel(recipe), InputError)
+
+
 def test_published_rules_are_no_reason_to_refuse(make_recipe: MakeRecipe, folder: Path) -> None:
     """Those of GPT-4, Llama 3 and Qwen, which look ahead."""
     rule = (

@@ -153,7 +153,7 @@ class SiteService:
         """Give the reason, without telling where on this machine anything lies."""
         reason = reason.replace(f"{self._folder.absolute()}/", "").replace(f"{self._folder}/", "")
         return Refusal(
-            reason=reason[:2000], fatal=isinstance(error, InputError), too_narrow=isinstance(error, NarrowScaleError)
+            reason=reason, fatal=isinstance(error, InputError), too_narrow=isinstance(error, NarrowScaleError)
         ).envelope()
 
 

@@ -65,11 +65,11 @@ def _answer(connection: socket.socket, handle: Callable[[Envelope], Envelope], m
     try:
         reply = handle(order)
     except FedloomError as error:
-        reply = Refusal(reason=str(error)[:2000]).envelope()
+        reply = Refusal(reason=str(error)).envelope()
         if isinstance(error, RunError) and error.process_is_lost:
             _log.error("%s; the worker starts anew", error, exc_info=error.__cause__)
             told = error.public or "the site's worker could not go on; its log says more"
-            worker_socket.send(connection, Refusal(reason=told[:2000]).envelope())
+            worker_socket.send(connection, Refusal(reason=told).envelope())
             raise SystemExit(1) from error
     except Exception as error:
         _log.exception("%s failed unexpectedly", order.kind)

@@ -16,14 +16,10 @@ from core_training import __version__
 from core_training.distributed.leaving import leave
 from core_training.foundation.environment import IGNORED  # before anything that might call home
 from core_training.foundation.errors import FedloomError, Interrupted
-from core_training.foundation.foreign_text import harmless
 from core_training.foundation.stopping import number_of, saying, stopping_at_once
 from core_training.models.libraries import own_the_process
 from fedloom.options import expand_home
 from fedloom.streams import open_closed_streams, say
-
-_MOST_LETTERS = 10_000
-"""The longest error that is shown."""
 
 COMMANDS = {
     "train": "Train on this machine: one process, or a DeepSpeed group.",
@@ -109,8 +105,7 @@ def _run() -> int:
         if show_traceback:
             traceback.print_exc()
         label = "" if isinstance(error, Interrupted) else "error: "
-        said = harmless(str(error), _MOST_LETTERS, kept="\n")  # it may quote another party, or a file from one
-        say(f"{label}{said}")
+        say(f"{label}{error}")
         return error.exit_code
     except MemoryError:
         if show_traceback:

@@ -31,7 +31,7 @@ def make_client_app(handle: Handle) -> ClientApp:
         try:
             reply = handle(from_message(message), int(context.node_config.get(PARTITION, context.node_id)))
         except FedloomError as error:
-            reply = Refusal(reason=str(error)[:2000]).envelope()
+            reply = Refusal(reason=str(error)).envelope()
         return to_reply(reply, message)
 
     return client_app

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core_training.foundation.bounded_reading import ForeignTextError, parse_json
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.foundation.trainable import DataReport
@@ -140,8 +141,8 @@ def _digest(content: Any) -> str:
 
 def _keys_of(name: str, content: str) -> dict[str, Any]:
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
+        document = parse_json(content)
+    except ForeignTextError:
         document = None
     if not isinstance(document, dict):
         raise ProtocolError(f"{name} is not a JSON object", fatal=True)

@@ -21,7 +21,7 @@ from core_training.foundation.bounded_reading import (
     parse_json,
     shortened_text,
 )
-from core_training.foundation.errors import NarrowScaleError, ProtocolError
+from core_training.foundation.errors import LONGEST, NarrowScaleError, ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.foundation.trainable import DataReport, EvalReport, Number, Seconds, TrainReport
 from core_training.parts.section import MOST, MOST_ROUNDS
@@ -88,8 +88,9 @@ class Message(BaseModel):
             raise kind_of_error(refusal.reason, fatal=refusal.fatal)
         if envelope.kind != cls.kind:
             raise ProtocolError(f"a '{shortened_text(envelope.kind, 60)}' message came where '{cls.kind}' was expected")
+        fields = envelope.fields
         try:
-            message = cls.model_validate_json(envelope.text, strict=True)
+            message = cls.model_validate_json(json.dumps(fields), strict=True)
         except ValidationError as error:
             if not error.errors(include_url=False, include_input=False)[0]["loc"]:
                 raise ProtocolError(f"the fields of the '{cls.kind}' message are not a JSON object") from None
@@ -260,6 +261,6 @@ class Refusal(Message):
     """
 
     kind: ClassVar[str] = "refused"
-    reason: Annotated[str, Field(max_length=2000)]
+    reason: Annotated[str, Field(max_length=LONGEST)]
     fatal: bool = False
     too_narrow: bool = False

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import reprlib
 import stat
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import yaml
 from pydantic import ValidationError
+
+from core_training.foundation.foreign_text import printable
 
 MOST_YAML_BYTES = 2**20
 """Bytes of a document that people write. Longer ones would take the parser, which is Python, many seconds."""
@@ -27,10 +28,10 @@ _MOST_VALUES = 50_000
 """Values of a YAML document with every alias written out."""
 _MOST_DIGITS = 40
 """Digits of a whole number: those of 128 bits. No field anywhere takes more."""
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _SHOWN = 60
 _LONGEST_LINE = 500
 _LONGEST_PLACE = 8
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 class ForeignTextError(ValueError):
@@ -64,8 +65,8 @@ def shortened(value: Any) -> str:
 
 
 def shortened_text(text: object, most: int = _LONGEST_LINE) -> str:
-    """Words of somebody else's in an error: one line, without control characters, and no longer than `most`."""
-    line = _CONTROL.sub(" ", str(text)[: 2 * most]).strip()
+    """Words of somebody else's in an error: one line of printable letters, and no longer than `most`."""
+    line = printable(str(text)[: 2 * most]).strip()
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
@@ -103,7 +104,12 @@ def open_regular(path: Path) -> BufferedReader:
 def read_bounded(path: Path, most: int) -> bytes:
     """The content of a regular file of at most so many bytes. Raises OSError, and ForeignTextError for a larger one."""
     with open_regular(path) as file:
-        content = file.read(most + 1)
+        return bounded(file, most)
+
+
+def bounded(stream: BinaryIO, most: int) -> bytes:
+    """What is left of a stream, of at most so many bytes. Raises ForeignTextError for more."""
+    content = stream.read(most + 1)
     if len(content) > most:
         raise ForeignTextError(f"it is larger than {_size(most)}")
     return content
@@ -158,6 +164,15 @@ class BoundedLoader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self._depth -= 1
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        for key, _ in node.value:
+            # Only texts are hashed with a secret of the process: numbers can be chosen so that all collide.
+            if key.tag not in _KEY_TAGS:
+                problem = "a key that is no text; put it in quotes"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return node
 
     def compose_scalar_node(self, anchor: dict[Any, yaml.Node]) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)

@@ -71,7 +71,7 @@ def _clean(record: logging.LogRecord, more: str) -> None:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except (TypeError, ValueError):  # its arguments do not fit: that must not end whoever logs
+    except Exception:  # its arguments do not fit: that must not end whoever logs
         return str(record.msg)
 
 

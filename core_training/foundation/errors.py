@@ -8,15 +8,14 @@ import signal
 
 from core_training.foundation.foreign_text import harmless
 
-_LONGEST = 2500
+LONGEST = 2000
+"""Letters of a message, which other parties may be sent."""
 _MOST_LINES = 10
 """Of a message. Whoever names a value shortens it; this is for what was forgotten, and for paths."""
 
 
 def _cut(message: str) -> str:
-    if message.count("\n") >= _MOST_LINES:
-        message = message.replace("\n", " ")
-    return message if len(message) <= _LONGEST else message[: _LONGEST - 1] + "…"
+    return harmless(message, LONGEST, kept="\n" if message.count("\n") < _MOST_LINES else "")
 
 
 class FedloomError(Exception):

@@ -98,12 +98,12 @@ class FlatReader:
         if self._refused:
             raise InputError(
                 f"{self.source}: {self._whose} keys that change the training and have no counterpart here: "
-                f"{shortened_text('; '.join(self._refused), 2000)}. Take them out, or write a recipe (docs/recipe.md)"
+                f"{shortened_text('; '.join(self._refused), 1500)}. Take them out, or write a recipe (docs/recipe.md)"
             )
         if idle:
             self._notes.append(f"without effect here: {', '.join(idle)}")
         if self._notes:
-            _log.warning("%s: %s's keys. %s", self.source, self._whose, shortened_text("; ".join(self._notes), 2000))
+            _log.warning("%s: %s's keys. %s", self.source, self._whose, shortened_text("; ".join(self._notes), 1500))
 
     def _value(self, key: str, default: Any, wanted: str, parse: Callable[[Any], Any]) -> Any:
         self._taken.add(key)

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from core_training.foundation.bounded_reading import (
     MOST_YAML_BYTES,
     BoundedLoader,
     ForeignTextError,
+    bounded,
     parse_yaml,
     read_bounded,
     shortened,
@@ -61,18 +62,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def _content(path: Path) -> bytes:
     """A recipe's bytes. A shell's stream (`-`, `/dev/stdin`, `<(…)`) is one that somebody writes to: it is read on."""
     if path == STANDARD_INPUT:
-        return _bounded(sys.stdin.buffer)
+        return bounded(sys.stdin.buffer, MOST_YAML_BYTES)
     if not str(path).startswith(_STREAMS):
         return read_bounded(path, MOST_YAML_BYTES)
     with path.open("rb") as stream:
-        return _bounded(stream)
-
-
-def _bounded(stream: BinaryIO) -> bytes:
-    content = stream.read(MOST_YAML_BYTES + 1)
-    if len(content) > MOST_YAML_BYTES:
-        raise ForeignTextError(f"it is larger than {MOST_YAML_BYTES >> 10} KiB")
-    return content
+        return bounded(stream, MOST_YAML_BYTES)
 
 
 def parse_recipe(

@@ -143,6 +143,12 @@ def test_all_yaml_is_read_by_one_reader(tmp_path: Path, name: str) -> None:
         refused(lambda read=read: read(tmp_path), InputError)  # type: ignore[misc]
 
 
+def test_no_key_of_yaml_is_a_number_that_collides_with_others() -> None:
+    text = "\n".join(f"{number * (2**61 - 1)}: a" for number in range(1, 20_000))
+    assert "quotes" in refused(lambda: parse_yaml(text), ForeignTextError)
+    assert parse_yaml("a: &a {b: 1}\nc: {<<: *a, '1': 2}") == {"a": {"b": 1}, "c": {"b": 1, "1": 2}}
+
+
 def test_what_people_write_with_aliases_is_read() -> None:
     text = (
         "defaults: &d {learning_rate: 1.0e-3}\nmodel: {name_or_path: base}\nother: {<<: *d, max_steps: 3}\nlist: [*d]"
@@ -301,6 +307,12 @@ def test_no_field_of_a_message_takes_what_no_honest_party_sends(kind: type[Messa
             refused(lambda text=text: opened(kind, text), ProtocolError)  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("value", ["9" * 60, "NaN", "[" * 100 + "]" * 100])
+def test_a_message_is_bounded_where_its_fields_are_anything(value: str) -> None:
+    text = json.dumps(RIGHT[JoinReply]).replace("[2]", f"[{value}]")
+    refused(lambda: JoinReply.open(Envelope(JoinReply.kind, text)), ProtocolError)
+
+
 @pytest.mark.parametrize("kind", RIGHT, ids=lambda kind: kind.__name__)
 def test_no_name_of_a_field_is_shown_whole(kind: type[Message]) -> None:
     fields = {**RIGHT[kind], "k" * 1_000_000: 1}
@@ -400,6 +412,8 @@ def test_what_is_short_is_shown_as_it_is() -> None:
     for value in ("fast", 3, -2.5, True, None, [1, "a"], {"a": 1}, float("inf")):
         assert shortened(value) == repr(value)
     assert shortened_text("a\x1b[2Jb\nc") == "a [2Jb c"
+    assert shortened_text("a\u202eb\u2028c\u200bd") == "a b c d"
+    assert str(InputError("a\u202eb\x1b[2J\nc")) == "a b [2J\nc"
     assert shortened_text("x" * 10_000, 10) == "x" * 9 + "…"
 
 

@@ -144,3 +144,10 @@ def test_a_flood_is_counted_when_it_is_told_again(monkeypatch):
     last = record()
     assert careful.filter(last)
     assert last.getMessage() == "invalid request (and 970 times more since the last such line)"
+
+
+@pytest.mark.parametrize(("message", "arguments"), [("%(name)s", {"other": 1}), ("%d", ("x",)), ("%s %s", ("x",))])
+def test_a_message_that_does_not_fit_its_arguments_ends_nobody(message, arguments):
+    record = logging.makeLogRecord({"levelno": logging.INFO, "msg": message, "args": arguments})
+    assert Careful().filter(record)
+    assert record.getMessage() == message

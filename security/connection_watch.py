@@ -46,6 +46,14 @@ class _Connection:
 
 
 @dataclass(frozen=True)
+class _Proof:
+    """Whose a connection is, and when that was proven (monotonic seconds)."""
+
+    name: str | None
+    made_at: float
+
+
+@dataclass(frozen=True)
 class ConnectionLimits:
     """The connections that are kept. Over a limit the oldest are let go, so that who comes new has its chance.
 
@@ -65,7 +73,7 @@ class ConnectionWatch:
         self._port = port
         self._limits = limits or ConnectionLimits()
         self._since: dict[Address, float] = {}
-        self._names: dict[Address, str | None] = {}
+        self._proofs: dict[Address, _Proof] = {}
         self._ended: set[int] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -83,26 +91,31 @@ class ConnectionWatch:
     def prove(self, address: Address, name: str | None = None) -> None:
         """Keep the connection with this other end: it has proven that it is `name`'s, or this machine's own."""
         with self._lock:
-            self._names.setdefault(_plain(address), name)
+            self._proofs.setdefault(_plain(address), _Proof(name, time.monotonic()))
 
     def is_proven(self, address: Address) -> bool:
         """Whether the connection with this other end is one of those to keep."""
         with self._lock:
-            return _plain(address) in self._names
+            return _plain(address) in self._proofs
 
     def _watch(self) -> None:
         while not self._stopped.wait(_LOOKS_EVERY):
             self._look(time.monotonic())
 
     def _look(self, now: float) -> None:
+        """Let go whoever is one too many; the look began at `now` (monotonic seconds)."""
         there = {one.address: one for one in _connections(self._port)}
         # One that was shut down counts no more, even if its owner takes its time to close it.
         self._ended &= {one.inode for one in there.values()}
         there = {address: one for address, one in there.items() if one.inode not in self._ended}
         with self._lock:
-            self._names = {address: name for address, name in self._names.items() if address in there}
+            # Who came during the look may have proven itself already, and is only seen by the next one.
+            self._proofs = {
+                address: proof for address, proof in self._proofs.items() if address in there or proof.made_at >= now
+            }
+            names = {address: proof.name for address, proof in self._proofs.items()}
             self._since = {address: self._since.get(address, now) for address in there}
-            unwanted = set(_unwanted(self._since, self._names, self._limits, now))
+            unwanted = set(_unwanted(self._since, names, self._limits, now))
         for address in unwanted:
             _shut_down(there[address])
             self._ended.add(there[address].inode)
@@ -131,19 +144,21 @@ def _unwanted(
     """The connections to let go, of those that were first seen at `since`."""
     by_host: defaultdict[str, list[Address]] = defaultdict(list)
     by_name: defaultdict[str, list[Address]] = defaultdict(list)
-    unproven = []
     for address in sorted(since, key=lambda one: since[one]):
         if address not in names:
-            unproven.append(address)
-            by_host[_network(address[0])].append(address)
+            if now - since[address] > limits.proves_within:
+                yield address
+            else:
+                by_host[_network(address[0])].append(address)
         elif (name := names[address]) is not None:
             by_name[name].append(address)
-    yield from (address for address in unproven if now - since[address] > limits.proves_within)
-    yield from unproven[: -limits.unproven]
     for group in by_host.values():
         yield from group[: -limits.unproven_by_host]
     for group in by_name.values():
         yield from group[: -limits.by_name]
+    # Of what is left only: what one origin has too many must cost no other its place.
+    left = [address for group in by_host.values() for address in group[-limits.unproven_by_host :]]
+    yield from sorted(left, key=lambda one: since[one])[: -limits.unproven]
 
 
 def _network(host: str) -> str:

@@ -95,6 +95,27 @@ def test_strangers_are_counted_by_origin_and_in_all_and_members_by_name(hosts, n
     assert len(let_go(hosts, names, limits)) == gone
 
 
+def test_what_one_origin_has_too_many_costs_no_other_its_place():
+    limits = ConnectionLimits(unproven_by_host=2, unproven=6)
+    gone = let_go(["10.0.0.1"] + ["10.0.0.2"] * 160, {}, limits)
+    assert ("10.0.0.1", 0) not in gone
+    assert len(gone) == 158
+
+
+def test_a_proof_that_is_made_during_a_look_is_kept(monkeypatch):
+    watch, newcomer, gone = ConnectionWatch(1), ("10.0.0.1", 7), ("10.0.0.2", 8)
+    watch.prove(gone, "gamma")
+
+    def connections(port):
+        watch.prove(newcomer, "beta")  # it came after the list was made
+        return []
+
+    monkeypatch.setattr(connection_watch, "_connections", connections)
+    watch._look(time.monotonic())
+    assert watch.is_proven(newcomer)
+    assert not watch.is_proven(gone)
+
+
 def test_the_descriptor_limit_is_raised_to_what_the_system_allows():
     program = (
         "import resource; from security.connection_watch import raise_descriptor_limit\n"

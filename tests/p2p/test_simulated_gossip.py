@@ -132,7 +132,7 @@ def test_an_interrupted_simulation_goes_on_from_its_commits(tmp_path, mixing):
 
 
 @pytest.mark.parametrize("mixing", ["group", "metropolis"])
-@pytest.mark.parametrize(("value", "key"), [(1e6, {}), (50.0, {"max_update_norm": 20.0})])
+@pytest.mark.parametrize(("value", "key"), [(1e15, {}), (50.0, {"max_update_norm": 20.0})])
 def test_a_change_that_no_training_makes_is_averaged_by_nobody_and_told_by_name_once(tmp_path, mixing, value, key):
     class Poisoned(LinearSite):
         def train_from(self, state, steps):

@@ -20,6 +20,7 @@ from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.progress import Progress
 from p2p.transfer import split
 from p2p.transport import PeerUnreachable, Transport
+from strategies.bounds import check_distance
 
 RETRY_SECONDS = 0.3
 _ANSWERED_WITHIN = 1.0
@@ -147,19 +148,12 @@ class PeerCalls:
         progress = self._progress
         received = bytearray()
         for offer in offers:
-            request = StateRequest(
-                run_id=progress.plan.run_id,
-                sender=progress.plan.name,
-                round=offer.committed,
-                manifest_digest=progress.manifest.digest,
-                state_digest=offer.state_digest,
-                offset=len(received),
-            )
             try:
-                await self._receive(offer.sender, request, received)
+                await self._receive(offer.sender, self._request_of(offer, len(received)), received)
                 state = TrainableState.from_bytes(bytes(received), progress.manifest)
-                if state.digest != offer.state_digest or not state.is_finite():
+                if state.digest != offer.state_digest:
                     raise ProtocolError("it is not the state with the digest that was offered")
+                check_distance(progress.plan.recipe, offer.committed, state, progress.initial)
             except PeerUnreachable as error:
                 self._missed(offer.sender, error)
             except ProtocolError as error:
@@ -169,6 +163,20 @@ class PeerCalls:
                 progress.ledger.bytes_down += len(received)
                 return state
         return None
+
+    def _request_of(self, offer: Hello, offset: int) -> StateRequest:
+        """The request for an offered state. Raises ProtocolError for an offer that names none."""
+        progress = self._progress
+        return StateRequest.read(
+            {
+                "run_id": progress.plan.run_id,
+                "sender": progress.plan.name,
+                "round": offer.committed,
+                "manifest_digest": progress.manifest.digest,
+                "state_digest": offer.state_digest,
+                "offset": offset,
+            }
+        )
 
     def _missed(self, peer: str, error: Exception) -> None:
         self._progress.members.missed(peer, str(error), asyncio.get_running_loop().time())

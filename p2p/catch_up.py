@@ -24,6 +24,7 @@ class CatchUp:
         self._progress = progress
         self._calls = calls
         self._plan = progress.plan
+        self._doubted: set[str] = set()
 
     def is_behind(self) -> bool:
         """Whether the live neighbours have a state that this node should have."""
@@ -138,8 +139,17 @@ class CatchUp:
         return True
 
     def _hellos(self) -> list[Hello]:
-        """The live neighbours' last hellos."""
-        return [hello for hello in self._progress.members.hellos() if hello.sender in self._plan.neighbours]
+        """The live neighbours' last hellos, but for those that say what cannot be."""
+        hellos = [hello for hello in self._progress.members.hellos() if hello.sender in self._plan.neighbours]
+        return [hello for hello in hellos if self._is_possible(hello)]
+
+    def _is_possible(self, hello: Hello) -> bool:
+        """Whether a run can stand where a peer says it stands. One that says what cannot be is told once by name."""
+        doubt = self._plan.doubt(hello.committed, hello.void_rounds)
+        if doubt is not None and hello.sender not in self._doubted:
+            self._doubted.add(hello.sender)
+            self._progress.event(events.Refused(peer=hello.sender, round=hello.committed, reason=f"offer: {doubt}"))
+        return doubt is None
 
 
 def _void_rounds(donors: Sequence[Hello]) -> int:

@@ -26,6 +26,7 @@ class Inbox:
         self._most_weight = most_weight(recipe, recipe.topology.local_steps or 1)
         self._updates: dict[int, dict[str, Contribution]] = {}
         self._refused: set[tuple[int, str]] = set()
+        self._told: set[tuple[int, str]] = set()
 
     def check_header(self, sender: str, header: UpdateHeader) -> None:
         """Refuse, before a byte of it is read, an update that cannot be right."""
@@ -55,6 +56,7 @@ class Inbox:
     def drop(self, number: int, sender: str) -> None:
         """Forget an update that turned out to be unsound, and expect no other in its place."""
         self._updates.get(number, {}).pop(sender, None)
+        self._told.discard((number, sender))
         self.refuse(number, sender)
 
     def has(self, number: int, sender: str) -> bool:
@@ -68,7 +70,14 @@ class Inbox:
         """The updates of a round."""
         return list(self._updates.get(number, {}).values())
 
+    def take_new(self, number: int) -> list[Contribution]:
+        """The updates of a round that this has not returned before."""
+        new = [update for update in self.take(number) if (number, update.name) not in self._told]
+        self._told.update((number, update.name) for update in new)
+        return new
+
     def forget_through(self, number: int) -> None:
         """Drop all that belongs to this and earlier rounds."""
         self._updates = {one: updates for one, updates in self._updates.items() if one > number}
         self._refused = {(one, sender) for one, sender in self._refused if one > number}
+        self._told = {(one, sender) for one, sender in self._told if one > number}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core_training.foundation.bounded_reading import first_error
 from core_training.foundation.errors import ProtocolError
-from strategies.messages import SITE_NAME, Digest, Round, RunId, Version
+from strategies.messages import SITE_NAME, Digest, Round, RoundOrStart, RunId, Version
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Bytes = Annotated[int, Field(ge=0, le=2**48)]
@@ -45,12 +45,12 @@ class Hello(PeerMessage):
     manifest_digest: Digest
     initial_digest: Digest
 
-    committed: Count
+    committed: RoundOrStart
     """Last round it has committed; 0 before the first."""
     contributors: Annotated[list[Name], Field(max_length=_MOST_MEMBERS)]
     """Senders of that state's updates."""
     state_digest: NoDigestYet
-    working: Count
+    working: RoundOrStart
     """The round it is training or averaging; 0 when it is at none."""
     working_seconds: Seconds
     """The seconds since it began it."""
@@ -60,8 +60,16 @@ class Hello(PeerMessage):
     """Whether it sits out until it can begin a round together with the others: they do not wait for it."""
     finished: bool
     """Whether its state will not change any more."""
-    void_rounds: Count = 0
+    void_rounds: RoundOrStart = 0
     """The rounds on the way to its last commit that changed nothing."""
+
+    @model_validator(mode="after")
+    def _check_commit(self) -> Self:
+        if bool(self.committed) != bool(self.state_digest):
+            raise ValueError("a digest of its state goes with a committed round, and with no other")
+        if self.void_rounds > self.committed:
+            raise ValueError(f"{self.void_rounds} void rounds of {self.committed}")
+        return self
 
     def difference_from(self, other: Hello) -> str | None:
         """The reason these two nodes cannot train together, in words; None when they can."""
@@ -111,7 +119,7 @@ class Receipt(PeerMessage):
     """Answer to an update that was in order: whether it will be averaged, or came too late (or too early)."""
 
     accepted: bool
-    committed: Count
+    committed: RoundOrStart
     """Last round that the receiver has committed."""
 
 

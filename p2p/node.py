@@ -227,9 +227,9 @@ class GossipNode:
             self._end_after_void_rounds()
 
     def _sound_updates(self, number: int) -> list[Contribution]:
-        """The round's updates; one whose change no training makes is refused by name, once."""
+        """The round's updates, each looked at once; one whose change no training makes is refused by name."""
         progress, recipe = self._progress, self._plan.recipe
-        for other in progress.inbox.take(number):
+        for other in progress.inbox.take_new(number):
             try:
                 check_change(recipe, recipe.topology.local_steps or 1, other.state, progress.start)
             except ProtocolError as error:
@@ -344,8 +344,13 @@ class GossipNode:
             raise self._void_rounds(f"{VOID_IN_A_ROW} rounds in a row were void: it takes {plan.needed} nodes", goes_on)
 
     def _check_void_rounds(self) -> None:
-        """Raise VoidRoundsError when the run has had as many void rounds as it may."""
-        if self._progress.last.void_rounds >= (most := self._plan.most_void_rounds):
+        """Raise VoidRoundsError when the run has had as many void rounds as it may.
+
+        By the way to this state, which others may have told, and by what this node has seen itself: nobody's word ends
+        its run, nor do rounds that it had alone before it took the others' state.
+        """
+        progress, most = self._progress, self._plan.most_void_rounds
+        if min(progress.last.void_rounds, progress.ledger.void_rounds) >= most:
             raise self._void_rounds(f"{most} rounds were void", "the most that this run may have")
 
     def _void_rounds(self, said: str, means: str) -> VoidRoundsError:

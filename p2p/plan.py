@@ -44,6 +44,14 @@ class RunPlan:
         """The void rounds in all that the run may have, where they have numbers of their own."""
         return self.recipe.most_void_rounds
 
+    def doubt(self, committed: int, void_rounds: int) -> str | None:
+        """The reason why no node of this run goes on from so many rounds, in words; None when one can."""
+        if void_rounds >= self.most_void_rounds:
+            return f"{void_rounds} void rounds; a run of {self.rounds} rounds ends at {self.most_void_rounds}"
+        if committed - void_rounds > self.rounds:
+            return f"round {committed}, {void_rounds} of them void; the recipe has {self.rounds} rounds"
+        return None
+
     @property
     def believed(self) -> int:
         """The fewest peers that are believed together, so that one cannot put a state of its making in others' place.

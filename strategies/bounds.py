@@ -15,7 +15,7 @@ from core_training.foundation.trainable import DataReport, EvalReport, TrainRepo
 from core_training.recipe.schema import Recipe
 from strategies.draws import PIECE
 from strategies.fedavg import most_weight, units_of_a_row
-from strategies.ring_scale import path_of_a_round
+from strategies.ring_scale import largest_change, path_of_a_round
 
 _BEYOND_TRAINING = 10_000.0
 """In learning rates a step, root mean square over all values: Adam moves a value by about 1, and by 16 at most."""
@@ -63,15 +63,41 @@ def check_change(recipe: Recipe, steps: int, trained: TrainableState, start: Tra
 
     Where the recipe gives none: beyond what training can do in a round, by a wide margin.
     """
-    most, key = recipe.aggregation.max_update_norm, "aggregation.max_update_norm"
-    if most is None:
-        most = _BEYOND_TRAINING * path_of_a_round(recipe, steps) * math.sqrt(trained.manifest.size)
-        key = "aggregation.max_update_norm unset: 10,000 learning rates a step"
+    norm, (most, key) = _finite_norm(trained, start), _most_change(recipe, steps, trained.manifest.size)
+    if norm > most:
+        raise ProtocolError(f"the change has norm {norm:.4g}, and {most:.4g} is the most ({key})")
+
+
+def check_distance(recipe: Recipe, rounds: int, state: TrainableState, initial: TrainableState) -> None:
+    """Raise ProtocolError for NaN and infinite values, and a state further from the run's first than `rounds` can lead.
+
+    A mean lies no further off than what it is of, so each round adds the most of one update. Not measured from the
+    state that a node has of its own: two sides of a cut go apart for as long as it lasts.
+    """
+    size = state.manifest.size
+    if recipe.privacy.ring_bits is not None:
+        most, key = largest_change(recipe) * math.sqrt(size), "privacy.clip, or what the optimizer can do"
+    else:
+        most, key = _most_change(recipe, recipe.topology.local_steps or 1, size)
+    if (norm := _finite_norm(state, initial)) > rounds * most:
+        raise ProtocolError(
+            f"it is {norm:.4g} from the run's first state; {rounds} rounds lead {rounds * most:.4g} at most ({key})"
+        )
+
+
+def _most_change(recipe: Recipe, steps: int, size: int) -> tuple[float, str]:
+    """The largest norm of one update of so many values, and the key that says so."""
+    if (most := recipe.aggregation.max_update_norm) is not None:
+        return most, "aggregation.max_update_norm"
+    most = _BEYOND_TRAINING * path_of_a_round(recipe, steps) * math.sqrt(size)
+    return most, "aggregation.max_update_norm unset: 10,000 learning rates a step"
+
+
+def _finite_norm(trained: TrainableState, start: TrainableState) -> float:
     norm = change_norm(trained, start)
     if not math.isfinite(norm):
         raise ProtocolError("the state holds NaN or infinite values")
-    if norm > most:
-        raise ProtocolError(f"the change has norm {norm:.4g}, and {most:.4g} is the most ({key})")
+    return norm
 
 
 def change_norm(trained: TrainableState, start: TrainableState) -> float:

@@ -138,7 +138,7 @@ class GossipNode:
     async def fetch(self, patience: float) -> NodeResult:
         """Take the finished state as soon as members have it, for up to `patience` seconds, and conclude with it."""
         members, deadline = self._progress.members, self._now() + patience
-        while not self._judgement.has_ended():
+        while self._progress.last.state is None or not self._judgement.has_ended():
             await self._calls.greet_all(members.others)
             has_result = any(hello.finished for hello in members.hellos())
             if has_result and self._catch_up.is_behind() and await self._catch_up.adopt_newest():
@@ -149,6 +149,7 @@ class GossipNode:
                 )
             await asyncio.sleep(RETRY_SECONDS)
         await self._catch_up.settle()
+        await self._calls.greet_all(members.others)  # those who hand it out wait to hear that this node has it
         return await self._conclude()
 
     def _where(self, peer: str) -> str:

@@ -227,10 +227,11 @@ def test_who_proves_nothing_is_let_go_and_an_admitted_site_keeps_its_connection(
             connection.close()
 
 
-def dribble(port, site, ends):
+def dribble(port, site, begun, ends):
     """A call of a site that announces 1 MB and sends a byte now and then."""
     with connect(port) as connection, suppress(OSError):
         connection.sendall(head(PUSH, content_length=1_000_000, **site.headers()))
+        begun.release()
         while not ends.wait(0.2):
             connection.sendall(b"x")
 
@@ -238,12 +239,14 @@ def dribble(port, site, ends):
 @pytest.fixture
 def dribbling(port):
     """Four sites, each of which dribbles four calls: every turn there is."""
-    ends, before = threading.Event(), list(KNOWN)
+    begun, ends, before = threading.Semaphore(0), threading.Event(), list(KNOWN)
     sites = [Site() for _ in range(4)]
     KNOWN.extend(site.public_key for site in sites)
-    threads = [threading.Thread(target=dribble, args=(port, site, ends)) for site in sites * 4]
+    threads = [threading.Thread(target=dribble, args=(port, site, begun, ends)) for site in sites * 4]
     for thread in threads:
         thread.start()
+    for _ in threads:
+        assert begun.acquire(timeout=20)
     time.sleep(2)
     yield
     ends.set()

@@ -58,12 +58,13 @@ class Envelope:
     @property
     def fields(self) -> dict[str, Any]:
         """The fields, not checked. Raises ProtocolError for what is no JSON object."""
+        wrong = f"the fields of the '{shortened_text(self.kind, 60)}' message are not a JSON object"
         try:
             fields = parse_json(self.text)
-        except ForeignTextError:
-            fields = None
+        except ForeignTextError as error:
+            raise ProtocolError(f"{wrong}: {error}") from None
         if not isinstance(fields, dict):
-            raise ProtocolError(f"the fields of the '{shortened_text(self.kind, 60)}' message are not a JSON object")
+            raise ProtocolError(wrong)
         return fields
 
 

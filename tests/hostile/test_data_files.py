@@ -67,7 +67,7 @@ LINES: dict[str, tuple[str, Put]] = {
     "a text of two gigabytes": ("x.txt", sparse(2 * 2**30)),
     "a list of two gigabytes": ("x.json", sparse(2 * 2**30)),
     "a packed line of gigabytes": ("x.jsonl.gz", packed(MIB, 300)),
-    "packed empty lines": ("x.jsonl.gz", packed(b"\n" * 2**20, 5)),
+    "packed empty lines": ("x.jsonl.gz", packed(b"\n" * 2**19, 3)),
     "a packed cell": ("x.csv.gz", packed(MIB, 300)),
     "a packed text": ("x.txt.gz", packed(MIB, 300)),
     "a packed list": ("x.json.gz", packed(MIB, 300)),

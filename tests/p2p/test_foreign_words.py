@@ -53,8 +53,8 @@ def answer_to_a_greeting(tmp_path, error):
 def test_a_peers_words_come_as_one_bounded_line_of_letters(tmp_path, monkeypatch, kind):
     # The peer's own fedloom would have cleaned them: this one does not.
     with monkeypatch.context() as lawless:
-        lawless.setattr("core_training.foundation.errors.harmless", lambda text: text)
-        lawless.setattr("p2p.transport.harmless", lambda text: text)
+        lawless.setattr("core_training.foundation.errors.harmless", lambda text, *_, **__: text)
+        lawless.setattr("p2p.transport.harmless", lambda text, *_, **__: text)
         error = kind(HOSTILE[:2_000])
     told = str(answer_to_a_greeting(tmp_path, error))
     assert "all is lost" in told

@@ -94,6 +94,8 @@ class Membership:
         """What the connected sites have announced that no vote has been held on yet, by node."""
         self._told_divided = ""
         """The last division of the sites that was told."""
+        self._names: Mapping[int, str] = {}
+        """The run's sites by node, as of the last look: one that is admitted meanwhile comes in with the next."""
         self._joined: dict[int, str] = {}
         self._turned_away: set[int] = set()
         self._pauses: dict[int, _Pause] = {}
@@ -125,7 +127,7 @@ class Membership:
         minimum = self._recipe.needed_sites
         deadline = time.monotonic() + self._patience
         while True:
-            connected = set(self._grid.nodes())
+            connected, self._names = set(self._grid.nodes()), self._sites()
             # Whoever reconnects is asked again.
             self._turned_away &= connected
             self._offers = {node: offer for node, offer in self._offers.items() if node in connected}
@@ -143,7 +145,7 @@ class Membership:
             present = {
                 node: site for node, site in sorted(self._joined.items(), key=lambda i: i[1]) if node in connected
             }
-            before = {site for site, part in progress.sites.items() if part.rounds} & set(self._sites().values())
+            before = {site for site, part in progress.sites.items() if part.rounds} & set(self._names.values())
             # After a restart sites reconnect one by one: to begin with the first few would leave out the rest.
             returning = self._goes_on and not before <= set(present.values()) and time.monotonic() < self._waits_until
             if len(present) >= minimum and not returning:
@@ -165,7 +167,7 @@ class Membership:
 
     def _give_up_if_too_few_can(self, minimum: int) -> None:
         """Raise RunError, with each site's reason, when too few admitted ones are left that may yet serve the run."""
-        admitted = set(self._sites().values())
+        admitted = set(self._names.values())
         unable = (self._exchange.hopeless & admitted) - set(self._joined.values())
         if not unable or len(admitted) - len(unable) >= minimum:
             return
@@ -177,7 +179,7 @@ class Membership:
 
     def _tell_of_waiting(self, present: list[str], minimum: int) -> None:
         """Tell who is there, who is not, and why not: when it changes, and every minute."""
-        absent = sorted(set(self._sites().values()) - set(present))
+        absent = sorted(set(self._names.values()) - set(present))
         refused = {site: self._exchange.reasons[site] for site in absent if site in self._exchange.reasons}
         missing = [site for site in absent if site not in refused]
         waiting = events.WaitingForSites(sites=present, minimum=minimum, refused=refused, missing=missing)
@@ -186,15 +188,14 @@ class Membership:
             self._told, self._tells_again = waiting, time.monotonic() + _TOLD_AGAIN_AFTER
 
     def _newcomers(self, connected: set[int], round_number: int) -> dict[int, str]:
-        known = self._sites()
-        for stranger in sorted(connected - known.keys() - self._turned_away):
+        for stranger in sorted(connected - self._names.keys() - self._turned_away):
             self._turned_away.add(stranger)
             reason = "the node is none of the run's sites: it was not admitted, or is left out of this run"
             self._folder.event(events.Quarantined(site=f"node {stranger}", round=round_number, reason=reason))
         now = time.monotonic()
         pausing = {node for node, pause in self._pauses.items() if now < pause.until}
         settled = self._joined.keys() | self._offers.keys() | self._turned_away | pausing
-        return {node: known[node] for node in sorted((connected & known.keys()) - settled)}
+        return {node: self._names[node] for node in sorted((connected & self._names.keys()) - settled)}
 
     def _put_off(self, nodes: set[int], names: dict[int, str]) -> None:
         """Ask sites that did not join again later, but those no more for which it would not help.
@@ -212,8 +213,7 @@ class Membership:
     @property
     def _offering(self) -> dict[str, Offer]:
         """The announcements that wait for a vote, by site."""
-        names = self._sites()
-        return {names[node]: offer for node, offer in self._offers.items() if node in names}
+        return {self._names[node]: offer for node, offer in self._offers.items() if node in self._names}
 
     def _invite(self, newcomers: dict[int, str], progress: Progress, patience: float) -> None:
         """Ask sites what they would train, and keep what they announce."""
@@ -232,7 +232,7 @@ class Membership:
         """Let nobody vote, or be waited for, whose announcement does not fit what the run has committed."""
         manifest = None if state is None else state.manifest
         for node, offer in list(self._offers.items()):
-            site = self._sites().get(node)
+            site = self._names.get(node)
             reason = unlike_the_run(offer.terms, progress.initial_digest, manifest)
             if site is not None and reason is not None:
                 with self._exchange.quarantine(site, progress.round):
@@ -255,7 +255,7 @@ class Membership:
             self.layout = next(offer.layout for offer in offers.values() if offer.terms == self._terms)
             return
         divided = events.SitesDisagree(announced=who_announced_what(offers))
-        if is_over or self._sites().keys() <= self._offers.keys() | self._turned_away:
+        if is_over or self._names.keys() <= self._offers.keys() | self._turned_away:
             raise RunError(divided.note)
         if divided.announced != self._told_divided:
             self._told_divided = divided.announced
@@ -263,7 +263,7 @@ class Membership:
 
     def _let_join(self, agreed: Terms, progress: Progress) -> None:
         """Let those who announced the agreed terms join, and turn the others away."""
-        names = self._sites()
+        names = self._names
         offers = {names[node]: (node, offer) for node, offer in self._offers.items() if node in names}
         self._offers.clear()
         for site, (node, offer) in sorted(offers.items()):

@@ -29,7 +29,7 @@ from core_training.foundation import background
 from core_training.foundation.durable import commit_file, new_folder
 from core_training.foundation.errors import InputError
 from core_training.foundation.kept_processes import lock_of, log_of
-from security.certificates import load_certificate
+from security.certificates import AUTHORITY_CERTIFICATE, load_certificate
 from security.identities import ssh_line
 from security.private_files import make_private_folder, read_private_file, write_private_file
 from security.signing import create_signing_key
@@ -52,7 +52,7 @@ def init_site(
     load_certificate(authority)
     new_folder(folder, "--folder")
     make_private_folder(folder)
-    (folder / "ca.crt").write_bytes(authority.read_bytes())
+    (folder / AUTHORITY_CERTIFICATE).write_bytes(authority.read_bytes())
     public_key = _make_keys(folder, config.name)
     document = config.model_dump(exclude_none=True)
     commit_file(folder / SITE_FILE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode())
@@ -71,10 +71,10 @@ def start_site(folder: Path) -> tuple[Popen[bytes], Link]:
         raise InputError(f"{folder / SITE_FILE}: server: a site of a federation needs the server's HOST:PORT")
     if (running := background.owner(lock_of(folder, "site"))) is not None:
         raise InputError(f"the site '{config.name}' is running already (process {running})")
-    load_certificate(folder / "ca.crt")
+    load_certificate(folder / AUTHORITY_CERTIFICATE)
     read_private_file(folder / "keys" / "node.key")
     load_enrolment(folder, config)
-    probe = _check_server(config.server, folder / "ca.crt")
+    probe = _check_server(config.server, folder / AUTHORITY_CERTIFICATE)
     note_link(folder, "connecting")
     supervisor = background.start(
         [sys.executable, "-m", "client.supervisor", str(folder.absolute())],

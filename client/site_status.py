@@ -12,12 +12,10 @@ from client.link import read_link
 from client.pinned_roster import pinned_roster
 from client.server_probe import ServerProbe, probe_server
 from client.site_config import load_site_config
-from client.supervisor import log_of
 from core_training.foundation.health import Health, health
+from core_training.foundation.kept_processes import log_of
 from core_training.runs.run_folder import RunFolder
-from security.certificates import ends_soon, last_day
-
-AUTHORITY = "ca.crt"
+from security.certificates import AUTHORITY_CERTIFICATE, ends_soon, last_day
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,11 @@ def site_status(folder: Path) -> SiteStatus:
     state: str = link.state
     if processes["site"] is None:
         state = "unattended" if any(processes.values()) else "stopped"
-    authority = folder / AUTHORITY
+    authority = folder / AUTHORITY_CERTIFICATE
     server = None
     if state != "stopped" and config.server is not None and authority.is_file():
         server = probe_server(config.server, authority)
-    days = {AUTHORITY: last_day(authority).isoformat()} if authority.is_file() else {}
+    days = {AUTHORITY_CERTIFICATE: last_day(authority).isoformat()} if authority.is_file() else {}
     if server is not None and server.certificate_ends is not None:
         days["server.crt"] = server.certificate_ends.isoformat()
     pinned = pinned_roster(folder)
@@ -103,7 +101,7 @@ def _attention(
         yield f"the site is not connected yet; {log_of(folder, 'supernode')} says what it waits for"
     if server is not None:
         yield from server.attention
-    if (folder / AUTHORITY).is_file() and (note := ends_soon(folder / AUTHORITY)) is not None:
+    if (folder / AUTHORITY_CERTIFICATE).is_file() and (note := ends_soon(folder / AUTHORITY_CERTIFICATE)) is not None:
         yield note
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import sys
 import time
 from pathlib import Path
@@ -22,8 +21,8 @@ from core_training.foundation import background
 from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.errors import FedloomError
 from core_training.foundation.kept_processes import KeptProcess, lock_of
-from core_training.foundation.kept_processes import log_of as log_of
-from core_training.foundation.stopping import STOPS
+from core_training.foundation.stopping import exit_when_stopped
+from security.certificates import AUTHORITY_CERTIFICATE
 from security.private_files import make_private_folder, write_private_file
 from security.private_sockets import listen
 
@@ -114,7 +113,7 @@ class Supervisor:
         from flower_transport.fleet_session import end_session  # loads Flower, which who only asks for a lock need not
 
         keys = self._folder / "keys"
-        return end_session(str(self._config.server), self._folder / "ca.crt", keys / "node.key", node_id)
+        return end_session(str(self._config.server), self._folder / AUTHORITY_CERTIFICATE, keys / "node.key", node_id)
 
     def _note_link(self) -> None:
         """Note a dead SuperNode's link as not connected."""
@@ -125,7 +124,7 @@ class Supervisor:
         return [
             *(sys.executable, "-m", "client.supernode", str(self._folder), str(self._descriptor)),
             *("--superlink", str(self._config.server)),
-            *("--root-certificates", str(self._folder / "ca.crt")),
+            *("--root-certificates", str(self._folder / AUTHORITY_CERTIFICATE)),
             *("--auth-supernode-private-key", str(self._folder / "keys" / "node.key")),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
         ]
@@ -137,8 +136,7 @@ class Supervisor:
 def main() -> None:
     """Supervise the site whose folder is given on the command line."""
     log_to_stdout()
-    for number in STOPS:
-        signal.signal(number, lambda *_: sys.exit(0))
+    exit_when_stopped()
     folder = Path(sys.argv[1]).absolute()
     os.chdir(folder)
     Supervisor(folder).run()

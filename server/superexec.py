@@ -21,7 +21,7 @@ from core_training.foundation import background
 from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.errors import FedloomError
 from core_training.foundation.kept_processes import log_of
-from core_training.foundation.stopping import STOPS
+from core_training.foundation.stopping import exit_when_stopped
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from flower_transport.control import control
@@ -152,8 +152,7 @@ class SuperExec:
 def main() -> None:
     """Have the runs of the federation carried out whose folder is given on the command line."""
     log_to_stdout()
-    for number in STOPS:
-        signal.signal(number, lambda *_: sys.exit(0))
+    exit_when_stopped()
     federation = open_federation(Path(sys.argv[1]))
     os.chdir(federation.folder)
     SuperExec(federation).run()

@@ -7,7 +7,6 @@ to the SuperExec.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import core_training.foundation.environment  # noqa: F401 - for the processes th
 from core_training.foundation import background
 from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.kept_processes import KeptProcess
-from core_training.foundation.stopping import STOPS
+from core_training.foundation.stopping import exit_when_stopped
 from flower_transport.credential import make_credential
 from security.certificates import AUTHORITY_CERTIFICATE
 from security.private_files import make_private_folder
@@ -86,8 +85,7 @@ def _superexec_command(federation: Federation) -> list[str]:
 def main() -> None:
     """Supervise the server whose folder is given on the command line."""
     log_to_stdout()
-    for number in STOPS:
-        signal.signal(number, lambda *_: sys.exit(0))
+    exit_when_stopped()
     federation = open_federation(Path(sys.argv[1]))
     os.chdir(federation.folder)
     Supervisor(federation).run()

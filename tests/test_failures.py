@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from client.deployment import init_site, start_site, stop_site
-from client.supervisor import lock_of
 from core_training.foundation import background
 from core_training.foundation.errors import RunError
+from core_training.foundation.kept_processes import lock_of
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder, Summary
 from server.deployment import admit_site, init_federation, start_server, stop_server, submit_run

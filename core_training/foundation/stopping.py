@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import termios
 import threading
 import time
@@ -55,6 +56,12 @@ class StopRequest:
 def raise_stop(number: Signals) -> NoReturn:
     """Raise StopNow."""
     raise StopNow(number)
+
+
+def exit_when_stopped() -> None:
+    """Let any of the signals end this process, by SystemExit, so that what it leaves behind it is tidied up."""
+    for number in STOPS:
+        signal.signal(number, lambda *_: sys.exit(0))
 
 
 @contextmanager

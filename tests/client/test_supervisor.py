@@ -11,8 +11,9 @@ import pytest
 
 import client.supervisor
 from client.link import Link, note_link, read_link
-from client.supervisor import KeptProcess, Supervisor, lock_of, log_of
+from client.supervisor import Supervisor
 from core_training.foundation import background
+from core_training.foundation.kept_processes import KeptProcess, lock_of, log_of
 from security.private_sockets import address_of
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]

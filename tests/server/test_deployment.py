@@ -25,11 +25,11 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from client.deployment import init_site, running_processes, start_site, stop_site
 from client.site_status import site_status
-from client.supervisor import lock_of, read_link
+from client.supervisor import read_link
 from core_training.foundation import background
 from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.health import Health
-from core_training.foundation.kept_processes import log_of
+from core_training.foundation.kept_processes import lock_of, log_of
 from core_training.runs.run_folder import RunFolder
 from flower_transport.bundle import BUNDLE, bundle_hash
 from flower_transport.control import control

@@ -21,7 +21,8 @@ import yaml
 from typer.testing import CliRunner
 
 from client.deployment import running_processes, stop_site
-from client.supervisor import PROCESSES, lock_of
+from client.supervisor import PROCESSES
+from core_training.foundation.kept_processes import lock_of
 from core_training.runs.run_folder import RunFolder
 from fedloom.cli import app
 from server.deployment import stop_server

@@ -154,5 +154,5 @@ class CatchUp:
 
 def _void_rounds(donors: Sequence[Hello]) -> int:
     """The void rounds on the way to a state, as most of those say who hold it: one by itself is not believed."""
-    ((said, _),) = Counter(min(donor.void_rounds, donor.committed) for donor in donors).most_common(1)
+    ((said, _),) = Counter(donor.void_rounds for donor in donors).most_common(1)
     return said

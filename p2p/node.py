@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 
 from core_training.foundation.errors import InputError, ProtocolError, RunError, VoidRoundsError
 from core_training.foundation.state import TrainableState
+from core_training.recipe.schema import MOST_VOID_IN_A_ROW
 from core_training.runs import events
 from core_training.runs.figures import summary_of_void_rounds
 from core_training.runs.run_folder import RunFolder
@@ -42,9 +43,6 @@ LINGER_SECONDS = 86_400.0
 
 _LONGEST_PAUSE = 5.0
 """Seconds between two looks for those who are late, at most."""
-
-VOID_IN_A_ROW = 3
-"""Void rounds after which a node ends."""
 
 _PROBED_AT_ONCE = 8
 
@@ -339,10 +337,11 @@ class GossipNode:
     def _end_after_void_rounds(self) -> None:
         """Raise VoidRoundsError after every third void round in a row."""
         progress, plan = self._progress, self._plan
-        if progress.ledger.void_in_a_row % VOID_IN_A_ROW == 0:
+        if progress.ledger.void_in_a_row % MOST_VOID_IN_A_ROW == 0:
             self._check_void_rounds()
             goes_on = f"the same command goes on after round {progress.last.round}"
-            raise self._void_rounds(f"{VOID_IN_A_ROW} rounds in a row were void: it takes {plan.needed} nodes", goes_on)
+            said = f"{MOST_VOID_IN_A_ROW} rounds in a row were void: it takes {plan.needed} nodes"
+            raise self._void_rounds(said, goes_on)
 
     def _check_void_rounds(self) -> None:
         """Raise VoidRoundsError when the run has had as many void rounds as it may.

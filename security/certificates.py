@@ -91,11 +91,7 @@ def create_node_certificate(
 
 def load_certificate(path: Path, authority: x509.Certificate | None = None) -> x509.Certificate:
     """Read a certificate file and check it as `parse_certificate` does."""
-    try:
-        pem = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: the certificate cannot be read: {error.strerror}") from None
-    return parse_certificate(pem, source=str(path), authority=authority)
+    return parse_certificate(_pem(path), source=str(path), authority=authority)
 
 
 def parse_certificate(
@@ -105,10 +101,7 @@ def parse_certificate(
 
     `source` names it in errors. Raises InputError for a malformed, expired, not yet valid or foreign certificate.
     """
-    try:
-        certificate = x509.load_pem_x509_certificate(pem)
-    except ValueError:
-        raise InputError(f"{source}: this is not a PEM certificate (-----BEGIN CERTIFICATE-----)") from None
+    certificate = _certificate(pem, source)
     now = now or datetime.now(UTC)
     if now > certificate.not_valid_after_utc:
         raise InputError(
@@ -131,12 +124,7 @@ def parse_certificate(
 
 def last_day(path: Path) -> date:
     """The last day (UTC) of a certificate file, past or to come. Raises InputError for a file that holds none."""
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.date()
-    except OSError as error:
-        raise InputError(f"{path}: the certificate cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"{path}: this is not a PEM certificate (-----BEGIN CERTIFICATE-----)") from None
+    return _certificate(_pem(path), source=str(path)).not_valid_after_utc.date()
 
 
 def ends_soon(path: Path, today: date | None = None) -> str | None:
@@ -170,6 +158,20 @@ def common_name(certificate: x509.Certificate) -> str:
 def to_pem(certificate: x509.Certificate) -> bytes:
     """The certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _pem(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: the certificate cannot be read: {error.strerror}") from None
+
+
+def _certificate(pem: bytes, source: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        raise InputError(f"{source}: this is not a PEM certificate (-----BEGIN CERTIFICATE-----)") from None
 
 
 def _subject(name: str) -> x509.Name:

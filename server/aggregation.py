@@ -75,19 +75,29 @@ class RoundAggregation(ABC):
         return Outcome(opened.state, report, next_scale(self._order.ring.scale, opened.levels, self._recipe))
 
 
-class _ClearAggregation(RoundAggregation):
-    """Updates whose figures the sites report in the clear, and which are held against what each site can have done.
+@dataclass(frozen=True)
+class _ClearRound:
+    """One attempt at a round whose updates are seen one by one, and what they are read by and held against.
 
     `start` is the state that the round begins with, `announced` what the sites said of themselves when they joined.
     """
 
-    def __init__(
-        self, recipe: Recipe, order: TrainOrder, asked: Nodes, start: TrainableState, announced: Mapping[str, Offer]
-    ) -> None:
-        super().__init__(recipe, order, asked)
+    recipe: Recipe
+    order: TrainOrder
+    asked: Nodes
+    terms: Terms
+    start: TrainableState
+    announced: Mapping[str, Offer]
+
+
+class _ClearAggregation(RoundAggregation):
+    """Updates whose figures the sites report in the clear, and which are held against what each site can have done."""
+
+    def __init__(self, attempt: _ClearRound) -> None:
+        super().__init__(attempt.recipe, attempt.order, attempt.asked)
         self._figures = RoundFigures()
-        self._start = start
-        self._announced = announced
+        self._start = attempt.start
+        self._announced = attempt.announced
 
     def take(self, site: str, update: Update) -> None:
         check_belongs(update, self._order)
@@ -115,18 +125,11 @@ class _ClearAggregation(RoundAggregation):
 class StateAggregation(_ClearAggregation):
     """Updates that are read as states, each by itself."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        order: TrainOrder,
-        asked: Nodes,
-        terms: Terms,
-        start: TrainableState,
-        announced: Mapping[str, Offer],
-    ) -> None:
-        super().__init__(recipe, order, asked, start, announced)
-        self._codec = state_codec(recipe, terms.manifest, order.round)
-        self._rule: AggregationRule = recipe.aggregation.rule_part.make(recipe.aggregation, terms.manifest)
+    def __init__(self, attempt: _ClearRound) -> None:
+        super().__init__(attempt)
+        manifest, wanted = attempt.terms.manifest, attempt.recipe.aggregation
+        self._codec = state_codec(attempt.recipe, manifest, attempt.order.round)
+        self._rule: AggregationRule = wanted.rule_part.make(wanted, manifest)
 
     def _add(self, update: Update) -> None:
         state = self._codec.read(update.payload, self._start)
@@ -140,19 +143,12 @@ class StateAggregation(_ClearAggregation):
 class RingAggregation(_ClearAggregation):
     """Updates in a ring, not masked: their sum is that of a masked round, number by number."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        order: TrainOrder,
-        asked: Nodes,
-        terms: Terms,
-        start: TrainableState,
-        announced: Mapping[str, Offer],
-    ) -> None:
-        super().__init__(recipe, order, asked, start, announced)
-        assert order.ring is not None
-        self._cap = order.ring.scale.weight_cap
-        self._codec = ring_codec(recipe, terms.manifest, order.round, order.ring.scale, order.ring.sites)
+    def __init__(self, attempt: _ClearRound) -> None:
+        super().__init__(attempt)
+        ring = attempt.order.ring
+        assert ring is not None
+        self._cap = ring.scale.weight_cap
+        self._codec = ring_codec(attempt.recipe, attempt.terms.manifest, attempt.order.round, ring.scale, ring.sites)
         self._sum = RingSum(self._codec)
 
     def _add(self, update: Update) -> None:
@@ -204,7 +200,7 @@ class ClearRounds:
 
     def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState) -> RoundAggregation:
         kind = StateAggregation if order.ring is None else RingAggregation
-        return kind(self._recipe, order, cohort.asked, terms, start, self._announced)
+        return kind(_ClearRound(self._recipe, order, cohort.asked, terms, start, self._announced))
 
     def renew(self) -> None:
         """Do nothing: no round keeps anything."""

@@ -17,7 +17,7 @@ from core_training.foundation.errors import ProtocolError, RunError, VoidRoundsE
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import EvalReport, total
 from core_training.recipe.reading import load_recipe
-from core_training.recipe.schema import Recipe
+from core_training.recipe.schema import MOST_VOID_IN_A_ROW, Recipe
 from core_training.runs import events
 from core_training.runs.checkpoints import keep_best, prune_best, read_best
 from core_training.runs.figures import summary_of_void_rounds
@@ -141,9 +141,9 @@ class _RoundLoop:
             assert self._state is not None, "a round that is void changes a state that is there"
             self._store.commit(self._progress, self._state)
             prune_best(self._folder.checkpoints, self._progress.best_at)
-            if self._progress.void_in_a_row and self._progress.void_in_a_row % ATTEMPTS_PER_ROUND == 0:
+            if self._progress.void_in_a_row and self._progress.void_in_a_row % MOST_VOID_IN_A_ROW == 0:
                 self._check_void_rounds()
-                said = f"{ATTEMPTS_PER_ROUND} rounds in a row were void; the run can go on after round {number}"
+                said = f"{MOST_VOID_IN_A_ROW} rounds in a row were void; the run can go on after round {number}"
                 raise self._void_rounds(said)
             self._on_round(number, loss)
         return self._finish(began)

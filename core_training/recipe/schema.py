@@ -65,6 +65,9 @@ class Parted(Section):
 
 P = TypeVar("P", bound=Parted)
 
+MOST_VOID_IN_A_ROW = 3
+"""Void rounds in a row after which a run ends for now; the same command goes on with it."""
+
 
 def with_sections(parts: Mapping[str, Part[Any]]) -> Callable[[type[P]], type[P]]:
     """Add to a class the sections of these parts."""
@@ -700,8 +703,8 @@ class Recipe(_WithStages):
 
     @property
     def most_void_rounds(self) -> int:
-        """The void rounds that a run may have beside its `topology.rounds`: as many again, and twice three in a row."""
-        return max(self.topology.rounds or 0, 6)
+        """The void rounds that a run may have beside its `topology.rounds`: as many again, and twice a row of them."""
+        return max(self.topology.rounds or 0, 2 * MOST_VOID_IN_A_ROW)
 
     @property
     def total_steps(self) -> int | None:

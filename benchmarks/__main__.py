@@ -36,6 +36,8 @@ MODULES = {
     "against_llamafactory": "engine.against_llamafactory",
     "simulated_memory": "federation.simulated_memory",
     "federation_overhead": "federation.overhead",
+    "deployed_cost": "federation.deployed_cost",
+    "large_states": "federation.large_states",
     "resident_rounds": "federation.resident_rounds",
     "streaming_memory": "federation.streaming_memory",
     "secure_aggregation": "secure_aggregation.speed",

@@ -1,7 +1,7 @@
 """The site's resident worker: loads the base model once and carries out every order that comes over its socket.
 
 `python -m client.worker SITE_FOLDER`; under torchrun, rank 0 speaks and the others follow. Knows no network: orders
-come from the messenger beside the SuperNode, or from the gossip node, of this machine and this user.
+come from the SuperNode, or from the gossip node, of this machine and this user.
 """
 
 from __future__ import annotations

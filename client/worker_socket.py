@@ -1,4 +1,4 @@
-"""The socket between a site's messenger and its worker: where it lies, and how an envelope crosses it.
+"""The socket between a site's SuperNode and its worker: where it lies, and how an envelope crosses it.
 
 A frame is four bytes (length of the header, big-endian), the header (JSON: kind, fields as a JSON text, payload_bytes)
 and the payload. A length is checked before memory is taken for it. Knows nothing of what the envelopes say.

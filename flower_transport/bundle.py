@@ -34,7 +34,7 @@ clientapp = "client.app:app"
 @cache
 def packed_bundle() -> bytes:
     """The bundle as Flower packs it: the same bytes in every process of this version."""
-    from flwr.cli.build import build_fab_from_files  # a site's messenger, which packs nothing, need not load it
+    from flwr.cli.build import build_fab_from_files  # a site's SuperNode, which packs nothing, need not load it
 
     packed: bytes = build_fab_from_files(BUNDLE)[0]
     return packed

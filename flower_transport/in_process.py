@@ -43,7 +43,7 @@ class InProcessGrid:
     def allow_payloads(self, payload_bytes: int) -> None:
         """Bound nothing: whoever answers here is this process itself."""
 
-    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
+    def replies(self, orders: Sequence[str], patience: float) -> Iterator[Reply]:
         for order in orders:
             if (message := self._pending.pop(order, None)) is not None:
                 yield Reply.of(_carry(self._answer(_carry(message))))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
     get_object_body,
     get_object_head_values_from_object_content,
     iterate_object_tree,
@@ -64,8 +66,13 @@ def inflate(number: str, contents: dict[str, bytes], payload_bytes: int) -> Mess
     was received: chunks may repeat, as those of zeros do, within what the payload may be.
     """
     try:
-        _check_size(contents, payload_bytes)
-        message = inflate_object_from_contents(number, contents)
+        arrays = _arrays(contents, payload_bytes)
+        # Flower would hold an array's bytes three times while it joins them: it is given empty chunks in their place.
+        made: dict[str, InflatableObject] = {
+            chunk: ArrayChunk(memoryview(b"")) for chunks in arrays for chunk in chunks
+        }
+        message = inflate_object_from_contents(number, contents, objects=made)
+        _fill(message, arrays, contents)
     except ProtocolError:
         raise
     except Exception as error:  # whatever Flower, or a parser below it, makes of bytes that somebody else chose
@@ -77,7 +84,24 @@ def inflate(number: str, contents: dict[str, bytes], payload_bytes: int) -> Mess
     return message
 
 
-def _check_size(contents: Mapping[str, bytes], payload_bytes: int) -> None:
+def _fill(message: InflatableObject, arrays: list[list[str]], contents: dict[str, bytes]) -> None:
+    """Put the bytes of the one array that a message of ours has into it. Raises ProtocolError for several."""
+    if not arrays or not isinstance(message, Message) or not isinstance(message.content, RecordDict):
+        return
+    empty = [
+        array for record in message.content.values() if isinstance(record, ArrayRecord) for array in record.values()
+    ]
+    if len(arrays) != 1 or len(empty) != 1:
+        raise ProtocolError(f"the message is malformed ({len(arrays)} arrays)")
+    empty[0].data = _joined(arrays[0], contents)
+
+
+def _arrays(contents: Mapping[str, bytes], payload_bytes: int) -> list[list[str]]:
+    """The ids of each array's chunks in their order, a chunk as often as it comes.
+
+    Raises ProtocolError where the message would take more memory than it may.
+    """
+    arrays: list[list[str]] = []
     joined = described = 0
     for content in contents.values():
         kind, children, _ = get_object_head_values_from_object_content(content)
@@ -87,10 +111,34 @@ def _check_size(contents: Mapping[str, bytes], payload_bytes: int) -> None:
         if kind != ConfigRecord.__qualname__ and len(content) > _DESCRIPTION_BYTES:
             raise ProtocolError(f"the message has a part of {len(content)} bytes that only names others")
         if kind == Array.__qualname__:
-            chunks = json.loads(get_object_body(content, Array))["arraychunk_ids"]
-            joined += sum(len(contents[children[chunk]]) for chunk in chunks)
+            chunks = [children[place] for place in json.loads(get_object_body(content, Array))["arraychunk_ids"]]
+            if any(_kind_of(contents[chunk]) != ArrayChunk.__qualname__ for chunk in set(chunks)):
+                raise ProtocolError("the message is malformed (an array of what is no chunk)")
+            joined += sum(len(contents[chunk]) for chunk in chunks)
+            arrays.append(chunks)
     if described > BESIDE_PAYLOAD_BYTES + _PARTS_BESIDE_CHUNKS * _DESCRIPTION_BYTES:
         raise ProtocolError(f"the message has {described} bytes besides its payload")
     most = max(payload_bytes + _DESCRIPTION_BYTES, sum(map(len, contents.values())))
     if joined > most:
         raise ProtocolError(f"the message's chunks repeat: {joined} bytes, and {most} are the most")
+    return arrays
+
+
+def _kind_of(content: bytes) -> str:
+    kind: str = get_object_head_values_from_object_content(content)[0]
+    return kind
+
+
+def _joined(chunks: list[str], contents: dict[str, bytes]) -> memoryview:
+    """The bytes of an array, taken out of `contents` piece by piece."""
+    left = Counter(chunks)
+    whole = memoryview(bytearray(sum(len(get_object_body(contents[chunk], ArrayChunk)) for chunk in chunks)))
+    end = 0
+    for chunk in chunks:
+        body = get_object_body(contents[chunk], ArrayChunk)
+        begin, end = end, end + len(body)
+        whole[begin:end] = body
+        left[chunk] -= 1
+        if not left[chunk]:
+            del contents[chunk]
+    return whole.toreadonly()

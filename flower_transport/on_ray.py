@@ -93,9 +93,9 @@ class _StoppableGrid:
     def allow_payloads(self, payload_bytes: int) -> None:
         self._grid.allow_payloads(payload_bytes)
 
-    def replies(self, orders: Sequence[str]) -> Iterator[Reply]:
+    def replies(self, orders: Sequence[str], patience: float) -> Iterator[Reply]:
         self._check()
-        return self._grid.replies(orders)
+        return self._grid.replies(orders, patience)
 
     def _check(self) -> None:
         if self._stopped.is_set():
@@ -122,7 +122,6 @@ def _sites_of(grid: Grid, sites: int) -> dict[int, int]:
     waiting = grid.send({node: Envelope.of(_WHO, {}) for node in nodes}, ttl=3600.0)
     found: dict[int, int] = {}
     while waiting:
-        for reply in grid.replies(list(waiting)):
+        for reply in grid.replies(list(waiting), patience=0.05):
             found[waiting.pop(reply.order)] = reply.envelope().fields["site"]
-        time.sleep(0.05)
     return found

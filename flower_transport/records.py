@@ -1,7 +1,8 @@
-"""Envelopes in Flower's messages and back: the fields as one JSON string, the payload as one array of bytes.
+"""Envelopes in Flower's messages and back: the fields as one JSON string, the payload as bytes.
 
-Flower cuts an array into chunks on its way, so a payload may be as long as memory allows. Knows nothing of what the
-fields mean, of nodes' names, or of the worker behind the ClientApp. Flower is imported when first used.
+A short payload lies beside the fields: each part of a message is a call of its own on each of its ways. A long one is
+an array, which Flower cuts into chunks, so it may be as long as memory allows. Knows nothing of what the fields mean,
+of nodes' names, or of the worker behind the ClientApp. Flower is imported when first used.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ MESSAGE_TYPE = "query"
 """Flower's message category for every order: the kind of the envelope says which one it is."""
 
 MAX_FIELDS_CHARACTERS = 16 * 2**20
+SHORT_PAYLOAD_BYTES = 2**20
+"""The longest payload that lies beside the fields: an adapter of a small model."""
+
 _ENVELOPE = "envelope"
 _PAYLOAD = "payload"
 _BYTES = "bytes"
@@ -57,16 +61,21 @@ def from_message(message: Message) -> Envelope:
 def _to_records(envelope: Envelope, payload: ArrayRecord | None) -> RecordDict:
     from flwr.app import ConfigRecord, RecordDict
 
-    records = RecordDict({_ENVELOPE: ConfigRecord({"kind": envelope.kind, "fields": envelope.text})})
+    header = ConfigRecord({"kind": envelope.kind, "fields": envelope.text})
     if payload is not None:
-        records[_PAYLOAD] = payload
-    return records
+        return RecordDict({_ENVELOPE: header, _PAYLOAD: payload})
+    if envelope.payload:
+        header[_PAYLOAD] = bytes(envelope.payload)
+    return RecordDict({_ENVELOPE: header})
 
 
 def _to_array(payload: bytes | memoryview) -> ArrayRecord | None:
+    """A long payload as an array; None for a short one."""
     from flwr.app import Array, ArrayRecord
 
-    return ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _BYTES, bytes(payload))}) if payload else None
+    if len(payload) <= SHORT_PAYLOAD_BYTES:
+        return None
+    return ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _BYTES, payload)})  # a view of it is as good as a copy
 
 
 def _from_records(records: RecordDict) -> Envelope:
@@ -80,7 +89,9 @@ def _from_records(records: RecordDict) -> Envelope:
     kind, text = header.get("kind"), header.get("fields")
     if not isinstance(kind, str) or not isinstance(text, str) or len(text) > MAX_FIELDS_CHARACTERS:
         raise ProtocolError("the envelope has no kind or no fields, or they are too long")
-    payload = b""
+    payload = header.get(_PAYLOAD, b"")
+    if not isinstance(payload, bytes) or len(payload) > SHORT_PAYLOAD_BYTES:
+        raise ProtocolError(f"the payload beside the fields of the '{kind}' message is not one of few bytes")
     if arrays is not None:
         if not isinstance(arrays, ArrayRecord) or list(arrays) != [_PAYLOAD] or arrays[_PAYLOAD].stype != _BYTES:
             raise ProtocolError(f"the payload of the '{kind}' message is not one array of {_BYTES} bytes")

@@ -1,78 +1,208 @@
-"""Flower's SuperNode, which reports its standing with the server, and asks for orders more often while a run goes on.
+"""A site's SuperNode: it fetches the server's orders, one after the other, and has a ClientApp answer them.
 
-It serves the messenger on a socket that it was given, bound already, and opens no port.
-
-Flower pauses for three seconds whenever there is no order, and every exchange of a round waits for that; a secure round
-has one exchange more than a plain one. Here the pause is a tenth of the time since the last order, so that a round
-under way is hardly held up, and a server with many idle sites is asked no more than before.
+It stands where Flower has a SuperNode, a SuperExec and one process after the other for each order. So nothing of the
+bundle that came with a run is fetched, unpacked or executed here, an answer costs no process start, and nobody listens.
+The server holds the call for an order until there is one (`flower_transport.held_calls`).
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import threading
+import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
-from logging import ERROR, WARNING
-from types import SimpleNamespace
-from typing import Any, Literal, NoReturn
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
 
-import uvicorn
-from flwr.supercore import log
-from flwr.supercore.exit import ExitCode
-from flwr.supernode import fleet_http_connection, start_client_internal
-from flwr.supernode.cli import flower_supernode
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Context, Message, RecordDict
+from flwr.app.error import Error
+from flwr.app.message import remove_content_from_message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.error import FlowerError
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_objects, push_objects
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
+from flwr.supercore.run import RunNotRunningException
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from core_training.foundation.errors import FedloomError
+from core_training.foundation.errors import FedloomError, ProtocolError
+from flower_transport.intake import bounded, inflate, part_ids
+from flower_transport.waiting import PrefersToWait
 
-LEAST_PAUSE = 0.2
-FLOWERS_PAUSE = 3
+FAILED = "the site's SuperNode failed; the site's own logs/supernode.log says why"
+
+_ANSWERED_AT_ONCE = 1.0
+"""Seconds within which a server that does not hold calls has answered."""
+
+_LEAST_PAUSE = 0.2
+_LONGEST_PAUSE = 3.0
 
 Standing = Literal["connecting", "connected", "refused"]
 Note = Callable[[Standing, int | None, str], object]
 """A listener to the node's standing with the server, its number if known, the reason of a refusal."""
 
+_log = logging.getLogger(__name__)
 
-class _Pauses:
-    """A stand-in for `time.sleep` in Flower's loop, which sleeps shorter than `FLOWERS_PAUSE` while it has an order."""
 
-    def __init__(self) -> None:
+class SuperNode:
+    """One site's end of the way to its server."""
+
+    def __init__(
+        self,
+        app: ClientApp,
+        server: str,
+        authority: Path,
+        key: ec.EllipticCurvePrivateKey,
+        note: Note,
+        max_message_bytes: int,
+    ) -> None:
+        """`server` is HOST:PORT, known by a certificate of `authority`; it knows the site by `key`.
+
+        An order whose payload is longer than `max_message_bytes` is refused before it takes more memory than that.
+        """
+        self._app = app
+        self._public_key = public_key_to_bytes(key.public_key())
+        interceptors = [
+            RuntimeVersionHttpInterceptor("SuperNode"),
+            NodeAuthHttpInterceptor(key, key.public_key()),
+            PrefersToWait("PullMessages"),
+        ]
+        self._client = FleetHttpClient.from_server_address(server, False, str(authority), interceptors)
+        self._link = _Link(note)
+        self._retry = self._link.watched(make_simple_http_retry_invoker())
+        self._max_message_bytes = max_message_bytes
         self._last_order = time.monotonic()
+        self._node = Node()
 
-    def sleep(self, seconds: float) -> None:
-        if seconds < FLOWERS_PAUSE:
-            self._last_order = time.monotonic()
-        waited = time.monotonic() - self._last_order
-        time.sleep(min(seconds, max(LEAST_PAUSE, waited / 10)))
+    def run(self) -> None:
+        """Answer the server's orders until this process is stopped, or the server wants nothing more of the site."""
+        with self._session():
+            while True:
+                asked = time.monotonic()
+                received = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
+                if received.messages_list:
+                    self._carry_out(message_from_proto(received.messages_list[0]), received.message_object_trees[0])
+                    self._last_order = time.monotonic()
+                elif (now := time.monotonic()) - asked < _ANSWERED_AT_ONCE:
+                    time.sleep(min(_LONGEST_PAUSE, max(_LEAST_PAUSE, (now - self._last_order) / 10)))
+
+    @contextmanager
+    def _session(self) -> Iterator[None]:
+        """Be online at the server while the block runs. Ends this process where the server refuses."""
+        request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        try:
+            number = self._call(self._client.ActivateNode, request).node_id
+        except httpx.HTTPError as error:
+            self._link.refused(_words_of(error))
+            raise SystemExit(1) from None
+        self._node = Node(node_id=number)
+        self._link.connected(number)
+        HeartbeatSender(self._beat).start()
+        try:
+            yield
+        finally:
+            with suppress(httpx.HTTPError):
+                self._client.DeactivateNode(DeactivateNodeRequest(node_id=number))
+
+    def _beat(self) -> bool:
+        request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        try:
+            return bool(self._client.SendNodeHeartbeat(request).success)
+        except httpx.HTTPError:  # the next call for an order tells what it means
+            return False
+
+    def _carry_out(self, order: Message, tree: ObjectTree) -> None:
+        """Answer an order, of which `order` holds all but the content."""
+        run_id = order.metadata.run_id
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, self._node.node_id
+        try:
+            self._send(self._answer(order, tree), run_id)
+        except RunNotRunningException:
+            _log.info("an order is dropped: its run has ended")
+        except (ObjectPullError, httpx.HTTPError) as error:
+            _log.error("an order is dropped, whose transfer failed: %s", error)
+
+    def _answer(self, order: Message, tree: ObjectTree) -> Message:
+        try:
+            message = self._take_in(tree, order.metadata.run_id)
+            return self._app(message, Context(order.metadata.run_id, self._node.node_id, {}, RecordDict(), {}))
+        except (RunNotRunningException, ObjectPullError, httpx.HTTPError):
+            raise
+        except ProtocolError as error:
+            _log.error("an order was not read: %s", error)
+        except Exception:
+            # The exception may hold anything of this site: it is told here, not to whoever gave the order.
+            _log.exception("an order could not be answered")
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, FAILED), reply_to=order)
+
+    def _take_in(self, tree: ObjectTree, run_id: int) -> Message:
+        """The whole order. Raises ProtocolError where it is malformed, or longer than it may be."""
+        most = self._max_message_bytes
+        pull = make_pull_object_fn_protobuf(
+            lambda request: self._call(self._client.PullObject, request), self._node, run_id
+        )
+        contents = pull_objects(part_ids(tree, most), bounded(pull, most), max_tries_per_object=1)
+        self._call(
+            self._client.ConfirmMessageReceived,
+            ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=tree.object_id),
+        )
+        message = inflate(tree.object_id, contents, most)
+        message.metadata.__dict__["_message_id"] = tree.object_id  # which is made of all else, and so not in it
+        return message
+
+    def _send(self, reply: Message, run_id: int) -> None:
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            request = PushMessagesRequest(
+                node=self._node,
+                messages_list=[message_to_proto(remove_content_from_message(reply))],
+                message_object_trees=[get_object_tree(reply)],
+                clientapp_runtime_list=[0.0],
+            )
+            response = self._call(self._client.PushMessages, request)
+            push = make_push_object_fn_protobuf(
+                lambda request: self._call(self._client.PushObject, request), self._node, run_id, response.session_id
+            )
+            push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(response.objects_to_push))
+
+    def _call(self, method: Callable[[Any], Any], request: Any) -> Any:
+        """The server's answer, awaited for as long as it cannot be reached."""
+        return self._retry.invoke(method, request)
 
 
 class _Link:
-    """A follower of the connection where Flower makes, loses and gives it up."""
+    """The site's standing with its server, told whenever it changes."""
 
     def __init__(self, note: Note) -> None:
         self._note = note
-        self._lock = threading.Lock()
         self._node: int | None = None
         self._stands: Standing | None = None
-        self._connect = start_client_internal._init_connection
-        self._make_invoker = fleet_http_connection.make_simple_http_retry_invoker
-        self._exit = fleet_http_connection.flwr_exit
         self._tell("connecting")
 
-    @contextmanager
-    def connection(self, *given: Any, **named: Any) -> Iterator[Any]:
-        with self._connect(*given, **named) as connection:
-            self._node = connection[0]
-            self._tell("connected")
-            yield connection
-
-    def retry_invoker(self) -> Any:
-        """Flower's own, which says when a call has to be repeated, and when one came through."""
-        invoker = self._make_invoker()
+    def watched(self, invoker: RetryInvoker) -> RetryInvoker:
+        """Flower's invoker of calls, which says when one has to be repeated, and when one came through."""
         failed, came_through = invoker.on_backoff, invoker.on_success
 
         def on_backoff(state: Any) -> None:
@@ -87,66 +217,24 @@ class _Link:
         invoker.on_backoff, invoker.on_success = on_backoff, on_success
         return invoker
 
-    def exit(self, code: int, message: str | None = None, **named: Any) -> NoReturn:
-        if code == ExitCode.SUPERNODE_CONNECTION_ERROR:
-            self._tell("refused", (message or "").partition("\n")[2].partition("\n")[0])
-        self._exit(code, message, **named)
-        raise SystemExit(1)
+    def connected(self, node: int) -> None:
+        self._node = node
+        self._tell("connected")
+
+    def refused(self, reason: str) -> None:
+        self._tell("refused", reason)
 
     def _tell(self, stands: Standing, detail: str = "") -> None:
-        """Report from several threads, whose transfers must not fail because this cannot be written."""
-        with self._lock:
-            if stands != self._stands:
-                self._stands = stands
-                try:
-                    self._note(stands, self._node, detail)
-                except (FedloomError, OSError) as error:
-                    log(ERROR, "how the link stands could not be noted: %s", error)
+        if stands != self._stands:
+            self._stands = stands
+            try:
+                self._note(stands, self._node, detail)
+            except (FedloomError, OSError) as error:  # a transfer must not fail over this
+                _log.error("how the link stands could not be noted: %s", error)
 
 
-def _pull_and_store_message(*, receive: Callable[[], Any], **named: Any) -> int | None:
-    """Flower's own; but an order that came and could not be fetched, as when its run ends, ends the SuperNode.
-
-    It may keep the order all the same, and from then on every answer would wait until the next order has come.
-    """
-    received = []
-
-    def noted() -> Any:
-        if (order := receive()) is not None:
-            received.append(order)
-        return order
-
-    run: int | None = _PULL(receive=noted, **named)
-    if run is None and received:
-        log(WARNING, "an order was left over when its run ended: this SuperNode ends, to be started anew")
-        os.kill(os.getpid(), signal.SIGTERM)  # Flower's own way out, past its thread that serves the messenger
-    return run
-
-
-_PULL = start_client_internal._pull_and_store_message
-_COMMAND: Any = import_module("flwr.supernode.cli.flower_supernode")
-
-
-def _server_on(listener: socket.socket) -> type[uvicorn.Server]:
-    """Flower's choice of a server for the messenger, which serves `listener` whatever address it was made for."""
-
-    class ServerOnListener(uvicorn.Server):
-        def run(self, sockets: list[socket.socket] | None = None) -> None:
-            super().run([listener])
-
-    return ServerOnListener
-
-
-def run(note: Note, listener: socket.socket) -> None:
-    """Run the SuperNode that the command line describes, as `flower-supernode` does, until it is stopped.
-
-    Whoever can connect to `listener`, and knows the secret that the command line names, is its messenger.
-    """
-    link = _Link(note)
-    _COMMAND.uvicorn = SimpleNamespace(**{**vars(uvicorn), "Server": _server_on(listener)})
-    start_client_internal.time = SimpleNamespace(**{**vars(time), "sleep": _Pauses().sleep})
-    start_client_internal._init_connection = link.connection
-    start_client_internal._pull_and_store_message = _pull_and_store_message
-    fleet_http_connection.make_simple_http_retry_invoker = link.retry_invoker
-    fleet_http_connection.flwr_exit = link.exit
-    flower_supernode()
+def _words_of(error: httpx.HTTPError) -> str:
+    """Flower's words for a refusal, where there are any."""
+    if isinstance(error, httpx.HTTPStatusError) and (told := FlowerError.from_json(error.response.text)) is not None:
+        return f"[code: {told.code}] {told.message}"
+    return str(error).partition("\n")[0]

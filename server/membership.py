@@ -27,9 +27,12 @@ from server.agreement import (
     unlike_the_run,
     who_announced_what,
 )
-from server.order_exchange import POLL_SECONDS, OrderExchange
+from server.order_exchange import OrderExchange
 from server.progress import Progress
 from strategies.messages import JoinOrder, JoinReply
+
+_LOOKS_EVERY = 0.2
+"""Seconds between two looks at who is connected."""
 
 _ASKED_AGAIN_AFTER = 5.0
 _ASKED_AGAIN_AT_MOST = 60.0
@@ -163,7 +166,7 @@ class Membership:
             if not returning:
                 self._give_up_if_too_few_can(minimum)
                 self._tell_of_waiting(sorted([*present.values(), *self._offering]), minimum)
-            time.sleep(POLL_SECONDS)
+            time.sleep(_LOOKS_EVERY)
 
     def _give_up_if_too_few_can(self, minimum: int) -> None:
         """Raise RunError, with each site's reason, when too few admitted ones are left that may yet serve the run."""

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from core_training.foundation.errors import NarrowScaleError, ProtocolError
@@ -18,7 +19,9 @@ from flower_transport.grid import Grid
 from server.progress import Progress
 from strategies.messages import Message
 
-POLL_SECONDS = 0.2
+_LOOKS_AGAIN_AFTER = 5.0
+"""Seconds after which a look for answers ends in which there were none: some learn by it that a site is gone."""
+
 _KEPT_AFTER_DEADLINE = 30.0
 """Seconds after the deadline for which an answer that came in time is still to be had."""
 
@@ -47,27 +50,30 @@ class OrderExchange:
         reply: type[Answer],
         round_number: int,
         patience: float = math.inf,
+        payload: bytes = b"",
     ) -> Iterator[tuple[str, Answer]]:
         """Send `order` to nodes (id: site) and yield (site, reply) as replies arrive, until all have or the deadline.
 
-        `order` is the same for all, or one for each site; `patience` is an earlier end of the waiting, in seconds.
+        `order` is the same for all, or one for each site; `patience` is an earlier end of the waiting, in seconds. A
+        `payload` goes with each of them, and is not kept once it was sent.
         A reply that is malformed, of another kind or an error is quarantined; one that was not there at the deadline is
         an event `late`. However long it takes to take in the others', no reply that was there is late.
         """
         self.hopeless.difference_update(to.values())
         shared = order.envelope() if isinstance(order, Message) else None
         envelopes = {node: shared or order[site].envelope() for node, site in to.items()}  # type: ignore[index]
+        if payload:
+            envelopes = {node: replace(envelope, payload=payload) for node, envelope in envelopes.items()}
         kind = next((envelope.kind for envelope in envelopes.values()), "")
         deadline = time.monotonic() + min(self._deadline_seconds, patience)
         self._progress.bytes_down += sum(len(envelope.payload) for envelope in envelopes.values())
         ttl = self._deadline_seconds + _KEPT_AFTER_DEADLINE
         waiting = {message: to[node] for message, node in self._grid.send(envelopes, ttl).items()}
-        del envelopes, shared
+        del envelopes, shared, payload
         is_over = False
         while waiting and not is_over:
-            is_over, arrived = time.monotonic() >= deadline, False
-            for answer in self._grid.replies(list(waiting)):
-                arrived = True
+            is_over = (left := deadline - time.monotonic()) <= 0
+            for answer in self._grid.replies(list(waiting), min(_LOOKS_AGAIN_AFTER, max(left, 0.0))):
                 site = waiting.pop(answer.order, None)
                 if site is not None:
                     with self.quarantine(site, round_number):
@@ -77,8 +83,6 @@ class OrderExchange:
                         yield site, opened
                         del opened  # its payload, before the next ones are fetched
                 del answer  # before the next ones are fetched
-            if waiting and not arrived and not is_over:
-                time.sleep(POLL_SECONDS)
         for site in waiting.values():
             self._folder.event(events.Late(site=site, round=round_number, order=kind))
 

@@ -139,7 +139,7 @@ class _RoundLoop:
                 self._folder.event(events.RoundVoid(round=number, reason=str(void)))
             self._progress.seconds_total = time.perf_counter() - began
             assert self._state is not None, "a round that is void changes a state that is there"
-            self._store.commit(self._progress, self._state)
+            self._state = self._store.commit(self._progress, self._state)
             prune_best(self._folder.checkpoints, self._progress.best_at)
             if self._progress.void_in_a_row and self._progress.void_in_a_row % MOST_VOID_IN_A_ROW == 0:
                 self._check_void_rounds()
@@ -176,7 +176,14 @@ class _RoundLoop:
         began = time.perf_counter()
         aggregation = self._begin(number, present)
         self._exchange.too_narrow = False
-        for site, update in self._exchange.ask(aggregation.orders(), aggregation.asked, aggregation.reply, number):
+        replies = self._exchange.ask(
+            aggregation.orders(),
+            aggregation.asked,
+            aggregation.reply,
+            number,
+            payload=self._state.to_bytes() if number > 1 and self._state is not None else b"",
+        )
+        for site, update in replies:
             with self._exchange.quarantine(site, number):
                 aggregation.take(site, update)
             del update  # its payload, before the next ones are fetched
@@ -212,7 +219,6 @@ class _RoundLoop:
             manifest_digest=terms.manifest.digest,
             void_rounds=self._progress.void_rounds,
             ring=ring,
-            payload=self._state.to_bytes() if number > 1 else b"",
         )
         return self._rounds.begin(order, cohort, terms, self._state)
 
@@ -297,10 +303,9 @@ class _RoundLoop:
             round=number,
             final=final,
             manifest_digest=self._membership.terms.manifest.digest,
-            payload=state.to_bytes(),
         )
         accepted: dict[str, EvalReport] = {}
-        for site, reply in self._exchange.ask(order, present, EvaluateReply, number):
+        for site, reply in self._exchange.ask(order, present, EvaluateReply, number, payload=state.to_bytes()):
             with self._exchange.quarantine(site, number):
                 check_belongs(reply, order)
                 check_evaluation(self._recipe, reply.evaluation, self._membership.announced[site].data)

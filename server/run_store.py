@@ -25,13 +25,17 @@ class RunStore:
         self._folder = folder
         self._keep = keep
 
-    def commit(self, progress: Progress, state: TrainableState) -> None:
-        """Make round `progress.round` the one a restart goes on from."""
+    def commit(self, progress: Progress, state: TrainableState) -> TrainableState:
+        """Make round `progress.round` the one a restart goes on from.
+
+        Returns the state as it lies in the commit: memory that the system can have back at any time.
+        """
         with commit_folder(self._place(progress.round)) as scratch:
             (scratch / STATE_FILE).write_bytes(state.to_bytes())
             document = {"manifest": state.manifest.to_json(), "progress": progress.to_json()}
             (scratch / "round.json").write_text(strict_json(document), encoding="utf-8")
         prune_checkpoints(self._folder.checkpoints, "round-*", self._keep)
+        return TrainableState.in_file(self._place(progress.round) / STATE_FILE, state.manifest)
 
     def rounds(self) -> list[int]:
         """The rounds whose commits are kept, the oldest first."""

@@ -68,13 +68,13 @@ def end_server_apps(federation: Federation) -> None:
 def _superlink_command(federation: Federation) -> list[str]:
     keys = federation.keys
     return [
-        *(sys.executable, "-m", "flower_transport.superlink", str(federation.operator_credential)),
+        *(sys.executable, "-m", "flower_transport.superlink"),
+        *(str(federation.operator_credential), str(federation.flower_home)),
         *("--host", federation.address.host, "--port", str(federation.address.port)),
         *("--ssl-ca-certfile", str(keys / AUTHORITY_CERTIFICATE)),
         *("--ssl-certfile", str(keys / "server.crt"), "--ssl-keyfile", str(keys / "server.key")),
         *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
         *("--isolation", "process"),  # the SuperExec is one of ours
-        *("--database", str(federation.flower_home / "state.db")),
     ]
 
 

@@ -21,7 +21,7 @@ class StateCodec:
         raise NotImplementedError
 
     def read(self, payload: bytes | memoryview, start: TrainableState | None) -> TrainableState:
-        """The state that was meant. Raises ProtocolError for bytes that are none of this codec's."""
+        """The state that was meant, which may be a view of the bytes. Raises ProtocolError for others than its own."""
         raise NotImplementedError
 
 
@@ -32,4 +32,4 @@ class Fp32(StateCodec):
         return trained.to_bytes()
 
     def read(self, payload: bytes | memoryview, start: TrainableState | None) -> TrainableState:
-        return TrainableState.from_bytes(payload, self.manifest)
+        return TrainableState.on_bytes(payload, self.manifest)

@@ -1,6 +1,6 @@
 """Three real sites on this machine against the same work simulated: what sharing the cores, and being real, cost.
 
-A SuperLink and three sites, each with SuperNode, messenger and worker, train at once; the simulation's sites train in
+A SuperLink and three sites, each with SuperNode and worker, train at once; the simulation's sites train in
 turn in one process. Both take the same rounds of the same recipe, one pair after the other. Counted is from the end of
 the first round, which alone is evaluated, to the end of the last. Every process has as many threads as it would take of
 itself: OpenMP's, that wait for each other by spinning, are what three processes on two cores lose their time with.
@@ -40,7 +40,8 @@ def measure(places: Places) -> Figure:
     simulated: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with deployed(folder, places, SITES, places.model, *WORK) as (federation, recipe):
+        records = {name: places.sites[name] for name in SITES}
+        with deployed(folder, places, records, places.model, *WORK) as (federation, recipe):
             for number in range(PAIRS):
                 real.append(_seconds(run_to_the_end(federation, recipe, len(SITES))))
                 run = str(folder / f"simulated-{number}")

@@ -1,6 +1,6 @@
 """How soon a site's resident worker starts training once an order has arrived, from the second round on.
 
-A real worker process is asked over its socket, as the messenger of a deployment or a gossip node asks it. The worker
+A real worker process is asked over its socket, as the SuperNode of a deployment or a gossip node asks it. The worker
 itself notes the seconds between an order's arrival and the first step. No model may be loaded again.
 """
 

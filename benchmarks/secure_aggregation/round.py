@@ -1,6 +1,6 @@
 """How much longer a secure round takes than a plain one with the same codec, over real processes with TLS.
 
-A SuperLink and three sites on this machine, each with SuperNode, messenger and worker; all weights of a model of ten
+A SuperLink and three sites on this machine, each with SuperNode and worker; all weights of a model of ten
 million parameters travel in the 16-bit ring. The sites train for about 20 seconds a round. Runs with and without masks
 take turns. A round lasts from the end of the one before it to its own end; what it takes beside the slowest site's
 training is compared, relative to a whole plain round, so that the training's own ups and downs do not count. Masks are
@@ -66,7 +66,8 @@ def measure(places: Places) -> Figure:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         model = _make_model(places.model, folder / "model")
-        federation, recipe = stack.enter_context(deployed(folder, places, SITES, model, *learning))
+        records = {name: places.sites[name] for name in SITES}
+        federation, recipe = stack.enter_context(deployed(folder, places, records, model, *learning))
         trial = _Runs(masked=False)
         trial.add(federation, recipe, rounds=2, steps=2)
         steps = max(1, round(TRAINING_SECONDS / (trial.training[-1] / 2)))

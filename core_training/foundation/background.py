@@ -28,16 +28,11 @@ _NAMED_WITHIN = 5.0
 
 
 def start(
-    command: Sequence[str],
-    lock: Path,
-    log: Path,
-    environment: Mapping[str, str] | None = None,
-    inherited: Sequence[int] = (),
+    command: Sequence[str], lock: Path, log: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start `command` detached from the terminal, its output appended to `log`; it holds `lock` while it lives.
 
-    `environment` is added to this process's own; the open descriptors `inherited` are passed on under their numbers.
-    Raises InputError when the lock is held: the process runs already.
+    `environment` is added to this process's own. Raises InputError when the lock is held: the process runs already.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _take(lock)
@@ -49,7 +44,7 @@ def start(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=[descriptor, *inherited],
+                pass_fds=[descriptor],
                 env={**os.environ, **(environment or {})},
             )
         _write_owner(descriptor, process.pid)

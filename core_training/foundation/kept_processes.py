@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from subprocess import Popen
 
@@ -68,15 +68,14 @@ class KeptProcess:
         """Put the next start off for so long at least."""
         self._due = max(self._due, time.monotonic() + seconds)
 
-    def start(self, inherited: Sequence[int] = ()) -> bool:
+    def start(self) -> bool:
         """Start the process; one that a killed supervisor left behind ends first.
 
-        It inherits the open descriptors `inherited`. Returns whether that worked; if not, the process is due again
-        after a while.
+        Returns whether that worked; if not, the process is due again after a while.
         """
         try:
             background.stop(self._lock)
-            self._process = background.start(self._command(), self._lock, self._log, self._environment, inherited)
+            self._process = background.start(self._command(), self._lock, self._log, self._environment)
         except (FedloomError, OSError) as error:
             _log.error("%s could not be started: %s", self._name, error)
             self._fail()

@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from core_training.foundation.errors import ProtocolError
+from core_training.foundation.safetensors_bytes import header_of, views_of
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -120,9 +123,9 @@ class TrainableState:
 
     def to_bytes(self) -> bytes:
         """The state as one safetensors file."""
-        from safetensors.numpy import save
-
-        return bytes(save(dict(self.tensors())))
+        values = np.ascontiguousarray(self.buffer, dtype="<f4")
+        header = header_of((spec.name, spec.shape) for spec in self.manifest.tensors)
+        return b"".join((header, values.data.cast("B")))
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview, manifest: Manifest) -> TrainableState:
@@ -131,16 +134,30 @@ class TrainableState:
         Raises ProtocolError, naming the tensor, when a name, shape or dtype differs from `manifest`, and when the
         bytes are no safetensors file or are more than such a state can take.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
         if len(data) > manifest.max_message_bytes:
             raise ProtocolError(f"{len(data)} bytes is more than a state of {manifest.size} parameters takes")
         try:
-            arrays = load(bytes(data))
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            arrays = views_of(data)
+        except ValueError as error:
             raise ProtocolError(f"the bytes are not a safetensors file: {error}") from None
         return cls.from_arrays(arrays, manifest)
+
+    @classmethod
+    def on_bytes(cls, data: bytes | memoryview, manifest: Manifest) -> TrainableState:
+        """As `from_bytes`, but no copy where the bytes are those of `to_bytes`: the state cannot be written to then."""
+        header = header_of((spec.name, spec.shape) for spec in manifest.tensors)
+        if data[: len(header)] != header or len(data) != len(header) + 4 * manifest.size:
+            return cls.from_bytes(data, manifest)
+        return cls(manifest, np.frombuffer(data, "<f4", manifest.size, len(header)))
+
+    @classmethod
+    def in_file(cls, path: Path, manifest: Manifest) -> TrainableState:
+        """The state in a file that `to_bytes` wrote and nobody writes to: it may be removed, the state stays.
+
+        Raises as `from_bytes`, and OSError.
+        """
+        with path.open("rb") as file:
+            return cls.on_bytes(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), manifest)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], manifest: Manifest) -> TrainableState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,6 @@ from client.link import Link, note_link, read_link
 from client.supervisor import Supervisor
 from core_training.foundation import background
 from core_training.foundation.kept_processes import KeptProcess, lock_of, log_of
-from security.private_sockets import address_of
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -50,72 +48,34 @@ def test_a_supernode_that_has_died_is_not_connected(tmp_path: Path) -> None:
     assert supernode.start()
     try:
         note_link(tmp_path, "connected", 42)
-        supervisor._note_link()
+        supervisor._tend_link()
         assert read_link(tmp_path) == Link("connected", 42)
     finally:
         supernode.stop()
-    supervisor._note_link()
+    supernode.postpone(60)
+    supervisor._tend_link()
     assert read_link(tmp_path) == Link("connecting", 42)
 
 
-def test_a_supernode_that_ended_is_started_anew_with_its_messenger(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it does over an order that is left over from a run that has ended."""
+def test_a_supernode_that_ended_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.supervisor, "_OFFLINE_SECONDS", 0.0)
     (tmp_path / "run").mkdir()
     (tmp_path / "site.yaml").write_text("name: a\nserver: 127.0.0.1:1\n")
     commands = iter([[sys.executable, "-c", "import time; time.sleep(0.5)"], SLEEP])
     supervisor = Supervisor(tmp_path)
     supervisor._supernode = KeptProcess(tmp_path, "supernode", lambda: next(commands))
-    supervisor._messenger = KeptProcess(tmp_path, "messenger", lambda: SLEEP)
-    names = ("supernode", "messenger")
+    lock = lock_of(tmp_path, "supernode")
     try:
         supervisor._tend_link()
-        first = {name: background.owner(lock_of(tmp_path, name)) for name in names}
-        assert None not in first.values()
+        first = second = background.owner(lock)
+        assert first is not None
         deadline = time.monotonic() + 20
-        second = first
-        while None in second.values() or set(first.values()) & set(second.values()):
+        while second in (None, first):
             assert time.monotonic() < deadline
             supervisor._tend_link()
-            second = {name: background.owner(lock_of(tmp_path, name)) for name in names}
+            second = background.owner(lock)
             time.sleep(0.05)
         supervisor._tend_link()
-        assert {name: background.owner(lock_of(tmp_path, name)) for name in names} == second
+        assert background.owner(lock) == second
     finally:
         supervisor._supernode.stop()
-        supervisor._messenger.stop()
-
-
-def test_nothing_starts_beside_a_supernode_whose_socket_cannot_be_bound(tmp_path: Path) -> None:
-    """A messenger would hand its answers to whoever else listens there."""
-    (tmp_path / "site.yaml").write_text("name: a\nserver: 127.0.0.1:1\n")
-    supervisor = Supervisor(tmp_path)
-    supervisor._supernode = KeptProcess(tmp_path, "supernode", lambda: SLEEP)
-    supervisor._messenger = KeptProcess(tmp_path, "messenger", lambda: SLEEP)
-    (tmp_path / "run/supernode.sock").mkdir()
-    supervisor._tend_link()
-    assert not supervisor._supernode.alive
-    assert not supervisor._messenger.alive
-    assert not supervisor._supernode.is_due()
-
-
-def test_a_supernode_inherits_a_socket_that_is_bound_and_the_sites_alone(tmp_path: Path) -> None:
-    (tmp_path / "site.yaml").write_text("name: a\nserver: 127.0.0.1:1\n")
-    supervisor = Supervisor(tmp_path)
-    answering = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).accept()[0].sendall(b'here')"
-    supervisor._supernode = KeptProcess(
-        tmp_path, "supernode", lambda: [sys.executable, "-c", answering, str(supervisor._descriptor)]
-    )
-    supervisor._messenger = KeptProcess(tmp_path, "messenger", lambda: SLEEP)
-    try:
-        supervisor._tend_link()
-        with socket.socket(socket.AF_UNIX) as messenger, address_of(tmp_path / "run/supernode.sock") as address:
-            messenger.settimeout(20)
-            messenger.connect(address)
-            assert messenger.recv(10) == b"here"
-        assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
-    finally:
-        supervisor._supernode.stop()
-        supervisor._messenger.stop()

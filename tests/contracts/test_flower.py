@@ -5,14 +5,11 @@ A real SuperLink, in this process, and a real SuperNode with its own; no model a
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import http.client
-import re
 import signal
 import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -20,21 +17,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import core_training.foundation.environment as environment  # isort: skip - before Flower is imported
 import httpx
-import psutil
 import pytest
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.error import Error
 from flwr.cli.build import build_fab_from_files
-from flwr.common.constant import ErrorCode, SubStatus
-from flwr.common.serde import fab_to_proto, run_from_proto, user_config_to_proto
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -44,40 +40,38 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, RegisterNodeFleetRequest
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, SendTaskHeartbeatResponse
-from flwr.supercore.constant import TaskType
+from flwr.proto.runtime_pb2 import SendTaskHeartbeatResponse
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
-from flwr.supercore.exit import ExitCode
 from flwr.supercore.fab import Fab
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
+from flwr.superlink.cli.flower_superlink import _parse_superlink_lifespan_config
 from flwr.superlink.grid import HttpGrid
-from flwr.superlink.main import create_app
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from flower_transport import messenger
+from flower_transport.bells import Bells
 from flower_transport.bundle import BUNDLE
 from flower_transport.credential import ShowCredential, is_shown
 from flower_transport.gate import OPEN_TO_OPERATOR, OPEN_TO_SITES
+from flower_transport.held_calls import HoldingServer
+from flower_transport.link_state import SuperLinkState
+from flower_transport.message_parts import MessageParts
 from flower_transport.site_proof import proven_site
+from flower_transport.superlink import make_app
 from security.certificates import create_authority, issue_server_certificate
-from security.private_sockets import listen
+from security.connection_watch import ConnectionWatch
 from tests.contracts.leaning import calls_out, leans, look_up, names
 
 NAMES = {
@@ -86,7 +80,11 @@ NAMES = {
         "flwr.supercore.logger:console_handler.level",
         "flwr.superlink.cli.flower_superlink:SuperLinkLifespan",
         "flwr.superlink.cli.flower_superlink:_parse_superlink_lifespan_config",
+        "flwr.server.superlink.linkstate:LinkStateFactory",
+        "flwr.supercore.object_store:ObjectStoreFactory",
+        "flwr.superlink.config_loader:SuperLinkLifespanConfig",
         "flwr.superlink.main:create_app",
+        "flwr.superlink.main:get_objectstore_linkstate_factories",
     ],
     "flower_transport/bundle.py": [
         "flwr.cli.build:build_fab_from_files",
@@ -140,45 +138,85 @@ NAMES = {
         "flwr.supercore.task_identity:TaskIdentity",
         "flwr.superlink.grid:HttpGrid",
     ],
-    "flower_transport/messenger.py": [
-        "flwr.app.error:Error",
-        "flwr.common.constant:ErrorCode.CLIENT_APP_RAISED_EXCEPTION",
-        "flwr.common.constant:SubStatus.COMPLETED",
-        "flwr.common.constant:SubStatus.FAILED",
-        "flwr.common.serde:context_from_proto",
-        "flwr.common.serde:message_from_proto",
-        "flwr.proto.message_pb2:ConfirmMessageReceivedRequest",
+    "flower_transport/link_state.py": [
+        "flwr.common.constant:HEARTBEAT_DEFAULT_INTERVAL",
         "flwr.proto.message_pb2:ObjectTree",
-        "flwr.proto.message_pb2:PullObjectRequest",
-        "flwr.proto.message_pb2:PullObjectResponse",
-        "flwr.proto.node_pb2:Node",
-        "flwr.proto.runtime_pb2:AcquireTaskRequest",
-        "flwr.proto.runtime_pb2:PullAppMessagesRequest",
-        "flwr.proto.runtime_pb2:PullTaskInputRequest",
-        "flwr.supercore:log",
-        "flwr.supercore.constant:TaskType.CLIENT_APP",
-        "flwr.supercore.heartbeat:HeartbeatSender",
-        "flwr.supercore.heartbeat:make_task_heartbeat_fn_http",
-        "flwr.supercore.inflatable.inflatable_protobuf_utils:make_pull_object_fn_protobuf",
-        "flwr.supercore.inflatable.inflatable_utils:pull_objects",
-        "flwr.supercore.interceptors:RuntimeTokenHttpInterceptor",
-        "flwr.supercore.interceptors:SuperExecAuthHttpInterceptor",
-        "flwr.supercore.protobuf.client:ProtobufClientInterceptor",
-        "flwr.supercore.retry:make_simple_http_retry_invoker",
-        "flwr.supercore.runtime:RuntimeHttpClient",
-        "flwr.supercore.task_identity:TaskIdentity",
-        "flwr.supernode.runtime.run_clientapp:push_message",
-        "flwr.supernode.runtime.run_clientapp:push_task_output",
+        "flwr.proto.node_pb2:NodeInfo",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState._check_stored_messages",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.acknowledge_node_heartbeat",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.activate_node",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.create_node",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.deactivate_node",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.delete_messages",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.get_message_ins",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.get_message_res",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.get_run_status",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.store_message_and_object_tree",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.store_object",
+        "flwr.supercore.constant:NodeStatus.OFFLINE",
+        "flwr.supercore.constant:NodeStatus.ONLINE",
+        "flwr.supercore.object_store:ObjectStore",
+        "flwr.supercore.run:RunStatus",
+        "flwr.superlink.federation:FederationManager",
+    ],
+    "flower_transport/message_parts.py": [
+        "flwr.supercore.inflatable.inflatable_object:get_object_id",
+        "flwr.supercore.inflatable.inflatable_utils:validate_object_content",
+        "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.delete",
+        "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.get",
+        "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.put",
+    ],
+    "flower_transport/short_way.py": [
+        "flwr.supercore.constant:TASK_TOKEN_HEADER",
+        "flwr.supercore.dependencies.task:authenticate_task",
+        "flwr.supercore.error:FlowerError",
+        "flwr.supercore.protobuf.constants:PROTOBUF_MEDIA_TYPE",
+        "flwr.superlink.dependencies.linkstate:get_linkstate",
+        "flwr.superlink.routers.fleet.node_auth:authenticate_node",
+        "flwr.superlink.servicer.fleet:fleet_handlers.confirm_message_received",
+        "flwr.superlink.servicer.fleet:fleet_handlers.pull_messages",
+        "flwr.superlink.servicer.fleet:fleet_handlers.pull_object",
+        "flwr.superlink.servicer.fleet:fleet_handlers.push_messages",
+        "flwr.superlink.servicer.fleet:fleet_handlers.push_object",
+        "flwr.superlink.servicer.runtime:runtime_handlers.confirm_message_received",
+        "flwr.superlink.servicer.runtime:runtime_handlers.pull_messages",
+        "flwr.superlink.servicer.runtime:runtime_handlers.pull_object",
+        "flwr.superlink.servicer.runtime:runtime_handlers.push_messages",
+        "flwr.superlink.servicer.runtime:runtime_handlers.push_object",
     ],
     "flower_transport/supernode.py": [
-        "flwr.supercore.exit:ExitCode.SUPERNODE_CONNECTION_ERROR",
-        "flwr.supernode.cli:flower_supernode",
-        "flwr.supernode.cli.flower_supernode:uvicorn.Server.run",
-        "flwr.supernode.fleet_http_connection:flwr_exit",
-        "flwr.supernode.fleet_http_connection:make_simple_http_retry_invoker",
-        "flwr.supernode.start_client_internal:_init_connection",
-        "flwr.supernode.start_client_internal:_pull_and_store_message",
-        "flwr.supernode.start_client_internal:time.sleep",
+        "flwr.app.error:Error",
+        "flwr.app.message:remove_content_from_message",
+        "flwr.common.constant:ErrorCode.CLIENT_APP_RAISED_EXCEPTION",
+        "flwr.common.constant:HEARTBEAT_DEFAULT_INTERVAL",
+        "flwr.common.serde:message_from_proto",
+        "flwr.common.serde:message_to_proto",
+        "flwr.proto.fleet_pb2:ActivateNodeRequest",
+        "flwr.proto.fleet_pb2:DeactivateNodeRequest",
+        "flwr.proto.fleet_pb2:PullMessagesRequest",
+        "flwr.proto.fleet_pb2:PushMessagesRequest",
+        "flwr.proto.heartbeat_pb2:SendNodeHeartbeatRequest",
+        "flwr.proto.message_pb2:ConfirmMessageReceivedRequest",
+        "flwr.proto.message_pb2:ObjectTree",
+        "flwr.proto.node_pb2:Node",
+        "flwr.supercore.error:FlowerError.from_json",
+        "flwr.supercore.heartbeat:HeartbeatSender",
+        "flwr.supercore.inflatable.inflatable_object:get_all_nested_objects",
+        "flwr.supercore.inflatable.inflatable_object:get_object_tree",
+        "flwr.supercore.inflatable.inflatable_object:no_object_id_recompute",
+        "flwr.supercore.inflatable.inflatable_protobuf_utils:make_pull_object_fn_protobuf",
+        "flwr.supercore.inflatable.inflatable_protobuf_utils:make_push_object_fn_protobuf",
+        "flwr.supercore.inflatable.inflatable_utils:ObjectPullError",
+        "flwr.supercore.inflatable.inflatable_utils:pull_objects",
+        "flwr.supercore.inflatable.inflatable_utils:push_objects",
+        "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
+        "flwr.supercore.primitives.asymmetric:public_key_to_bytes",
+        "flwr.supercore.retry:RetryInvoker",
+        "flwr.supercore.retry:make_simple_http_retry_invoker",
+        "flwr.supercore.run:RunNotRunningException",
+        "flwr.supercore.task_identity:TaskIdentity",
+        "flwr.supernode.fleet_http_client:FleetHttpClient.from_server_address",
+        "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor",
     ],
     "flower_transport/fleet_session.py": [
         "flwr.proto.fleet_pb2:DeactivateNodeRequest",
@@ -211,80 +249,12 @@ NAMES = {
     ],
 }
 
-SUPERNODE = """
-import importlib, socket, sys, time
-from contextlib import contextmanager
-from types import SimpleNamespace
-import core_training.foundation.environment
-import uvicorn
-from flwr.supernode import fleet_http_connection, start_client_internal
-from flwr.supernode.cli import flower_supernode
-
-def say(*words):
-    print(*words, flush=True)
-
-def sleep(seconds):
-    say("PAUSE", seconds)
-    time.sleep(0.02)
-
-connect, pull = start_client_internal._init_connection, start_client_internal._pull_and_store_message
-make, leave = fleet_http_connection.make_simple_http_retry_invoker, fleet_http_connection.flwr_exit
-
-@contextmanager
-def connection(*given, **named):
-    with connect(*given, **named) as connected:
-        say("CONNECTED", connected[0])
-        yield connected
-
-def pulled(*given, **named):
-    run = pull(*given, **named)
-    say("PULLED", run, "state" in named)
-    return run
-
-def invoker():
-    made = make()
-    through = made.on_success
-    def on_success(state):
-        say("THROUGH")
-        through(state)
-    made.on_success = on_success
-    return made
-
-def leaving(code, message=None, **named):
-    say("LEAVES", code, repr(message))
-    leave(code, message, **named)
-
-class OnListener(uvicorn.Server):
-    def run(self, sockets=None):
-        super().run([listener])
-
-listener = socket.socket(fileno=int(sys.argv.pop(1)))
-command = importlib.import_module("flwr.supernode.cli.flower_supernode")
-command.uvicorn = SimpleNamespace(**{**vars(uvicorn), "Server": OnListener})
-start_client_internal.time = SimpleNamespace(**{**vars(time), "sleep": sleep})
-start_client_internal._init_connection = connection
-start_client_internal._pull_and_store_message = pulled
-fleet_http_connection.make_simple_http_retry_invoker = invoker
-fleet_http_connection.flwr_exit = leaving
-sys.argv[0] = "flower-supernode"
-flower_supernode()
-"""
-"""A SuperNode with its places taken as flower_transport/supernode.py takes them; it says what passes through each."""
-
-
 # --- names and places
 
 
 @pytest.mark.parametrize(("file", "name"), names(NAMES), ids=str)
 def test_a_name_that_is_not_public_is_where_it_was(file: str, name: str) -> None:
     look_up(file, name)
-
-
-@leans("flower_transport/supernode.py")
-def test_the_supernodes_loop_is_a_module_that_has_the_clock_as_a_name_of_its_own() -> None:
-    loop = look_up("flower_transport/supernode.py", "flwr.supernode.start_client_internal:")
-    assert isinstance(loop, ModuleType)
-    assert loop.time is time
 
 
 @leans("fedloom/machine.py")
@@ -376,7 +346,7 @@ def test_a_message_has_the_id_that_its_metadata_hold_and_an_answer_names_it(iden
     assert (answer.metadata.src_node_id, answer.metadata.dst_node_id) == (7, 2)
 
 
-@leans("flower_transport/messenger.py", "flower_transport/records.py", "flower_transport/in_process.py")
+@leans("flower_transport/supernode.py", "flower_transport/records.py", "flower_transport/in_process.py")
 def test_an_error_takes_the_place_of_an_answer(identity: None) -> None:
     message = order()
     message.metadata.__dict__["_message_id"] = message.object_id
@@ -497,14 +467,15 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
         *("--ssl-ca-certfile", str(folder / "ca.crt")),
         *("--ssl-certfile", str(folder / "server.crt"), "--ssl-keyfile", str(folder / "server.key")),
         *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-        *("--isolation", "process", "--database", str(folder / "state.db")),
+        *("--isolation", "process"),
     ]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", options)
         config = _parse_superlink_lifespan_config()
-    app = create_app(config, SuperLinkLifespan)
+    bells = Bells()
+    app = make_app(config, folder, bells, ConnectionWatch(config.port))
     app.add_middleware(Gate)
-    server = uvicorn.Server(
+    server = HoldingServer(
         uvicorn.Config(
             app,
             host=config.host,
@@ -513,7 +484,8 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
             ssl_certfile=config.ssl_certfile,
             log_level="warning",
             proxy_headers=False,
-        )
+        ),
+        bells,
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -546,12 +518,13 @@ def test_a_superlink_understands_its_options(superlink: SuperLink) -> None:
     assert (config.host, config.port) == ("127.0.0.1", 9092)
     assert config.enable_supernode_auth is True
     assert config.runtime_dependency_install is False
-    assert config.database == str(superlink.folder / "state.db")
     assert config.ssl_certfile == str(superlink.folder / "server.crt")
     assert config.ssl_keyfile == str(superlink.folder / "server.key")
     assert config.isolation == "process", "a SuperLink starts ServerApps by itself, from bundles"
     assert superlink.app.state.superlink_lifespan.superexec_process is None
-    assert (superlink.folder / "state.db").exists()
+    state = superlink.app.state.linkstate_factory.state()
+    assert isinstance(state, SuperLinkState), "a SuperLink has another state than the one that it was given"
+    assert isinstance(state.object_store, MessageParts)
 
 
 @leans("flower_transport/superlink.py")
@@ -709,204 +682,10 @@ def test_a_run_is_known_by_what_it_was_started_with_until_it_is_stopped(superlin
     assert control.ListRuns(ListRunsRequest()).run_dict[number].status.status == "finished"
 
 
-# --- the SuperNode, and an order on its way
-
-
-@dataclass(frozen=True)
-class SuperNode:
-    """A running SuperNode that the SuperLink has taken in."""
-
-    node_id: int
-    process: int
-    socket: Path
-    secret: bytes
-    log: Path
-
-    def client(self, *interceptors: Any) -> Any:
-        """A client as flower_transport/messenger.py makes it, which gives up at once."""
-        client = RuntimeHttpClient(
-            "http://supernode",
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *interceptors],
-            verify=False,
-        )
-        over_tcp: httpx.Client = client._client
-        over_tcp.close()
-        client._client = httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=over_tcp.timeout)
-        return client
-
-    def acquire(self) -> Any:
-        """The token of a task, as flower_transport/messenger.py asks for one; empty where there is none."""
-        signing = SuperExecAuthHttpInterceptor(
-            master_secret=self.secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
-        )
-        with self.client(signing) as client:
-            return client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
-
-
-def supernode_process(superlink: SuperLink, folder: Path, key: ec.EllipticCurvePrivateKey) -> Any:
-    """A SuperNode with the options of client/supervisor.py, on a socket that is bound already."""
-    (folder / "node.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    (folder / "secret").write_bytes(b"s" * 32)
-    with listen(folder / "socket") as listener, (folder / "log").open("wb") as log:
-        command = [
-            *(sys.executable, "-c", SUPERNODE, str(listener.fileno()), "--superlink", superlink.address),
-            *("--root-certificates", str(superlink.authority)),
-            *("--auth-supernode-private-key", str(folder / "node.key")),
-            *("--isolation", "process", "--superexec-auth-secret-file", str(folder / "secret")),
-        ]
-        root = Path(__file__).parents[2]
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=root, pass_fds=[listener.fileno()])
-
-
-@pytest.fixture(scope="module")
-def processes(superlink: SuperLink, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SuperNode, Path]]:
-    """A SuperNode whose key was admitted, and the log of one whose key was not."""
-    known, unknown = tmp_path_factory.mktemp("known"), tmp_path_factory.mktemp("unknown")
-    key, pem = new_key()
-    superlink.control().RegisterNode(RegisterNodeRequest(public_key=pem, name="south"))
-    started = [supernode_process(superlink, known, key), supernode_process(superlink, unknown, new_key()[0])]
-    try:
-        number = wait_for(
-            lambda: re.search(r"CONNECTED (\d+)", (known / "log").read_text()),
-            "a connection that flower_transport/supernode.py sees being made",
-        )
-        started[1].wait(timeout=60)
-        node = SuperNode(int(number[1]), started[0].pid, known / "socket", b"s" * 32, known / "log")
-        yield node, unknown / "log"
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+# --- calls that fail
 
 
 @leans("flower_transport/supernode.py")
-def test_a_connection_that_is_made_begins_with_the_nodes_number(
-    superlink: SuperLink, processes: tuple[SuperNode, Path]
-) -> None:
-    nodes = superlink.control().ListNodes(ListNodesRequest()).nodes_info
-    assert processes[0].node_id in {node.node_id for node in nodes if node.status == "online"}
-
-
-@leans("flower_transport/supernode.py", "client/deployment.py")
-def test_a_refusal_leaves_with_its_own_code_and_why_in_the_second_line(processes: tuple[SuperNode, Path]) -> None:
-    said = processes[1].read_text()
-    leaving = re.search(r"LEAVES (\d+) (.*)", said)
-    assert leaving is not None, said[-2000:]
-    assert int(leaving[1]) == ExitCode.SUPERNODE_CONNECTION_ERROR
-    message = ast.literal_eval(leaving[2])
-    assert "Failed to activate SuperNode" in message.partition("\n")[2].partition("\n")[0]
-    assert "CONNECTED" not in said
-
-
-@leans("flower_transport/supernode.py")
-def test_a_supernodes_loop_goes_through_the_places_that_were_taken(processes: tuple[SuperNode, Path]) -> None:
-    """Without an order it asks the clock that it was given for three seconds."""
-    log = processes[0].log
-    wanted = ("PAUSE 3\n", "PULLED None True\n", "THROUGH\n")
-    wait_for(lambda: all(words in log.read_text() for words in wanted), f"{wanted} of a SuperNode")
-
-
-@leans("flower_transport/supernode.py")
-def test_a_supernode_that_was_given_a_socket_opens_no_port(processes: tuple[SuperNode, Path]) -> None:
-    processes[0].acquire()  # who answers serves already
-    opened = psutil.Process(processes[0].process).net_connections("inet")
-    assert [one.laddr for one in opened if one.status == psutil.CONN_LISTEN] == []
-
-
-@leans("flower_transport/messenger.py")
-def test_tasks_are_handed_to_who_knows_the_secret_alone(processes: tuple[SuperNode, Path]) -> None:
-    supernode = processes[0]
-    assert supernode.acquire() == "", "there is no order, and a task all the same"
-    for interceptors in ([], [SuperExecAuthHttpInterceptor(master_secret=b"other", protected_methods=["/x"])]):
-        with supernode.client(*interceptors) as client, pytest.raises(httpx.HTTPStatusError) as refused:
-            client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
-        assert refused.value.response.status_code in (401, 403)
-
-
-class Counting:
-    """A task's client behind what flower_transport/messenger.py puts before it: each part that is fetched is seen."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self.parts = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def PullObject(self, request: Any) -> Any:
-        self.parts += 1
-        return self._client.PullObject(request)
-
-
-@leans(
-    "flower_transport/grid.py",
-    "flower_transport/messenger.py",
-    "flower_transport/supernode.py",
-    "flower_transport/apps.py",
-)
-def test_orders_go_out_in_order_and_answers_name_the_orders(
-    superlink: SuperLink, processes: tuple[SuperNode, Path], identity: None
-) -> None:
-    """From a ServerApp's grid to a site and back, as the round loop and the messenger do it."""
-    supernode, control = processes[0], superlink.control()
-    run = start_run(control, "tuesday")
-    token = superlink.runtime().AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])).token
-    grid = superlink._kept(HttpGrid(superlink.address, False, superlink.authority.read_bytes(), token=token))
-    grid._retry_invoker.should_giveup = lambda _: True  # else a refusal would interrupt the tests
-    task = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
-    assert task.run.run_id == run
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task.task_id, run, task.context.node_id
-    grid.set_run(run_from_proto(task.run))
-    assert supernode.node_id in set(grid.get_node_ids())
-
-    orders = [order(RecordDict({"order": ConfigRecord({"number": n})}), supernode.node_id) for n in range(3)]
-    ids = list(grid.push_messages(orders))
-    assert ids == [one.object_id for one in orders], "push_messages returns ids in another order than the messages'"
-    assert list(grid.pull_messages(ids)) == []
-
-    answered = {}
-    for number in range(1, 4):
-        # Who asks for parts before they are in waits for a second and more.
-        soon = time.monotonic() + 2
-        while supernode.log.read_text().count("Received successfully") < number and time.monotonic() < soon:
-            time.sleep(0.02)
-        client = supernode.client(RuntimeTokenHttpInterceptor(wait_for(supernode.acquire, "a task")))
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
-        heartbeat.start()
-        counting = Counting(client)
-        _, tree, context = messenger._hear(counting)
-        message = messenger._take_in(counting, tree, context, max_message_bytes=0)
-        assert counting.parts > 0, (
-            "parts are fetched past PullObject: flower_transport/messenger.py does not see them stall"
-        )
-        assert isinstance(message, Message)
-        assert isinstance(context, Context)
-        assert context.run_config["run-id"] == "tuesday", "what a run was started with does not reach its apps"
-        assert context.node_config.get("partition-id", context.node_id) == supernode.node_id
-        answered[message.metadata.message_id] = message.content["order"]["number"]
-        content = RecordDict({"answer": ConfigRecord({"n": answered[message.metadata.message_id]})})
-        push_message(client, Message(content, reply_to=message), context)
-        push_task_output(client, context, SubStatus.COMPLETED, "")
-        heartbeat.stop()
-        client.close()
-    assert answered == dict(zip(ids, range(3), strict=True))
-
-    replies: dict[str, Message] = {}
-
-    def all_came() -> bool:
-        came = grid.pull_messages([number for number in ids if number not in replies])
-        replies.update({reply.metadata.reply_to_message_id: reply for reply in came})
-        return len(replies) == 3
-
-    wait_for(all_came, "the answers")
-    assert {number: reply.content["answer"]["n"] for number, reply in replies.items()} == answered
-    assert {reply.metadata.src_node_id for reply in replies.values()} == {supernode.node_id}
-    pauses = set(map(float, re.findall(r"PAUSE ([\d.]+)", supernode.log.read_text())))
-    assert any(pause < 3 for pause in pauses), f"a SuperNode that has an order pauses for {pauses} s"
-    control.StopRun(StopRunRequest(run_id=run))
-
-
-@leans("flower_transport/messenger.py")
 def test_a_part_that_is_said_to_be_lost_ends_the_wait_for_the_others(identity: None) -> None:
     from flwr.supercore.inflatable import inflatable_protobuf_utils, inflatable_utils
 
@@ -922,7 +701,7 @@ def test_a_part_that_is_said_to_be_lost_ends_the_wait_for_the_others(identity: N
     assert [request.object_id for request in asked] == ["part"]
 
 
-@leans("flower_transport/messenger.py")
+@leans("flower_transport/server_task.py")
 def test_a_task_that_is_withdrawn_interrupts_who_works_on_it() -> None:
     interrupts: list[int] = []
     client = SimpleNamespace(SendTaskHeartbeat=lambda _: SendTaskHeartbeatResponse(success=False))
@@ -932,9 +711,6 @@ def test_a_task_that_is_withdrawn_interrupts_who_works_on_it() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert interrupts == [signal.SIGINT]
-
-
-# --- a SuperNode's connection and its memory
 
 
 @leans("flower_transport/supernode.py")
@@ -964,41 +740,3 @@ def test_a_call_tells_of_each_failure_before_it_waits_and_of_its_success_to_whoe
     assert told == ["failed", "waits", "through"]
     assert invoker.invoke(call) == "there"
     assert told[3:] == ["through"], "a call that succeeds at once is not told of"
-
-
-@leans("flower_transport/supernode.py")
-@pytest.mark.parametrize("during", ["nothing", "the order itself", "a part of it"])
-def test_an_order_whose_run_ends_while_its_parts_are_fetched_is_kept_and_shows_in_the_memory(
-    identity: None, during: str
-) -> None:
-    """From then on a SuperNode's answers would be one order late: it is started anew."""
-    from flwr.supercore.inflatable.inflatable_object import get_object_tree
-    from flwr.supercore.object_store import ObjectStoreFactory
-    from flwr.supercore.run import Run, RunNotRunningException
-    from flwr.supernode.nodestate import NodeStateFactory
-
-    stores = ObjectStoreFactory()
-    state = NodeStateFactory(objectstore_factory=stores).state()
-    state.set_node_id(7)
-    state.store_run(Run.create_empty(1))
-    message = order()
-    message.metadata.__dict__["_message_id"] = message.object_id
-
-    def ended(*_: Any) -> Any:
-        raise RunNotRunningException
-
-    received = {"nothing": lambda: None, "the order itself": ended}
-    came = look_up("flower_transport/supernode.py", "flwr.supernode.start_client_internal:_pull_and_store_message")(
-        state=state,
-        object_store=stores.store(),
-        node_config={},
-        receive=received.get(during, lambda: (message, get_object_tree(message))),
-        get_run=ended,
-        get_fab=ended,
-        pull_object=ended,
-        confirm_message_received=ended,
-        trusted_entities=None,
-    )
-    assert came is None
-    kept = [one.metadata.message_id for one in state.get_messages_legacy(is_reply=False)]
-    assert kept == ([message.object_id] if during == "a part of it" else [])

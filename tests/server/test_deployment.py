@@ -201,7 +201,7 @@ def test_a_run_needs_a_server_and_a_federated_recipe(federation, tmp_path):
 def test_a_superlink_that_does_not_start_is_said_to_and_leaves_nothing_behind(federation, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     federation.flower_home.mkdir()
-    (federation.flower_home / "state.db").write_bytes(b"this is no database" * 100)
+    (federation.flower_home / "nodes.json").write_bytes(b"this is no list" * 100)
     with pytest.raises(RunError, match=r"did not start; .*superlink\.log says why"):
         start_server(federation)
     for lock in (federation.server_lock, federation.superlink_lock, federation.superexec_lock):
@@ -311,7 +311,7 @@ def test_a_run_goes_on_after_each_of_a_sites_processes_is_killed(deployed, undis
     federation, folder = deployed
     run_id = submit_run(federation, folder / "recipe.yaml", [])
 
-    for number, process in enumerate(("worker", "supernode", "messenger")):
+    for number, process in enumerate(("worker", "supernode")):
         wait_for_round(federation, run_id, number)
         kill(lock_of(folder / "north", process))
 
@@ -384,14 +384,14 @@ def test_the_operator_starts_no_bundle_but_fedlooms_own(deployed, tmp_path):
 
 @pytest.mark.slow
 def test_another_account_of_a_sites_machine_can_take_no_processes_place(deployed):
-    """No port that it could bind first, and a socket in a folder in which it can make none."""
+    """No port that it could bind first; the worker's socket lies in a folder that it cannot enter."""
     _, folder = deployed
     for process in map(psutil.Process, running_processes(folder / "north").values()):
         listening = [one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
         assert listening == [], process.cmdline()
-    supernode = folder / "north/run/supernode.sock"
-    assert supernode.stat().st_mode & 0o777 == 0o600
-    assert supernode.parent.stat().st_mode & 0o777 == 0o700
+    worker = folder / "north/worker.sock"
+    assert worker.stat().st_mode & 0o777 == 0o600
+    assert worker.parent.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.slow

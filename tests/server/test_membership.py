@@ -124,9 +124,11 @@ def test_a_newcomer_that_is_slow_to_join_does_not_hold_up_the_rounds(
     pull = InProcessGrid.replies
     slow = ReluctantSite(refusals=1)
 
-    def withhold(grid: InProcessGrid, identifiers: Any) -> Any:
+    def withhold(grid: InProcessGrid, identifiers: Any, patience: float) -> Any:
         silent = {i for i, message in grid._pending.items() if message.metadata.dst_node_id == 2 and slow.asked}
-        return pull(grid, [i for i in identifiers if i not in silent])
+        if silent.issuperset(identifiers):
+            time.sleep(patience)
+        return pull(grid, [i for i in identifiers if i not in silent], patience)
 
     monkeypatch.setattr(InProcessGrid, "replies", withhold)
     began = time.monotonic()

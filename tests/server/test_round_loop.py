@@ -6,6 +6,7 @@ The sites are arithmetic (see `arithmetic_sites`), so the right aggregate is kno
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,10 +335,12 @@ def test_a_round_goes_on_without_a_site_that_misses_the_deadline(
 ) -> None:
     pull = InProcessGrid.replies
 
-    def withhold(grid: InProcessGrid, identifiers: Any) -> Any:
+    def withhold(grid: InProcessGrid, identifiers: Any, patience: float) -> Any:
         waiting = grid._pending
         silent = {i for i, message in waiting.items() if message.metadata.dst_node_id == 2 and _is_training(message)}
-        return pull(grid, [i for i in identifiers if i not in silent])
+        if silent.issuperset(identifiers):
+            time.sleep(patience)
+        return pull(grid, [i for i in identifiers if i not in silent], patience)
 
     monkeypatch.setattr(InProcessGrid, "replies", withhold)
     sites = {"a": ArithmeticSite(1.0, 10), "slow": ArithmeticSite(9.0, 10)}

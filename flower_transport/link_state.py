@@ -1,0 +1,188 @@
+"""What a SuperLink knows of its sites, runs and messages: in memory, but for the sites' numbers, which outlive it.
+
+Flower offers a state in memory that forgets the sites, and a database that costs some three hundred statements for each
+site and round. Of all that is kept there only the numbers of the sites are needed again by a SuperLink that was
+restarted: the runs under way are then started anew (`server.superexec`).
+
+A message is handed out once all its parts are there, and again when its receiver asks for one without having confirmed
+the one before: the answer was lost on its way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, Status, SubStatus
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+from flwr.supercore.constant import NodeStatus
+from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.run import RunStatus
+from flwr.superlink.federation import FederationManager
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+
+from core_training.foundation.bounded_reading import ForeignTextError, read_json
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
+from flower_transport.bells import Bells
+
+MOST_HANDED_OUT = 3
+"""How often a message is handed out, in all, to a receiver that does not confirm it."""
+
+_ON_ITS_WAY = "on its way"
+"""Stands where Flower notes when a message was delivered: it hands out none where anything stands."""
+
+
+class SuperLinkState(InMemoryLinkState):  # type: ignore[misc]
+    """Flower's state in memory, which keeps the sites' numbers in a file, and rings when there is something to fetch.
+
+    `bells` go by a node's number where a message for it is there, and by a message's id where its answer is.
+    """
+
+    def __init__(self, manager: FederationManager, parts: ObjectStore, nodes: Path, bells: Bells) -> None:
+        super().__init__(manager, parts)
+        self._lock_object_push_sessions = self.lock  # Flower takes the two in either order, which can block it for good
+        self._file = nodes
+        self._bells = bells
+        self._handed_out: dict[str, int] = {}
+        self._from_before: set[int] = set()
+        """The nodes that have not been heard of since this SuperLink started."""
+        self._read_nodes()
+
+    def create_node(self, *given: Any, **named: Any) -> int:
+        with self.lock:
+            node_id: int = super().create_node(*given, **named)
+            self._keep_nodes()
+            return node_id
+
+    def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
+        with self.lock:
+            node = self.nodes.get(node_id)
+            is_first = node is not None and not node.last_activated_at
+            activated: bool = super().activate_node(node_id, heartbeat_interval)
+            self._from_before.discard(node_id)
+            if activated and is_first:
+                self._keep_nodes()
+            return activated
+
+    def deactivate_node(self, node_id: int) -> bool:
+        """Let whoever waits for the node's answers look at once: they may never come."""
+        with self.lock:
+            deactivated: bool = super().deactivate_node(node_id)
+            self._from_before.discard(node_id)
+            for message in self._orders_to(node_id):
+                self._bells.ring(message.metadata.message_id)
+            return deactivated
+
+    def acknowledge_node_heartbeat(self, node_id: int, heartbeat_interval: float) -> bool:
+        with self.lock:
+            self._from_before.discard(node_id)
+            known: bool = super().acknowledge_node_heartbeat(node_id, heartbeat_interval)
+            return known
+
+    def get_run_status(self, run_ids: set[int]) -> dict[int, RunStatus]:
+        """The statuses of runs; one that is not known was an earlier SuperLink's, and has ended with it."""
+        known: dict[int, RunStatus] = super().get_run_status(run_ids)
+        ended = RunStatus(status=Status.FINISHED, sub_status=SubStatus.STOPPED, details="")
+        return {run_id: known.get(run_id, ended) for run_id in run_ids}
+
+    def store_message_and_object_tree(
+        self, message: Message, object_tree: ObjectTree, session_id: str
+    ) -> tuple[bool, list[str]]:
+        with self.lock:
+            stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
+            if stored and missing:
+                self._hold_back(object_tree.object_id)
+            elif stored:
+                self._announce(object_tree.object_id)
+            return stored, missing
+
+    def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
+        with self.lock:
+            session = self._object_push_sessions.get(session_id)
+            stored: bool = super().store_object(run_id, session_id, object_id, object_content)
+            if stored and session is not None and session_id not in self._object_push_sessions:
+                for whole in session.root_object_ids:
+                    self._announce(whole)
+            return stored
+
+    def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
+        with self.lock:
+            if node_id in self._from_before:  # it went on asking while this SuperLink was being restarted
+                self.acknowledge_node_heartbeat(node_id, HEARTBEAT_DEFAULT_INTERVAL)
+            for message in self._unconfirmed(node_id):
+                message.metadata.delivered_at = ""
+            messages: list[Message] = super().get_message_ins(node_id, limit, run_id=run_id)
+            for message in messages:
+                number = message.metadata.message_id
+                self._handed_out[number] = self._handed_out.get(number, 0) + 1
+            if not any(message.metadata.delivered_at == "" for message in self._orders_to(node_id)):
+                self._bells.silence([node_id])
+            return messages
+
+    def get_message_res(self, message_ids: set[str], run_id: int) -> list[Message]:
+        """The answers that are there to these messages. Those that are no longer known, as too old, have none."""
+        with self.lock:
+            self._check_stored_messages(message_ids, run_id)
+            known = {number for number in message_ids if number in self.message_ins_store}
+            messages: list[Message] = super().get_message_res(known, run_id) if known else []
+            self._bells.silence(message_ids)
+            return messages
+
+    def delete_messages(self, message_ins_ids: set[str]) -> None:
+        with self.lock:
+            super().delete_messages(message_ins_ids)
+            self._bells.silence(message_ins_ids)
+            for number in message_ins_ids:
+                self._handed_out.pop(number, None)
+
+    def _hold_back(self, number: str) -> None:
+        kept = self.message_ins_store.get(number) or self.message_res_store.get(number)
+        if kept is not None and kept.metadata.delivered_at == "":
+            kept.metadata.delivered_at = _ON_ITS_WAY
+
+    def _announce(self, number: str) -> None:
+        """Let a message be fetched, all of which is there now."""
+        kept = self.message_ins_store.get(number) or self.message_res_store.get(number)
+        if kept is None:
+            return
+        if kept.metadata.delivered_at == _ON_ITS_WAY:
+            kept.metadata.delivered_at = ""
+        if kept.metadata.delivered_at == "":
+            self._bells.ring(kept.metadata.reply_to_message_id or kept.metadata.dst_node_id)
+
+    def _orders_to(self, node_id: int) -> list[Message]:
+        return [message for message in self.message_ins_store.values() if message.metadata.dst_node_id == node_id]
+
+    def _unconfirmed(self, node_id: int) -> Iterable[Message]:
+        """The messages that a node was handed, and does not have: its SuperNode has one at a time in hand."""
+        for message in self._orders_to(node_id):
+            number = message.metadata.message_id
+            # What is confirmed is in the store of parts no longer.
+            if 0 < self._handed_out.get(number, 0) < MOST_HANDED_OUT and number in self.object_store:
+                yield message
+
+    def _keep_nodes(self) -> None:
+        kept = [MessageToDict(node) for node in self.nodes.values()]
+        commit_file(self._file, json.dumps(kept, indent=1).encode())
+
+    def _read_nodes(self) -> None:
+        try:
+            kept = [ParseDict(node, NodeInfo()) for node in read_json(self._file)]
+        except FileNotFoundError:
+            return
+        except (OSError, ForeignTextError, ParseError, TypeError) as error:
+            raise InputError(f"{self._file}: this is no list of a SuperLink's nodes: {error}") from None
+        for node in kept:
+            node.online_until = 0.0
+            if node.status == NodeStatus.ONLINE:
+                node.status = NodeStatus.OFFLINE
+            self.nodes[node.node_id] = node
+            self.node_public_key_to_node_id[node.public_key] = node.node_id
+            self.owner_to_node_ids.setdefault(node.owner_aid, set()).add(node.node_id)
+            self._from_before.add(node.node_id)

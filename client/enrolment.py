@@ -33,6 +33,7 @@ class Enrolment:
     roster: Mapping[str, str] = field(default_factory=dict)
     minimums: Minimums = field(default_factory=Minimums)
     required: bool = False
+    max_update_norm: float | None = None
 
     def check(self, recipe: Recipe) -> None:
         """Raise InputError for a recipe of another topology, and for one that protects less than this site demands."""
@@ -48,6 +49,17 @@ class Enrolment:
                 "privacy.secure_aggregation: this site takes part in no run without it (secure_aggregation.required "
                 "in its site.yaml); set it to true"
             )
+        elif self.max_update_norm is not None:
+            self._check_norm(recipe.aggregation.max_update_norm, self.max_update_norm)
+
+    @staticmethod
+    def _check_norm(offered: float | None, most: float) -> None:
+        if offered is None or offered > most:
+            raise InputError(
+                f"aggregation.max_update_norm: {'none is set' if offered is None else f'{offered:g}'}, and this site "
+                f"takes part where no site's change counts that is larger than {most:g} (max_update_norm in its "
+                f"site.yaml); set it to {most:g} or less"
+            )
 
 
 def load_enrolment(folder: Path, config: SiteConfig) -> Enrolment:
@@ -62,6 +74,7 @@ def load_enrolment(folder: Path, config: SiteConfig) -> Enrolment:
         roster=pinned.identities if pinned else {},
         minimums=demands.minimums,
         required=demands.required,
+        max_update_norm=config.max_update_norm,
     )
 
 

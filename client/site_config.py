@@ -87,6 +87,13 @@ class SiteConfig(Section):
     secure_aggregation: SecureAggregationTerms = Field(
         default_factory=SecureAggregationTerms, description="What this site asks of secure aggregation."
     )
+    max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description=(
+            "Refuse runs in which another site could move the model further in a round: their "
+            "`aggregation.max_update_norm` must be as much or less. Under masks `most_clip` does it."
+        ),
+    )
     max_message_bytes: Annotated[int, Field(ge=1)] = Field(
         4 * 2**30, description="The most bytes of tensors that one message to or from the worker may hold."
     )

@@ -131,8 +131,10 @@ class Membership:
         deadline = time.monotonic() + self._patience
         while True:
             connected, self._names = set(self._grid.nodes()), self._sites()
-            # Whoever reconnects is asked again.
+            # Whoever reconnects is asked again, and who has more than it announced.
             self._turned_away &= connected
+            self._joined = {node: site for node, site in self._joined.items() if site not in self._exchange.outgrown}
+            self._exchange.outgrown.clear()
             self._offers = {node: offer for node, offer in self._offers.items() if node in connected}
             self._pauses = {node: pause for node, pause in self._pauses.items() if node in connected}
             if newcomers := self._newcomers(connected, progress.round):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from core_training.foundation.errors import NarrowScaleError, ProtocolError
+from core_training.foundation.errors import BeyondAnnouncedError, NarrowScaleError, ProtocolError
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from flower_transport.grid import Grid
@@ -40,6 +40,8 @@ class OrderExchange:
         """Whether an update did not fit its scale, since this was last set to False."""
         self.hopeless: set[str] = set()
         """The sites whose newest fault was a fatal one: to ask them the same again would not help."""
+        self.outgrown: set[str] = set()
+        """The sites whose figures went beyond what they had announced: they are to announce themselves anew."""
         self.reasons: dict[str, str] = {}
         """The newest reason for which each site was set aside."""
 
@@ -97,6 +99,8 @@ class OrderExchange:
             yield
         except ProtocolError as error:
             self.too_narrow |= isinstance(error, NarrowScaleError)
+            if isinstance(error, BeyondAnnouncedError):
+                self.outgrown.add(site)
             if error.fatal:
                 self.hopeless.add(site)
             quarantined = events.Quarantined(site=site, round=round_number, reason=str(error))

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from core_training.foundation.errors import ProtocolError
+from core_training.foundation.errors import BeyondAnnouncedError, ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
 from core_training.recipe.schema import Recipe
@@ -34,25 +34,25 @@ def most_rows(recipe: Recipe, records: int, processes: int) -> int:
 
 
 def check_report(recipe: Recipe, steps: int, report: TrainReport, data: DataReport, processes: int) -> None:
-    """Raise ProtocolError for more weight or tokens than `steps` optimizer steps of a site can have.
+    """Raise BeyondAnnouncedError for more weight or tokens than `steps` optimizer steps of a site can have.
 
     `data` and `processes` are what the site announced when it joined.
     """
     rows = most_rows(recipe, data.train_examples, processes)
     announced = f"it announced {data.train_examples} records and {processes} process{'es' * (processes > 1)}"
     if report.weight > (most := most_weight(recipe, steps, rows)):
-        raise ProtocolError(f"weight {report.weight} is more than {steps} steps can have, {most}: {announced}")
+        raise BeyondAnnouncedError(f"weight {report.weight} is more than {steps} steps can have, {most}: {announced}")
     part, settings, training = recipe.stage_part, recipe.stage_settings, recipe.training
     sequences = rows * steps * part.answers(settings) * part.passes(settings) * _SEQUENCES_OF_A_ROW
     if report.tokens > (most := sequences * (training.max_length + recipe.rollout.max_new_tokens)):
-        raise ProtocolError(f"{report.tokens} tokens are more than {steps} steps can have, {most}: {announced}")
+        raise BeyondAnnouncedError(f"{report.tokens} tokens are more than {steps} steps can have, {most}: {announced}")
 
 
 def check_evaluation(recipe: Recipe, evaluation: EvalReport, data: DataReport) -> None:
-    """Raise ProtocolError for an evaluation over more than the held-out records that the site announced."""
+    """Raise BeyondAnnouncedError for an evaluation over more than the held-out records that the site announced."""
     most = data.eval_examples * units_of_a_row(recipe, recipe.training.max_length + recipe.rollout.max_new_tokens)
     if evaluation.examples > data.eval_examples or evaluation.weight > most:
-        raise ProtocolError(
+        raise BeyondAnnouncedError(
             f"an evaluation of weight {evaluation.weight} over {evaluation.examples} records is more than the site can "
             f"have, {most}: it announced {data.eval_examples} held-out records"
         )

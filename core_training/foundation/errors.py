@@ -78,6 +78,10 @@ class NarrowScaleError(ProtocolError):
     """An update does not fit the scale on which it was to be written: the next one has to be wider."""
 
 
+class BeyondAnnouncedError(ProtocolError):
+    """A site's figures are more than what it announced allows: it may have been started anew, on more records."""
+
+
 class Interrupted(FedloomError):
     """A signal asked the command to stop; what it had committed is saved, and the message says how to go on."""
 

@@ -69,6 +69,32 @@ def test_a_recipe_that_falls_short_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("most", "aggregation", "privacy", "says"),
+    [
+        (2.0, {"max_update_norm": 2.0}, {}, None),
+        (2.0, {"max_update_norm": 0.5}, {"codec": "ring16"}, None),
+        (2.0, {}, {"secure_aggregation": True}, None),
+        (None, {}, {}, None),
+        (2.0, {"max_update_norm": 2.5}, {}, r"max_update_norm: 2\.5, .* set it to 2 or less"),
+        (2.0, {}, {}, r"max_update_norm: none is set, .* set it to 2 or less"),
+    ],
+)
+def test_a_site_says_how_far_another_may_move_the_model(
+    tmp_path: Path, most: float | None, aggregation: dict[str, Any], privacy: dict[str, Any], says: str | None
+) -> None:
+    site = {"name": "heart", "server": "localhost:9092"} | ({"max_update_norm": most} if most else {})
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(site))
+    give_key(tmp_path)
+    document = recipe(**privacy).model_dump(mode="json", exclude_unset=True) | {"aggregation": aggregation}
+    enrolment, asked = load_enrolment(tmp_path, load_site_config(tmp_path)), parse_recipe(yaml.safe_dump(document))
+    if says is None:
+        enrolment.check(asked)
+    else:
+        with pytest.raises(InputError, match=says):
+            enrolment.check(asked)
+
+
+@pytest.mark.parametrize(
     "demands",
     [{"threshold": 0.4}, {"threshold": 1}, {"minimum_sites": 1}, {"ring_bits": 8}, {"most_clip": 0}, {"clip": 1}],
 )

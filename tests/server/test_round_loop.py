@@ -254,6 +254,26 @@ def test_an_evaluation_of_the_result_weighs_no_more_than_the_records_that_were_a
     assert (quarantined["site"], "held-out records" in quarantined["reason"]) == ("b", True)
 
 
+def test_a_site_that_was_started_anew_on_more_records_announces_itself_again(
+    tmp_path: Path, recipe: Callable[..., Recipe]
+) -> None:
+    """Its first evaluation is of more than it had announced; from the next round on it counts."""
+    honest, announced = ArithmeticSite(1.0, 10), iter([2, 5, 5, 5])
+
+    def grown(order: Envelope) -> Envelope:
+        reply = honest(order)
+        if order.kind == "join":
+            return with_fields(data={**reply.fields["data"], "eval_examples": next(announced)})(reply)
+        if order.kind in ("train", "evaluate") and reply.fields["evaluation"]:
+            return with_fields(evaluation={"loss_sum": 1.0, "weight": 1, "examples": 5})(reply)
+        return reply
+
+    every_round = recipe(rounds=3, eval_every=1)
+    summary = federate(tmp_path / "run", every_round, {"a": ArithmeticSite(1.0, 10), "grown": grown})
+    assert [(e["site"], e["round"]) for e in events(tmp_path / "run", "quarantined")] == [("grown", 1)]
+    assert summary.sites["grown"].rounds == 2
+
+
 def test_an_unknown_node_takes_no_part(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     sites = {"a": ArithmeticSite(1.0, 10), "stranger": ArithmeticSite(100.0, 10)}
     federate(tmp_path / "run", recipe(rounds=1), sites, known={1: "a"})

@@ -34,7 +34,7 @@ from tests.server.processes import kill
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TOGETHER = ("north", "south", "west")
-ROUNDS_WHILE_AWAY = 40
+ROUNDS = 40
 """More than the others take until a site that was killed is back."""
 
 RECIPE = """
@@ -175,7 +175,7 @@ def test_a_site_that_is_killed_takes_part_again_and_no_mask_is_used_twice(walk: 
     demand(walk / "guest", minimum_sites=3)
     fedloom(walk, "client", "start", "--folder", "guest")
     known = set(federation.run_ids())
-    waiting = start_fedloom(walk, "server", "submit", "recipe.yaml", f"topology.rounds={ROUNDS_WHILE_AWAY}", "--wait")
+    waiting = start_fedloom(walk, "server", "submit", "recipe.yaml", f"topology.rounds={ROUNDS}", "--wait")
     while not (new := set(federation.run_ids()) - known):
         assert waiting.poll() is None
         time.sleep(0.1)
@@ -191,15 +191,15 @@ def test_a_site_that_is_killed_takes_part_again_and_no_mask_is_used_twice(walk: 
 
     assert waiting.returncode == 0, said
     *_, last = run.lines("round")
-    assert (last["round"], sorted(last["sites"])) == (ROUNDS_WHILE_AWAY, sorted(TOGETHER))
-    records.check(rounds=ROUNDS_WHILE_AWAY)
+    assert (last["round"], sorted(last["sites"])) == (ROUNDS, sorted(TOGETHER))
+    records.check(rounds=ROUNDS)
     assert reasons(run, "guest") == ["minimum_sites 2: this site takes part from 3 up"]
     # Who waits is told all that is known, and that is no site's own loss.
     assert "guest was set aside: minimum_sites 2: this site takes part from 3 up" in said
-    assert f"round {ROUNDS_WHILE_AWAY}/{ROUNDS_WHILE_AWAY} loss" in said
+    assert f"round {ROUNDS}/{ROUNDS} loss" in said
     assert "secure aggregation: " in said
     shown = fedloom(walk, "server", "status")
-    told = {words: words in shown for words in (run.run_id, f"{ROUNDS_WHILE_AWAY}/{ROUNDS_WHILE_AWAY}, finished", "north, south, west")}
+    told = {words: words in shown for words in (run.run_id, f"{ROUNDS}/{ROUNDS}, finished", "north, south, west")}
     assert all(told.values()), (shown, list(run.lines()))
     assert all(site[key] is None for site in last["sites"].values() for key in ("loss", "eval_loss", "weight"))
 

@@ -75,9 +75,9 @@ def _to_array(payload: bytes | memoryview) -> ArrayRecord | None:
 
     if len(payload) <= SHORT_PAYLOAD_BYTES:
         return None
-    return ArrayRecord(
-        {_PAYLOAD: Array("uint8", (len(payload),), _BYTES, payload)}
-    )  # a view of it is as good as a copy
+    record = ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _BYTES, b"")})
+    record[_PAYLOAD].data = payload  # put in here, where a view of bytes need not be copied
+    return record
 
 
 def _from_records(records: RecordDict) -> Envelope:

@@ -11,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
 from client.link import note_link, read_link
 from client.site_config import load_site_config
 from client.worker_client import worker_command
 from core_training.foundation import background
 from core_training.foundation.careful_logging import log_to_stdout
+from core_training.foundation.environment import GIVES_MEMORY_BACK
 from core_training.foundation.kept_processes import KeptProcess, lock_of
 from core_training.foundation.stopping import exit_when_stopped
 from security.certificates import AUTHORITY_CERTIFICATE
@@ -38,7 +38,7 @@ class Supervisor:
         self._folder = folder
         self._config = load_site_config(folder)
         make_private_folder(folder / "run")
-        settings = {"FLWR_HOME": str(folder / "flower"), "PYTHONUNBUFFERED": "1"}
+        settings = {"FLWR_HOME": str(folder / "flower"), "PYTHONUNBUFFERED": "1", **GIVES_MEMORY_BACK}
         self._worker = KeptProcess(folder, "worker", lambda: worker_command(folder))
         self._supernode = KeptProcess(folder, "supernode", lambda: supernode_command(folder), settings)
 

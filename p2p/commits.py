@@ -75,7 +75,7 @@ class CommitStore:
             "scale": commit.scale.model_dump() if commit.scale else None,
         }
         with commit_folder(self._path(commit.round)) as scratch:
-            (scratch / STATE_FILE).write_bytes(commit.state.to_bytes())
+            commit.state.write(scratch / STATE_FILE)
             (scratch / _COMMIT_FILE).write_text(strict_json(document, indent=2) + "\n", encoding="utf-8")
         prune_checkpoints(self._folder, "epoch-*")
 

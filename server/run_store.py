@@ -31,7 +31,7 @@ class RunStore:
         Returns the state as it lies in the commit: memory that the system can have back at any time.
         """
         with commit_folder(self._place(progress.round)) as scratch:
-            (scratch / STATE_FILE).write_bytes(state.to_bytes())
+            state.write(scratch / STATE_FILE)
             document = {"manifest": state.manifest.to_json(), "progress": progress.to_json()}
             (scratch / "round.json").write_text(strict_json(document), encoding="utf-8")
         prune_checkpoints(self._folder.checkpoints, "round-*", self._keep)

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
 from core_training.foundation import background
 from core_training.foundation.careful_logging import log_to_stdout
+from core_training.foundation.environment import GIVES_MEMORY_BACK
 from core_training.foundation.kept_processes import KeptProcess
 from core_training.foundation.stopping import exit_when_stopped
 from flower_transport.credential import make_credential
@@ -36,6 +36,7 @@ class Supervisor:
             FEDERATION_FOLDER: str(folder),
             "FLWR_HOME": str(federation.flower_home),
             "PYTHONUNBUFFERED": "1",
+            **GIVES_MEMORY_BACK,
         }
         self._superlink = KeptProcess(folder, "superlink", lambda: _superlink_command(federation), environment)
         self._superexec = KeptProcess(folder, "superexec", lambda: _superexec_command(federation), environment)

@@ -91,7 +91,7 @@ class FedProx:
 
     def save(self, folder: Path) -> None:
         if self._center is not None:
-            (folder / _STATE_FILE).write_bytes(self._center.to_bytes())
+            self._center.write(folder / _STATE_FILE)
 
     def load(self, folder: Path, manifest: Manifest) -> None:
         self._center = _read_state(folder, manifest)
@@ -144,7 +144,7 @@ class Scaffold:
 
     def save(self, folder: Path) -> None:
         if self._sent is not None:
-            (folder / _STATE_FILE).write_bytes(self._sent.to_bytes())
+            self._sent.write(folder / _STATE_FILE)
             (folder / _NUMBERS_FILE).write_text(json.dumps({"learning_rates": self._learning_rates}))
 
     def load(self, folder: Path, manifest: Manifest) -> None:

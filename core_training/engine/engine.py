@@ -168,7 +168,7 @@ class Engine:
         accelerator = self._current.prepared.accelerator
         if accelerator.is_main_process:
             with commit_folder(folder) as scratch:
-                (scratch / STATE_FILE).write_bytes(state.to_bytes())
+                state.write(scratch / STATE_FILE)
                 (scratch / NOTES_FILE).write_text(strict_json(dict(notes or {})))
                 if self._correction is not None:
                     self._correction.save(scratch)

@@ -26,6 +26,10 @@ SETTINGS = {
     "GRPC_VERBOSITY": "NONE",  # a line for each handshake that a stranger breaks off fills a disk
 }
 
+GIVES_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""What has glibc give large pieces of memory back when they are freed, for processes that messages pass through: else
+each keeps what it once held. Where a process computes, it would cost time (docs/decisions/029)."""
+
 STAY_OFFLINE = "FEDLOOM_OFFLINE"
 """The variable that says whether the user wants nothing fetched at all: "1" where the hub was switched off before.
 

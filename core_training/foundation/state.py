@@ -123,9 +123,17 @@ class TrainableState:
 
     def to_bytes(self) -> bytes:
         """The state as one safetensors file."""
+        return b"".join(self._parts())
+
+    def write(self, path: Path) -> None:
+        """Write the file of `to_bytes`, without holding it."""
+        with path.open("wb") as file:
+            for part in self._parts():
+                file.write(part)
+
+    def _parts(self) -> tuple[bytes, memoryview]:
         values = np.ascontiguousarray(self.buffer, dtype="<f4")
-        header = header_of((spec.name, spec.shape) for spec in self.manifest.tensors)
-        return b"".join((header, values.data.cast("B")))
+        return header_of((spec.name, spec.shape) for spec in self.manifest.tensors), values.data.cast("B")
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview, manifest: Manifest) -> TrainableState:

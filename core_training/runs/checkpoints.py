@@ -48,7 +48,7 @@ def keep_best(checkpoints: Path, at: int, state: TrainableState, notes: Mapping[
     An earlier best one stays until `prune_best`: a checkpoint that a run goes back to may know only that.
     """
     with commit_folder(_best(checkpoints, at)) as scratch:
-        (scratch / STATE_FILE).write_bytes(state.to_bytes())
+        state.write(scratch / STATE_FILE)
         (scratch / NOTES_FILE).write_text(strict_json(dict(notes)), encoding="utf-8")
 
 

@@ -106,6 +106,12 @@ def test_what_is_no_roster_is_refused_by_what_is_wrong(site: Path, content: str,
         pin_roster(site, written(site, content))
 
 
+def test_a_roster_out_of_all_proportion_is_not_read(site: Path, identities: dict[str, str]) -> None:
+    padded = json.dumps(identities) + " " * (16 << 20)
+    with pytest.raises(InputError, match=r"roster\.json: it is larger than 16 MiB"):
+        pin_roster(site, written(site, padded))
+
+
 def test_a_roster_that_is_missing_is_named(site: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.json: the roster cannot be read"):
         pin_roster(site, site / "absent.json")

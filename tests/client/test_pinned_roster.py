@@ -89,6 +89,16 @@ def test_another_roster_takes_the_place_of_the_first_only_when_told_to(
     assert replaced.digest != first.digest
 
 
+def test_another_key_for_a_name_that_is_pinned_is_another_roster(
+    site: Path, identities: dict[str, str], tmp_path: Path
+) -> None:
+    first = pin_roster(site, written(site, identities))
+    swapped = {**identities, "lung": public_key_text(create_signing_key(tmp_path / "other"))}
+    with pytest.raises(InputError, match=r"this one has lung with another key\. If that is right: --replace"):
+        pin_roster(site, written(site, swapped))
+    assert pinned_roster(site) == first
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -134,7 +134,8 @@ def test_a_site_without_an_identity_is_told_how_to_get_one(site: Path, identitie
     assert load_enrolment(site, load_site_config(site)).identity is None
 
 
-def test_an_identity_that_others_may_read_is_not_used(site: Path) -> None:
-    (site / IDENTITY_KEY).chmod(0o644)
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o601])
+def test_an_identity_that_others_may_read_is_not_used(site: Path, mode: int) -> None:
+    (site / IDENTITY_KEY).chmod(mode)
     with pytest.raises(InputError, match="others may read this private key"):
         load_enrolment(site, load_site_config(site))

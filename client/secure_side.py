@@ -47,6 +47,8 @@ class SecureSide:
                 "roster.json`, and stop and start it"
             )
         self.roster_digest = roster_digest(self._roster)
+        self.most_sites = len(self._roster)
+        """No sum of this run has more sites in it."""
         # Made for its checks alone: what it refuses is refused when the site joins, not in a round.
         self._protocol(kept)
 

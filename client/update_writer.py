@@ -68,6 +68,10 @@ class UpdateWriter:
             return
         if order.ring is None or order.ring.masking is None:
             raise ProtocolError("the order would have the update leave unmasked; this run aggregates securely")
+        if order.ring.sites > (most := self.secure_side.most_sites):
+            # With room for thousands a value has two bits: changes are far below a step, and a 1 in the sum is one
+            # site's; and weights and figures travel two bits at a time, each pair of them a sum of its own.
+            raise ProtocolError(f"the order leaves room for {order.ring.sites} sites; this site's roster has {most}")
         if order.steps != topology.local_steps or not 0 <= order.counted < (topology.rounds or 0):
             void = f", and {order.void_rounds} of those before it void" if order.void_rounds else ""
             raise ProtocolError(

@@ -72,6 +72,8 @@ class GroupAveraging:
         self._cancel_calls()
         self._told = set()
         matchmaking.begin(RoundInput(update.round, own.proposal, own.form))
+        if matchmaking.must_have is not None:  # it was killed after it had opened a sum of this round
+            self._hold(own, matchmaking.must_have)
         # The deadline counts from the round's begin, as it was learned; the limit from now, however long training took.
         trained_after = progress.seconds_into(update.round, self._now())
         self._deadline = self._now() + progress.deadlines.deadline(trained_after) - trained_after
@@ -203,13 +205,14 @@ class GroupAveraging:
         began = time.perf_counter()
         try:
             if attempt.phase is Phase.KEYS:
-                vector = own.vector(attempt.proposals)
+                vector = own.vector(attempt.proposals, self._matchmaking.must_have)
                 began = time.perf_counter()
                 attempt.scatter(vector)
             else:
                 if attempt.phase is Phase.READY:
                     # First on disk: a node killed after it opened the sum must not average with others in this round.
-                    self._matchmaking.bind()
+                    self._matchmaking.bind(own.scale)
+                    self._hold(own, own.scale)
                 attempt.advance()
         except GroupFault as fault:
             self._matchmaking.fail(fault.member, str(fault))
@@ -224,6 +227,11 @@ class GroupAveraging:
         finally:
             self._progress.ledger.seconds_protection += time.perf_counter() - began
         return True
+
+    def _hold(self, own: GroupUpdate, scale: Scale) -> None:
+        """Propose this scale in every attempt that may follow."""
+        own.hold(scale)
+        self._matchmaking.propose(own.proposal)
 
     async def _all_have_sent(self, attempt: GroupAttempt, limit: float) -> bool:
         """Wait for the messages of a phase, until `limit` at most; False when the attempt is over."""

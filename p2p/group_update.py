@@ -55,20 +55,34 @@ class GroupUpdate:
         """This member's proposal, as bytes."""
         return self._own.model_dump_json().encode()
 
+    @property
+    def scale(self) -> Scale:
+        """The scale that its vector is written on."""
+        return self._scale
+
+    def hold(self, scale: Scale) -> None:
+        """Propose this scale from now on."""
+        self._own = self._own.model_copy(update={"scale": scale})
+
     def widen(self) -> bool:
         """Propose a wider scale from now on; False when there is none."""
         wider = widened(self._scale, self._recipe, self._start.manifest)
         self._own = self._own.model_copy(update={"scale": wider})
         return wider != self._scale
 
-    def vector(self, proposals: Mapping[str, bytes]) -> RingVector:
-        """The update as these proposals ask for it, one of each member.
+    def vector(self, proposals: Mapping[str, bytes], must_have: Scale | None = None) -> RingVector:
+        """The update as these proposals ask for it, one of each member; `must_have` is the only scale that they may.
 
         Raises GroupFault when one is not right, and ProtocolError when their scale would cut too much of the update.
         """
-        scales = [scale for name in proposals if (scale := self._checked(name, proposals[name]).scale) is not None]
+        checked = {name: self._checked(name, document) for name, document in proposals.items()}
+        scales = {name: proposal.scale for name, proposal in checked.items() if proposal.scale is not None}
+        if must_have is not None:
+            for name, scale in scales.items():
+                if Scale.widest([scale, must_have]) != must_have:
+                    raise GroupFault(name, "it proposes a wider scale than that of the sum which was opened")
         if scales:
-            self._use(Scale.widest(scales))
+            self._use(Scale.widest(scales.values()))
         key = rounding_key(self._recipe.training.seed, self._plan.rounding_secret, self._update.round)
         figures = RoundFigures.of(self._update.train, self._update.evaluation).to_integers()
         return self._codec.encode(self._trained, self._start, self._update.train.weight, figures, key)

@@ -20,6 +20,7 @@ from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
 from p2p.transport import PeerUnreachable
 from security.secure_aggregation.group import Group, GroupAttempt, GroupFault, Phase, RingForm
+from strategies.ring_scale import Scale
 
 _ATTEMPTS_A_MEMBER = 3
 """Attempts in one round, for each member of the roster: each fault of a member ends at most one or two."""
@@ -80,6 +81,11 @@ class Matchmaking:
         """The only members with which this node averages in this round, once it has opened a sum of theirs; nobody in
         a round before that."""
         return self._opened.members(self.round)
+
+    @property
+    def must_have(self) -> Scale | None:
+        """The only scale on which this node writes its update in this round, once it has opened a sum."""
+        return self._opened.scale(self.round)
 
     @property
     def may_try_again(self) -> bool:
@@ -203,12 +209,13 @@ class Matchmaking:
         self._event(events.GroupFailed(round=group.round, attempt=group.attempt, member=member, reason=reason))
         self._news()
 
-    def bind(self) -> None:
-        """Bind this node, before it opens the attempt's sum, to average with just these members in this round.
+    def bind(self, scale: Scale) -> None:
+        """Bind this node, before it opens the attempt's sum, to just these members and this scale in this round.
 
-        The same members' sum again says nothing new. That of fewer would, less this one, show who is missing.
+        The same members' sum again says nothing new. That of fewer would, less this one, show who is missing; and on
+        another scale weights are cut elsewhere: two sums of the same updates, weighted otherwise, give each of two.
         """
-        self._opened.note(self.round, self._members)
+        self._opened.note(self.round, self._members, scale)
 
     @property
     def _members(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A node's note on disk of the members of a round's sum, before it opens it. A restart must not make it forget."""
+"""A node's note on disk of a round's sum before it opens it: of whom, and on what scale. A restart forgets nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core_training.foundation.bounded_reading import read_json
 from core_training.foundation.durable import commit_file
+from strategies.ring_scale import Scale
 
 
 class OpenedSum:
@@ -16,9 +17,11 @@ class OpenedSum:
         self._file = file
         self._round: int | None = None
         self._members: tuple[str, ...] = ()
+        self._scale: Scale | None = None
         if file.exists():
             document = read_json(file)
             self._round, self._members = document["epoch"], tuple(document["members"])
+            self._scale = Scale.from_json(document["scale"]) if document.get("scale") else None
 
     def members(self, number: int) -> tuple[str, ...] | None:
         """The members of the sum opened in this round; None where none was.
@@ -29,7 +32,12 @@ class OpenedSum:
             return None
         return self._members if number == self._round else ()
 
-    def note(self, number: int, members: tuple[str, ...]) -> None:
-        """Note the members of a sum before it is opened. Raises RunError when the disk refuses."""
-        commit_file(self._file, json.dumps({"epoch": number, "members": list(members)}).encode())
-        self._round, self._members = number, members
+    def scale(self, number: int) -> Scale | None:
+        """The scale of the sum opened in this round; None where none was."""
+        return self._scale if number == self._round else None
+
+    def note(self, number: int, members: tuple[str, ...], scale: Scale) -> None:
+        """Note a sum before it is opened. Raises RunError when the disk refuses."""
+        document = {"epoch": number, "members": list(members), "scale": scale.model_dump()}
+        commit_file(self._file, json.dumps(document).encode())
+        self._round, self._members, self._scale = number, members, scale

@@ -129,7 +129,8 @@ class SecureRounds:
         """
         for site in delivered:
             self._waits.pop(site, None)
-        for site in missing:
+        # One that is due already is missing for want of new masks, maybe: that must not put them off.
+        for site in set(missing) - self._due.keys():
             self._waits[site] = 2 * self._waits.get(site, 0) or 1
             self._due[site] = number + self._waits[site]
 

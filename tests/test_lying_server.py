@@ -326,6 +326,18 @@ def test_a_scale_that_leaves_signs_alone_is_refused_and_nothing_is_told_of_the_v
     assert not re.search(r"\d", reason)
 
 
+@pytest.mark.parametrize("room", [4, 2**14, 100_000])
+def test_room_in_the_ring_for_more_sites_than_the_roster_has_is_refused(
+    server: LyingServer, recipe: Recipe, room: int
+) -> None:
+    """With two bits a value, a 1 in the sum would be one site's, and so would many a bit of weights and losses."""
+    server.join(recipe, [VICTIM])
+    ring = RingTerms(scale=first_scale(recipe, server.manifest), sites=room, masking=NO_MASKING)
+    reason = server.refusal(VICTIM, server.order(recipe, ring=ring))
+    assert f"room for {room} sites; this site's roster has 3" in reason
+    assert not list(server.checkpoints(VICTIM).glob("*"))
+
+
 def test_a_scale_of_weights_that_no_site_has_is_refused(server: LyingServer, recipe: Recipe) -> None:
     """All changes would be far below a step of it, and a 1 in the sum would be one site's."""
     server.join(recipe, [VICTIM])
@@ -394,7 +406,7 @@ def test_a_round_that_was_answered_is_answered_with_the_same_bytes_or_not_at_all
     coarser = ring.scale.model_copy(update={"weight_cap": ring.scale.weight_cap // 2})
     others: list[dict[str, Any]] = [
         {"evaluate": True},
-        {"ring": ring.model_copy(update={"sites": 4})},
+        {"ring": ring.model_copy(update={"sites": 2})},
         {"ring": ring.model_copy(update={"scale": coarser})},
         {"payload": TrainableState(start.manifest, start.buffer + np.float32(1e-4)).to_bytes()},
     ]

@@ -89,6 +89,16 @@ def test_another_roster_takes_the_place_of_the_first_only_when_told_to(
     assert replaced.digest != first.digest
 
 
+def test_another_key_for_a_name_that_is_pinned_is_another_roster(
+    site: Path, identities: dict[str, str], tmp_path: Path
+) -> None:
+    first = pin_roster(site, written(site, identities))
+    swapped = {**identities, "lung": public_key_text(create_signing_key(tmp_path / "other"))}
+    with pytest.raises(InputError, match=r"this one has lung with another key\. If that is right: --replace"):
+        pin_roster(site, written(site, swapped))
+    assert pinned_roster(site) == first
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -106,6 +116,12 @@ def test_what_is_no_roster_is_refused_by_what_is_wrong(site: Path, content: str,
         pin_roster(site, written(site, content))
 
 
+def test_a_roster_out_of_all_proportion_is_not_read(site: Path, identities: dict[str, str]) -> None:
+    padded = json.dumps(identities) + " " * (16 << 20)
+    with pytest.raises(InputError, match=r"roster\.json: it is larger than 16 MiB"):
+        pin_roster(site, written(site, padded))
+
+
 def test_a_roster_that_is_missing_is_named(site: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.json: the roster cannot be read"):
         pin_roster(site, site / "absent.json")
@@ -118,7 +134,8 @@ def test_a_site_without_an_identity_is_told_how_to_get_one(site: Path, identitie
     assert load_enrolment(site, load_site_config(site)).identity is None
 
 
-def test_an_identity_that_others_may_read_is_not_used(site: Path) -> None:
-    (site / IDENTITY_KEY).chmod(0o644)
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o601])
+def test_an_identity_that_others_may_read_is_not_used(site: Path, mode: int) -> None:
+    (site / IDENTITY_KEY).chmod(mode)
     with pytest.raises(InputError, match="others may read this private key"):
         load_enrolment(site, load_site_config(site))

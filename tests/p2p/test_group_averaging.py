@@ -11,6 +11,7 @@ from core_training.runs.run_folder import RunFolder
 from p2p.calls import PeerCalls
 from p2p.catch_up import CatchUp
 from p2p.commits import CommitStore
+from p2p.group_averaging import GroupAveraging
 from p2p.group_update import GroupUpdate, Proposal
 from p2p.matchmaking import Matchmaking, RoundInput
 from p2p.messages import GroupHeader
@@ -19,9 +20,9 @@ from p2p.plan import RunPlan
 from p2p.progress import Progress
 from p2p.site_orders import SiteOrders
 from p2p.transport import PeerUnreachable
-from security.secure_aggregation.group import GroupFault, RingForm
+from security.secure_aggregation.group import GroupFault, Phase, RingForm
 from simulations.gossip import simulate_gossip
-from simulations.network import Partition, SimulatedNetwork
+from simulations.network import Partition, SimulatedNetwork, SimulatedTransport
 from simulations.virtual_time import run_virtually
 from strategies.fedavg import most_weight
 from strategies.ring_scale import Scale
@@ -145,6 +146,34 @@ def test_an_interrupted_run_goes_on_from_its_commits_to_the_same_bits(tmp_path):
     assert resumed.state_digest == whole.state_digest
 
 
+class WatchedNetwork(SimulatedNetwork):
+    """Looks up what a node has on disk about its sum whenever it opens one."""
+
+    def __init__(self, folder):
+        super().__init__(seed=1, latency=0.05)
+        self.folder = folder
+        self.noted = []
+
+    def transport(self, name):
+        return WatchedTransport(self, name)
+
+
+class WatchedTransport(SimulatedTransport):
+    async def exchange(self, peer, header, chunks):
+        if header.phase == "open":
+            store = CommitStore(self._network.folder / "sites" / self._name / "checkpoints")
+            members = OpenedSum(store.opened_file).members(header.round)
+            self._network.noted.append((header.round, members))
+        return await super().exchange(peer, header, chunks)
+
+
+def test_a_sum_is_noted_on_disk_before_anything_that_opens_it_leaves(tmp_path):
+    """Else a node that is killed then would average with others in the same round, and the two sums would differ."""
+    sites, network = three_sites(), WatchedNetwork(tmp_path)
+    run(sites, ring_recipe(rounds=2), tmp_path, network)
+    assert sorted(network.noted) == [(number, tuple(sites)) for number in (1, 2) for _ in range(3 * 2)]
+
+
 class LeapingSite(LinearSite):
     def train_from(self, state, steps):
         return TrainableState(state.manifest, state.buffer + np.float32(1.0))
@@ -186,12 +215,13 @@ def test_a_recipe_that_the_roster_can_never_fulfil_is_refused_at_once(tmp_path):
 
 
 ROSTER = ("alpha", "beta", "gamma", "delta")
+SCALE = Scale(exponents=[1, 2], weight_cap=64)
 FORM = RingForm(8, 2, lambda vector: vector.tobytes(), lambda data: np.frombuffer(data, np.uint16))
 
 
-def matchmaking(folder):
-    """Alpha's view of a secure group of at least three, in round 5."""
-    plan = RunPlan("alpha", ROSTER, "run", ring_recipe(), "secret")
+def matchmaking(folder, name="alpha"):
+    """Alpha's view, or another's, of a secure group of at least three, in round 5."""
+    plan = RunPlan(name, ROSTER, "run", ring_recipe(), "secret")
     made = Matchmaking(plan, OpenedSum(folder / "opened.json"), lambda *_, **__: None, lambda: None)
     made.begin(RoundInput(5, b"proposal", FORM))
     return made
@@ -208,6 +238,17 @@ def test_each_node_enforces_the_minimum_of_members_whoever_calls_them_together(t
     with pytest.raises(ProtocolError, match="a group of 2; this node takes part from 3 members on"):
         matchmaking(tmp_path).is_current("beta", keys("alpha", "beta"))
     assert matchmaking(tmp_path).is_current("beta", keys("alpha", "beta", "gamma"))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_an_attempt_is_masked_where_the_recipe_says_so(tmp_path, masked):
+    recipe = ring_recipe(privacy={"secure_aggregation": masked, "codec": "ring16", "clip": 16.0}, minimum_sites=3)
+    plan = RunPlan("alpha", ROSTER, "run", recipe, "secret")
+    node = Matchmaking(plan, OpenedSum(tmp_path / "opened.json"), lambda *_, **__: None, lambda: None)
+    node.begin(RoundInput(5, b"proposal", FORM))
+    assert node.is_current("beta", keys("alpha", "beta", "gamma"))
+    message = node.attempt.message_to("beta")
+    assert (len(message), message[-8:]) == (2 * 32 * masked + 8, b"proposal")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +302,7 @@ def test_one_that_is_not_in_the_group_cannot_end_its_attempt(tmp_path):
 def test_who_has_opened_a_sum_averages_with_nobody_else_in_that_round_not_even_after_a_restart(tmp_path):
     node = matchmaking(tmp_path)
     assert node.is_current("beta", keys(*ROSTER))
-    node.bind()
+    node.bind(SCALE)
     node.fail("delta", "it is down")
     for restarted in (node, matchmaking(tmp_path)):
         with pytest.raises(ProtocolError, match="opened a sum of other members"):
@@ -272,10 +313,20 @@ def test_who_has_opened_a_sum_averages_with_nobody_else_in_that_round_not_even_a
     assert node.is_current("beta", keys("alpha", "beta", "gamma", number=6))
 
 
+def test_who_has_opened_a_sum_remembers_its_scale_for_that_round_also_after_a_restart(tmp_path):
+    node = matchmaking(tmp_path)
+    assert node.is_current("beta", keys(*ROSTER))
+    assert node.must_have is None
+    node.bind(SCALE)
+    assert node.must_have == matchmaking(tmp_path).must_have == SCALE
+    node.begin(RoundInput(6, b"proposal", FORM))
+    assert node.must_have is None
+
+
 def test_a_round_before_one_whose_sum_was_opened_has_none_any_more(tmp_path):
     node = matchmaking(tmp_path)
     assert node.is_current("beta", keys(*ROSTER))
-    node.bind()
+    node.bind(SCALE)
     node = matchmaking(tmp_path)
     node.begin(RoundInput(4, b"proposal", FORM))
     with pytest.raises(ProtocolError, match="opened a sum of other members"):
@@ -308,6 +359,43 @@ def test_who_is_left_out_begins_no_attempt_but_follows_one(tmp_path):
     assert node.is_current("delta", keys(*ROSTER, attempt=2, sender="delta"))
 
 
+def test_nobody_follows_the_call_of_one_who_is_left_out(tmp_path):
+    node = matchmaking(tmp_path, "delta")
+    assert node.is_current("beta", keys("beta", "gamma", "delta"))
+    node.fail("beta", "garbage")
+    with pytest.raises(ProtocolError, match="'beta' called together: garbage"):
+        node.is_current("gamma", keys("beta", "gamma", "delta", attempt=2, sender="gamma"))
+    assert node.is_current("gamma", keys("alpha", "beta", "gamma", "delta", attempt=2, sender="gamma"))
+
+
+def test_what_was_said_in_a_group_of_other_members_ends_no_attempt(tmp_path):
+    """A message may have begun to come before this attempt did, which has the same number."""
+    node = matchmaking(tmp_path)
+    assert node.is_current("beta", keys("alpha", "beta", "gamma"))
+    told = b'{"member":"gamma","reason":"it is down"}'
+    other = keys("alpha", "beta", "delta", phase="gave up", size=len(told))
+    node.take("beta", other, told)
+    node.refuse("beta", other, "garbage")
+    assert node.is_on()
+    assert node.left_out == {}
+
+
+def test_a_member_that_gives_up_leaves_out_nobody_but_members(tmp_path):
+    node = matchmaking(tmp_path)
+    assert node.is_current("beta", keys("alpha", "beta", "gamma"))
+    told = b'{"member":"delta","reason":"it is in no group of ours"}'
+    node.take("beta", keys("alpha", "beta", "gamma", phase="gave up", size=len(told)), told)
+    assert not node.is_on()
+    assert node.left_out == {}
+
+
+def test_nobody_leaves_out_itself(tmp_path):
+    node = matchmaking(tmp_path)
+    assert node.is_current("beta", keys("alpha", "beta", "gamma"))
+    node.fail("alpha", "it showed different keys")
+    assert node.left_out == {}
+
+
 def test_a_member_that_was_started_again_ends_the_attempt_that_it_has_forgotten(tmp_path):
     node = matchmaking(tmp_path)
     node.heard_here("beta", 5, "first session")
@@ -329,10 +417,10 @@ def test_a_false_accusation_by_one_who_is_left_out_changes_nothing(tmp_path):
     assert set(node.left_out) == {"delta", "beta"}
 
 
-async def alpha(recipe, folder):
+async def alpha(recipe, folder, secret="secret"):
     """One of three nodes, before its first round."""
     site = three_sites()["alpha"]
-    plan = RunPlan("alpha", ("alpha", "beta", "gamma"), "run", recipe, "secret")
+    plan = RunPlan("alpha", ("alpha", "beta", "gamma"), "run", recipe, secret)
     orders = SiteOrders(plan, site.ask)
     joined = await orders.join()
     return site, orders, Progress(plan, joined, CommitStore(folder), lambda *_, **__: None, site.initial())
@@ -366,23 +454,101 @@ def test_nobody_can_make_a_node_sit_out_for_longer_than_the_deadline(tmp_path):
     assert 60.0 <= run_virtually(catch_up_with_beta(tmp_path)) <= 75.0
 
 
-async def write_with(cap, folder):
-    """Alpha writes its update where beta proposes this cap for the weight."""
-    site, orders, progress = await alpha(ring_recipe(), folder)
+LARGEST = 1 << (most_weight(ring_recipe(), 3) - 1).bit_length()
+
+
+async def write_with(folder, secret="secret", must_have=None, **proposed):
+    """Alpha's vector where beta proposes this, and a sum on the scale `must_have` was opened before."""
+    site, orders, progress = await alpha(ring_recipe(), folder, secret)
     update = await orders.train(1, None, site.manifest.digest)
     trained = TrainableState.from_bytes(update.payload, site.manifest)
     own = GroupUpdate(progress, update, trained, site.initial())
-    theirs = Proposal(
-        manifest_digest=site.manifest.digest,
-        start_digest=site.initial().digest,
-        scale=Scale(exponents=[0, 0], weight_cap=cap),
-    )
-    own.vector({"alpha": own.proposal, "beta": theirs.model_dump_json().encode()})
+    alike = {
+        "manifest_digest": site.manifest.digest,
+        "start_digest": site.initial().digest,
+        "scale": Scale(exponents=[0, 0], weight_cap=LARGEST),
+    }
+    theirs = Proposal(**{**alike, **proposed}).model_dump_json().encode()
+    if must_have is not None:
+        own.hold(must_have)
+    return own.vector({"alpha": own.proposal, "beta": theirs}, must_have)
 
 
-def test_a_scale_that_would_round_all_changes_away_is_refused(tmp_path):
-    largest = 1 << (most_weight(ring_recipe(), 3) - 1).bit_length()
-    asyncio.run(write_with(largest, tmp_path))
-    with pytest.raises(GroupFault, match="weight_cap") as caught:
-        asyncio.run(write_with(2 * largest, tmp_path))
+@pytest.mark.parametrize(
+    ("proposed", "reason"),
+    [
+        ({"manifest_digest": "0" * 64}, "other trainable tensors"),
+        ({"start_digest": "0" * 64}, "has trained from another state"),
+        ({"scale": Scale(exponents=[0], weight_cap=LARGEST)}, "scale is one of another state"),
+        # All changes would be rounded away.
+        ({"scale": Scale(exponents=[0, 0], weight_cap=2 * LARGEST)}, "weight_cap"),
+    ],
+)
+def test_a_proposal_that_does_not_fit_is_refused_by_name(tmp_path, proposed, reason):
+    asyncio.run(write_with(tmp_path))
+    with pytest.raises(GroupFault, match=reason) as caught:
+        asyncio.run(write_with(tmp_path, **proposed))
     assert caught.value.member == "beta"
+
+
+@pytest.mark.parametrize(
+    ("scale", "fits"),
+    [
+        (None, True),
+        (SCALE, True),
+        (Scale(exponents=[3, 2], weight_cap=8), True),
+        (Scale(exponents=[0, 2], weight_cap=64), False),
+        (Scale(exponents=[1, 2], weight_cap=128), False),
+    ],
+)
+def test_after_a_sum_was_opened_the_update_is_written_on_its_scale_alone(tmp_path, scale, fits):
+    if fits:
+        alike = asyncio.run(write_with(tmp_path, scale=SCALE))
+        assert np.array_equal(asyncio.run(write_with(tmp_path, must_have=SCALE, scale=scale)), alike)
+    else:
+        with pytest.raises(GroupFault, match="a wider scale than that of the sum which was opened") as caught:
+            asyncio.run(write_with(tmp_path, must_have=SCALE, scale=scale))
+        assert caught.value.member == "beta"
+
+
+def test_one_member_gets_no_second_sum_of_the_same_updates_with_other_weights(tmp_path, monkeypatch):
+    """Gamma has all weights cut to 1, keeps the sum to itself and gives up, blaming nobody; then it has none cut. From
+    the sums of both, less its own, it would have alpha's update and beta's."""
+    caps, sums = [1, 64], []
+    start, send, go_on = Matchmaking._start, GroupAveraging._send, GroupAveraging._go_on
+
+    def lying_start(self, group):
+        if self._plan.name == "gamma":
+            proposal = Proposal.model_validate_json(self._input.proposal)
+            scale = Scale(exponents=[0, 0], weight_cap=caps[min(self.attempts, 1)])
+            self.propose(proposal.model_copy(update={"scale": scale}).model_dump_json().encode())
+        start(self, group)
+
+    def lies(self, attempt):
+        return self._plan.name == "gamma" and attempt.group.round == 1 and attempt.phase is Phase.GATHER
+
+    def give_up_with_the_sum(self, attempt, own):
+        if not lies(self, attempt):
+            return go_on(self, attempt, own)
+        sums.append(attempt)
+        self._matchmaking.fail(None, "something went wrong")
+        return False
+
+    monkeypatch.setattr(Matchmaking, "_start", lying_start)
+    monkeypatch.setattr(GroupAveraging, "_send", lambda self, attempt: lies(self, attempt) or send(self, attempt))
+    monkeypatch.setattr(GroupAveraging, "_go_on", give_up_with_the_sum)
+    summary = run(three_sites(), ring_recipe(rounds=1, minimum_sites=3, deadline=60.0), tmp_path)
+    assert len(sums) == 1
+    assert (summary.rounds, summary.void_rounds) == (1, 1)
+    failed = [(event["member"], event["reason"]) for event in events(tmp_path, "alpha", "group_failed")]
+    assert failed[0] == (None, "'gamma' gave up: something went wrong")
+    assert failed[1][0] == "gamma"
+    assert failed[1][1].endswith("it proposes a wider scale than that of the sum which was opened")
+
+
+def test_how_a_node_rounds_is_its_own_secret(tmp_path):
+    one, again, another = (
+        asyncio.run(write_with(tmp_path, secret, scale=SCALE)) for secret in ("one", "one", "another")
+    )
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, another)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,43 @@ def test_a_site_that_missed_a_set_up_or_a_round_is_waited_for_with_new_masks_in_
     summary = federate(recipe, tmp_path / "run", once)
     assert summary.sites["s1"].rounds == 2
     assert [event["round"] for event in RunFolder(tmp_path / "run").lines("masks_set_up")] == [1, 2]
+
+
+def test_a_site_that_misses_every_round_has_masks_set_up_for_its_sake_ever_more_seldom(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    topology = recipe.topology.model_copy(update={"rounds": 8})
+    summary = federate(
+        recipe.model_copy(update={"topology": topology}),
+        tmp_path / "run",
+        lambda site, order: "before" if (site, order.kind) == ("s1", "train") else None,
+    )
+    assert (summary.rounds, summary.void_rounds) == (8, 0)
+    assert [event["round"] for event in RunFolder(tmp_path / "run").lines("masks_set_up")] == [1, 2, 4, 8]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it and tidy up."""
+
+
+def test_no_two_set_ups_of_a_run_have_the_same_number_though_the_server_is_killed_in_one(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    numbers: list[int] = []
+    kills = 2
+
+    def fault(site: str, order: Envelope) -> None:
+        nonlocal kills
+        step = order.fields.get("step")
+        if step == "keys" and site == "s0":
+            numbers.append(json.loads(bytes(order.payload))["number"])
+        if step == "shares" and kills:
+            kills -= 1
+            raise Killed
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            federate(recipe, tmp_path / "run", fault)
+    federate(recipe, tmp_path / "run", fault)
+    assert len(numbers) == len(set(numbers)) == 3
+    assert numbers == sorted(numbers)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.errors import InputError, NarrowScaleError, ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
 from strategies.draws import PIECE, draws, rounding_key
 from strategies.ring import Outcome, RingCodec, RingSum
-from strategies.ring_scale import Scale
+from strategies.ring_scale import LEVELS, Scale
 from strategies.selection import selection_of
 
 MANIFEST = Manifest.of({"a": (3, 4), "b": (7,), "c": (2,)})
@@ -208,6 +208,29 @@ def test_a_change_that_is_not_finite_is_refused_by_name_whether_it_travels_or_no
             ring.encode(state(values), START, 1, [], b"k" * 16)
 
 
+@pytest.mark.parametrize(("size", "most"), [(70, 64), (6400, 64), (10_000, 100), (50_000, 500)])
+def test_a_scale_may_cut_one_percent_of_a_tensor_or_64_values_and_no_more(size: int, most: int) -> None:
+    manifest = Manifest.of({"cut": (size,), "whole": (1_000_000,)})
+    ring = RingCodec(manifest, 16, 3, CLIP, Scale(exponents=[0, 0], weight_cap=4))
+    values = np.zeros(manifest.size)
+    values[:most] = 2 * CLIP
+    assert ring.encode(state(values, manifest), state(0 * values, manifest), 1, [], b"k" * 16).size == ring.length
+    values[most] = -2 * CLIP
+    with pytest.raises(NarrowScaleError, match="would cut too many values"):
+        ring.encode(state(values, manifest), state(0 * values, manifest), 1, [], b"k" * 16)
+
+
+def test_a_scale_may_cut_one_percent_of_all_values_though_no_tensor_shows_it() -> None:
+    manifest = Manifest.of({f"small {number}": (64,) for number in range(10)})
+    ring = RingCodec(manifest, 16, 3, CLIP, Scale(exponents=[0] * 10, weight_cap=4))
+    values = np.zeros(manifest.size)
+    values[:64] = 2 * CLIP
+    assert ring.encode(state(values, manifest), state(0 * values, manifest), 1, [], b"k" * 16).size == ring.length
+    values[64] = 2 * CLIP
+    with pytest.raises(NarrowScaleError, match="would cut too many values"):
+        ring.encode(state(values, manifest), state(0 * values, manifest), 1, [], b"k" * 16)
+
+
 def test_what_must_not_enter_a_sum_is_refused() -> None:
     ring = codec(16, 4, figures=1)
     other = Manifest.of({"a": (21,)})
@@ -246,11 +269,50 @@ def test_no_sum_whatever_its_sites_sent_moves_a_value_beyond_its_limit() -> None
     """With a small weight, the last bit of each value is worth more than the limit."""
     ring = codec(16, 4)
     forged = ring.encode(STILL, STILL, 1, [], b"k" * 16)
-    forged[: MANIFEST.size] = 2**7  # the bound is (2^13 - 1) / 256 = 31 and one for rounding
-    with pytest.raises(ProtocolError, match="larger than its sites can have made it"):
-        ring.decode(forged, 1, STILL)
-    forged[: MANIFEST.size] = 32
-    np.testing.assert_array_equal(ring.decode(forged, 1, STILL).state.buffer, LIMITS.astype(np.float32))
+    for sign in (1, -1):
+        forged[: MANIFEST.size] = sign * 33 % 2**16  # the bound is (2^13 - 1) / 256 = 31 and one for rounding
+        with pytest.raises(ProtocolError, match="larger than its sites can have made it"):
+            ring.decode(forged, 1, STILL)
+        forged[: MANIFEST.size] = sign * 32 % 2**16
+        np.testing.assert_array_equal(ring.decode(forged, 1, STILL).state.buffer, sign * LIMITS.astype(np.float32))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("weight", "saturated", "fits"),
+    [
+        (1, 0, True),
+        (256, MANIFEST.size, True),
+        (0, 0, False),
+        (-1, 0, False),
+        (257, 0, False),
+        (1, MANIFEST.size + 1, False),
+        (1, -1, False),
+    ],
+)
+def test_a_sum_has_no_more_weight_and_no_more_cut_values_than_its_sites_can_have(
+    bits: int, weight: int, saturated: int, fits: bool
+) -> None:
+    ring = codec(bits, 4)
+    forged = ring.encode(STILL, STILL, 1, [], b"k" * 16)
+    counts = [limb for number in (weight, saturated) for limb in ring._split(number)]
+    forged[-len(counts) :] = counts
+    if fits:
+        outcome = ring.decode(forged, 1, STILL)
+        assert (outcome.weight, outcome.saturated) == (weight, saturated)
+    else:
+        with pytest.raises(ProtocolError, match="is not one of updates"):
+            ring.decode(forged, 1, STILL)
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_a_sum_has_each_site_on_one_level_of_a_tensor_at_most_and_on_one_of_the_weight(row: int) -> None:
+    ring = codec(16, 4)
+    vectors = [ring.encode(START, STILL, 1, [], b"k" * 16) for _ in range(3)]
+    assert total(ring, vectors).count == 3
+    vectors[0][MANIFEST.size + LEVELS * row] += 1
+    with pytest.raises(ProtocolError, match="is not one of updates"):
+        total(ring, vectors)
 
 
 def test_a_ring_without_room_and_a_scale_of_another_state_are_refused() -> None:

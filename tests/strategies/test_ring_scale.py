@@ -16,7 +16,7 @@ from core_training.recipe.schema import Recipe
 from strategies.draws import rounding_key
 from strategies.fedavg import MOST_PROCESSES, FedAvg, most_weight
 from strategies.ring import RingCodec, RingSum
-from strategies.ring_scale import LEVELS, Scale, first_scale, largest_change, level_of, next_scale
+from strategies.ring_scale import LEVELS, Scale, first_scale, largest_change, level_of, next_scale, widened
 
 MakeRecipe = Callable[..., Recipe]
 FEDERATED = {"kind": "federated", "rounds": 10, "local_steps": 5}
@@ -76,6 +76,29 @@ def test_a_recipe_that_bounds_nothing_is_asked_for_a_clip(make_recipe: MakeRecip
         largest_change(make_recipe(topology=FEDERATED, training=training, privacy={"codec": "ring16"}))
     bounded = make_recipe(topology=FEDERATED, training=training, privacy={"codec": "ring16", "clip": 1.0})
     assert first_scale(bounded, Manifest.of({"w": (100,)})).exponents[0] >= 0
+
+
+@pytest.mark.parametrize("beta", [{"adam_beta1": 0.5}, {"adam_beta2": 0.9999}])
+def test_the_bound_of_adams_steps_is_that_of_its_usual_betas(make_recipe: MakeRecipe, beta: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=r"privacy\.clip: codec ring16 needs it"):
+        largest_change(make_recipe(topology=FEDERATED, training=beta, privacy={"codec": "ring16"}))
+    assert (
+        largest_change(make_recipe(topology=FEDERATED, training=beta, privacy={"codec": "ring16", "clip": 0.5})) == 0.5
+    )
+
+
+def test_after_an_update_that_did_not_fit_the_first_scale_comes_next_and_then_the_recipes_limits(
+    recipe_of_scales: Recipe,
+) -> None:
+    manifest = Manifest.of({"a": (4,), "b": (9,)})
+    first = first_scale(recipe_of_scales, manifest)
+    assert first.exponents == [2, 2]
+    narrow = Scale(exponents=[7, 1], weight_cap=64)
+    wider = [narrow]
+    for _ in range(3):
+        wider.append(widened(wider[-1], recipe_of_scales, manifest))
+    assert [scale.exponents for scale in wider] == [[7, 1], [2, 1], [0, 0], [0, 0]]
+    assert {scale.weight_cap for scale in wider} == {64}
 
 
 def test_the_first_scale_starts_wide(make_recipe: MakeRecipe) -> None:

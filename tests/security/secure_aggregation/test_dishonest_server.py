@@ -8,7 +8,7 @@ import pytest
 
 from core_training.foundation.errors import InputError, ProtocolError
 from security.secure_aggregation.graph import to_bits
-from security.secure_aggregation.messages import Keys, sign
+from security.secure_aggregation.messages import MOST_SLOTS, Attempt, Dealt, Keys, Masked, sign
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from security.secure_aggregation.site import SiteProtocol
 from security.secure_aggregation.terms import Minimums, Terms
@@ -131,6 +131,30 @@ def test_another_run_roster_or_other_terms_are_refused_before_any_key_is_made():
             ready.refuse(name, "keys", batch.keys_order(), f"'{field}' is not what it must be")
 
 
+def test_no_order_has_a_site_make_keys_for_more_slots_than_a_batch_can_have():
+    ready = Ready()
+    order = json.loads(ready.batch.keys_order())
+    for slots in (0, MOST_SLOTS + 1, 10**9):
+        ready.refuse(ready.names[0], "keys", {**order, "slots": slots}, "order for keys: .*slots")
+
+
+@pytest.mark.parametrize("field", ["site", "batch"])
+def test_keys_that_a_site_in_league_signed_for_something_else_are_refused(field):
+    ready = Ready()
+    lie = "another" if field == "site" else ready.batch.batch.model_copy(update={"number": 7})
+    for place, name in enumerate(ready.names):
+        order = signed_otherwise(ready, Keys, ready.shares[name], "keys", place - 1, field, lie)
+        ready.refuse(name, "shares", order, f"keys of {ready.names[place - 1]}: '{field}' is not what it must be")
+
+
+def signed_otherwise(ready, model, order, part, place, field, lie):
+    """The order, in which one site has signed another value of one field; who is in league with a server does."""
+    changed = json.loads(order)
+    said = model.model_validate_json(json.dumps(changed[part][place]["document"]))
+    changed[part][place] = sign(said.model_copy(update={field: lie}), identity(ready.names[place])).model_dump()
+    return changed
+
+
 def test_a_cohort_below_the_minimum_or_without_the_site_is_refused():
     ready = Ready()
     for place, name in enumerate(ready.names):
@@ -223,6 +247,17 @@ def test_participants_below_the_threshold_or_outside_the_cohort_are_refused():
         order = json.loads(ready.opened.mask_order(name))
         del order["dealt"][place]
         ready.refuse_mask(name, "4 parts for this site's 5 holders", order=json.dumps(order))
+
+
+@pytest.mark.parametrize("field", ["site", "batch", "cohort", "keys"])
+def test_who_signed_that_it_dealt_something_else_is_masked_with_by_nobody(field):
+    ready = Ready()
+    lies = {"site": "another", "batch": ready.batch.batch.model_copy(update={"number": 7})}
+    for place, name in enumerate(ready.names):
+        mask_order = ready.opened.mask_order(name)
+        order = signed_otherwise(ready, Dealt, mask_order, "dealt", place - 1, field, lies.get(field, bytes(32)))
+        match = f"dealt of {ready.names[place - 1]}: '{field}' is not what it must be"
+        ready.refuse_mask(name, match, order=json.dumps(order))
 
 
 def test_participants_of_the_roster_who_are_not_in_the_cohort_are_refused():
@@ -323,6 +358,31 @@ def test_a_survivor_needs_its_own_statement_of_this_attempt():
         del order["masked"][other]
         ready.refuse(name, "unmask", order, "4 parts for this site's 5 holders")
     ready.goes_on()
+
+
+@pytest.mark.parametrize("field", ["site", "attempt", "keys", "participants", "context"])
+def test_who_signed_that_it_masked_for_something_else_is_no_survivor(field):
+    ready = Ready().mask_all()
+    lies = {"site": "another", "attempt": Attempt(run=RUN, batch=0, slot=0, round=2)}
+    for place, name in enumerate(ready.names):
+        unmask = ready.unmask[name]
+        order = signed_otherwise(ready, Masked, unmask, "masked", place - 1, field, lies.get(field, bytes(32)))
+        ready.refuse(name, "unmask", order, f"masked of {ready.names[place - 1]}: '{field}' is not what it must be")
+    ready.goes_on()
+
+
+def test_survivors_are_held_against_all_holders_of_shares_not_against_those_who_were_to_mask():
+    """Three are enough of four, and fewer than the threshold among the five to whom each has dealt."""
+    ready = Ready()
+    ready.opened = ServerRound(ready.batch, 0, 1, CONTEXT, 8, ready.names[:4])
+    for name in ready.names[:4]:
+        ready.opened.add(name, *ready.federation.mask(ready.opened, name, ready.vectors[name]))
+    orders = ready.opened.unmask_orders()
+    for name in ready.names[:3]:
+        order = json.loads(orders[name])
+        order.update(survivors=bits(ready, ready.names[:3]), dropped=bits(ready, ready.names[3:4]))
+        del order["masked"][3]
+        ready.refuse(name, "unmask", order, f"3 sites in the neighbourhood of {name}: it takes 4")
 
 
 def test_shares_in_another_order_or_of_another_slot_or_receiver_are_refused():

@@ -7,7 +7,18 @@ import pytest
 
 from core_training.foundation.errors import ProtocolError
 from security.secure_aggregation.keys import SlotSecrets, commitment
-from security.secure_aggregation.messages import Deal, Dealt, Keys, Signed, SlotShares, Unmasked, shares_digest, sign
+from security.secure_aggregation.messages import (
+    Attempt,
+    Deal,
+    Dealt,
+    Keys,
+    Masked,
+    Signed,
+    SlotShares,
+    Unmasked,
+    shares_digest,
+    sign,
+)
 from security.secure_aggregation.server import ServerBatch
 from security.secure_aggregation.terms import Terms
 from tests.security.secure_aggregation.federation import RUN, Federation, identity
@@ -53,6 +64,34 @@ def set_up_with(federation: Federation, lie) -> None:
             answer = Deal(dealt=sign(dealt, identity(LIAR)), slots=slots).to_json()
         batch.add_shares(name, answer)
     federation.batch = batch
+
+
+@pytest.mark.parametrize("field", ["site", "batch", "cohort", "keys", "shares"])
+def test_shares_that_were_signed_for_something_else_are_refused(field):
+    federation = Federation(4)
+    batch = ServerBatch(RUN, 0, 1, federation.roster, federation.terms)
+    for name in federation.names:
+        batch.add_keys(name, federation.answer(name, "keys", batch.keys_order()))
+    answer = federation.answer(LIAR, "shares", batch.shares_orders()[LIAR])
+    deal = Deal.model_validate_json(answer)
+    lies = {"site": "site-02", "batch": batch.batch.model_copy(update={"number": 7})}
+    said = inside(Dealt, deal.dealt).model_copy(update={field: lies.get(field, bytes(32))})
+    with pytest.raises(ProtocolError, match=f"shares of {LIAR}: '{field}' is not what it must be"):
+        batch.add_shares(LIAR, Deal(dealt=sign(said, identity(LIAR)), slots=deal.slots).to_json())
+    batch.add_shares(LIAR, answer)
+
+
+@pytest.mark.parametrize("field", ["site", "attempt", "keys", "participants", "context", "vector"])
+def test_a_vector_that_was_signed_for_something_else_is_in_no_sum(field):
+    federation = Federation(4)
+    federation.set_up()
+    opened = federation.begin()
+    statement, vector = federation.mask(opened, LIAR, federation.vectors()[LIAR])
+    lies = {"site": "site-02", "attempt": Attempt(run=RUN, batch=0, slot=0, round=2)}
+    lie = signed_again(Masked, statement.encode(), **{field: lies.get(field, bytes(32))}).decode()
+    with pytest.raises(ProtocolError, match=f"masked vector of {LIAR}: '{field}' is not what it must be"):
+        opened.add(LIAR, lie, vector)
+    opened.add(LIAR, statement, vector)
 
 
 def test_shares_for_too_few_holders_are_refused():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from security.secure_aggregation.group import Group, GroupAttempt, GroupFault, Phase, RingForm
+from security.secure_aggregation.group import MOST_PROPOSAL_BYTES, Group, GroupAttempt, GroupFault, Phase, RingForm
 
 NAMES = tuple(f"site{number}" for number in range(16))
 DTYPES = {16: np.uint16, 24: np.uint32, 32: np.uint32}
@@ -142,6 +142,33 @@ def test_with_the_same_randomness_another_attempt_still_has_other_masks():
     assert (chunk(1) == chunk(2)).mean() < 0.01
 
 
+def proof_between_two(group, proposal=b"alike"):
+    """What site0 proves to site1 that it holds its key by, where the randomness of all is fixed."""
+    members = {}
+    for place, name in enumerate(group.members):
+        shown = b"alike" if place < 2 else proposal
+        draw = (place + 1).to_bytes(1)
+        members[name] = GroupAttempt(
+            name, group, shown, form_of(16, 9), masked=True, random=lambda count, draw=draw: draw * count
+        )
+    step(members, {name: np.zeros(9, np.uint16) for name in members})
+    return members["site0"].message_to("site1")[3 * 32 : 4 * 32]
+
+
+def test_the_keys_of_a_pair_are_of_one_attempt_among_members_who_were_shown_the_same():
+    """Even where every key comes again."""
+    groups = [
+        Group("run", 1, 1, NAMES[:3]),
+        Group("another", 1, 1, NAMES[:3]),
+        Group("run", 2, 1, NAMES[:3]),
+        Group("run", 1, 2, NAMES[:3]),
+        Group("run", 1, 1, ("site0", "site1", "site9")),
+    ]
+    proofs = {proof_between_two(group) for group in groups} | {proof_between_two(groups[0], b"another")}
+    assert len(proofs) == 6
+    assert proof_between_two(groups[0]) in proofs
+
+
 def test_what_the_others_see_of_one_with_another_input_differs_only_in_its_sum():
     """site2's whole view, with the randomness of the others fixed: two inputs with one sum look alike but for noise
     that nobody can tell, and the sums are equal."""
@@ -224,6 +251,28 @@ def test_a_member_that_lies_ends_the_attempt_by_its_name(fault):
     assert verdicts == {"site0" if fault == "another confirmation" else "site1"}
 
 
+def test_who_sends_back_the_proof_that_it_was_shown_proves_nothing():
+    """It shows all members a key that it does not hold, so it can make no proof of its own."""
+    members, vectors = members_of(3), vectors_of(3)
+    liar = members["site1"]
+    liar._own_keys = bytes(31) + b"\x09" + liar._own_keys[32:]
+    liar._digests[Phase.KEYS, "site1"] = hashlib.sha256(liar._own_keys).digest()
+    step(members, vectors)
+    views = 3 * 32
+    own, shown = liar.message_to("site0"), members["site0"].message_to("site1")
+    returned = own[:views] + shown[views : views + 32] + own[views + 32 :]
+    with pytest.raises(GroupFault, match="does not hold the key") as caught:
+        members["site0"].take("site1", Phase.SCATTER, returned)
+    assert caught.value.member == "site1"
+
+
+def test_keys_that_are_too_long_end_the_attempt():
+    longest = 2 * 32 + MOST_PROPOSAL_BYTES
+    members_of(3)["site0"].take("site1", Phase.KEYS, bytes(longest))
+    with pytest.raises(GroupFault, match=f"{longest + 1} bytes in phase 'keys' where {longest} are right"):
+        members_of(3)["site0"].take("site1", Phase.KEYS, bytes(longest + 1))
+
+
 def test_two_different_messages_of_one_phase_end_the_attempt_and_the_same_twice_does_not():
     members, vectors = members_of(3), vectors_of(3)
     step(members, vectors)
@@ -263,6 +312,19 @@ def test_the_sum_stands_without_the_word_of_one_who_left_when_more_than_half_hav
     attempt.take("site2", Phase.CONFIRM, members["site2"].message_to("site0"))
     attempt.advance()
     assert np.array_equal(attempt.total, sum_of(vectors))
+
+
+def test_half_of_the_members_are_not_enough_to_take_a_sum_for_whole():
+    members, vectors = members_of(4), vectors_of(4)
+    while members["site0"].phase is not Phase.CONFIRM:
+        step(members, vectors)
+    attempt = members["site0"]
+    attempt.take("site1", Phase.CONFIRM, members["site1"].message_to("site0"))
+    with pytest.raises(GroupFault, match="down"):
+        attempt.do_without("site2", "down")
+    attempt.take("site3", Phase.CONFIRM, members["site3"].message_to("site0"))
+    attempt.do_without("site2", "down")
+    assert attempt.missing == []
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.CONFIRM])

@@ -54,8 +54,10 @@ def test_terms_at_the_minimums_are_taken():
 def test_a_threshold_in_sites_is_held_against_the_cohort():
     minimums = Minimums(threshold=0.6)
     assert minimums.check_threshold(Terms(7, 3, 16, 1.0), 11) == 7
-    with pytest.raises(ProtocolError, match=r"threshold 7 of 12 sites: this site wants more than 0\.6 of them"):
-        minimums.check_threshold(Terms(7, 3, 16, 1.0), 12)
+    for threshold, holders in ((7, 12), (6, 10)):  # less than 0.6 of them, and no more
+        says = rf"threshold {threshold} of {holders} sites: this site wants more than 0\.6 of them"
+        with pytest.raises(ProtocolError, match=says):
+            minimums.check_threshold(Terms(threshold, 3, 16, 1.0), holders)
 
 
 def test_different_terms_have_different_digests():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 from flwr.common.constant import SubStatus
@@ -24,6 +25,7 @@ from flwr.superlink.grid import HttpGrid
 
 from core_training.foundation.errors import FedloomError, RunError
 from flower_transport.bundle import is_own_bundle
+from flower_transport.message_parts import PartsClient
 from flower_transport.operator import Operator, ask
 
 
@@ -42,18 +44,21 @@ def take_task(operator: Operator, flower_run: int) -> str:
     return str(taken.token)
 
 
-def carry_out(app: ServerApp, operator: Operator, token: str) -> None:
+def carry_out(app: ServerApp, operator: Operator, token: str, parts: Path) -> None:
     """Carry out the task with this token, and tell the SuperLink how it ended.
+
+    `parts` is the folder in which the SuperLink has the long parts of messages.
 
     Raises whatever `app` raises, RunError where the run was started with another bundle than fedloom's own, and
     KeyboardInterrupt when the SuperLink withdraws the task.
     """
     client = operator.client(
-        RuntimeHttpClient,
+        PartsClient,
         "flwr-serverapp",
         RuntimeTokenHttpInterceptor(token),
         retry_invoker=make_simple_http_retry_invoker(),
     )
+    client.folder = parts
     HeartbeatSender(make_task_heartbeat_fn_http(client)).start()
     status = SubStatus.FAILED
     try:

@@ -31,7 +31,7 @@ from flower_transport.gate import Gate
 from flower_transport.held_calls import HeldCalls, HoldingServer
 from flower_transport.limits import BodyLimits
 from flower_transport.link_state import SuperLinkState
-from flower_transport.message_parts import MessageParts
+from flower_transport.message_parts import PARTS_FOLDER, MessageParts
 from flower_transport.short_way import ShortWay
 from security.connection_watch import ConnectionWatch, raise_descriptor_limit
 
@@ -86,7 +86,7 @@ def _factories(
 
     def made(database: str, manager: FederationManager) -> tuple[ObjectStoreFactory, LinkStateFactory]:
         parts = ObjectStoreFactory()
-        parts.store_instance = MessageParts(folder / "parts")
+        parts.store_instance = MessageParts(folder / PARTS_FOLDER)
         states = LinkStateFactory(database, manager, parts)
         states.state_instance = SuperLinkState(manager, parts.store_instance, folder / "nodes.json", bells)
         return parts, states

@@ -138,7 +138,10 @@ class SuperNode:
         run_id = order.metadata.run_id
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, self._node.node_id
         try:
-            self._send(self._answer(order, tree), run_id)
+            reply = self._answer(order, tree)
+            _log.info("an order was answered")
+            self._send(reply, run_id)
+            _log.info("the answer was sent")
         except RunNotRunningException:
             _log.info("an order is dropped: its run has ended")
         except (ObjectPullError, httpx.HTTPError) as error:
@@ -147,6 +150,7 @@ class SuperNode:
     def _answer(self, order: Message, tree: ObjectTree) -> Message:
         try:
             message = self._take_in(tree, order.metadata.run_id)
+            _log.info("an order was received")
             return self._app(message, Context(order.metadata.run_id, self._node.node_id, {}, RecordDict(), {}))
         except (RunNotRunningException, ObjectPullError, httpx.HTTPError):
             raise

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.errors import FedloomError
+from flower_transport.message_parts import PARTS_FOLDER
 from flower_transport.server_task import carry_out
 from server.app import app
 from server.federation import open_federation
@@ -24,7 +25,8 @@ def main() -> int:
     log_to_stdout()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        carry_out(app, operator_of(open_federation(Path(sys.argv[1]))), os.environ.pop(TASK_TOKEN))
+        federation = open_federation(Path(sys.argv[1]))
+        carry_out(app, operator_of(federation), os.environ.pop(TASK_TOKEN), federation.flower_home / PARTS_FOLDER)
     except FedloomError as error:
         logging.error("%s", error)
         return 1

@@ -165,6 +165,12 @@ NAMES = {
         "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.delete",
         "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.get",
         "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.put",
+        "flwr.proto.message_pb2:PullObjectRequest",
+        "flwr.proto.message_pb2:PullObjectResponse",
+        "flwr.proto.message_pb2:PushObjectRequest",
+        "flwr.proto.message_pb2:PushObjectResponse",
+        "flwr.supercore.runtime:RuntimeHttpClient.PullObject",
+        "flwr.supercore.runtime:RuntimeHttpClient.PushObject",
     ],
     "flower_transport/short_way.py": [
         "flwr.supercore.constant:TASK_TOKEN_HEADER",

@@ -13,6 +13,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.task_identity import TaskIdentity
@@ -21,7 +22,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from core_training.foundation.errors import InputError
 from flower_transport.bells import Bells
 from flower_transport.link_state import MOST_HANDED_OUT, SuperLinkState
-from flower_transport.message_parts import LONG_BYTES, MessageParts
+from flower_transport.message_parts import BROUGHT, LONG_BYTES, MessageParts, PartsClient
 
 
 @dataclasses.dataclass
@@ -233,3 +234,46 @@ def test_parts_of_an_earlier_superlink_are_removed(tmp_path: Path) -> None:
     (tmp_path / "parts" / "left-over").write_bytes(b"x")
     MessageParts(tmp_path / "parts")
     assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_a_part_that_is_brought_as_a_file_is_checked_like_any_other(link: Link, long: tuple[str, bytes]) -> None:
+    number, content = long
+    file = link.folder / "parts" / number
+    file.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="does not match"):
+        link.parts.put(number, BROUGHT)
+    assert link.parts.get(number) == b""
+    file.write_bytes(content)
+    link.parts.put(number, BROUGHT)
+    assert link.parts.get(number) == content
+    with pytest.raises(FileNotFoundError):
+        link.parts.put(number_of_nothing(link), BROUGHT)
+
+
+def number_of_nothing(link: Link) -> str:
+    """The id of a part that is waited for, and is nowhere."""
+    message = link.message("nowhere")
+    link.parts.preregister(link.run, get_object_tree(message))
+    return str(message.object_id)
+
+
+def test_who_works_on_the_same_machine_brings_and_takes_long_parts_as_files(
+    link: Link, long: tuple[str, bytes]
+) -> None:
+    number, content = long
+    client = object.__new__(PartsClient)
+    client.folder = link.folder / "parts"
+    called: list[Any] = []
+    client._unary_unary = lambda request, **_: called.append(request)
+    client.PushObject(PushObjectRequest(object_id=number, object_content=content))
+    assert called.pop().object_content == BROUGHT
+    assert [file.name for file in client.folder.iterdir()] == [number]
+    link.parts.put(number, BROUGHT)
+    assert client.PullObject(PullObjectRequest(object_id=number)).object_content == content
+    assert called == []
+    for request, call in (
+        (PushObjectRequest(object_id="s", object_content=b"short"), client.PushObject),
+        (PullObjectRequest(object_id="s"), client.PullObject),
+    ):
+        call(request)
+        assert called.pop() == request

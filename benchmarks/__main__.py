@@ -46,6 +46,7 @@ MODULES = {
     "secure_aggregation_many": "secure_aggregation.many_sites",
     "secure_aggregation_round": "secure_aggregation.round",
     "gossip_bytes": "gossip.bytes",
+    "gossip_at_rest": "gossip.at_rest",
     "medquad": "learning.medquad",
     "quantised": "learning.quantised",
 }

@@ -38,6 +38,9 @@ from strategies.messages import Update
 from strategies.mixing import Contribution
 from strategies.ring_scale import Scale
 
+_LONGEST_PAUSE_FOR_PEERS = 2.0
+"""Seconds between two looks for peers that have not come for a while."""
+
 LINGER_SECONDS = 86_400.0
 """Seconds that a node which has finished hands out the result at most, while there is somebody without it."""
 
@@ -160,7 +163,8 @@ class GossipNode:
 
     async def _gather(self) -> None:
         """Wait for all of the roster, unless the run is under way without this node."""
-        members, deadline = self._progress.members, self._now() + self._plan.recipe.topology.round_deadline
+        members, began = self._progress.members, self._now()
+        deadline = began + self._plan.recipe.topology.round_deadline
         announced: tuple[str, ...] | None = None
         while True:
             await self._calls.greet_all(members.others)
@@ -171,7 +175,8 @@ class GossipNode:
             if missing != announced:
                 self._progress.event(events.WaitingForPeers(missing=list(missing)))
                 announced = missing
-            await asyncio.sleep(RETRY_SECONDS)
+            waited = self._now() - began
+            await asyncio.sleep(min(max(RETRY_SECONDS, waited / 10), _LONGEST_PAUSE_FOR_PEERS))
         if members.others and not members.live and members.differences():
             raise InputError("no peer trains the same thing: " + "; ".join(members.differences()))
         self._progress.event(events.Gathered(live=list(members.live), missing=list(missing)))

@@ -51,7 +51,7 @@ def measure(places: Places) -> Figure:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folders = [folder / f"node{number}" for number in range(MEMBERS)]
-        entries = [init_node(one, one.name, _address(), {"none": ["none"]}, {"none": "none"}) for one in folders]
+        entries = [init_node(one, one.name, free_address(), {"none": ["none"]}, {"none": "none"}) for one in folders]
         roster = folder / "roster.json"
         _, founder = make_roster(entries, folder / "founder", roster)
         before = _loopback_bytes()
@@ -148,7 +148,8 @@ def _trained(order: TrainOrder, seed: int) -> Update:
     )
 
 
-def _address() -> str:
+def free_address() -> str:
+    """HOST:PORT at which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"

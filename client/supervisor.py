@@ -19,7 +19,7 @@ from client.site_config import load_site_config
 from client.worker_client import worker_command
 from core_training.foundation import background
 from core_training.foundation.careful_logging import log_to_stdout
-from core_training.foundation.errors import FedloomError
+from core_training.foundation.errors import FedloomError, RunError
 from core_training.foundation.kept_processes import KeptProcess, lock_of
 from core_training.foundation.stopping import exit_when_stopped
 from security.certificates import AUTHORITY_CERTIFICATE
@@ -116,9 +116,12 @@ class Supervisor:
         return end_session(str(self._config.server), self._folder / AUTHORITY_CERTIFICATE, keys / "node.key", node_id)
 
     def _note_link(self) -> None:
-        """Note a dead SuperNode's link as not connected."""
+        """Note a dead SuperNode's link as not connected; a full disk, where it cannot be noted, ends no site."""
         if not self._supernode.alive and read_link(self._folder).state == "connected":
-            note_link(self._folder, "connecting")
+            try:
+                note_link(self._folder, "connecting")
+            except RunError as error:
+                _log.error("how the link stands could not be noted: %s", error)
 
     def _supernode_command(self) -> list[str]:
         return [

@@ -19,7 +19,7 @@ from tests.faults.page import page
 from tests.faults.trial import Trials, Verdict
 
 KEPT = Path("runs/faults/verdicts.jsonl")
-_RESTARTED_AFTER = 10
+_RESTARTED_AFTER = 15
 """Cells after which all of a world is stopped, and must leave nothing; a supervisor then forgets what died."""
 
 

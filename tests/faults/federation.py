@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from client import worker_socket
 from client.deployment import init_site, running_processes, start_site, stop_site
 from client.pinned_roster import pin_roster
 from client.site_config import SITE_FILE
@@ -87,7 +88,7 @@ class FederatedWorld(World):
         while not self._is_healthy():
             if time.monotonic() > deadline:
                 raise AssertionError(f"the federation does not come up: {self._locks_in_use()}")
-            time.sleep(0.1)
+            time.sleep(0.3)
         return given
 
     def start_supervisors(self) -> list[str]:
@@ -110,9 +111,9 @@ class FederatedWorld(World):
     def _is_healthy(self) -> bool:
         if None in self._kept_locks().values():
             return False
-        if any(not (site / "worker.sock").exists() for site in self.sites):
-            return False
-        with suppress(Exception):  # a SuperLink that is coming up answers nobody
+        with suppress(Exception):  # a worker, or a SuperLink, that is coming up answers nobody
+            for site in self.sites:
+                worker_socket.connect(site).close()
             return set((site_states(self.federation) or {"": "away"}).values()) == {"online"}
         return False
 

@@ -113,7 +113,7 @@ a disk to fill. An interrupted `make faults` goes on where it was.
   round is in the run's account once.
 - **hung**: all is over within four minutes after the fault.
 - **orphans**: no process is left but those that a lock of their folder stands for. Gossip nodes end by themselves;
-  a federation goes on to the next cell, and is stopped after every ten, when none may be left at all.
+  a federation goes on to the next cell, and is stopped after every fifteen, when none may be left at all.
 - **locks**: no lock is held by anybody else. A killed party is started again in the same folder.
 - **missed**: the fault struck while the run was at its point; a cell whose fault came too late is tried again.
 

@@ -1,5 +1,7 @@
 """Flower's SuperNode, which reports its standing with the server, and asks for orders more often while a run goes on.
 
+It ends where Flower's would live on and do nothing: whoever looks after it starts another.
+
 It serves the messenger on a socket that it was given, bound already, and opens no port.
 
 Flower pauses for three seconds whenever there is no order, and every exchange of a round waits for that; a secure round
@@ -21,9 +23,11 @@ from logging import ERROR, WARNING
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
+import httpx
 import uvicorn
 from flwr.supercore import log
 from flwr.supercore.exit import ExitCode
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
 
@@ -71,8 +75,14 @@ class _Link:
             yield connection
 
     def retry_invoker(self) -> Any:
-        """Flower's own, which says when a call has to be repeated, and when one came through."""
+        """Flower's own, which says when a call has to be repeated, and when one came through.
+
+        It gives up over a certificate that is not to be trusted, and not over every error in which TLS is named: a
+        line that breaks, or a server that is killed, in the middle of a handshake is one, too.
+        """
         invoker = self._make_invoker()
+        gives_up = invoker.should_giveup
+        invoker.should_giveup = lambda error: not _is_of_the_line(error) and gives_up(error)
         failed, came_through = invoker.on_backoff, invoker.on_success
 
         def on_backoff(state: Any) -> None:
@@ -118,9 +128,27 @@ def _pull_and_store_message(*, receive: Callable[[], Any], **named: Any) -> int 
 
     run: int | None = _PULL(receive=noted, **named)
     if run is None and received:
-        log(WARNING, "an order was left over when its run ended: this SuperNode ends, to be started anew")
-        os.kill(os.getpid(), signal.SIGTERM)  # Flower's own way out, past its thread that serves the messenger
+        _end("an order was left over when its run ended")
     return run
+
+
+class _Heartbeat(HeartbeatSender):
+    """Flower's own; but one that fails for good ends the SuperNode, which else the server would take for gone."""
+
+    def _run(self) -> None:
+        try:
+            super()._run()
+        except Exception as error:
+            _end(f"the server does not take this site's heartbeat ({error})")
+
+
+def _end(reason: str) -> None:
+    log(WARNING, "%s: this SuperNode ends, to be started anew", reason)
+    os.kill(os.getpid(), signal.SIGTERM)  # Flower's own way out, past its thread that serves the messenger
+
+
+def _is_of_the_line(error: Exception) -> bool:
+    return isinstance(error, httpx.TransportError) and "certificate" not in str(error).lower()
 
 
 _PULL = start_client_internal._pull_and_store_message
@@ -149,4 +177,7 @@ def run(note: Note, listener: socket.socket) -> None:
     start_client_internal._pull_and_store_message = _pull_and_store_message
     fleet_http_connection.make_simple_http_retry_invoker = link.retry_invoker
     fleet_http_connection.flwr_exit = link.exit
+    fleet_http_connection.HeartbeatSender = _Heartbeat
     flower_supernode()
+    # Flower's loop has ended over an answer that it did not expect; it says which, and leaves the process there.
+    _end("Flower asks for no more orders")

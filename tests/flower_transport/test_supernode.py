@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from flwr.supercore.exit import ExitCode
 from flwr.supercore.retry import RetryState
@@ -55,6 +56,50 @@ def test_a_connection_is_told_of_when_it_is_made_lost_and_found(
         calls.on_success(state)
         calls.on_success(state)
     assert told == [("connecting", None, ""), ("connected", 42, ""), ("connecting", 42, ""), ("connected", 42, "")]
+
+
+@pytest.mark.parametrize(
+    ("said", "gives_up"),
+    [
+        ("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol (_ssl.c:1006)", False),
+        ("[Errno 104] Connection reset by peer", False),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate", True),
+    ],
+)
+def test_a_line_that_breaks_in_a_handshake_is_dialled_again_and_a_false_certificate_is_not(
+    link: supernode._Link, said: str, gives_up: bool
+) -> None:
+    assert link.retry_invoker().should_giveup(httpx.ConnectError(said)) is gives_up
+
+
+def test_an_answer_that_is_no_transports_fault_is_flowers_to_judge(link: supernode._Link) -> None:
+    refused = httpx.Response(500, request=httpx.Request("POST", "http://server"))
+    assert link.retry_invoker().should_giveup(httpx.HTTPStatusError("", request=refused.request, response=refused))
+
+
+@pytest.mark.parametrize("part", ["loop", "heartbeat"])
+def test_a_process_in_which_flower_gives_up_ends(tmp_path: Path, part: str) -> None:
+    """Flower's own would stay, and serve its messenger for ever without asking for an order, or without a pulse."""
+    code = f"""
+import socket, threading, time
+from flwr.supercore.exit.signal_handler import register_signal_handlers
+from flwr.supercore.telemetry import EventType
+from flwr.supernode import fleet_http_connection
+from flower_transport import supernode
+
+def flower():
+    register_signal_handlers(event_type=EventType.RUN_SUPERNODE_LEAVE, exit_message="gone", grpc_servers=[])
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    if {part!r} == "heartbeat":
+        def fails():
+            raise RuntimeError("500")
+        fleet_http_connection.HeartbeatSender(fails).start()
+        time.sleep(600)
+
+supernode.flower_supernode = flower
+supernode.run(lambda *said: None, socket.socket())
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60, env=ELSEWHERE).returncode == 0
 
 
 def test_a_refusal_is_told_with_the_servers_words(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from itertools import groupby
+from hashlib import sha256
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from tests.faults.page import page
 from tests.faults.trial import Trials, Verdict
 
 KEPT = Path("runs/faults/verdicts.jsonl")
+_AT_A_TIME = 30
+"""Cells of one topology before it is the other's turn."""
+
 _RESTARTED_AFTER = 15
 """Cells after which all of a world is stopped, and must leave nothing; a supervisor then forgets what died."""
 
@@ -37,7 +41,7 @@ def main() -> None:
 
 def _try(cells: list[Cell]) -> None:
     KEPT.parent.mkdir(parents=True, exist_ok=True)
-    for topology, of_topology in groupby(cells, key=lambda cell: cell.topology):
+    for topology, of_topology in groupby(_in_turns(cells), key=lambda cell: cell.topology):
         trials = None
         try:
             for number, cell in enumerate(of_topology):
@@ -53,6 +57,14 @@ def _try(cells: list[Cell]) -> None:
         finally:
             if trials is not None:
                 trials.close()
+
+
+def _in_turns(cells: list[Cell]) -> list[Cell]:
+    """The cells in an order of which every beginning is a sample of all, some of each topology at a time."""
+    mixed = sorted(cells, key=lambda cell: sha256(cell.name.encode()).digest())
+    turns = {topology: count() for topology in ("federated", "gossip")}
+    numbered = [(next(turns[cell.topology]) // _AT_A_TIME, cell.topology, cell) for cell in mixed]
+    return [cell for *_, cell in sorted(numbered, key=lambda one: one[:2])]
 
 
 def _keep(verdict: Verdict) -> None:

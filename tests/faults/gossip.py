@@ -71,6 +71,7 @@ class GossipRun(Run):
         self._world = world
         self._name = name
         self._overrides = overrides
+        self._folders: dict[str, Path] = {}
         self._starts = dict.fromkeys(world.parties, 0)
         self._nodes = {name: self._start(name) for name in world.parties}
 
@@ -132,8 +133,12 @@ class GossipRun(Run):
 
     def _folder_of(self, name: str) -> Path:
         """The run's folder at a node; one that is not there until the node has made it."""
-        runs = self._world.folder / name / "runs"
-        return next(runs.glob(f"{self._name}-*"), runs / "none")
+        if name not in self._folders:
+            runs = self._world.folder / name / "runs"
+            if (found := next(runs.glob(f"{self._name}-*"), None)) is None:
+                return runs / "none"
+            self._folders[name] = found
+        return self._folders[name]
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
         self._starts[name] += 1

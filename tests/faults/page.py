@@ -111,7 +111,7 @@ a disk to fill. An interrupted `make faults` goes on where it was.
   undisturbed run of the same recipe, bit for bit. Plain runs need all three parties (`minimum_sites: 3`), so for them
   that is always so; in masked runs two of three are enough, and a round may have gone on without the third. And each
   round is in the run's account once.
-- **hung**: all is over within four minutes after the fault.
+- **hung**: all is over within three minutes after the fault.
 - **orphans**: no process is left but those that a lock of their folder stands for. Gossip nodes end by themselves;
   a federation goes on to the next cell, and is stopped after every fifteen, when none may be left at all.
 - **locks**: no lock is held by anybody else. A killed party is started again in the same folder.

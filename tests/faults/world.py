@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from safetensors.numpy import load_file
@@ -180,14 +181,25 @@ def digest_of(run: Path) -> str | None:
 def has(folder: Path, event: str, round_number: int | None = None, count: int = 1) -> bool:
     """Whether a run folder tells of so many events of a kind (and round)."""
     found = [
-        line for line in RunFolder(folder).lines(event) if round_number is None or line.get("round") == round_number
+        line
+        for line in _lines(folder)
+        if line.get("event") == event and (round_number is None or line.get("round") == round_number)
     ]
     return len(found) >= count
 
 
-def rounds_in_curve(folder: Path) -> list[int]:
-    """The rounds in a run's curve, as often as they are there."""
-    return [row["round"] for row in RunFolder(folder).curve() if "round" in row and "step" not in row]
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """A run's events, read anew only where there are more: who looks hundreds of times a second must take no part."""
+    try:
+        size = (folder / "events.jsonl").stat().st_size
+    except OSError:
+        return []
+    if _read.get(folder, (-1, []))[0] != size:
+        _read[folder] = size, list(RunFolder(folder).lines())
+    return _read[folder][1]
+
+
+_read: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
 
 
 def free_port() -> int:

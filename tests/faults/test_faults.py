@@ -14,11 +14,11 @@ SAMPLE = {
     "federated": [
         Cell("federated", False, "serverapp", "committing", "kill"),
         Cell("federated", False, "line", "uploading", "duplicated"),
-        Cell("federated", True, "worker", "opening", "kill"),
+        Cell("federated", False, "superlink", "training", "kill"),
     ],
     "gossip": [
         Cell("gossip", False, "node", "committing", "kill"),
-        Cell("gossip", True, "worker", "grouping", "kill"),
+        Cell("gossip", False, "worker", "training", "kill"),
     ],
 }
 

@@ -132,14 +132,17 @@ def _pull_and_store_message(*, receive: Callable[[], Any], **named: Any) -> int 
     return run
 
 
-class _Heartbeat(HeartbeatSender):
+def _heartbeat(beat: Callable[[], bool]) -> Any:
     """Flower's own; but one that fails for good ends the SuperNode, which else the server would take for gone."""
 
-    def _run(self) -> None:
+    def beat_or_end() -> bool:
         try:
-            super()._run()
+            return beat()
         except Exception as error:
             _end(f"the server does not take this site's heartbeat ({error})")
+            raise
+
+    return HeartbeatSender(beat_or_end)
 
 
 def _end(reason: str) -> None:
@@ -177,7 +180,7 @@ def run(note: Note, listener: socket.socket) -> None:
     start_client_internal._pull_and_store_message = _pull_and_store_message
     fleet_http_connection.make_simple_http_retry_invoker = link.retry_invoker
     fleet_http_connection.flwr_exit = link.exit
-    fleet_http_connection.HeartbeatSender = _Heartbeat
+    fleet_http_connection.HeartbeatSender = _heartbeat
     flower_supernode()
     # Flower's loop has ended over an answer that it did not expect; it says which, and leaves the process there.
     _end("Flower asks for no more orders")

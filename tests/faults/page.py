@@ -18,6 +18,7 @@ def page(verdicts: Verdicts) -> str:
     totals = " | ".join(str(sum(bool(verdict[what]) for verdict in found)) for what in _COUNTED)
     by_itself = sum(not verdict["helped"] for verdict in found)
     same = sum(verdict["same"] for verdict in found)
+    without = sum(bool(verdict["without"]) for verdict in found)
     lines = [
         _HEAD.format(
             cells=len(found),
@@ -25,6 +26,7 @@ def page(verdicts: Verdicts) -> str:
             by_itself=by_itself,
             helped=len(found) - by_itself,
             same=same,
+            without=without,
             faults="\n".join(f"- **{fault.name}**: {fault.says}" for fault in FAULTS.values()),
             federated=_points(FEDERATED),
             gossip=_points(GOSSIP),
@@ -65,7 +67,8 @@ def _told(verdict: dict[str, Any]) -> str:
     if wrong := next((what for what in _COUNTED if verdict[what]), None):
         return f"**{wrong}**"
     helped = "; ".join(dict.fromkeys(verdict["helped"])) or "by itself"
-    return f"{helped}, {'same state' if verdict['same'] else 'without some in a round'}"
+    state = "same state" if verdict["same"] else "without some in a round"
+    return ", ".join([helped, state, *(f"no result at {site}" for site in verdict["without"])])
 
 
 def _why(verdict: dict[str, Any]) -> str:
@@ -99,7 +102,8 @@ a disk to fill. An interrupted `make faults` goes on where it was.
 | {cells} | {totals} |
 
 {by_itself} runs went on by themselves, {helped} with the command that [deploy.md](deploy.md) names for the case;
-{same} ended in the very state of an undisturbed run.
+{same} ended in the very state of an undisturbed run. In {without} masked runs the site that was hit could not take the
+result at the end, when two of three sites were enough: the table says so, and its operator gets it from the server's.
 
 ## What is held to be true of each cell
 

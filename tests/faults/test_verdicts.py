@@ -73,19 +73,22 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
     def strike(*_: object) -> Iterator[None]:
         yield
 
-    def verdict_on(outcome: Outcome, *, ends: bool = True, passed: bool = False, **world: Any) -> Verdict:
+    def verdict_on(
+        outcome: Outcome, *, cell: Cell = CELL, ends: bool = True, passed: bool = False, **world: Any
+    ) -> Verdict:
         made = StandInWorld()
-        monkeypatch.setitem(trial.WORLDS, "gossip", lambda: made)
+        monkeypatch.setitem(trial.WORLDS, cell.topology, lambda: made)
         monkeypatch.setitem(FAULTS, "kill", Fault("kill", "", 0, strike))
-        point = replace(GOSSIP["training"], begun=lambda run: True, passed=lambda run: passed)
-        monkeypatch.setitem(GOSSIP, "training", point)
+        for points in (GOSSIP, FEDERATED):
+            point = replace(points["training"], begun=lambda run: True, passed=lambda run: passed)
+            monkeypatch.setitem(points, "training", point)
         monkeypatch.setattr(trial, "_ENDS_WITHIN", 0.2)
-        trials = Trials("gossip")
-        trials._undisturbed[False] = trials._run_undisturbed(masked=False)
+        trials = Trials(cell.topology)
+        trials._undisturbed[cell.masked] = trials._run_undisturbed(masked=cell.masked)
         made.next = StandInRun(outcome, ends=ends)
         for name, value in world.items():
             setattr(made, name, value)
-        return trials.try_cell(CELL)
+        return trials.try_cell(cell)
 
     return verdict_on
 
@@ -93,6 +96,16 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
 def test_a_run_in_which_all_is_as_it_should_be_is_well(judge: Callable[..., Verdict]) -> None:
     assert judge(WELL).is_well
     assert judge(replace(WELL, state="another", all_took_part=False)).is_well
+
+
+def test_a_masked_run_may_end_without_the_site_that_was_hit_and_no_other(judge: Callable[..., Verdict]) -> None:
+    masked = Cell("federated", True, "worker", "training", "kill")
+    away = judge(replace(WELL, missing=["north"]), cell=masked)
+    assert away.is_well
+    assert away.without == ["north"]
+    assert "no result at north" in page({masked.name: {**away.document(), "cell": vars(masked)}})
+    assert judge(replace(WELL, missing=["north", "south"]), cell=masked).lost
+    assert judge(replace(WELL, missing=["north"]), cell=replace(masked, masked=False)).lost
 
 
 @pytest.mark.parametrize(

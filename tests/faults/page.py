@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import groupby
+from textwrap import fill
 from typing import Any
 
+from tests.faults.cells import CELLS
 from tests.faults.points import FEDERATED, GOSSIP
 from tests.faults.strikes import FAULTS
 
@@ -22,12 +24,13 @@ def page(verdicts: Verdicts) -> str:
     lines = [
         _HEAD.format(
             cells=len(found),
+            all=len(CELLS),
             totals=totals,
             by_itself=by_itself,
             helped=len(found) - by_itself,
             same=same,
             without=without,
-            faults="\n".join(f"- **{fault.name}**: {fault.says}" for fault in FAULTS.values()),
+            faults="\n".join(_item(fault.name, fault.says) for fault in FAULTS.values()),
             federated=_points(FEDERATED),
             gossip=_points(GOSSIP),
         )
@@ -43,7 +46,11 @@ _COUNTED = ("lost", "wrong", "hung", "orphans", "locks", "missed")
 
 
 def _points(points: dict[str, Any]) -> str:
-    return "\n".join(f"- **{point.name}**: {point.says}" for point in points.values())
+    return "\n".join(_item(point.name, point.says) for point in points.values())
+
+
+def _item(name: str, says: str) -> str:
+    return fill(f"- **{name}**: {says}", 120, subsequent_indent="  ")
 
 
 def _title(verdict: dict[str, Any]) -> str:
@@ -67,7 +74,7 @@ def _told(verdict: dict[str, Any]) -> str:
     if wrong := next((what for what in _COUNTED if verdict[what]), None):
         return f"**{wrong}**"
     helped = "; ".join(dict.fromkeys(verdict["helped"])) or "by itself"
-    state = "same state" if verdict["same"] else "without some in a round"
+    state = "same state" if verdict["same"] else "a round made up for" if verdict["void"] else "a round without it"
     return ", ".join([helped, state, *(f"no result at {site}" for site in verdict["without"])])
 
 
@@ -93,9 +100,9 @@ _HEAD = """\
 # Faults
 
 One fault at one point of a round in one component, in real federations and gossip groups: three parties as processes on
-one machine, over TLS, with a model of two layers and two rounds. Written by `make faults`, which tries {cells} cells in
-about an hour; a few of them are in the suite (`tests/faults/test_faults.py`). It has to be run by root, who may mount
-a disk to fill. An interrupted `make faults` goes on where it was.
+one machine, over TLS, with a model of two layers and two rounds. Written by `make faults`, which takes one to two hours
+on two cores; a few of the cells are in the suite (`tests/faults/test_faults.py`). Root has to run it, who may mount a
+disk to fill. An interrupted `make faults` goes on where it was; of its {all} cells, {cells} are in this page.
 
 | cells | lost runs | wrong digests | hangs | orphans | leftover locks | faults that came too late |
 |---|---|---|---|---|---|---|
@@ -103,7 +110,7 @@ a disk to fill. An interrupted `make faults` goes on where it was.
 
 {by_itself} runs went on by themselves, {helped} with the command that [deploy.md](deploy.md) names for the case;
 {same} ended in the very state of an undisturbed run. In {without} masked runs the site that was hit could not take the
-result at the end, when two of three sites were enough: the table says so, and its operator gets it from the server's.
+result at the end, when two of three sites were enough; the table says so, and its operator gets it from the server's.
 
 ## What is held to be true of each cell
 
@@ -121,8 +128,11 @@ result at the end, when two of three sites were enough: the table says so, and i
 - **locks**: no lock is held by anybody else. A killed party is started again in the same folder.
 - **missed**: the fault struck while the run was at its point; a cell whose fault came too late is tried again.
 
-**void** and **late** are rounds, or attempts at one, that changed nothing, and answers that came after the deadline (of
-gossip nodes: states that were taken from others); **s over** are the seconds over an undisturbed run.
+The outcome says whether the run went on by itself or with which command, and whether its state is an undisturbed run's;
+else a round counted without the party that was hit, or was void and made up for by another. **void** and **late** are
+rounds, or attempts at one, that changed nothing, and answers that came after the deadline (of gossip nodes: states that
+were taken from others); **s over** are the seconds over an undisturbed run; on a machine that has other work, they are
+good to some ten seconds.
 
 ## Faults
 

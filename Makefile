@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test quick elsewhere check bench docs matrix families proto clean help
+.PHONY: demo test quick elsewhere check bench docs matrix families faults proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -55,6 +55,9 @@ matrix: $(VENV)/.installed-all ## Every stage × tuning mode × topology: docs/m
 
 families: $(VENV)/.installed-all ## Every family of models in every cell: docs/families.md (half an hour)
 	$(BIN)/python -m tests.families > docs/families.md.new && mv docs/families.md.new docs/families.md
+
+faults: $(VENV)/.installed-all ## Every fault at every point of a round: docs/faults.md (an hour, as root)
+	$(BIN)/python -m tests.faults > docs/faults.md.new && mv docs/faults.md.new docs/faults.md
 
 proto: $(VENV)/.installed-all ## p2p's generated gRPC code from its .proto file
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. p2p/gossip.proto

@@ -6,6 +6,7 @@ It starts again what dies. `python -m client.supervisor SITE_FOLDER`. How the si
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from client.worker_client import worker_command
 from core_training.foundation import background
 from core_training.foundation.careful_logging import log_to_stdout
 from core_training.foundation.environment import GIVES_MEMORY_BACK
+from core_training.foundation.errors import RunError
 from core_training.foundation.kept_processes import KeptProcess, lock_of
 from core_training.foundation.stopping import exit_when_stopped
 from security.certificates import AUTHORITY_CERTIFICATE
@@ -25,6 +27,7 @@ from security.private_files import make_private_folder
 PROCESSES = ("site", "worker", "supernode")
 """All processes of a running site; `site` is the supervisor."""
 
+_log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _OFFLINE_SECONDS = 5.0
 """Pause between the end of a killed SuperNode's session and the next one: what it had in hand is lost, and the server
@@ -59,7 +62,10 @@ class Supervisor:
         if self._supernode.alive:
             return
         if read_link(self._folder).state == "connected":
-            note_link(self._folder, "connecting")
+            try:
+                note_link(self._folder, "connecting")
+            except RunError as error:  # a full disk ends no site
+                _log.error("how the link stands could not be noted: %s", error)
         if not self._supernode.is_due():
             return
         if self._end_session():

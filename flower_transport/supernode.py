@@ -130,7 +130,8 @@ class SuperNode:
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
         try:
             return bool(self._client.SendNodeHeartbeat(request).success)
-        except httpx.HTTPError:  # the next call for an order tells what it means
+        except Exception as error:  # without a pulse the site would be taken for gone: it is tried again
+            _log.warning("a heartbeat failed: %s", error)
             return False
 
     def _carry_out(self, order: Message, tree: ObjectTree) -> None:
@@ -206,7 +207,13 @@ class _Link:
         self._tell("connecting")
 
     def watched(self, invoker: RetryInvoker) -> RetryInvoker:
-        """Flower's invoker of calls, which says when one has to be repeated, and when one came through."""
+        """Flower's invoker of calls, which says when one has to be repeated, and when one came through.
+
+        It gives up over a certificate that is not to be trusted, and not over every error in which TLS is named: a
+        line that breaks, or a server that is killed, in the middle of a handshake is one, too.
+        """
+        gives_up = invoker.should_giveup
+        invoker.should_giveup = lambda error: not _is_of_the_line(error) and gives_up(error)
         failed, came_through = invoker.on_backoff, invoker.on_success
 
         def on_backoff(state: Any) -> None:
@@ -235,6 +242,10 @@ class _Link:
                 self._note(stands, self._node, detail)
             except (FedloomError, OSError) as error:  # a transfer must not fail over this
                 _log.error("how the link stands could not be noted: %s", error)
+
+
+def _is_of_the_line(error: Exception) -> bool:
+    return isinstance(error, httpx.TransportError) and "certificate" not in str(error).lower()
 
 
 def _words_of(error: httpx.HTTPError) -> str:

@@ -45,7 +45,8 @@ _TOLD_AGAIN_AFTER = 60.0
 """Seconds after which it is told once more who is waited for, and why."""
 
 _RETURNS_WITHIN = 15.0
-"""Seconds that a server which was started again waits for the sites that took part before, though enough are there."""
+"""Seconds that a server waits for the sites that took part before, though enough are there: when it was started again,
+and at the end of the run, since who is away there gets no result."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,6 @@ class Membership:
         self._sites = participants.sites
         self._roster_of = participants.roster_of
         self._patience = 0.0 if participants.in_process else recipe.topology.round_deadline
-        self._goes_on = goes_on
         self._terms: Terms | None = None
         self._offers: dict[int, Offer] = {}
         """What the connected sites have announced that no vote has been held on yet, by node."""
@@ -102,7 +102,9 @@ class Membership:
         self._joined: dict[int, str] = {}
         self._turned_away: set[int] = set()
         self._pauses: dict[int, _Pause] = {}
-        self._waits_until = time.monotonic() + min(_RETURNS_WITHIN, self._patience)
+        self._returning_until = 0.0
+        if goes_on:
+            self.wait_for_all()
         self._told: events.WaitingForSites | None = None
         self._tells_again = 0.0
         self.layout: Mapping[str, str] = {}
@@ -120,6 +122,10 @@ class Membership:
         """The digest of the roster that all sites have pinned (secure aggregation)."""
         assert self.terms.roster_digest is not None, "whoever joins has pinned one"
         return self.terms.roster_digest
+
+    def wait_for_all(self) -> None:
+        """Have the next `gather` wait a while for all who took part before, though enough are there."""
+        self._returning_until = time.monotonic() + min(_RETURNS_WITHIN, self._patience)
 
     def gather(self, progress: Progress, state: TrainableState | None) -> dict[int, str]:
         """The joined sites that are connected now; waits for the minimum, and lets newcomers join.
@@ -152,9 +158,9 @@ class Membership:
             }
             before = {site for site, part in progress.sites.items() if part.rounds} & set(self._names.values())
             # After a restart sites reconnect one by one: to begin with the first few would leave out the rest.
-            returning = self._goes_on and not before <= set(present.values()) and time.monotonic() < self._waits_until
+            returning = not before <= set(present.values()) and time.monotonic() < self._returning_until
             if len(present) >= minimum and not returning:
-                self._goes_on = False  # from now on, who is away is waited for no longer
+                self._returning_until = 0.0  # from now on, who is away is waited for no longer
                 if self._told is not None:
                     self._folder.event(events.Gathered(live=sorted(present.values()), missing=self._told.missing))
                     self._told = None

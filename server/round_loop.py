@@ -291,6 +291,8 @@ class _RoundLoop:
 
     def _evaluation_of(self, state: TrainableState, *, final: bool) -> dict[str, EvalReport]:
         """A state's evaluation by every site, which keeps the run's final one. Raises RunError for too few."""
+        if final:
+            self._membership.wait_for_all()
         return self._until_enough(
             "the final evaluation", self._progress.round, partial(self._evaluate, state, final=final)
         )

@@ -24,7 +24,7 @@ from server.federation import Address, Federation
 from server.run_progress import follow
 from simulations import simulate
 from tests import tiny
-from tests.faults import BREAKING, GRPO, SAID, TOLD, write_judge
+from tests.broken_steps import BREAKING, GRPO, SAID, TOLD, write_judge
 
 pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]

@@ -33,6 +33,7 @@ def start(
     """Start `command` detached from the terminal, its output appended to `log`; it holds `lock` while it lives.
 
     `environment` is added to this process's own. Raises InputError when the lock is held: the process runs already.
+    Raises RunError when the disk has no room for its number; the process is ended then.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _take(lock)
@@ -47,7 +48,12 @@ def start(
                 pass_fds=[descriptor],
                 env={**os.environ, **(environment or {})},
             )
-        _write_owner(descriptor, process.pid)
+        try:
+            _write_owner(lock, descriptor, process.pid)
+        except RunError:  # nobody could find, and so stop, a process that its lock does not name
+            _signal(-process.pid, signal.SIGKILL)
+            process.wait()
+            raise
     finally:
         os.close(descriptor)
     return process
@@ -57,11 +63,11 @@ def start(
 def claim(lock: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold `lock` in this process, after waiting up to `patience` seconds for another one to let go of it.
 
-    Raises InputError when the other one still holds it then.
+    Raises InputError when the other one still holds it then, and RunError when the disk has no room.
     """
     descriptor = _take(lock, patience)
     try:
-        _write_owner(descriptor, os.getpid())
+        _write_owner(lock, descriptor, os.getpid())
         yield
     finally:
         os.close(descriptor)
@@ -145,8 +151,11 @@ def _take(lock: Path, patience: float = 0.0) -> int:
         time.sleep(_POLL_SECONDS)
 
 
-def _write_owner(descriptor: int, process: int) -> None:
-    os.pwrite(descriptor, str(process).encode(), 0)
+def _write_owner(lock: Path, descriptor: int, process: int) -> None:
+    try:
+        os.pwrite(descriptor, str(process).encode(), 0)
+    except OSError as error:
+        raise RunError(f"{lock}: cannot be written: {error.strerror}") from None
 
 
 def _signal(process: int, number: signal.Signals) -> None:

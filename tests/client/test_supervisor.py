@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,22 @@ def test_a_supernode_that_has_died_is_not_connected(tmp_path: Path) -> None:
     finally:
         supernode.stop()
     supernode.postpone(60)
+    supervisor._tend_link()
+    assert read_link(tmp_path) == Link("connecting", 42)
+
+
+def test_a_site_lives_on_where_a_full_disk_does_not_take_how_its_link_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "site.yaml").write_text("name: a\nserver: 127.0.0.1:1\n")
+    note_link(tmp_path, "connected", 42)
+    supervisor = Supervisor(tmp_path)
+    supervisor._supernode.postpone(60)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", lambda *_: os.close(-1))  # an OSError
+        supervisor._tend_link()
+    assert read_link(tmp_path) == Link("connected", 42)
     supervisor._tend_link()
     assert read_link(tmp_path) == Link("connecting", 42)
 

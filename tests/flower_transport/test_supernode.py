@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import core_training.foundation.environment  # noqa: F401  isort: skip - before Flower is imported
+import httpx
 import psutil
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -283,6 +284,26 @@ def test_a_connection_is_told_of_when_it_is_made_lost_and_found(
     calls.on_success(state)
     calls.on_success(state)
     assert told == [("connecting", None, ""), ("connected", 42, ""), ("connecting", 42, ""), ("connected", 42, "")]
+
+
+@pytest.mark.parametrize(
+    ("said", "gives_up"),
+    [
+        ("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol (_ssl.c:1006)", False),
+        ("[Errno 104] Connection reset by peer", False),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate", True),
+    ],
+)
+def test_a_line_that_breaks_in_a_handshake_is_dialled_again_and_a_false_certificate_is_not(
+    link: supernode._Link, said: str, gives_up: bool
+) -> None:
+    assert link.watched(make_simple_http_retry_invoker()).should_giveup(httpx.ConnectError(said)) is gives_up
+
+
+def test_an_answer_that_is_no_transports_fault_is_flowers_to_judge(link: supernode._Link) -> None:
+    refused = httpx.Response(500, request=httpx.Request("POST", "http://server"))
+    invoker = link.watched(make_simple_http_retry_invoker())
+    assert invoker.should_giveup(httpx.HTTPStatusError("", request=refused.request, response=refused))
 
 
 def test_a_note_that_cannot_be_written_stops_no_transfer(caplog: pytest.LogCaptureFixture) -> None:

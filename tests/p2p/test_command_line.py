@@ -14,7 +14,7 @@ import pytest
 from client.worker_client import worker_lock
 from core_training.foundation import background
 from core_training.runs.run_folder import RunFolder
-from tests.faults import SAID, TOLD, write_judge
+from tests.broken_steps import SAID, TOLD, write_judge
 from tests.p2p.conftest import free_port
 
 pytestmark = pytest.mark.slow

@@ -116,6 +116,25 @@ def test_a_server_that_was_started_again_waits_for_those_who_took_part_though_en
     assert summary.sites["c"].rounds in rounds
 
 
+@pytest.mark.parametrize("within", [30.0, 0.0])
+def test_a_site_that_is_away_for_a_moment_at_the_end_gets_the_result_though_enough_are_there(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, within: float
+) -> None:
+    monkeypatch.setattr(membership, "_RETURNS_WITHIN", within)
+    nodes, looks = InProcessGrid.nodes, list[int]()
+
+    def without_c_after_the_rounds(grid: InProcessGrid) -> list[int]:
+        if len(list(events(tmp_path / "run", "round"))) == 3:
+            looks.append(1)
+        return [node for node in nodes(grid) if node != 3 or not 0 < len(looks) < 4]
+
+    monkeypatch.setattr(InProcessGrid, "nodes", without_c_after_the_rounds)
+    sites = {name: ArithmeticSite(1.0, 10) for name in ("a", "b", "c")}
+    summary = federate(tmp_path / "run", recipe(rounds=3), sites, in_process=False)
+    assert (summary.sites["c"].eval_loss is not None) == (within > 0)
+    assert summary.sites["c"].rounds == 3
+
+
 def test_a_newcomer_that_is_slow_to_join_does_not_hold_up_the_rounds(
     tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

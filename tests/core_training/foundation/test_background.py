@@ -1,5 +1,6 @@
 """Background processes and their locks: who runs is known, whatever is killed."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -70,6 +71,21 @@ def test_a_killed_process_leaves_no_trace_of_being_alive(tmp_path):
     assert background.owner(lock) is None
     background.start(SLEEP, lock, tmp_path / "log")
     background.stop(lock)
+
+
+def test_a_process_whose_number_a_full_disk_does_not_take_is_ended_and_the_lock_is_free(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    lock = tmp_path / "it.lock"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(RunError, match=r"it\.lock: cannot be written: No space left on device"):
+            background.start(SLEEP, lock, tmp_path / "log")
+
+    assert background.owner(lock) is None
+    background.start(SLEEP, lock, tmp_path / "log")
+    assert background.stop(lock)
 
 
 def test_force_reaches_a_process_that_will_not_stop_and_its_children(tmp_path):

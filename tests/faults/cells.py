@@ -25,7 +25,7 @@ class Cell:
 
 
 _OF_A_SERVER = ("superlink", "serverapp", "superexec", "server")
-_OF_A_SITE = ("site", "supernode", "messenger", "worker")
+_OF_A_SITE = ("site", "supernode", "worker")
 _MACHINES = ("server machine", "site machine")
 _ON_THE_LINE = ("cut", "delayed", "duplicated")
 
@@ -65,7 +65,7 @@ _ALL = [
         masked=True,
         plan=[
             (
-                ("serverapp", "superlink", "supernode", "messenger", "worker", *_MACHINES),
+                ("serverapp", "superlink", "supernode", "worker", *_MACHINES),
                 "kill",
                 ("masking", "training", "uploading", "opening"),
             ),

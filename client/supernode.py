@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
 
+import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
@@ -30,14 +32,19 @@ def main() -> None:
     key = load_ssh_private_key(read_private_file(folder / "keys" / "node.key"), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise InputError(f"{folder / 'keys' / 'node.key'}: this is no key of a site")
-    SuperNode(
+    supernode = SuperNode(
         app,
         server=str(config.server),
         authority=folder / AUTHORITY_CERTIFICATE,
         key=key,
         note=lambda state, node_id, detail: note_link(folder, state, node_id, detail),
         max_message_bytes=config.max_message_bytes,
-    ).run()
+    )
+    try:
+        supernode.run()
+    except httpx.HTTPError as error:
+        logging.error("this SuperNode ends, to be started anew: %s", error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

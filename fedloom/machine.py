@@ -21,7 +21,6 @@ PYTHON = (3, 11)
 MEMORY_BYTES = 4 * 10**9
 DISK_BYTES = 10 * 10**9
 SERVER_PORT = 9092
-FLOWER_COMMANDS = ("flower-superlink", "flower-supernode", "flower-superexec")
 
 
 class State(StrEnum):
@@ -162,12 +161,10 @@ def _extras() -> Iterator[Finding]:
 
 
 def _flower() -> Iterator[Finding]:
-    missing = [command for command in FLOWER_COMMANDS if _which(command) is None]
-    if missing:
-        found, remedy = f"{', '.join(missing)} not found", "pip install --force-reinstall flwr"
-        yield Finding("Flower", State.MISSING, found, remedy)
+    if (version := _version("flwr")) is None:
+        yield Finding("Flower", State.MISSING, "not found", "pip install --force-reinstall flwr")
     else:
-        yield Finding("Flower", State.OK, f"{_version('flwr')}: {', '.join(FLOWER_COMMANDS)}")
+        yield Finding("Flower", State.OK, version)
 
 
 def _ports() -> Iterator[Finding]:

@@ -45,11 +45,12 @@ class Arrivals:
         fetch = bounded(make_pull_object_fn_protobuf(client.PullObject, node, run_id), payload_bytes)
         try:
             contents = pull_objects(part_ids(tree, payload_bytes), fetch, max_tries_per_object=1)
-            client.ConfirmMessageReceived(
-                ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=tree.object_id)
-            )
             return Reply(order, inflate(tree.object_id, contents, payload_bytes))
         except ObjectPullError:
             return Reply.broken_off(order)
         except ProtocolError as error:
             return Reply.malformed(order, str(error))
+        finally:  # the SuperLink need keep it no longer, whatever it is
+            client.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=tree.object_id)
+            )

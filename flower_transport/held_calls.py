@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flower_transport.bells import Bells
-from flower_transport.bodies import SMALL_BYTES, BodyTooLong, again, read, refuse
+from flower_transport.bodies import again, read
+from flower_transport.limits import LARGE_BYTES
 from flower_transport.waiting import MOST_SECONDS, PREFER, WAIT
 
 Keys = Callable[[bytes], Collection[Hashable]]
@@ -47,11 +48,7 @@ class HeldCalls:
         if keys is None or not seconds:
             await self._app(scope, receive, send)
             return
-        try:
-            body = await read(receive, SMALL_BYTES)
-        except (BodyTooLong, TimeoutError):
-            await refuse(scope, receive, send, 413, "a call that waits has a short body")
-            return
+        body = await read(receive, LARGE_BYTES)
         if await self._hold(keys, body[0], receive, seconds):
             await self._app(scope, again(body, receive), send)
 

@@ -11,6 +11,7 @@ the one before: the answer was lost on its way.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, Status, SubStatus
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 from flwr.supercore.constant import NodeStatus
-from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.date import now
 from flwr.supercore.run import RunStatus
 from flwr.superlink.federation import FederationManager
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
@@ -30,6 +32,9 @@ from core_training.foundation.bounded_reading import ForeignTextError, read_json
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from flower_transport.bells import Bells
+from flower_transport.message_parts import MessageParts
+
+_log = logging.getLogger(__name__)
 
 MOST_HANDED_OUT = 3
 """How often a message is handed out, in all, to a receiver that does not confirm it."""
@@ -44,12 +49,15 @@ class SuperLinkState(InMemoryLinkState):  # type: ignore[misc]
     `bells` go by a node's number where a message for it is there, and by a message's id where its answer is.
     """
 
-    def __init__(self, manager: FederationManager, parts: ObjectStore, nodes: Path, bells: Bells) -> None:
+    def __init__(self, manager: FederationManager, parts: MessageParts, nodes: Path, bells: Bells) -> None:
         super().__init__(manager, parts)
+        self._parts = parts
         self._lock_object_push_sessions = self.lock  # Flower takes the two in either order, which can block it for good
         self._file = nodes
         self._bells = bells
         self._handed_out: dict[str, int] = {}
+        self._lost: set[str] = set()
+        """The orders that nodes had in hand when they left: nobody will answer them."""
         self._from_before: set[int] = set()
         """The nodes that have not been heard of since this SuperLink started."""
         self._read_nodes()
@@ -71,12 +79,15 @@ class SuperLinkState(InMemoryLinkState):  # type: ignore[misc]
             return activated
 
     def deactivate_node(self, node_id: int) -> bool:
-        """Let whoever waits for the node's answers look at once: they may never come."""
+        """Note what the node had in hand as lost, and let whoever waits for its answers look at once."""
         with self.lock:
             deactivated: bool = super().deactivate_node(node_id)
             self._from_before.discard(node_id)
-            for message in self._orders_to(node_id):
-                self._bells.ring(message.metadata.message_id)
+            for message in self._orders_to(node_id) if deactivated else ():
+                number = message.metadata.message_id
+                if self._handed_out.get(number) and number not in self._parts and self._reply_to(number) is None:
+                    self._lost.add(number)
+                self._bells.ring(number)
             return deactivated
 
     def acknowledge_node_heartbeat(self, node_id: int, heartbeat_interval: float) -> bool:
@@ -95,6 +106,8 @@ class SuperLinkState(InMemoryLinkState):  # type: ignore[misc]
         self, message: Message, object_tree: ObjectTree, session_id: str
     ) -> tuple[bool, list[str]]:
         with self.lock:
+            if object_tree.object_id != message.metadata.message_id:
+                return False, []
             stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
             if stored and missing:
                 self._hold_back(object_tree.object_id)
@@ -103,13 +116,26 @@ class SuperLinkState(InMemoryLinkState):  # type: ignore[misc]
             return stored, missing
 
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
+        """Store a part. Says yes to one that is there: the answer to the same call may have been lost."""
+        try:
+            settled = self._parts.settle(object_id, object_content)
+        except (ValueError, OSError) as error:
+            _log.error("part %s was not stored: %s", object_id, error)
+            return False
         with self.lock:
             session = self._object_push_sessions.get(session_id)
-            stored: bool = super().store_object(run_id, session_id, object_id, object_content)
-            if stored and session is not None and session_id not in self._object_push_sessions:
+            stored: bool = super().store_object(run_id, session_id, object_id, settled)
+            if not stored:
+                return self._parts.is_there(object_id)
+            if session is not None and session_id not in self._object_push_sessions:
                 for whole in session.root_object_ids:
                     self._announce(whole)
-            return stored
+            return True
+
+    def get_object(self, run_id: int, object_id: str) -> bytes | None:
+        # One that is there is read with no lock held.
+        found: bytes | None = self._parts.get(object_id) or super().get_object(run_id, object_id)
+        return found
 
     def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
         with self.lock:
@@ -130,16 +156,52 @@ class SuperLinkState(InMemoryLinkState):  # type: ignore[misc]
         with self.lock:
             self._check_stored_messages(message_ids, run_id)
             known = {number for number in message_ids if number in self.message_ins_store}
-            messages: list[Message] = super().get_message_res(known, run_id) if known else []
+            # What is there counts, though its site may have gone since: Flower would first look for that.
+            messages = [self._deliver(reply) for number in known if (reply := self._reply_to(number)) is not None]
+            open_ones = known - {reply.metadata.reply_to_message_id for reply in messages}
+            messages += [self._unavailable(number) for number in open_ones & self._lost]
+            if open_ones := open_ones - self._lost:
+                messages += super().get_message_res(open_ones, run_id)
             self._bells.silence(message_ids)
             return messages
 
     def delete_messages(self, message_ins_ids: set[str]) -> None:
+        """Forget messages and their replies, and the parts of those that nobody fetches any more."""
         with self.lock:
+            for number in message_ins_ids:
+                self._parts.delete(number)
+                reply = self.message_ins_id_to_message_res_id.get(number)
+                if reply is not None and self.message_res_store[reply].metadata.delivered_at in ("", _ON_ITS_WAY):
+                    self._cleanup_push_session(self._object_push_session_by_root.get(reply, ""), cleanup_messages=False)
+                    self._parts.delete(reply)
+                self._handed_out.pop(number, None)
+            self._lost -= message_ins_ids
             super().delete_messages(message_ins_ids)
             self._bells.silence(message_ins_ids)
-            for number in message_ins_ids:
-                self._handed_out.pop(number, None)
+
+    def finish_task(self, task_id: int, sub_status: str, details: str) -> bool:
+        """End a task; with that of a run, whatever is left of its messages goes."""
+        finished: bool = super().finish_task(task_id, sub_status, details)
+        task = self.task_store.get(task_id)
+        if finished and task is not None and self._is_primary_task(task_id):
+            self.cleanup_run(task.run_id)
+        return finished
+
+    def _reply_to(self, number: str) -> Message | None:
+        """The reply to an order, where all of it is there and nobody has it yet."""
+        reply = self.message_res_store.get(self.message_ins_id_to_message_res_id.get(number, ""))
+        return reply if reply is not None and reply.metadata.delivered_at == "" else None
+
+    @staticmethod
+    def _deliver(reply: Message) -> Message:
+        reply.metadata.delivered_at = now().isoformat()
+        return reply
+
+    def _unavailable(self, number: str) -> Message:
+        """An answer in the name of a node that left with the order in hand."""
+        made = create_message_error_unavailable_res_message(self.message_ins_store[number].metadata, "node_unavail")
+        self._store_generated_message(made)
+        return made
 
     def _hold_back(self, number: str) -> None:
         kept = self.message_ins_store.get(number) or self.message_res_store.get(number)
@@ -164,7 +226,7 @@ class SuperLinkState(InMemoryLinkState):  # type: ignore[misc]
         for message in self._orders_to(node_id):
             number = message.metadata.message_id
             # What is confirmed is in the store of parts no longer.
-            if 0 < self._handed_out.get(number, 0) < MOST_HANDED_OUT and number in self.object_store:
+            if 0 < self._handed_out.get(number, 0) < MOST_HANDED_OUT and number in self._parts:
                 yield message
 
     def _keep_nodes(self) -> None:

@@ -8,6 +8,7 @@ The server holds the call for an order until there is one (`flower_transport.hel
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,10 +39,10 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_objects, push_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects, push_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
+from flwr.supercore.retry import RetryInvoker, exponential, make_simple_http_retry_invoker
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -55,6 +56,9 @@ FAILED = "the site's SuperNode failed; the site's own logs/supernode.log says wh
 
 _ANSWERED_AT_ONCE = 1.0
 """Seconds within which a server that does not hold calls has answered."""
+
+_DIALS_AGAIN_WITHIN = 5
+"""The longest pause, in seconds, before a call that failed is made again."""
 
 _LEAST_PAUSE = 0.2
 _LONGEST_PAUSE = 3.0
@@ -145,7 +149,7 @@ class SuperNode:
             _log.info("the answer was sent")
         except RunNotRunningException:
             _log.info("an order is dropped: its run has ended")
-        except (ObjectPullError, httpx.HTTPError) as error:
+        except (ObjectPullError, ObjectPushError, httpx.HTTPError) as error:
             _log.error("an order is dropped, whose transfer failed: %s", error)
 
     def _answer(self, order: Message, tree: ObjectTree) -> Message:
@@ -168,14 +172,22 @@ class SuperNode:
         pull = make_pull_object_fn_protobuf(
             lambda request: self._call(self._client.PullObject, request), self._node, run_id
         )
-        contents = pull_objects(part_ids(tree, most), bounded(pull, most), max_tries_per_object=1)
+        try:
+            contents = pull_objects(part_ids(tree, most), bounded(pull, most), max_tries_per_object=1)
+        except ProtocolError:
+            self._confirm(tree, run_id)  # else it would be handed out again, and be no better
+            raise
+        self._confirm(tree, run_id)
+        message = inflate(tree.object_id, contents, most)
+        message.metadata.__dict__["_message_id"] = tree.object_id  # which is made of all else, and so not in it
+        return message
+
+    def _confirm(self, tree: ObjectTree, run_id: int) -> None:
+        """Tell the server that it need keep an order no longer."""
         self._call(
             self._client.ConfirmMessageReceived,
             ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=tree.object_id),
         )
-        message = inflate(tree.object_id, contents, most)
-        message.metadata.__dict__["_message_id"] = tree.object_id  # which is made of all else, and so not in it
-        return message
 
     def _send(self, reply: Message, run_id: int) -> None:
         with no_object_id_recompute():
@@ -202,6 +214,7 @@ class _Link:
 
     def __init__(self, note: Note) -> None:
         self._note = note
+        self._lock = threading.Lock()
         self._node: int | None = None
         self._stands: Standing | None = None
         self._tell("connecting")
@@ -212,6 +225,7 @@ class _Link:
         It gives up over a certificate that is not to be trusted, and not over every error in which TLS is named: a
         line that breaks, or a server that is killed, in the middle of a handshake is one, too.
         """
+        invoker.wait_gen_factory = lambda: exponential(max_delay=_DIALS_AGAIN_WITHIN)
         gives_up = invoker.should_giveup
         invoker.should_giveup = lambda error: not _is_of_the_line(error) and gives_up(error)
         failed, came_through = invoker.on_backoff, invoker.on_success
@@ -236,11 +250,14 @@ class _Link:
         self._tell("refused", reason)
 
     def _tell(self, stands: Standing, detail: str = "") -> None:
-        if stands != self._stands:
-            self._stands = stands
+        """Report from several threads, whose transfers must not fail because this cannot be written."""
+        with self._lock:
+            if stands == self._stands:
+                return
             try:
                 self._note(stands, self._node, detail)
-            except (FedloomError, OSError) as error:  # a transfer must not fail over this
+                self._stands = stands
+            except (FedloomError, OSError) as error:
                 _log.error("how the link stands could not be noted: %s", error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class PrefersToWait:
         self.seconds = seconds
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        if context.rpc_method.endswith(self._method) and self.seconds >= 1:
-            context.request.headers[PREFER] = f"{WAIT}{self.seconds:.0f}"
+        if context.rpc_method.endswith(self._method) and self.seconds > 0:
+            context.request.headers[PREFER] = f"{WAIT}{math.ceil(self.seconds)}"
         response: httpx.Response = call_next(context)
         return response

@@ -2,7 +2,7 @@
 
 In the folder: `federation.yaml` (the address), `roster.json` (admitted sites: name, keys, node id), `rosters/` (what
 sites were given to pin, by digest), `keys/` (ca.crt to hand out; ca.key, server.crt and server.key, which stay),
-`runs/<run id>/`, `flower/` (Flower's database), `run/` and `logs/` (locks and output of the
+`runs/<run id>/`, `flower/` (Flower's numbers of the sites, messages), `run/` and `logs/` (locks and output of the
 processes).
 """
 

@@ -40,7 +40,7 @@ WORK = (
 )
 SERVER = ("superlink", "superexec", "server", "serverapp")
 SETTLES_WITHIN = 40.0
-"""Seconds after a run in which its sites come to rest: they ask the less often the longer there was no order."""
+"""Seconds after a run in which all come to rest."""
 
 AT_REST = 60.0
 

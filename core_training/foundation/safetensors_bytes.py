@@ -21,6 +21,9 @@ MOST_HEADER_BYTES = 100_000_000
 """The longest header that the library reads."""
 
 _LENGTH_BYTES = 8
+_MOST_DIMENSIONS = 16
+"""Of one tensor. Python multiplies sizes without overflow: of many, that would take hours."""
+
 _DTYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "|b1"},
     **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
@@ -74,9 +77,9 @@ def _begin_of(name: str, tensor: Any) -> tuple[int, int]:
 def _read(name: str, tensor: Any) -> tuple[np.dtype[Any], tuple[int, ...], tuple[int, int]]:
     """A tensor's type, shape and place, of its entry in the header."""
     match tensor:
-        case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(begin), int(after)]} if _are_sizes(
-            [*shape, begin, after]
-        ):
+        case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(begin), int(after)]} if len(
+            shape
+        ) <= _MOST_DIMENSIONS and _are_sizes([*shape, begin, after]):
             if kind not in _DTYPES:
                 raise ValueError(f"tensor '{name}' is {kind}, not float32")
             return np.dtype(_DTYPES[kind]), tuple(shape), (begin, after)

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,7 +154,14 @@ NAMES = {
         "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.store_object",
         "flwr.supercore.constant:NodeStatus.OFFLINE",
         "flwr.supercore.constant:NodeStatus.ONLINE",
-        "flwr.supercore.object_store:ObjectStore",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState._cleanup_push_session",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState._is_primary_task",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState._store_generated_message",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.cleanup_run",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.finish_task",
+        "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.get_object",
+        "flwr.server.superlink.linkstate.utils:create_message_error_unavailable_res_message",
+        "flwr.supercore.date:now",
         "flwr.supercore.run:RunStatus",
         "flwr.superlink.federation:FederationManager",
     ],
@@ -164,6 +170,7 @@ NAMES = {
         "flwr.supercore.inflatable.inflatable_utils:validate_object_content",
         "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.delete",
         "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.get",
+        "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.preregister",
         "flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore.put",
         "flwr.proto.message_pb2:PullObjectRequest",
         "flwr.proto.message_pb2:PullObjectResponse",
@@ -213,11 +220,13 @@ NAMES = {
         "flwr.supercore.inflatable.inflatable_protobuf_utils:make_pull_object_fn_protobuf",
         "flwr.supercore.inflatable.inflatable_protobuf_utils:make_push_object_fn_protobuf",
         "flwr.supercore.inflatable.inflatable_utils:ObjectPullError",
+        "flwr.supercore.inflatable.inflatable_utils:ObjectPushError",
         "flwr.supercore.inflatable.inflatable_utils:pull_objects",
         "flwr.supercore.inflatable.inflatable_utils:push_objects",
         "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
         "flwr.supercore.primitives.asymmetric:public_key_to_bytes",
         "flwr.supercore.retry:RetryInvoker",
+        "flwr.supercore.retry:exponential",
         "flwr.supercore.retry:make_simple_http_retry_invoker",
         "flwr.supercore.run:RunNotRunningException",
         "flwr.supercore.task_identity:TaskIdentity",
@@ -261,12 +270,6 @@ NAMES = {
 @pytest.mark.parametrize(("file", "name"), names(NAMES), ids=str)
 def test_a_name_that_is_not_public_is_where_it_was(file: str, name: str) -> None:
     look_up(file, name)
-
-
-@leans("fedloom/machine.py")
-def test_flowers_commands_are_installed_under_their_names() -> None:
-    commands = {command.name for command in entry_points(group="console_scripts")}
-    assert {"flower-superlink", "flower-supernode", "flower-superexec"} <= commands
 
 
 @leans("server/supervisor.py", "client/supervisor.py")

@@ -132,7 +132,8 @@ def test_nobody_who_has_left_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "seconds", "said"), [("Pull", 20.0, "wait=20"), ("Pull", 0.4, None), ("X", 9, None)]
+    ("method", "seconds", "said"),
+    [("Pull", 20.0, "wait=20"), ("Pull", 0.4, "wait=1"), ("Pull", 0, None), ("X", 9, None)],
 )
 def test_a_client_says_how_long_it_would_wait_and_no_longer_than_its_own_patience(
     method: str, seconds: float, said: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import stat
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.task_identity import TaskIdentity
@@ -193,6 +194,87 @@ def test_a_list_of_nodes_that_is_none_is_named(tmp_path: Path, content: str) -> 
         Link(tmp_path)
 
 
+def test_a_reply_that_is_whole_counts_though_its_site_has_gone(link: Link) -> None:
+    order = link.send("order")
+    link.orders()
+    answer = link.send("answer", order)
+    assert link.state.deactivate_node(link.node)
+    assert link.answers(order) == [answer.object_id]
+
+
+def test_an_order_that_a_site_had_in_hand_when_it_left_is_lost_though_the_site_is_back(link: Link) -> None:
+    """Its next SuperNode knows nothing of it; one that it had not confirmed is handed out again."""
+    in_hand, on_its_way = link.send("in hand"), link.send("on its way")
+    assert link.orders() == [in_hand.object_id]
+    link.parts.delete(in_hand.object_id)
+    assert link.orders() == [on_its_way.object_id]
+    assert link.state.deactivate_node(link.node)
+    assert link.state.activate_node(link.node, 30)
+    (gone,) = link.state.get_message_res({in_hand.object_id, on_its_way.object_id}, link.run)
+    assert (gone.has_error(), gone.metadata.reply_to_message_id) == (True, in_hand.object_id)
+    link.state.delete_messages({in_hand.object_id})
+    assert link.orders() == [on_its_way.object_id]
+
+
+def test_a_part_that_is_sent_again_was_stored(link: Link) -> None:
+    """The answer to the same call was lost: whoever sent it would else give up."""
+    message = link.message("order")
+    session = link.state.start_session(link.run)
+    bare = remove_content_from_message(message)
+    bare.metadata.__dict__["_message_id"] = message.object_id
+    link.state.store_message_and_object_tree(bare, get_object_tree(message), session)
+    for number, part in get_all_nested_objects(message).items():
+        assert link.state.store_object(link.run, session, number, part.deflate())
+        assert link.state.store_object(link.run, session, number, part.deflate())
+    assert not link.state.store_object(link.run, session, "0" * 64, b"noise")
+
+
+def tree(number: str, *children: ObjectTree) -> ObjectTree:
+    return ObjectTree(object_id=number * 64, children=children)
+
+
+@pytest.mark.parametrize(
+    "grown",
+    [
+        tree("a", tree("b"), tree("b")),
+        tree("a", tree("b", tree("c")), tree("d", tree("b"))),
+        tree("1", tree("2", tree("3", tree("4", tree("5", tree("6", tree("7", tree("8", tree("9"))))))))),
+    ],
+    ids=["a part twice", "the same part with other parts", "too deep"],
+)
+def test_a_tree_that_would_take_for_ever_to_walk_is_none(link: Link, grown: ObjectTree) -> None:
+    before = len(link.parts)
+    with pytest.raises(ValueError, match=r"are not those|levels"):
+        link.parts.preregister(link.run, grown)
+    assert len(link.parts) == before
+
+
+def test_a_message_brings_its_own_parts_and_no_others(link: Link) -> None:
+    message, session, before = link.message("order"), link.state.start_session(link.run), len(link.parts)
+    assert link.state.store_message_and_object_tree(message, tree("a"), session) == (False, [])
+    assert len(link.parts) == before
+
+
+def test_what_nobody_fetches_is_not_kept(link: Link) -> None:
+    """Orders of a site that left, replies that broke off: a run of a thousand rounds would fill a disk."""
+    for number in range(5):
+        unread, answered = link.send(f"unread {number}"), link.send(f"answered {number}")
+        half = link.store(link.message("x" * 2 * LONG_BYTES + str(number), answered))
+        next(half)
+        with contextlib.suppress(StopIteration):
+            next(half)
+        link.state.delete_messages({unread.object_id, answered.object_id})
+    assert len(link.parts) == 0
+    assert list((link.folder / "parts").iterdir()) == []
+    assert link.state._object_push_session_by_root == {}
+    link.send("at the end")
+    task = link.state.run_ids[link.run].run.primary_task_id
+    assert link.state.claim_task(task) is not None
+    assert link.state.activate_task(task)
+    assert link.state.finish_task(task, "completed", "")
+    assert len(link.parts) == 0
+
+
 # --- parts
 
 
@@ -241,13 +323,17 @@ def test_a_part_that_is_brought_as_a_file_is_checked_like_any_other(link: Link, 
     file = link.folder / "parts" / number
     file.write_bytes(content[:-1])
     with pytest.raises(ValueError, match="does not match"):
-        link.parts.put(number, BROUGHT)
+        link.parts.settle(number, BROUGHT)
     assert link.parts.get(number) == b""
     file.write_bytes(content)
-    link.parts.put(number, BROUGHT)
+    link.parts.put(number, link.parts.settle(number, BROUGHT))
     assert link.parts.get(number) == content
+    link.parts.put(number, link.parts.settle(number, BROUGHT))  # said again
     with pytest.raises(FileNotFoundError):
-        link.parts.put(number_of_nothing(link), BROUGHT)
+        link.parts.settle(number_of_nothing(link), BROUGHT)
+    for forged in (b"\0", b"\1", b""):
+        with pytest.raises(ValueError, match="does not match"):
+            link.parts.settle("0" * 64, forged)
 
 
 def number_of_nothing(link: Link) -> str:
@@ -268,7 +354,7 @@ def test_who_works_on_the_same_machine_brings_and_takes_long_parts_as_files(
     client.PushObject(PushObjectRequest(object_id=number, object_content=content))
     assert called.pop().object_content == BROUGHT
     assert [file.name for file in client.folder.iterdir()] == [number]
-    link.parts.put(number, BROUGHT)
+    link.parts.put(number, link.parts.settle(number, BROUGHT))
     assert client.PullObject(PullObjectRequest(object_id=number)).object_content == content
     assert called == []
     for request, call in (

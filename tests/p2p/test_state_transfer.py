@@ -104,7 +104,7 @@ def test_a_full_disk_during_a_commit_leaves_the_one_before(tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr(TrainableState, "write", full)
     with pytest.raises(RunError, match="No space left"):
         store.write(Commit(2, small_state(2), ("alpha",)))
     assert store.load_last(small_state(0).manifest).round == 1

@@ -67,6 +67,7 @@ def tensor(begin: Any = 0, end: Any = 4, shape: Any = (1,), dtype: Any = "F32") 
         file_of({"a": tensor(shape=[True])}, b"1234"),
         file_of({"a": tensor(shape=[1.0])}, b"1234"),
         file_of({"a": tensor(shape=[2**40, 2**40])}, b"1234"),
+        file_of({"a": tensor(shape=[2**62] * 100_000)}, b"1234"),
         file_of({"a": tensor(begin=-4)}, b"1234"),
         file_of({"a": tensor(end=8)}, b"1234"),
         file_of({"a": tensor(4, 8)}, b"12345678"),

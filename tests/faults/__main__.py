@@ -47,7 +47,9 @@ def _try(cells: list[Cell]) -> None:
         trials = None
         try:
             for number, cell in enumerate(of_topology):
-                trials = trials or Trials(topology)
+                if trials is None:
+                    trials = Trials(topology)
+                    trials.warm_up()
                 verdict = trials.try_cell(cell)
                 if verdict.is_well and number % _RESTARTED_AFTER == _RESTARTED_AFTER - 1:
                     trials.restart(verdict)

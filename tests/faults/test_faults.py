@@ -12,13 +12,11 @@ from tests.faults.trial import Trials
 pytestmark = pytest.mark.slow
 SAMPLE = {
     "federated": [
-        Cell("federated", False, "serverapp", "committing", "kill"),
         Cell("federated", False, "line", "uploading", "duplicated"),
         Cell("federated", False, "superlink", "training", "kill"),
     ],
     "gossip": [
         Cell("gossip", False, "node", "committing", "kill"),
-        Cell("gossip", False, "worker", "training", "kill"),
     ],
 }
 

@@ -82,14 +82,17 @@ class Trials:
     def try_cell(self, cell: Cell) -> Verdict:
         """Carry out a cell; a verdict in any case. A world that does not come up again is to be closed."""
         if cell.masked not in self._undisturbed:
-            if self.topology == "federated" and not self._undisturbed:
-                self._run_undisturbed(masked=cell.masked)  # its processes live on, and are warm afterwards
             self._undisturbed[cell.masked] = self._run_undisturbed(masked=cell.masked)
         for _ in range(_TRIES):
             verdict = self._try_once(cell)
             if not verdict.missed:
                 break
         return verdict
+
+    def warm_up(self) -> None:
+        """Have a federation's processes, which live on, load what later runs need not load; gossip nodes start anew."""
+        if self.topology == "federated":
+            self._run_undisturbed(masked=False)
 
     def restart(self, last: Verdict) -> None:
         """Stop everything, as the documents say; what is left over counts against the last cell. Start it again."""

@@ -8,7 +8,10 @@ from typing import Any
 from core_training.parts.registry import Part, Registry, S
 from core_training.parts.section import Section
 
-SECTION_KEYS = ("rule", "mixing", "proximal_mu", "scaffold", "max_update_norm", "corrects", "rule_part", "mixing_part")
+SECTION_KEYS = (
+    *("rule", "mixing", "proximal_mu", "scaffold", "outer", "max_update_norm"),
+    *("corrects", "rule_part", "mixing_part"),
+)
 """Names of the section `aggregation`, in which the rules' own sections are."""
 
 

@@ -11,18 +11,20 @@ from core_training.foundation.errors import InputError
 from core_training.parts.aggregation_rules import AGGREGATION_RULES, FEDAVG
 from core_training.parts.codecs import BF16, CODECS
 from core_training.parts.mixing_rules import GROUP, MIXING_RULES
+from core_training.parts.outer_steps import NONE, OUTER_STEPS
 from core_training.parts.registry import Part, Registry
 from core_training.parts.stages import STAGES
 from core_training.parts.stages.dpo import DPO
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.parts.tuning_modes.lora import LORA
-from core_training.recipe.schema import Aggregation, Privacy, Recipe, Tuning
+from core_training.recipe.schema import Aggregation, Outer, Privacy, Recipe, Tuning
 
 TABLES: list[tuple[Registry[Any], type[Any], Part[Any]]] = [
     (STAGES, Recipe, DPO),
     (TUNING_MODES, Tuning, LORA),
     (AGGREGATION_RULES, Aggregation, FEDAVG),
     (MIXING_RULES, Aggregation, GROUP),
+    (OUTER_STEPS, Outer, NONE),
     (CODECS, Privacy, BF16),
 ]
 

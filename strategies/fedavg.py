@@ -1,5 +1,5 @@
-"""Federated averaging (McMahan et al. 2017): the mean of the sites' states, weighted by what entered their losses
-(tokens, pairs or examples, as the stage says).
+"""Federated averaging (McMahan et al. 2017): the mean of the sites' states, weighted as `aggregation.weights` says: by
+what entered their losses (tokens, pairs or examples, as the stage says), unless it says otherwise.
 
 Updates are added as they arrive and are not kept, so memory does not grow with the number of sites. The sums are
 float64: for one site the result is its state bit for bit, and the order of arrival does not show in float32.

@@ -455,7 +455,13 @@ class Outer(Parted):
 class Aggregation(Parted):
     """The arithmetic on the sites' states."""
 
-    rule: RuleName = Field("fedavg", description="Federated: mean weighted by loss tokens (McMahan 2017).")
+    rule: RuleName = Field("fedavg", description="Federated: the mean, weighted as `weights` says (McMahan 2017).")
+    weights: Literal["loss_units", "records", "sqrt_records", "equal"] = Field(
+        "loss_units",
+        description="What a site's update weighs in a mean: the units that entered its losses in the round (tokens, "
+        "pairs or examples, as the stage says), its training records as it announced them or their root, or as much "
+        "as any other's. Rings and gossip: `loss_units` or `equal`. `metropolis` weighs by the graph.",
+    )
     mixing: MixingName = Field(
         "group", description="Gossip: weighted mean of all in one group, or Metropolis–Hastings weights on `graph`."
     )
@@ -628,6 +634,8 @@ class Recipe(_WithStages):
                 self._check_correction()
             if self.aggregation.outer.used:
                 self._check_outer_step()
+            if self.aggregation.weights in ("records", "sqrt_records"):
+                self._check_weights()
             self._check_privacy()
         if self.judges_by_held_out is not None and self.data.eval is None and self.data.eval_fraction == 0:
             key = self.judges_by_held_out
@@ -695,6 +703,16 @@ class Recipe(_WithStages):
             raise ValueError(
                 f"privacy.keep: gossip nodes send {privacy.codec} changes since the start of the run; choose a "
                 "ring codec"
+            )
+
+    def _check_weights(self) -> None:
+        key, instead = f"aggregation.weights: {self.aggregation.weights}", "choose loss_units or equal"
+        if self.topology.kind == "gossip":
+            raise ValueError(f"{key} is more than a gossip node knows of its peers, so they could claim any; {instead}")
+        if self.privacy.ring_bits is not None:
+            raise ValueError(
+                f"{key} has no most that the recipe knows, and {self.privacy.codec} is written on a scale that has to; "
+                f"{instead}, or codec fp32 or bf16 without secure aggregation"
             )
 
     def _check_correction(self) -> None:

@@ -9,7 +9,7 @@ from core_training.parts.registry import Part, Registry, S
 from core_training.parts.section import Section
 
 SECTION_KEYS = (
-    *("rule", "mixing", "proximal_mu", "scaffold", "outer", "max_update_norm"),
+    *("rule", "weights", "mixing", "proximal_mu", "scaffold", "outer", "max_update_norm"),
     *("corrects", "rule_part", "mixing_part"),
 )
 """Names of the section `aggregation`, in which the rules' own sections are."""
@@ -20,8 +20,7 @@ class AggregationPart(Part[S]):
     """The facts of an aggregation rule; `target` is its `strategies.aggregation_rule.AggregationRule`."""
 
     is_weighted_mean: bool = False
-    """Whether its result is the mean weighted by what entered the losses: a sum in a ring says that much and no more.
-    """
+    """Whether its result is the mean, weighted as `aggregation.weights` says: a sum in a ring says that and no more."""
 
 
 FEDAVG = AggregationPart[Section](name="fedavg", target="strategies.fedavg:FedAvg", is_weighted_mean=True)

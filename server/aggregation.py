@@ -136,7 +136,8 @@ class StateAggregation(_ClearAggregation):
         super().__init__(attempt)
         manifest, wanted = attempt.terms.manifest, attempt.recipe.aggregation
         self._codec = state_codec(attempt.recipe, manifest, attempt.order.round)
-        self._rule: AggregationRule = wanted.rule_part.make(wanted, manifest)
+        given = (manifest, attempt.start) if wanted.rule_part.needs_start else (manifest,)
+        self._rule: AggregationRule = wanted.rule_part.make(wanted, *given)
 
     def _add(self, update: Update) -> None:
         state = self._codec.read(update.payload, self._start)

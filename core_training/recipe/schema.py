@@ -455,7 +455,12 @@ class Outer(Parted):
 class Aggregation(Parted):
     """The arithmetic on the sites' states."""
 
-    rule: RuleName = Field("fedavg", description="Federated: the mean, weighted as `weights` says (McMahan 2017).")
+    rule: RuleName = Field(
+        "fedavg",
+        description=" | ".join(AGGREGATION_RULES) + ". Federated: `fedavg` is the mean, weighted as `weights` says "
+        "(McMahan 2017), and keeps no update. The others bear poisoned sites: they see each update by itself, so not "
+        "in a ring, under masks or in gossip, and take the memory of one state for each site.",
+    )
     weights: Literal["loss_units", "records", "sqrt_records", "equal"] = Field(
         "loss_units",
         description="What a site's update weighs in a mean: the units that entered its losses in the round (tokens, "
@@ -685,6 +690,11 @@ class Recipe(_WithStages):
                 f"privacy.codec: {privacy.codec} carries sums, and mixing '{aggregation.mixing}' needs each "
                 "neighbour's state by itself; choose mixing 'group', or codec fp32 or bf16 without secure aggregation"
             )
+        if in_gossip and aggregation.rule_part.needs_each_update:
+            raise ValueError(
+                f"aggregation.rule: '{aggregation.rule}' is a server's, and gossip nodes average by "
+                "aggregation.mixing, which no rule guards; choose rule 'fedavg', or topology.kind 'federated'"
+            )
         if not in_gossip and in_ring and not aggregation.rule_part.is_weighted_mean:
             raise ValueError(
                 f"privacy.codec: {privacy.codec} carries sums, and rule '{aggregation.rule}' needs each site's "
@@ -789,6 +799,10 @@ class Recipe(_WithStages):
             fewest["privacy.secure_aggregation.minimum_sites"] = secure.minimum_sites
             if isinstance(secure.threshold, int) and self.topology.kind == "federated":
                 fewest["privacy.secure_aggregation.threshold"] = secure.threshold
+        rule = self.aggregation.rule_part
+        if rule.fewest is not None and self.topology.kind == "federated":
+            key, of = rule.fewest
+            fewest[f"aggregation.{rule.name}.{key}"] = of(self.aggregation.settings(rule))
         return fewest
 
     @property

@@ -131,7 +131,8 @@ class SiteService:
             secure_side = SecureSide(self.name, self._enrolment, recipe, run_id, folder.path / SECRETS)
         engine = self._open_trainable(recipe)
         rounding_secret = self._enrolment.rounding_secret
-        writer = UpdateWriter(recipe, recipe_text, engine.initial_digest, rounding_secret, secure_side)
+        records = engine.data_report.train_examples
+        writer = UpdateWriter(recipe, recipe_text, engine.initial_digest, rounding_secret, secure_side, records)
         self._run = _SiteRun(run_id, recipe_text, recipe, engine, folder, writer)
         return self._run
 

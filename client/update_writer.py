@@ -18,6 +18,7 @@ from strategies.draws import rounding_key
 from strategies.figures import RoundFigures
 from strategies.messages import MaskedUpdate, TrainOrder, Update
 from strategies.ring import RingCodec, RingVector
+from strategies.weights import weight_in_mean
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class UpdateWriter:
     """Writes one site's updates of one run; `secure_side` masks them, where the recipe says so.
 
     `recipe_text` is the recipe as it came, `initial_digest` of what the run begins with, `rounding_secret` what decides
-    how this site rounds.
+    how this site rounds, `records` the training records that it announces.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class UpdateWriter:
         initial_digest: str,
         rounding_secret: str,
         secure_side: SecureSide | None,
+        records: int,
     ) -> None:
         self._recipe = recipe
         self._recipe_text = recipe_text
         self._initial_digest = initial_digest
         self._rounding_secret = rounding_secret
+        self._records = records
         self.secure_side = secure_side
 
     def check(self, order: TrainOrder) -> None:
@@ -94,7 +97,7 @@ class UpdateWriter:
             run_id=order.run_id,
             round=order.round,
             manifest_digest=order.manifest_digest,
-            weight=float(trained.report.weight),
+            weight=self._weight(trained),
             train=trained.report,
             evaluation=trained.evaluation,
             resident_seconds=resident_seconds,
@@ -141,7 +144,10 @@ class UpdateWriter:
     def _vector(self, codec: RingCodec, order: TrainOrder, trained: TrainedSlice) -> RingVector:
         figures = RoundFigures.of(trained.report, trained.evaluation).to_integers()
         key = self._rounding_key(order)
-        return codec.encode(trained.trained, trained.start, trained.report.weight, figures, key)
+        return codec.encode(trained.trained, trained.start, int(self._weight(trained)), figures, key)
+
+    def _weight(self, trained: TrainedSlice) -> float:
+        return weight_in_mean(self._recipe, trained.report, self._records)
 
     def _rounding_key(self, order: TrainOrder) -> bytes:
         return rounding_key(self._recipe.training.seed, self._rounding_secret, order.round)

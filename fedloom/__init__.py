@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from core_training.parts.codecs import CODECS as CODECS
     from core_training.parts.data_kinds import DATA_KINDS as DATA_KINDS
     from core_training.parts.mixing_rules import MIXING_RULES as MIXING_RULES
+    from core_training.parts.outer_steps import OUTER_STEPS as OUTER_STEPS
     from core_training.parts.stages import STAGES as STAGES
     from core_training.parts.tuning_modes import TUNING_MODES as TUNING_MODES
     from core_training.recipe.reading import load_recipe as load_recipe
@@ -36,6 +37,7 @@ _PLACES = {
     "CODECS": "core_training.parts.codecs",
     "DATA_KINDS": "core_training.parts.data_kinds",
     "MIXING_RULES": "core_training.parts.mixing_rules",
+    "OUTER_STEPS": "core_training.parts.outer_steps",
     "STAGES": "core_training.parts.stages",
     "TUNING_MODES": "core_training.parts.tuning_modes",
     "load_recipe": "core_training.recipe.reading",

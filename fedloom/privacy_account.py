@@ -67,7 +67,7 @@ def _federated(recipe: Recipe) -> dict[str, str]:
         server="it can read training text out of single updates, send states of its own making, leave sites out, and "
         "make any state the result",
         site=f"it sees the mean of all sites; it can {_push(recipe)}",
-        drop_outs=f"a round counts with at least {_sites(topology.fewest_sites)} within {topology.round_deadline:g} "
+        drop_outs=f"a round counts with at least {_sites(recipe.needed_sites)} within {topology.round_deadline:g} "
         "s; else it is tried again, and after three times the run stops at its last commit",
         unprotected=f"single updates, from the server{_codec_hides_nothing(recipe)}; privacy.secure_aggregation: true "
         f"leaves it their sum; {_REMEMBERS}",

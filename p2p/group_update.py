@@ -16,11 +16,10 @@ from security.secure_aggregation.group import GroupFault, RingForm
 from security.secure_aggregation.masks import RingVector
 from strategies.codec_of_round import ring_codec
 from strategies.draws import rounding_key
-from strategies.fedavg import most_weight
 from strategies.figures import RoundFigures
 from strategies.messages import Digest, Update
 from strategies.ring import Outcome, RingCodec
-from strategies.ring_scale import Scale, first_scale, next_scale, widened
+from strategies.ring_scale import Scale, first_scale, most_weight_cap, next_scale, widened
 
 
 class Proposal(PeerMessage):
@@ -85,7 +84,7 @@ class GroupUpdate:
             self._use(Scale.widest(scales.values()))
         key = rounding_key(self._recipe.training.seed, self._plan.rounding_secret, self._update.round)
         figures = RoundFigures.of(self._update.train, self._update.evaluation).to_integers()
-        return self._codec.encode(self._trained, self._start, self._update.train.weight, figures, key)
+        return self._codec.encode(self._trained, self._start, int(self._update.weight), figures, key)
 
     def read(self, total: RingVector, members: int) -> tuple[Outcome, Scale]:
         """The mean in a sum, and the next round's scale. Raises ProtocolError for a sum that is not one of updates."""
@@ -105,7 +104,7 @@ class GroupUpdate:
             if len(proposal.scale.exponents) != len(self._start.manifest.tensors):
                 raise GroupFault(member, "its scale is one of another state")
             # A larger cap would round everybody's change to nothing.
-            if proposal.scale.weight_cap >= 2 * most_weight(self._recipe, self._recipe.topology.local_steps or 1):
+            if proposal.scale.weight_cap > most_weight_cap(self._recipe):
                 raise GroupFault(member, f"weight_cap {proposal.scale.weight_cap}: no site has so much in a round")
         return proposal
 

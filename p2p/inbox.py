@@ -12,8 +12,8 @@ from core_training.foundation.state import Manifest
 from core_training.recipe.schema import Recipe
 from p2p.messages import UpdateHeader
 from p2p.neighbour_codec import NeighbourCodec
-from strategies.fedavg import most_weight
 from strategies.mixing import Contribution
+from strategies.weights import most_weight_in_mean
 
 
 class Inbox:
@@ -23,7 +23,7 @@ class Inbox:
         self._run_id = run_id
         self._manifest = manifest
         self._codec = codec
-        self._most_weight = most_weight(recipe, recipe.topology.local_steps or 1)
+        self._most_weight = most_weight_in_mean(recipe, recipe.topology.local_steps or 1)
         self._updates: dict[int, dict[str, Contribution]] = {}
         self._refused: set[tuple[int, str]] = set()
         self._told: set[tuple[int, str]] = set()

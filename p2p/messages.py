@@ -104,7 +104,7 @@ class UpdateHeader(PeerMessage):
     sender: Name
     manifest_digest: Digest
     weight: float
-    """The update's weight in a mean: the units (tokens, pairs, examples) that its loss is a mean over."""
+    """The update's weight in a mean: see `strategies.weights`."""
     degree: Count
     """The number of the sender's live partners in this round."""
     size: Bytes

@@ -377,7 +377,7 @@ class GossipNode:
                 loss=update.train.loss_mean,
                 eval_loss=evaluation.loss if evaluation else None,  # of the state the round began with
                 eval_weight=evaluation.weight if evaluation else 0,
-                weight=update.weight,
+                weight=update.train.weight,
                 seconds=round(progress.seconds_into(update.round, self._now()), 3),
                 contributors=list(contributors),
                 live=list(progress.members.live),

@@ -24,6 +24,7 @@ from strategies.messages import EvaluateOrder, EvaluateReply, MaskedUpdate, Mess
 from strategies.ring import Outcome as RingOutcome
 from strategies.ring import RingSum
 from strategies.ring_scale import Scale, next_scale
+from strategies.weights import weight_in_mean
 
 Nodes = Mapping[int, str]
 """Nodes' ids and their sites' names."""
@@ -101,9 +102,8 @@ class _ClearAggregation(RoundAggregation):
 
     def take(self, site: str, update: Update) -> None:
         check_belongs(update, self._order)
-        if update.weight != update.train.weight:
-            raise ProtocolError(f"weight {update.weight} is not that of its report, {update.train.weight}")
         offer = self._announced[site]
+        self._check_weight(update, offer)
         check_report(self._recipe, self._order.steps, update.train, offer.data, offer.processes)
         if update.evaluation is not None:
             check_evaluation(self._recipe, update.evaluation, offer.data)
@@ -118,6 +118,13 @@ class _ClearAggregation(RoundAggregation):
             weight=update.weight,
         )
 
+    def _check_weight(self, update: Update, offer: Offer) -> None:
+        """Raise ProtocolError for another weight than follows from the report and what the site announced."""
+        records, weights = offer.data.train_examples, self._recipe.aggregation.weights
+        if update.weight != (weight := weight_in_mean(self._recipe, update.train, records)):
+            of = "" if weights == "loss_units" else f" and {records} announced records by aggregation.weights {weights}"
+            raise ProtocolError(f"weight {update.weight} is not that of its report{of}, {weight:.10g}")
+
     @abstractmethod
     def _add(self, update: Update) -> None: ...
 
@@ -129,7 +136,8 @@ class StateAggregation(_ClearAggregation):
         super().__init__(attempt)
         manifest, wanted = attempt.terms.manifest, attempt.recipe.aggregation
         self._codec = state_codec(attempt.recipe, manifest, attempt.order.round)
-        self._rule: AggregationRule = wanted.rule_part.make(wanted, manifest)
+        given = (manifest, attempt.start) if wanted.rule_part.needs_start else (manifest,)
+        self._rule: AggregationRule = wanted.rule_part.make(wanted, *given)
 
     def _add(self, update: Update) -> None:
         state = self._codec.read(update.payload, self._start)
@@ -155,8 +163,8 @@ class RingAggregation(_ClearAggregation):
         vector = self._codec.from_bytes(update.payload)
         # Read by itself: in the sum nobody could tell whose vector is none, or has another weight than the report.
         alone = self._codec.decode(vector, 1, self._start)
-        if alone.weight != min(update.train.weight, self._cap):
-            raise ProtocolError(f"the vector has weight {alone.weight}, its report {update.train.weight}")
+        if alone.weight != min(update.weight, self._cap):
+            raise ProtocolError(f"the vector has weight {alone.weight}, its report {update.weight:.10g}")
         check_change(self._recipe, self._order.steps, alone.state, self._start)
         self._sum.add(vector)
 

@@ -168,7 +168,7 @@ class Membership:
             if is_over:
                 raise RunError(
                     f"{len(present)} of at least {minimum} sites were ready within {self._patience:g} s "
-                    "(minimum_sites of topology and of privacy.secure_aggregation, topology.round_deadline). "
+                    f"({', '.join(self._recipe.fewest_sites)}; topology.round_deadline). "
                     + self._exchange.recent_reasons()
                 )
             if not returning:

@@ -40,6 +40,7 @@ from strategies.messages import (
     RingTerms,
     TrainOrder,
 )
+from strategies.outer_steps.outer_step import Memory, OuterStep, take_step
 from strategies.ring_scale import Scale, first_scale, widened
 
 ATTEMPTS_PER_ROUND = 3
@@ -98,6 +99,7 @@ class _RoundLoop:
         self._goes_on = bool(committed)
         self._progress: Progress = committed[0] if committed else Progress()
         self._state: TrainableState | None = committed[1] if committed else None
+        self._outer_step, self._memory = self._outer_step_of(committed)
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline, self._progress)
         self._membership = Membership(grid, folder, recipe, self._exchange, participants, goes_on=self._goes_on)
         self._rounds: Rounds = ClearRounds(recipe, self._membership.announced)
@@ -110,6 +112,16 @@ class _RoundLoop:
                 lambda: participants.roster_of(self._membership.roster_digest),
             )
         self._wider: Scale | None = None
+
+    def _outer_step_of(self, committed: tuple[Progress, TrainableState] | None) -> tuple[OuterStep | None, Memory]:
+        """The recipe's outer step, if it has one, and what it remembered at the last commit."""
+        outer = self._recipe.aggregation.outer
+        if not outer.used:
+            return None, {}
+        step: OuterStep = outer.step_part.make(outer, outer)
+        if committed is None or not committed[0].counted:
+            return step, {}
+        return step, self._store.memory(committed[0].round, step.remembers, committed[1].manifest)
 
     @property
     def _minimum(self) -> int:
@@ -139,7 +151,8 @@ class _RoundLoop:
                 self._folder.event(events.RoundVoid(round=number, reason=str(void)))
             self._progress.seconds_total = time.perf_counter() - began
             assert self._state is not None, "a round that is void changes a state that is there"
-            self._state = self._store.commit(self._progress, self._state)
+            self._state = self._store.commit(self._progress, self._state, self._memory)
+            self._memory = self._store.memory(number, self._memory, self._state.manifest)
             prune_best(self._folder.checkpoints, self._progress.best_at)
             if self._progress.void_in_a_row and self._progress.void_in_a_row % MOST_VOID_IN_A_ROW == 0:
                 self._check_void_rounds()
@@ -162,8 +175,11 @@ class _RoundLoop:
 
     def _take_in(self, number: int, outcome: Outcome, seconds: float) -> float:
         """Make an outcome the run's; returns the round's training loss."""
-        start = self._state
-        self._state, self._progress.scale = outcome.state, self._wider or outcome.scale
+        start, after = self._state, outcome.state
+        if self._outer_step is not None:
+            assert start is not None, "an attempt begins with it"
+            after, self._memory = take_step(self._outer_step, start, after, self._memory)
+        self._state, self._progress.scale = after, self._wider or outcome.scale
         self._folder.event(self._progress.record_round(number, outcome.report, seconds, self._of_all))
         # The evaluation was of the state that the round began with; the initial one can be had of any site.
         is_best = self._progress.best_at == number - 1

@@ -5,7 +5,9 @@ Knows nothing of Flower or of how a state came about.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from core_training.foundation.bounded_reading import read_json
@@ -17,6 +19,8 @@ from core_training.runs.checkpoints import KEPT_CHECKPOINTS, STATE_FILE, prune_c
 from core_training.runs.run_folder import RunFolder
 from server.progress import Progress
 
+_NOTHING: Mapping[str, TrainableState] = MappingProxyType({})
+
 
 class RunStore:
     """The checkpoints of one run folder, of which the newest `keep` stay."""
@@ -25,13 +29,17 @@ class RunStore:
         self._folder = folder
         self._keep = keep
 
-    def commit(self, progress: Progress, state: TrainableState) -> TrainableState:
-        """Make round `progress.round` the one a restart goes on from.
+    def commit(
+        self, progress: Progress, state: TrainableState, memory: Mapping[str, TrainableState] = _NOTHING
+    ) -> TrainableState:
+        """Make round `progress.round` the one a restart goes on from; `memory` is what the outer step remembers.
 
         Returns the state as it lies in the commit: memory that the system can have back at any time.
         """
         with commit_folder(self._place(progress.round)) as scratch:
             state.write(scratch / STATE_FILE)
+            for name, values in memory.items():
+                values.write(scratch / _memory_file(name))
             document = {"manifest": state.manifest.to_json(), "progress": progress.to_json()}
             (scratch / "round.json").write_text(strict_json(document), encoding="utf-8")
         prune_checkpoints(self._folder.checkpoints, "round-*", self._keep)
@@ -55,8 +63,19 @@ class RunStore:
             state = TrainableState.from_bytes((place / STATE_FILE).read_bytes(), manifest)
             progress = Progress.from_json(document["progress"])
         except (OSError, ValueError, KeyError, TypeError, ProtocolError) as error:
-            raise RunError(f"{place} is damaged ({error}); remove it to go on from the round before it") from None
+            raise _damaged(place, error) from None
         return progress, state
+
+    def memory(self, number: int, names: Iterable[str], manifest: Manifest) -> dict[str, TrainableState]:
+        """What the outer step remembered at the end of a round, as it lies in the commit, by these names.
+
+        Raises RunError when it is damaged.
+        """
+        place = self._place(number)
+        try:
+            return {name: TrainableState.in_file(place / _memory_file(name), manifest) for name in names}
+        except (OSError, ValueError, ProtocolError) as error:
+            raise _damaged(place, error) from None
 
     def remove_after(self, number: int) -> None:
         """Make round `number` the last commit (0: have none)."""
@@ -64,3 +83,11 @@ class RunStore:
 
     def _place(self, number: int) -> Path:
         return self._folder.checkpoints / f"round-{number:06d}"
+
+
+def _memory_file(name: str) -> str:
+    return f"outer-{name}.safetensors"
+
+
+def _damaged(place: Path, error: Exception) -> RunError:
+    return RunError(f"{place} is damaged ({error}); remove it to go on from the round before it")

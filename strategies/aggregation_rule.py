@@ -8,12 +8,13 @@ from core_training.foundation.state import TrainableState
 
 
 class AggregationRule(Protocol):
-    """One round's aggregation, made of the run's manifest and, where the rule has settings, those."""
+    """One round's aggregation, made of the run's manifest, the round's start where the part asks for it, and the rule's
+    settings where it has any."""
 
     def add(self, state: TrainableState, weight: float) -> None:
         """Add one update. Raises ProtocolError, changing nothing, for what must not enter the result."""
         ...
 
     def result(self) -> TrainableState:
-        """The next state, of at least one update."""
+        """The next state, of at least one update; the caller may write to it. Raises ProtocolError for too few."""
         ...

@@ -1,5 +1,5 @@
-"""Federated averaging (McMahan et al. 2017): the mean of the sites' states, weighted by what entered their losses
-(tokens, pairs or examples, as the stage says).
+"""Federated averaging (McMahan et al. 2017): the mean of the sites' states, weighted as `aggregation.weights` says: by
+what entered their losses (tokens, pairs or examples, as the stage says), unless it says otherwise.
 
 Updates are added as they arrive and are not kept, so memory does not grow with the number of sites. The sums are
 float64: for one site the result is its state bit for bit, and the order of arrival does not show in float32.
@@ -37,6 +37,16 @@ def units_of_a_row(recipe: Recipe, tokens: int) -> int:
     return (tokens if part.unit == "tokens" else 1) * part.answers(recipe.stage_settings)
 
 
+def check_update(state: TrainableState, weight: float, manifest: Manifest) -> None:
+    """Raise ProtocolError for an update that must not enter the result of any rule."""
+    if state.manifest.digest != manifest.digest:
+        raise ProtocolError("the state has another manifest than the run")
+    if not (math.isfinite(weight) and weight > 0):
+        raise ProtocolError(f"weight {weight} is not a positive number")
+    if not state.is_finite():
+        raise ProtocolError("the state holds NaN or infinite values")
+
+
 class FedAvg:
     """One round's aggregation. It needs sums only, so it works under secure aggregation."""
 
@@ -48,12 +58,7 @@ class FedAvg:
 
     def add(self, state: TrainableState, weight: float) -> None:
         """Add one update. Raises ProtocolError, changing nothing, for what must not enter a mean."""
-        if state.manifest.digest != self.manifest.digest:
-            raise ProtocolError("the state has another manifest than the run")
-        if not (math.isfinite(weight) and weight > 0):
-            raise ProtocolError(f"weight {weight} is not a positive number")
-        if not state.is_finite():
-            raise ProtocolError("the state holds NaN or infinite values")
+        check_update(state, weight, self.manifest)
         # Cut in pieces, so that the float64 product never doubles the memory of the sum.
         for start in range(0, self.manifest.size, 1 << 20):
             piece = slice(start, start + (1 << 20))

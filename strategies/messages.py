@@ -205,7 +205,8 @@ class TrainOrder(Message):
 class Update(Message):
     """Site to server: what the slice led to (payload, in the recipe's codec), its weight, and the figures of the round.
 
-    `weight` is that of the training report. `evaluation` holds the losses of the state as it arrived, before training.
+    `weight` is that in the mean: see `strategies.weights`. `evaluation` holds the losses of the state as it arrived,
+    before training.
     """
 
     kind: ClassVar[str] = "update"

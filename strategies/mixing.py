@@ -48,7 +48,7 @@ class Mixing(Protocol):
 
 
 class GroupMean:
-    """All in one group: the mean weighted by what entered the losses, as a server averages (McMahan et al. 2017)."""
+    """All in one group: the weighted mean, as a server averages (McMahan et al. 2017)."""
 
     def partners(self, name: str, roster: Sequence[str], graph: str) -> tuple[str, ...]:
         return tuple(member for member in roster if member != name)

@@ -17,7 +17,8 @@ from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.recipe.optimisation import ADAMS
 from core_training.recipe.schema import Recipe
-from strategies.fedavg import MOST_PROCESSES, most_weight
+from strategies.fedavg import MOST_PROCESSES
+from strategies.weights import most_weight_in_mean
 
 MOST_HALVINGS = 40
 LEVELS = 6
@@ -111,17 +112,17 @@ def largest_change(recipe: Recipe) -> float:
 
 def most_weight_cap(recipe: Recipe) -> int:
     """The largest cap that a site's weight can call for."""
-    return _next_power_of_two(most_weight(recipe, recipe.topology.local_steps or 1))
+    return _next_power_of_two(most_weight_in_mean(recipe, recipe.topology.local_steps or 1))
 
 
 def first_scale(recipe: Recipe, manifest: Manifest) -> Scale:
     """The scale of a run's first round, of which nothing is known but the recipe."""
     most = largest_change(recipe)
     # A tighter guess than the cap: a group of the recipe's size, not the largest that a site may have.
-    processes = most_weight(recipe, recipe.topology.local_steps or 1) // MOST_PROCESSES * recipe.deepspeed.processes
+    of_one = most_weight_in_mean(recipe, recipe.topology.local_steps or 1) // MOST_PROCESSES
     return Scale(
         exponents=[_halvings(most / _first_limit(recipe, spec.size)) for spec in manifest.tensors],
-        weight_cap=min(_next_power_of_two(processes), most_weight_cap(recipe)),
+        weight_cap=min(_next_power_of_two(max(of_one, 1) * recipe.deepspeed.processes), most_weight_cap(recipe)),
     )
 
 

@@ -25,6 +25,7 @@ from core_training.parts.aggregation_rules import AggregationPart
 from core_training.parts.codecs.codec_part import CodecPart
 from core_training.parts.data_kinds import DataKind
 from core_training.parts.mixing_rules import MixingPart
+from core_training.parts.outer_steps.outer_step_part import OuterStepPart
 from core_training.parts.section import Section
 from core_training.parts.stages.stage_part import StagePart
 from core_training.parts.tuning_modes.tuning_part import TuningPart
@@ -73,6 +74,15 @@ class Middle(Section):
 
 MIDDLE = AggregationPart[Middle](name="middle", target="their_work:MiddleRule", settings=Middle)
 TURNS = MixingPart[Section](name="turns", target="their_work:Turns")
+
+
+class Lean(Section):
+    """Some of the way before the mean."""
+
+    share: float = Field(0.5, description="Of the way before.")
+
+
+LEAN = OuterStepPart[Lean](name="lean", target="their_work:LeanStep", settings=Lean)
 HALF = CodecPart[Section](name="half", target="their_work:Half", sends_change=False)
 '''
 
@@ -86,6 +96,8 @@ scales = their_parts:SCALES
 middle = their_parts:MIDDLE
 [fedloom.mixing_rules]
 turns = their_parts:TURNS
+[fedloom.outer_steps]
+lean = their_parts:LEAN
 [fedloom.codecs]
 half = their_parts:HALF
 """
@@ -135,6 +147,17 @@ class Turns:
 
     def mix(self, own, others, roster):
         return weighted_mean([own.state, *(other.state for other in others)], [2.0] + [1.0] * len(others))
+
+
+class LeanStep:
+    remembers = {"before": 0.0}
+
+    def __init__(self, outer, settings):
+        self.rate, self.share = outer.rate, settings.share
+
+    def step(self, start, mean, memory):
+        change = mean - start
+        return start + self.rate * (change + self.share * memory["before"]), {"before": change}
 
 
 class Half(StateCodec):
@@ -240,6 +263,16 @@ def test_every_kind_of_part_of_another_package_takes_part_in_every_topology(
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["eval_loss"] < summary["eval_loss_initial"]
+
+
+def test_an_outer_step_of_another_package_is_taken_by_the_server(package: Path, tmp_path: Path) -> None:
+    topology = {"kind": "federated", "rounds": 2, "local_steps": 3}
+    outer = {"step": "lean", "lean": {"share": 0.25}}
+    recipe = write_recipe(tmp_path, topology=topology, aggregation={"outer": outer})
+    done = fedloom(package, "simulate", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["eval_loss"] < json.loads(done.stdout)["eval_loss_initial"]
+    assert (tmp_path / "run" / "checkpoints" / "round-000002" / "outer-before.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ class TrainReport:
 
     `loss_first` is the loss of the slice's first batch before its step, `loss_last` that of its last one, `loss_mean`
     the mean over all the slice. `weight` counts the units that the loss is a mean over (tokens, pairs or examples, as
-    the stage says) and is the weight of the resulting update; `tokens` counts the tokens that entered the loss.
+    the stage says), which is the update's weight unless the recipe says otherwise; `tokens` counts the tokens that
+    entered the loss.
     """
 
     steps: Count

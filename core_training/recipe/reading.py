@@ -32,6 +32,7 @@ from core_training.parts.aggregation_rules import AGGREGATION_RULES
 from core_training.parts.codecs import CODECS
 from core_training.parts.data_kinds import DATA_KINDS
 from core_training.parts.mixing_rules import MIXING_RULES
+from core_training.parts.outer_steps import OUTER_STEPS
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
@@ -77,7 +78,7 @@ def parse_recipe(
     `at_home` says that its paths are of whoever runs this, so that `~` is the home folder. One from outside could have
     the folder's name told in an error.
     """
-    for parts in (DATA_KINDS, STAGES, TUNING_MODES, CODECS, AGGREGATION_RULES, MIXING_RULES):
+    for parts in (DATA_KINDS, STAGES, TUNING_MODES, CODECS, AGGREGATION_RULES, MIXING_RULES, OUTER_STEPS):
         parts.check()
     if both := AGGREGATION_RULES.keys() & MIXING_RULES.keys():
         raise InputError(f"an aggregation rule and a mixing rule are both called '{min(both)}'; rename one")

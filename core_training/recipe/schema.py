@@ -22,6 +22,8 @@ from core_training.parts.codecs import CODECS
 from core_training.parts.codecs.codec_part import CodecPart
 from core_training.parts.data_kinds import CONVERSATION
 from core_training.parts.mixing_rules import MIXING_RULES, MixingPart
+from core_training.parts.outer_steps import OUTER_STEPS
+from core_training.parts.outer_steps.outer_step_part import OuterStepPart
 from core_training.parts.registry import Part, S
 from core_training.parts.section import MOST, Count, PositiveInt, Rounds, Section
 from core_training.parts.stages import STAGES
@@ -45,9 +47,11 @@ if TYPE_CHECKING:
     CodecName: TypeAlias = str
     RuleName: TypeAlias = str
     MixingName: TypeAlias = str
+    StepName: TypeAlias = str
 else:
     StageName, ModeName = Literal[tuple(STAGES)], Literal[tuple(TUNING_MODES)]
     CodecName, RuleName, MixingName = (Literal[tuple(parts)] for parts in (CODECS, AGGREGATION_RULES, MIXING_RULES))
+    StepName = Literal[tuple(OUTER_STEPS)]
 
 
 class Parted(Section):
@@ -387,12 +391,82 @@ class Topology(Section):
         return self.minimum_sites or (2 if self.kind == "gossip" else 1)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+@with_sections(OUTER_STEPS)
+class Outer(Parted):
+    """The server's own step: it takes the way from a round's start to the mean for a gradient (Reddi et al. 2021).
+
+    For federated runs. `none` with learning rate 1 takes the mean as it is.
+    """
+
+    step: StepName = Field(
+        "none",
+        description=" | ".join(OUTER_STEPS) + ". What it remembers is committed with each round, and takes as much "
+        "memory as one state (`adam`, `yogi`: two).",
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="η. Unset: 1 for `none`, `momentum` and `nesterov`, 0.1 for `adagrad`, and 0.01 for `adam` and "
+        "`yogi`, which move a value by about so much a round.",
+    )
+    momentum: Beta | None = Field(
+        None,
+        description="μ of `momentum` and `nesterov`. Unset: 0.5, which a dozen rounds bear; 0.9 wants hundreds.",
+    )
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="β₁ and β₂ of `adam` and `yogi`. Unset: 0.9 and 0.99."
+    )
+    tau: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="τ of `adagrad`, `adam` and `yogi`: values that change less are moved less. Unset: 0.001."
+    )
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        part = self.step_part
+        for key in ("momentum", "betas", "tau"):
+            if getattr(self, key) is not None and getattr(part, key) is None:
+                raise ValueError(f"{key}: step '{self.step}' has none; leave it out")
+        given = {key: getattr(self, key) for key in ("learning_rate", "momentum", "betas", "tau")}
+        usual = {key: getattr(part, key) for key, value in given.items() if value is None}
+        self.__dict__.update({**usual, "betas": given["betas"] or (list(part.betas) if part.betas else None)})
+        return self
+
+    @property
+    def step_part(self) -> OuterStepPart[Any]:
+        """The facts of the step."""
+        return OUTER_STEPS[self.step]
+
+    @property
+    def rate(self) -> float:
+        """η, resolved."""
+        assert self.learning_rate is not None, "it is resolved when the recipe is read"
+        return self.learning_rate
+
+    @property
+    def used(self) -> bool:
+        """Whether the next state is any other than the mean."""
+        return self.step != "none" or self.learning_rate != 1
+
+
 @with_sections(MIXING_RULES)
 @with_sections(AGGREGATION_RULES)
 class Aggregation(Parted):
     """The arithmetic on the sites' states."""
 
-    rule: RuleName = Field("fedavg", description="Federated: mean weighted by loss tokens (McMahan 2017).")
+    rule: RuleName = Field(
+        "fedavg",
+        description=" | ".join(AGGREGATION_RULES) + ". Federated: `fedavg` is the mean, weighted as `weights` says "
+        "(McMahan 2017), and keeps no update. The others bear poisoned sites: they see each update by itself, so not "
+        "in a ring, under masks or in gossip, and take the memory of one state for each site.",
+    )
+    weights: Literal["loss_units", "records", "sqrt_records", "equal"] = Field(
+        "loss_units",
+        description="What a site's update weighs in a mean: the units that entered its losses in the round (tokens, "
+        "pairs or examples, as the stage says), its training records as it announced them or their root, or as much "
+        "as any other's. Rings and gossip: `loss_units` or `equal`. `metropolis` weighs by the graph.",
+    )
     mixing: MixingName = Field(
         "group", description="Gossip: weighted mean of all in one group, or Metropolis–Hastings weights on `graph`."
     )
@@ -402,7 +476,7 @@ class Aggregation(Parted):
     scaffold: bool = Field(
         False, description="SCAFFOLD (Karimireddy 2020): local steps go in the direction of all sites. Needs `sgd`."
     )
-
+    outer: Outer = Field(default_factory=Outer)
     max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None,
         description=(
@@ -563,6 +637,10 @@ class Recipe(_WithStages):
                     raise ValueError(f"topology.{key}: a {self.topology.kind} run needs it, a whole number from 1 up")
             if self.aggregation.corrects:
                 self._check_correction()
+            if self.aggregation.outer.used:
+                self._check_outer_step()
+            if self.aggregation.weights in ("records", "sqrt_records"):
+                self._check_weights()
             self._check_privacy()
         if self.judges_by_held_out is not None and self.data.eval is None and self.data.eval_fraction == 0:
             key = self.judges_by_held_out
@@ -612,6 +690,11 @@ class Recipe(_WithStages):
                 f"privacy.codec: {privacy.codec} carries sums, and mixing '{aggregation.mixing}' needs each "
                 "neighbour's state by itself; choose mixing 'group', or codec fp32 or bf16 without secure aggregation"
             )
+        if in_gossip and aggregation.rule_part.needs_each_update:
+            raise ValueError(
+                f"aggregation.rule: '{aggregation.rule}' is a server's, and gossip nodes average by "
+                "aggregation.mixing, which no rule guards; choose rule 'fedavg', or topology.kind 'federated'"
+            )
         if not in_gossip and in_ring and not aggregation.rule_part.is_weighted_mean:
             raise ValueError(
                 f"privacy.codec: {privacy.codec} carries sums, and rule '{aggregation.rule}' needs each site's "
@@ -632,6 +715,16 @@ class Recipe(_WithStages):
                 "ring codec"
             )
 
+    def _check_weights(self) -> None:
+        key, instead = f"aggregation.weights: {self.aggregation.weights}", "choose loss_units or equal"
+        if self.topology.kind == "gossip":
+            raise ValueError(f"{key} is more than a gossip node knows of its peers, so they could claim any; {instead}")
+        if self.privacy.ring_bits is not None:
+            raise ValueError(
+                f"{key} has no most that the recipe knows, and {self.privacy.codec} is written on a scale that has to; "
+                f"{instead}, or codec fp32 or bf16 without secure aggregation"
+            )
+
     def _check_correction(self) -> None:
         key = "aggregation.scaffold" if self.aggregation.scaffold else "aggregation.proximal_mu"
         if self.deepspeed.used:
@@ -649,6 +742,18 @@ class Recipe(_WithStages):
             raise ValueError(f"{key}: it needs one mean of all sites, aggregation.mixing 'group'")
         if self.topology.kind == "federated" and not self.aggregation.rule_part.is_weighted_mean:
             raise ValueError(f"{key}: it needs the mean of all sites, aggregation.rule 'fedavg'")
+
+    def _check_outer_step(self) -> None:
+        if self.topology.kind == "gossip":
+            raise ValueError(
+                "aggregation.outer: its memory is a server's, and a gossip node that takes up another's state gets "
+                "none with it; leave it out, or choose topology.kind 'federated'"
+            )
+        if self.aggregation.scaffold:
+            raise ValueError(
+                "aggregation.outer: SCAFFOLD takes the state that a site gets for the mean of what the sites sent; "
+                "leave out one of them"
+            )
 
     @property
     def stage_part(self) -> StagePart[Any]:
@@ -694,6 +799,10 @@ class Recipe(_WithStages):
             fewest["privacy.secure_aggregation.minimum_sites"] = secure.minimum_sites
             if isinstance(secure.threshold, int) and self.topology.kind == "federated":
                 fewest["privacy.secure_aggregation.threshold"] = secure.threshold
+        rule = self.aggregation.rule_part
+        if rule.fewest is not None and self.topology.kind == "federated":
+            key, of = rule.fewest
+            fewest[f"aggregation.{rule.name}.{key}"] = of(self.aggregation.settings(rule))
         return fewest
 
     @property

@@ -28,7 +28,7 @@ class Median:
         return TrainableState(self._manifest, middle.astype(np.float32))
 
 
-AGGREGATION_RULES.add(AggregationPart[Section](name="median", target=Median))
+AGGREGATION_RULES.add(AggregationPart[Section](name="middle", target=Median))
 
 
 def main(model: str, out: str, *sites: str) -> None:
@@ -38,7 +38,7 @@ def main(model: str, out: str, *sites: str) -> None:
         model={"name_or_path": model},
         stage="pretrain",
         topology={"kind": "federated", "rounds": 2, "local_steps": 2},
-        aggregation={"rule": "median"},
+        aggregation={"rule": "middle"},
         simulation={"sites": list(sites)},
         output=out,
     )

@@ -1,28 +1,28 @@
-"""The rules by which a server makes one state of the sites'."""
+"""The rules by which a server makes one state of the sites': a light file here and a class in `strategies` for each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from core_training.parts.registry import Part, Registry, S
-from core_training.parts.section import Section
+from core_training.parts.aggregation_rules.aggregation_part import AggregationPart as AggregationPart
+from core_training.parts.aggregation_rules.fedavg import FEDAVG as FEDAVG
+from core_training.parts.aggregation_rules.geometric_median import GEOMETRIC_MEDIAN
+from core_training.parts.aggregation_rules.krum import KRUM
+from core_training.parts.aggregation_rules.median import MEDIAN
+from core_training.parts.aggregation_rules.multi_krum import MULTI_KRUM
+from core_training.parts.aggregation_rules.norm_clipped_mean import NORM_CLIPPED_MEAN
+from core_training.parts.aggregation_rules.trimmed_mean import TRIMMED_MEAN
+from core_training.parts.registry import Registry
 
-SECTION_KEYS = ("rule", "mixing", "proximal_mu", "scaffold", "max_update_norm", "corrects", "rule_part", "mixing_part")
+SECTION_KEYS = (
+    *("rule", "weights", "mixing", "proximal_mu", "scaffold", "outer", "max_update_norm"),
+    *("corrects", "rule_part", "mixing_part"),
+)
 """Names of the section `aggregation`, in which the rules' own sections are."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class AggregationPart(Part[S]):
-    """The facts of an aggregation rule; `target` is its `strategies.aggregation_rule.AggregationRule`."""
-
-    is_weighted_mean: bool = False
-    """Whether its result is the mean weighted by what entered the losses: a sum in a ring says that much and no more.
-    """
-
-
-FEDAVG = AggregationPart[Section](name="fedavg", target="strategies.fedavg:FedAvg", is_weighted_mean=True)
-
 AGGREGATION_RULES: Registry[AggregationPart[Any]] = Registry(
-    AggregationPart, "fedloom.aggregation_rules", [FEDAVG], reserved=SECTION_KEYS
+    AggregationPart,
+    "fedloom.aggregation_rules",
+    [FEDAVG, MEDIAN, TRIMMED_MEAN, GEOMETRIC_MEDIAN, KRUM, MULTI_KRUM, NORM_CLIPPED_MEAN],
+    reserved=SECTION_KEYS,
 )

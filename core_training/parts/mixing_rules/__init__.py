@@ -17,7 +17,7 @@ class MixingPart(Part[S]):
     one_state: bool = False
     """Whether all nodes hold one and the same state after an undisturbed round."""
     is_weighted_mean: bool = False
-    """Whether that is the mean over all, weighted by what entered the losses: a sum in a ring says that and no more."""
+    """Whether that is the mean over all, weighted as `aggregation.weights` says: a ring's sum says that and no more."""
 
 
 GROUP = MixingPart[Section](name="group", target="strategies.mixing:GroupMean", one_state=True, is_weighted_mean=True)

@@ -1,0 +1,23 @@
+"""What can be said of an aggregation rule without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from core_training.parts.registry import Part, S
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationPart(Part[S]):
+    """The facts of an aggregation rule; `target` is its `strategies.aggregation_rule.AggregationRule`."""
+
+    is_weighted_mean: bool = False
+    """Whether its result is the mean, weighted as `aggregation.weights` says: a sum in a ring says that and no more."""
+    needs_each_update: bool = False
+    """Whether it is there for what one site may send, and so for no run in which nobody sees each update by itself."""
+    fewest: tuple[str, Callable[[Any], int]] | None = None
+    """The key of its section that says how many updates it takes at least, and that number, of the section."""
+    needs_start: bool = False
+    """Whether it is made of the state that the round began with, too, after the manifest."""

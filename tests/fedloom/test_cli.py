@@ -44,17 +44,21 @@ _SAYS_WHAT_IT_LOADED = (
 
 @pytest.mark.parametrize("command", SUBCOMMANDS, ids=" ".join)
 def test_help_comes_within_a_second_and_loads_no_heavy_library(command: list[str], environment: dict[str, str]) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    told = subprocess.run(
-        [sys.executable, "-c", _SAYS_WHAT_IT_LOADED, *command, "--help"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert told.returncode == 0
-    assert "Usage: " in told.stdout
-    assert "loaded: []" in told.stderr
-    # Processor time: on a machine that is busy with other tests the clock says nothing.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    took = []
+    # Processor time: on a machine that is busy with other tests the clock says nothing. The best of three: what else is
+    # on a core lengthens that, too, and the first time after an installation compiles what it imports.
+    while min(took, default=1.0) >= 1.0 and len(took) < 3:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        told = subprocess.run(
+            [sys.executable, "-c", _SAYS_WHAT_IT_LOADED, *command, "--help"],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert told.returncode == 0
+        assert "Usage: " in told.stdout
+        assert "loaded: []" in told.stderr
+    assert min(took) < 1.0
 
 
 def test_the_installed_command_is_this_one(environment: dict[str, str]) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.superlink.grid import HttpGrid
 
 from core_training.foundation.errors import ProtocolError
-from flower_transport.intake import bounded, inflate, part_ids
+from flower_transport.intake import fetch, inflate
 from flower_transport.reply import Reply
 from flower_transport.waiting import PrefersToWait
 
@@ -42,9 +42,9 @@ class Arrivals:
 
     def _fetch(self, order: str, tree: ObjectTree, payload_bytes: int) -> Reply:
         client, node, run_id = self._grid._runtime_client, self._grid.node, self._grid.run.run_id
-        fetch = bounded(make_pull_object_fn_protobuf(client.PullObject, node, run_id), payload_bytes)
+        pull = make_pull_object_fn_protobuf(client.PullObject, node, run_id)
         try:
-            contents = pull_objects(part_ids(tree, payload_bytes), fetch, max_tries_per_object=1)
+            contents = fetch(tree, pull, payload_bytes)
             return Reply(order, inflate(tree.object_id, contents, payload_bytes))
         except ObjectPullError:
             return Reply.broken_off(order)

@@ -35,7 +35,7 @@ class HeldCalls:
         app: ASGIApp,
         bells: Bells,
         keys: Mapping[str, Keys],
-        may_wait: Callable[[Scope], bool] = lambda scope: True,
+        may_wait: Callable[[Scope], bool],
     ) -> None:
         self._app = app
         self._bells = bells

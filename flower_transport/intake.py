@@ -21,7 +21,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_head_values_from_object_content,
     iterate_object_tree,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 
 from core_training.foundation.errors import ProtocolError
 from flower_transport.records import MAX_FIELDS_CHARACTERS
@@ -32,6 +32,16 @@ BESIDE_PAYLOAD_BYTES = 4 * MAX_FIELDS_CHARACTERS
 _PARTS_BESIDE_CHUNKS = 16
 _DESCRIPTION_BYTES = 2**20
 """Most bytes of a part that only names others, as the record of a payload of 70 GiB does."""
+
+
+def fetch(tree: ObjectTree, pull: Callable[[str], bytes], payload_bytes: int) -> dict[str, bytes]:
+    """The parts of a message, each asked for once, by their ids.
+
+    Raises ProtocolError where they are more than such a payload takes, ObjectPullError where one is lost.
+    """
+    parts = part_ids(tree, payload_bytes)
+    contents: dict[str, bytes] = pull_objects(parts, bounded(pull, payload_bytes), max_tries_per_object=1)
+    return contents
 
 
 def part_ids(tree: ObjectTree, payload_bytes: int) -> list[str]:

@@ -39,17 +39,15 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects, push_objects
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, push_objects
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.retry import RetryInvoker, exponential, make_simple_http_retry_invoker
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from core_training.foundation.errors import FedloomError, ProtocolError
-from flower_transport.intake import bounded, inflate, part_ids
+from flower_transport.fleet_session import fleet_client
+from flower_transport.intake import fetch, inflate
 from flower_transport.waiting import PrefersToWait
 
 FAILED = "the site's SuperNode failed; the site's own logs/supernode.log says why"
@@ -88,12 +86,7 @@ class SuperNode:
         """
         self._app = app
         self._public_key = public_key_to_bytes(key.public_key())
-        interceptors = [
-            RuntimeVersionHttpInterceptor("SuperNode"),
-            NodeAuthHttpInterceptor(key, key.public_key()),
-            PrefersToWait("PullMessages"),
-        ]
-        self._client = FleetHttpClient.from_server_address(server, False, str(authority), interceptors)
+        self._client = fleet_client(server, authority, key, PrefersToWait("PullMessages"))
         self._link = _Link(note)
         self._retry = self._link.watched(make_simple_http_retry_invoker())
         self._max_message_bytes = max_message_bytes
@@ -173,7 +166,7 @@ class SuperNode:
             lambda request: self._call(self._client.PullObject, request), self._node, run_id
         )
         try:
-            contents = pull_objects(part_ids(tree, most), bounded(pull, most), max_tries_per_object=1)
+            contents = fetch(tree, pull, most)
         except ProtocolError:
             self._confirm(tree, run_id)  # else it would be handed out again, and be no better
             raise

@@ -30,6 +30,7 @@ MODULES = {
     "engine_speed": "engine.speed",
     "step_overhead": "engine.step_overhead",
     "startup": "engine.startup",
+    "help": "engine.help_time",
     "memory_estimate": "engine.memory_estimate",
     "real_sites": "federation.real_sites",
     "against_trl": "engine.against_trl",

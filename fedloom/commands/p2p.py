@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from core_training.runs import events
 from fedloom.options import Json, Overrides, Quiet, RecipePath, as_file, models_by_name, paths_by_name, print_answer
 
 app = typer.Typer(no_args_is_help=True, help="A gossip node: training together without a server.")
@@ -144,6 +143,7 @@ def fetch(
 def _carry_out(node_run: NodeRun, *, as_json: bool, quiet: bool) -> None:
     from core_training.foundation.stopping import saying
     from fedloom.console import show_summary, ticking, warn
+    from fedloom.node_terminal import terminal_listener
     from p2p.deployment import run_node
     from p2p.ledger import summarize
     from p2p.worker_link import worker_of
@@ -152,23 +152,7 @@ def _carry_out(node_run: NodeRun, *, as_json: bool, quiet: bool) -> None:
     if recipe.training.report_to and not quiet:
         warn(["training.report_to: a gossip node reports nothing; its curve is in its run folder"])
     with ticking("gossip", "round", quiet=quiet or as_json) as ticker:
-
-        def show(line: str) -> None:
-            if not quiet:
-                typer.echo(line, err=True)
-
-        def listener(event: events.Event) -> None:
-            match event:
-                case events.NodeRoundVoid() | events.HandingOut():
-                    show(event.note)
-                case events.NodeRound():
-                    words = f"loss {event.loss:.4f}, mean over {', '.join(event.contributors)}"
-                    ticker.advance(event.rounds_done or event.round, event.of, words)
-                case events.Adopted():
-                    words = f"caught up, state from {', '.join(event.donors)}"
-                    ticker.advance(event.rounds_done or event.round, event.of, words)
-                case _ if isinstance(event, _SHOWN):
-                    show(_told(event))
+        listener = terminal_listener(ticker, quiet=quiet)
 
         def on_result(result: NodeResult) -> None:
             show_summary(asdict(summarize(recipe, [result])), str(folder / "runs"), as_json=as_json, quiet=quiet)
@@ -213,24 +197,3 @@ def stop(folder: Folder = Path("node"), as_json: Json = False) -> None:
     print_answer(
         {"stopped": stopped}, "The node is stopped." if stopped else "The node was not running.", as_json=as_json
     )
-
-
-_SHOWN = (
-    events.WaitingForPeers,
-    events.PeerUp,
-    events.PeerDown,
-    events.PeerRefused,
-    events.Refused,
-    events.TooFewMembers,
-    events.StoppedEarly,
-    events.BestChosen,
-)
-"""The events that a terminal shows besides rounds."""
-
-
-def _told(event: events.Event) -> str:
-    """An event in one line: what happened, then its fields."""
-    fields = {key: value for key, value in asdict(event).items() if value is not None}
-    if not fields.get("untold"):
-        fields.pop("untold", None)
-    return f"{event.NAME}: {', '.join(f'{key} {value}' for key, value in fields.items())}"

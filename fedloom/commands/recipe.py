@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
 
-from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.foundation.strict_json import strict_json
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
-from core_training.recipe.reading import load_recipe
-from core_training.recipe.schema import Recipe, Topology
-from fedloom.console import results_only_on_stdout
 from fedloom.options import Json, Overrides, RecipePath
-from fedloom.privacy_account import privacy_of
-from fedloom.recipe_account import account_of, memory_of, warnings_of
-from fedloom.recipe_page import recipe_page
-from fedloom.starter_recipe import starter_recipe
 
 app = typer.Typer(no_args_is_help=True, help="Check, show or start a recipe.")
 
-_TOPOLOGIES = get_args(Topology.model_fields["kind"].annotation)
+if TYPE_CHECKING:
+    from core_training.recipe.schema import Recipe
+
+TOPOLOGIES = ("central", "federated", "gossip")
 
 
 @app.command()
@@ -38,6 +33,10 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say whether a recipe is valid, what it would do, and what it protects."""
+    from core_training.recipe.reading import load_recipe
+    from fedloom.privacy_account import privacy_of
+    from fedloom.recipe_account import account_of, memory_of, warnings_of
+
     loaded = load_recipe(recipe, overrides)
     account, privacy, warnings = account_of(loaded), privacy_of(loaded), warnings_of(loaded)
     account["memory"], memory = memory_of(loaded)
@@ -65,6 +64,7 @@ def _measured(recipe: Recipe) -> tuple[str, dict[str, object], str]:
     """The figures of a few steps in words and as they are, and a warning of held-out answers in training."""
     import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
     from core_training.recipe.model_source import on_this_machine
+    from fedloom.console import results_only_on_stdout
     from fedloom.measuring import measured
 
     if recipe.deepspeed.used:
@@ -77,6 +77,8 @@ def _measured(recipe: Recipe) -> tuple[str, dict[str, object], str]:
 @app.command()
 def show(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print the recipe with every default written out."""
+    from core_training.recipe.reading import load_recipe
+
     loaded = load_recipe(recipe, overrides)
     typer.echo(strict_json(loaded.model_dump()) if as_json else loaded.to_yaml().rstrip())
 
@@ -84,6 +86,9 @@ def show(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
 @app.command()
 def schema(markdown: Annotated[bool, typer.Option(help="As a page of documentation.")] = False) -> None:
     """Print the recipe's JSON schema (editors can check against it), or its reference page."""
+    from core_training.recipe.schema import Recipe
+    from fedloom.recipe_page import recipe_page
+
     typer.echo(recipe_page().rstrip() if markdown else strict_json(Recipe.model_json_schema(), indent=2))
 
 
@@ -97,10 +102,13 @@ def new(
         str, typer.Option(click_type=click.Choice(list(TUNING_MODES)), help="Which parameters are trained.")
     ] = "lora",
     topology: Annotated[
-        str, typer.Option(click_type=click.Choice(_TOPOLOGIES), help="Who trains, and how the results meet.")
+        str, typer.Option(click_type=click.Choice(TOPOLOGIES), help="Who trains, and how the results meet.")
     ] = "federated",
 ) -> None:
     """Write a recipe to start from."""
+    from core_training.foundation.durable import commit_file
+    from fedloom.starter_recipe import starter_recipe
+
     text = starter_recipe(stage, tuning, topology)
     if path is None:
         typer.echo(text.rstrip())

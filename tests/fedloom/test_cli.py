@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from core_training.recipe.schema import Recipe
+from core_training.recipe.schema import Recipe, Topology
 from fedloom.cli import COMMANDS
+from fedloom.commands.recipe import TOPOLOGIES
 from tests import tiny
 from tests.fedloom.conftest import Command
 
@@ -37,28 +39,24 @@ _SAYS_WHAT_IT_LOADED = (
     "try:\n"
     "    main()\n"
     "finally:\n"
-    "    heavy = [m for m in ('torch', 'transformers', 'flwr', 'ray', 'deepspeed', 'grpc') if m in sys.modules]\n"
-    "    print('loaded:', heavy, file=sys.stderr)\n"
+    "    heavy = 'torch transformers flwr ray deepspeed grpc numpy cryptography'.split()\n"
+    "    print('loaded:', [name for name in heavy if name in sys.modules], file=sys.stderr)\n"
 )
 
 
 @pytest.mark.parametrize("command", SUBCOMMANDS, ids=" ".join)
-def test_help_comes_within_a_second_and_loads_no_heavy_library(command: list[str], environment: dict[str, str]) -> None:
-    took = []
-    # Processor time: on a machine that is busy with other tests the clock says nothing. The best of three: what else is
-    # on a core lengthens that, too, and the first time after an installation compiles what it imports.
-    while min(took, default=1.0) >= 1.0 and len(took) < 3:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        told = subprocess.run(
-            [sys.executable, "-c", _SAYS_WHAT_IT_LOADED, *command, "--help"],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert told.returncode == 0
-        assert "Usage: " in told.stdout
-        assert "loaded: []" in told.stderr
-    assert min(took) < 1.0
+def test_help_loads_no_heavy_library(command: list[str], environment: dict[str, str]) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", _SAYS_WHAT_IT_LOADED, *command, "--help"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0
+    assert "Usage: " in told.stdout
+    assert "loaded: []" in told.stderr
+
+
+def test_a_recipe_is_started_for_every_topology_there_is() -> None:
+    assert get_args(Topology.model_fields["kind"].annotation) == TOPOLOGIES
 
 
 def test_the_installed_command_is_this_one(environment: dict[str, str]) -> None:

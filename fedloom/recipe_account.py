@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from core_training.data.formats import column_sets
 from core_training.engine.deepspeed_config import deepspeed_config
 from core_training.engine.memory import Memory, estimated_memory
 from core_training.foundation.errors import InputError
+from core_training.foundation.hub_models import find_model
+from core_training.models.shapes import hidden_size
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
+from core_training.recipe.learning_rate import USUAL_WIDTH, for_sites, learning_rate_of
 from core_training.recipe.schema import Recipe
 
+_MANY_LOCAL_STEPS, _MUCH_MOMENTUM, _MANY_ROUNDS = 20, 0.8, 100
 _HEADS = {"score": "the reward head", "value_head": "the value head"}
 
 
@@ -65,6 +71,28 @@ def warnings_of(recipe: Recipe) -> list[str]:
             "use deepspeed.stage 2"
         )
     warnings += [f"{key}: without effect under {where}" for key, where in _idle(recipe)]
+    return warnings + (_what_stalls(recipe) if recipe.topology.kind != "central" else [])
+
+
+def _what_stalls(recipe: Recipe) -> list[str]:
+    """What is known to learn little over several sites; docs/results.md has the figures."""
+    topology, outer = recipe.topology, recipe.aggregation.outer
+    rounds, warnings = topology.rounds or 0, []
+    if rounds > 1 and (topology.local_steps or 0) > _MANY_LOCAL_STEPS:
+        warnings.append(
+            f"topology.local_steps: in {topology.local_steps} steps between two exchanges the sites drift apart; more "
+            "rounds of 5 learn more in as many steps"
+        )
+    if (outer.momentum or 0) >= _MUCH_MOMENTUM and rounds < _MANY_ROUNDS:
+        warnings.append(
+            f"aggregation.outer.momentum: {outer.momentum:g} wants hundreds of rounds, and these are {rounds}; "
+            "0.5 learns more in few"
+        )
+    if outer.step_part.betas is not None and outer.learning_rate == outer.step_part.learning_rate:
+        warnings.append(
+            f"aggregation.outer.learning_rate: {outer.step} moves each value by about it a round, whatever the sites "
+            "learnt, and the usual one is no more than a guess; search for it, or leave the step out"
+        )
     return warnings
 
 
@@ -92,8 +120,30 @@ def _steps(recipe: Recipe) -> str:
     count = passes if recipe.total_steps is None else f"{recipe.total_steps} steps"
     if topology.kind != "central":
         count += f" at each site, in {topology.rounds} rounds of {topology.local_steps}"
-    usual = "" if training.learning_rate is not None else f", as is usual for {recipe.stage} with {recipe.tuning.mode}"
-    return f"{count} of {training.optim}, at a learning rate of up to {recipe.learning_rate:g}{usual}"
+    width = _width(recipe)
+    rate = f"{learning_rate_of(recipe, width):.3g}"
+    return f"{count} of {training.optim}, at a learning rate of up to {rate}{_why_this_rate(recipe, width)}"
+
+
+def _width(recipe: Recipe) -> int | None:
+    """The width of the recipe's model, if it is on this machine."""
+    try:
+        return hidden_size(find_model(recipe.model.name_or_path) or Path(recipe.model.name_or_path))
+    except InputError:
+        return None
+
+
+def _why_this_rate(recipe: Recipe, width: int | None) -> str:
+    if recipe.training.learning_rate is not None:
+        return ""
+    why = f", as is usual for {recipe.stage} with {recipe.tuning.mode} at a width of {width or USUAL_WIDTH:,}"
+    if width is None:
+        why += " (the model is not here: a narrower one gets more)"
+    if recipe.topology.kind == "central":
+        return why
+    if (sites := recipe.topology.sites) is not None:
+        return f"{why}, times {for_sites(sites):.2g} for {sites} sites"
+    return f"{why}; times the root of the number of sites, once that is known"
 
 
 def _idle(recipe: Recipe) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from core_training.data.formats import column_sets
 from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
+from core_training.recipe.learning_rate import USUAL_WIDTH
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe, Tuning
 
@@ -47,13 +48,14 @@ def starter_recipe(stage: str, tuning: str, topology: str) -> str:
         "  max_length: 512",
         "  seed: 0",
     ]
-    usual = parse_recipe("\n".join(lines), source="recipe new").learning_rate
+    usual = parse_recipe("\n".join(lines), source="recipe new").usual_learning_rate
     lines += [
-        f"  # learning_rate: {usual:g}  # usual for {stage} with {tuning}; so it is where this is left out",
+        f"  # learning_rate: {usual:g}  # usual for {stage} with {tuning} at a width of {USUAL_WIDTH:,}; where this is",
+        "  #   left out, it is fitted to the model's width and the number of sites (fedloom recipe check says it)",
         "topology:",
         f"  kind: {topology}",
-        "  rounds: 10",
-        "  local_steps: 20  # a central run has rounds × local_steps steps",
+        "  rounds: 40",
+        "  local_steps: 5  # few steps between exchanges keep sites together; a central run has rounds × local_steps",
         "simulation:  # the sites of fedloom simulate",
         "  sites: [data/hospital-a.jsonl.gz, data/hospital-b.jsonl.gz]",
         f"output: runs/{stage}-{tuning}-{topology}",

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
@@ -26,6 +26,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, Interrupted, RunError
 from core_training.foundation.health import Health, health
 from core_training.foundation.stopping import stopping_when_ready
+from core_training.recipe.learning_rate import with_sites
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import Listener, RunFolder
@@ -128,6 +129,7 @@ def run_node(
     founder = trusted_founder(folder, node_run.founder)
     roster = read_roster(node_run.roster, founder)
     pin_founder(folder, founder)
+    node_run = replace(node_run, recipe=with_sites(node_run.recipe, len(roster.names)))
     run_id = run_id_of(node_run, roster)
     plan = RunPlan(name, roster.names, run_id, node_run.recipe, enrolment.rounding_secret)
     identity = load_identity(folder, name, roster)

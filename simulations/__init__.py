@@ -45,9 +45,9 @@ def _simulate_gossip(recipe: Recipe, folder: RunFolder, on_round: OnRound, *, re
     from simulations.sites import SitePool
 
     pool = SitePool(recipe, folder.path / "sites")
-    folder.prepare(recipe, resume=resume)
+    folder.prepare(pool.recipe, resume=resume)
     try:
-        return simulate_gossip(recipe, {name: pool.ask(name) for name in pool.names}, folder, on_round=on_round)
+        return simulate_gossip(pool.recipe, {name: pool.ask(name) for name in pool.names}, folder, on_round=on_round)
     finally:
         pool.close()
 

@@ -17,7 +17,7 @@ def simulate_federation(
 ) -> Summary:
     """Run, or go on with, the federated run in `folder`. The sites keep their own checkpoints under its `sites/`."""
     pool = SitePool(recipe, folder.path / "sites")
-    folder.prepare(recipe, resume=resume)
+    folder.prepare(pool.recipe, resume=resume)
     nodes = dict(enumerate(pool.names, start=1))
     try:
         grid = InProcessGrid(lambda order, node: pool.service(nodes[node]).handle(order), nodes)

@@ -26,8 +26,9 @@ def simulate_on_ray(
 ) -> Summary:
     """Run, or go on with, the federated run in `folder`. Raises InputError when Ray is not installed."""
     check_ray()
-    names = SitePool(recipe, folder.path / "sites").names  # reads all data here, so that what is wrong shows at once
-    folder.prepare(recipe, resume=resume)
+    pool = SitePool(recipe, folder.path / "sites")  # reads all data here, so that what is wrong shows at once
+    names = pool.names
+    folder.prepare(pool.recipe, resume=resume)
     run_dir = folder.path.absolute()
 
     def carry_out(grid: Grid, sites: Mapping[int, int]) -> Summary:

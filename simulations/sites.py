@@ -17,6 +17,7 @@ from core_training.foundation.environment import train_alone
 from core_training.foundation.errors import InputError
 from core_training.foundation.trainable import Trainable
 from core_training.models.base_model import BaseModel
+from core_training.recipe.learning_rate import with_sites
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import Stage, load_stage
 from simulations.enrolment import enrolments_of
@@ -96,7 +97,10 @@ def _datasets(recipe: Recipe, stage: Stage[Any], records: Partition) -> dict[str
 
 
 class SitePool:
-    """The sites' services, all in this process and of one base model. Use them from one thread."""
+    """The sites' services, all in this process and of one base model. Use them from one thread.
+
+    `recipe` is the one that was given, with the number of the sites.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         """Load the base model and all sites' data. The services keep their runs under `folder`/NAME.
@@ -105,6 +109,7 @@ class SitePool:
         """
         train_alone()
         records = simulated_sites(recipe)
+        self.recipe = recipe = with_sites(recipe, len(records))
         with explained("loading the model and the sites' data", recipe):
             self._stage = load_stage(recipe, BaseModel(recipe))
             self._datasets = _datasets(recipe, self._stage, records)

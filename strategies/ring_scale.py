@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from core_training.foundation.bounded_reading import place_and_words
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.state import Manifest
+from core_training.recipe.learning_rate import most_learning_rate, share_of_most, width_of
 from core_training.recipe.optimisation import ADAMS
 from core_training.recipe.schema import Recipe
 from strategies.fedavg import MOST_PROCESSES
@@ -118,10 +119,12 @@ def most_weight_cap(recipe: Recipe) -> int:
 def first_scale(recipe: Recipe, manifest: Manifest) -> Scale:
     """The scale of a run's first round, of which nothing is known but the recipe."""
     most = largest_change(recipe)
+    # What the recipe alone allows is for the narrowest model; the tensors say how wide this one is.
+    fitted = share_of_most(recipe, width_of(manifest))
     # A tighter guess than the cap: a group of the recipe's size, not the largest that a site may have.
     of_one = most_weight_in_mean(recipe, recipe.topology.local_steps or 1) // MOST_PROCESSES
     return Scale(
-        exponents=[_halvings(most / _first_limit(recipe, spec.size)) for spec in manifest.tensors],
+        exponents=[_halvings(most / (fitted * _first_limit(recipe, spec.size))) for spec in manifest.tensors],
         weight_cap=min(_next_power_of_two(max(of_one, 1) * recipe.deepspeed.processes), most_weight_cap(recipe)),
     )
 
@@ -173,7 +176,7 @@ def _is_usual_adam(recipe: Recipe) -> bool:
 def path_of_a_round(recipe: Recipe, steps: int) -> float:
     """Learning rate × updates of `steps` optimizer steps: the length of a path of unit steps one way."""
     updates = steps * recipe.stage_part.optimizer_steps(recipe.stage_settings)
-    return (recipe.largest_learning_rate or 1.0) * updates  # at a rate of 0 nothing moves, and any limit will do
+    return (most_learning_rate(recipe) or 1.0) * updates  # at a rate of 0 nothing moves, and any limit will do
 
 
 def _path(recipe: Recipe) -> float:

@@ -13,7 +13,7 @@ from core_training.engine.central import train
 from core_training.engine.engine import open_engine
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
-from core_training.runs.events import Evaluated, Round
+from core_training.runs.events import Evaluated, Round, StepsLogged
 from core_training.runs.run_folder import RunFolder
 from server.run_store import RunStore
 from simulations import simulate
@@ -49,6 +49,47 @@ def test_law_1_one_site_in_any_topology_is_central_training_bit_for_bit(
     shared = make_recipe(**settings, topology={"kind": kind, "rounds": 3, "local_steps": 2})
     summary = simulated(shared, tmp_path / kind)
     assert summary.state_digest == central_digest(central, tmp_path / "central")
+
+
+@pytest.mark.parametrize("kind", ["federated", "gossip"])
+def test_law_1_holds_for_what_a_recipe_leaves_out(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, kind: str
+) -> None:
+    """Learning rate, schedule and local steps: one site gets what a central run gets."""
+    settings: dict[str, Any] = {
+        "training": {"learning_rate": None, "max_steps": None, "logging_steps": 1},
+        "data": {"train": str(site_files[1])},
+        "simulation": {"sites": [str(site_files[1])]},
+    }
+    shared = simulated(make_recipe(**settings, topology={"kind": kind, "rounds": 2}), tmp_path / kind)
+    central = make_recipe(**settings, topology={"kind": "central", "rounds": 2})
+    assert shared.state_digest == central_digest(central, tmp_path / "central")
+    assert _rates(tmp_path / "central") == pytest.approx([3.2e-3] * 8 + [2 / 3 * 3.2e-3, 1 / 3 * 3.2e-3])
+
+
+def _rates(run: Path) -> list[float]:
+    return [event.learning_rate for event in RunFolder(run).events(StepsLogged)]
+
+
+@pytest.mark.parametrize("kind", ["federated", "gossip"])
+def test_a_rate_that_nobody_named_grows_with_the_sites_and_a_run_goes_on_with_it(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, kind: str
+) -> None:
+    recipe = make_recipe(
+        training={"learning_rate": None, "logging_steps": 1},
+        topology={"kind": kind, "rounds": 2, "local_steps": 1},
+        simulation={"sites": [str(path) for path in site_files]},
+    )
+    first = simulated(recipe, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.recipe.topology.sites == len(site_files)
+    own = "run" if kind == "federated" else "simulation"
+    for path in site_files:
+        rates = _rates(tmp_path / "run" / "sites" / path.stem / own)
+        assert rates == pytest.approx([3.2e-3 * len(site_files) ** 0.5] * 2)
+    assert folder.completed(folder.pinned(recipe)) is not None
+    longer = recipe.model_copy(update={"topology": recipe.topology.model_copy(update={"rounds": 3})})
+    assert simulated(folder.pinned(longer), tmp_path / "run", resume=True).rounds_done > first.rounds_done
 
 
 @pytest.mark.parametrize("kind", ["federated", "gossip"])

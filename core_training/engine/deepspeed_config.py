@@ -68,7 +68,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
     }
 
 
-def plugin(recipe: Recipe, model: nn.Module, total_steps: int) -> Any:
+def plugin(recipe: Recipe, model: nn.Module, peak_rate: float, total_steps: int) -> Any:
     """The plugin by which accelerate uses DeepSpeed as the recipe says, every key "auto" filled in.
 
     It also makes accelerate forget the engine that this process had before: there is one at a time.
@@ -82,7 +82,7 @@ def plugin(recipe: Recipe, model: nn.Module, total_steps: int) -> Any:
         deepspeed=deepspeed_config(recipe),
         use_cpu=not torch.cuda.is_available(),
         bf16=recipe.model.dtype == "bfloat16",
-        learning_rate=recipe.learning_rate,
+        learning_rate=peak_rate,
         weight_decay=training.weight_decay,
         warmup_steps=training.warmup_of(total_steps),
         max_grad_norm=training.max_grad_norm,

@@ -6,6 +6,7 @@ import than a step.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class _OptimizerArguments:
     optim_args: str | None = None
 
 
-def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> Optimizer:
+def build_optimizer(model: PreTrainedModel, recipe: Recipe, peak_rate: float) -> Optimizer:
     """The recipe's optimizer of the parameters that are trained; biases and norms are not decayed.
 
     Raises InputError where its package lacks.
@@ -51,12 +52,12 @@ def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> Optimizer:
     ratio = recipe.tuning.settings(LORA).loraplus_lr_ratio or 1.0
     groups: list[dict[str, Any]] = []
     for of_b in (False, True) if ratio != 1 else (False,):
-        rate = recipe.learning_rate * (ratio if of_b else 1)
+        rate = peak_rate * (ratio if of_b else 1)
         here = [(name, parameter) for name, parameter in trained if ratio == 1 or ("lora_B" in name) == of_b]
         for decay, with_decay in ((training.weight_decay, True), (0.0, False)):
             chosen = [parameter for name, parameter in here if (name in decayed) == with_decay]
             groups.append({"params": chosen, "weight_decay": decay, "lr": rate})
-    kind, settings = _kind(model, training, recipe.learning_rate)
+    kind, settings = _kind(model, training, peak_rate)
     if settings.get("optim_bits") == 8:
         _keep_embeddings_exact(model)
     optimizer: Optimizer = kind(groups, **settings)
@@ -72,13 +73,16 @@ def decayed_parameters(model: nn.Module) -> set[str]:
 def build_schedule(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> LambdaLR:
     """The recipe's schedule over so many steps of `optimizer`. Raises InputError for settings that it has not."""
     training = recipe.training
+    kind, settings = training.lr_scheduler_type, dict[str, Any](training.lr_scheduler_kwargs)
     try:
+        if kind == "constant_then_linear":
+            kind, settings = "warmup_stable_decay", _constant_then_linear(total_steps, **settings)
         schedule: LambdaLR = get_scheduler(
-            training.lr_scheduler_type,
+            kind,
             optimizer,
             num_warmup_steps=training.warmup_of(total_steps),
             num_training_steps=total_steps,
-            scheduler_specific_kwargs=dict(training.lr_scheduler_kwargs),
+            scheduler_specific_kwargs=settings,
         )
         for factor in schedule.lr_lambdas:  # a setting of another type shows when it is used
             for step in (0, total_steps // 2, total_steps):
@@ -86,6 +90,13 @@ def build_schedule(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> La
     except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"training.lr_scheduler_kwargs: {str(error).splitlines()[0]}") from None
     return schedule
+
+
+def _constant_then_linear(total_steps: int, *, decay_ratio: float = 0.3) -> dict[str, Any]:
+    """The settings of a rate that stays, and falls to 0 over a last share of the steps (Hägele et al. 2024)."""
+    if not 0 < decay_ratio <= 1:
+        raise ValueError(f"decay_ratio: it is a share of all steps above 0 and up to 1, not {decay_ratio}")
+    return {"num_decay_steps": math.ceil(decay_ratio * total_steps), "decay_type": "linear"}
 
 
 def _kind(model: PreTrainedModel, training: Training, rate: float) -> tuple[type[Any], dict[str, Any]]:

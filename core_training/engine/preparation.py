@@ -18,6 +18,7 @@ from core_training.foundation.heap import give_back_freed_memory
 from core_training.models.heads import innermost
 from core_training.models.libraries import process_is_ours
 from core_training.models.prepared_model import PreparedModel
+from core_training.recipe.learning_rate import learning_rate_of, width_of
 from core_training.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def prepare(stage: Stage[Any], total_steps: int) -> Preparation:
         dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop's own
     )
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, recipe, _peak_rate(stage)))
     schedule = build_schedule(optimizer.optimizer, recipe, total_steps)
     return Preparation(_prepared(stage, prepared, accelerator), optimizer, schedule)
 
@@ -63,7 +64,7 @@ def _prepare_with_deepspeed(stage: Stage[Any], total_steps: int) -> Preparation:
     from deepspeed import DeepSpeedEngine
 
     recipe, model = stage.recipe, stage.base.model
-    plugin = deepspeed_config.plugin(recipe, model, total_steps)
+    plugin = deepspeed_config.plugin(recipe, model, _peak_rate(stage), total_steps)
     accelerator = Accelerator(
         deepspeed_plugin=plugin,
         mixed_precision="bf16" if recipe.model.dtype == "bfloat16" else "no",
@@ -74,7 +75,7 @@ def _prepare_with_deepspeed(stage: Stage[Any], total_steps: int) -> Preparation:
     if "optimizer" in theirs:
         optimizer: Any = DummyOptim([p for p in model.parameters() if p.requires_grad])
     else:
-        optimizer = build_optimizer(model, recipe)
+        optimizer = build_optimizer(model, recipe, _peak_rate(stage))
     if "scheduler" in theirs:
         engine, optimizer, schedule = accelerator.prepare(model, optimizer, DummyScheduler(optimizer))
     else:  # a prepared schedule would step once for each process
@@ -83,6 +84,10 @@ def _prepare_with_deepspeed(stage: Stage[Any], total_steps: int) -> Preparation:
     if not isinstance(engine, DeepSpeedEngine):
         raise RunError(f"deepspeed: accelerate prepared a {type(engine).__name__} in place of DeepSpeed's engine")
     return Preparation(_prepared(stage, engine, accelerator), optimizer, schedule)
+
+
+def _peak_rate(stage: Stage[Any]) -> float:
+    return learning_rate_of(stage.recipe, width_of(stage.base.manifest))
 
 
 def _prepared(stage: Stage[Any], model: PreTrainedModel, accelerator: Accelerator) -> PreparedModel:

@@ -138,6 +138,12 @@ class ModelShapes:
         return total // (leading + 1), leading
 
 
+def hidden_size(folder: Path) -> int | None:
+    """The width of what a model's layers take and give, where its configuration says it. Raises InputError."""
+    width = _first(_config(folder), "hidden_size", "n_embd", "d_model")
+    return width if isinstance(width, int) else None
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():

@@ -36,7 +36,11 @@ UNUSABLE_OPTIMIZERS = MappingProxyType(
 )
 """The others, and why."""
 
+OWN_SCHEDULES = ("constant_then_linear",)
+"""Those that `TrainingArguments` has not."""
+
 SCHEDULES = (
+    *OWN_SCHEDULES,
     *("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"),
     *("cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
 )

@@ -30,7 +30,6 @@ from core_training.parts.stages import STAGES
 from core_training.parts.stages.rollout import Rollout
 from core_training.parts.stages.stage_part import StagePart
 from core_training.parts.tuning_modes import NOT_AVERAGED, TUNING_MODES
-from core_training.parts.tuning_modes.lora import LORA
 from core_training.parts.tuning_modes.tuning_part import TuningPart
 from core_training.recipe.optimisation import (
     NEEDED_SETTINGS,
@@ -236,7 +235,9 @@ class Training(Section):
     """The optimisation; names as in Hugging Face's `TrainingArguments`."""
 
     learning_rate: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Peak learning rate. Unset: what is usual for the stage and mode (docs/stages.md)."
+        None,
+        description="Peak learning rate. Unset: what is usual for the stage and mode, fitted to the model's width and "
+        "the number of sites (docs/stages.md).",
     )
     per_device_train_batch_size: PositiveInt = Field(8, description="Rows in a batch, on each process.")
     per_device_eval_batch_size: PositiveInt = Field(16, description="Rows in an evaluation batch.")
@@ -264,9 +265,10 @@ class Training(Section):
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="Adam's and Lion's β₂.")
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="Adam's ε.")
     lr_scheduler_type: str = Field(
-        "linear",
+        "constant_then_linear",
         description="Schedule over the whole run, not over each round: "
-        f"{', '.join(f'`{name}`' for name in SCHEDULES)}.",
+        f"{', '.join(f'`{name}`' for name in SCHEDULES)}. `constant_then_linear` falls to 0 over the last 30 % of the "
+        "steps (`{decay_ratio: 0.3}`).",
     )
     lr_scheduler_kwargs: dict[str, int | float | str] = Field(
         default_factory=dict, description="What a schedule needs beside, such as `{min_lr_rate: 0.1}`."
@@ -327,7 +329,7 @@ class Training(Section):
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("warmup_ratio: warmup_steps says the same; give one of them")
         schedule, needed = self.lr_scheduler_type, NEEDED_SETTINGS.get(self.lr_scheduler_type, ())
-        if self.lr_scheduler_kwargs and schedule.startswith("constant"):
+        if self.lr_scheduler_kwargs and schedule in ("constant", "constant_with_warmup"):
             raise ValueError(f"lr_scheduler_kwargs: schedule {schedule} has no settings; leave it out")
         if needed and not set(needed) & set(self.lr_scheduler_kwargs):
             raise ValueError(f"lr_scheduler_kwargs: schedule {schedule} needs {' or '.join(needed)}")
@@ -364,14 +366,26 @@ class DeepSpeed(Section):
         return self != DeepSpeed()
 
 
+_FEW_LOCAL_STEPS = 5
+
+
 class Topology(Section):
     """Who trains, and how the results meet."""
 
     kind: Literal["central", "federated", "gossip"] = Field("central", description="central | federated | gossip.")
     rounds: Rounds | None = Field(None, description="Exchanges.")
-    local_steps: PositiveInt | None = Field(None, description="Optimizer steps at each site between two exchanges.")
+    local_steps: PositiveInt | None = Field(
+        None,
+        description="Optimizer steps at each site between two exchanges. Unset: 5 where there are rounds; few keep the "
+        "sites together (docs/results.md).",
+    )
     minimum_sites: PositiveInt | None = Field(
         None, description="Sites that must answer for a round to count. Unset: 1; among several gossip nodes 2."
+    )
+    sites: PositiveInt | None = Field(
+        None,
+        description="Sites that are expected to take part: a learning rate that is not given goes with their number "
+        "(docs/stages.md). Unset: those admitted when the run is submitted, in the roster, or simulated.",
     )
     round_deadline: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="Seconds after which a round goes on without the sites that have not answered."
@@ -384,6 +398,12 @@ class Topology(Section):
         None, description="Stop after this many evaluations without a lower held-out loss."
     )
     graph: Literal["complete", "ring"] = Field("complete", description="Who talks to whom under `mixing: metropolis`.")
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        if self.rounds is not None and self.local_steps is None:
+            self.__dict__.update(local_steps=_FEW_LOCAL_STEPS)
+        return self
 
     @property
     def fewest_sites(self) -> int:
@@ -632,9 +652,8 @@ class Recipe(_WithStages):
     def _check_combinations(self) -> Self:
         self._check_stage()
         if self.topology.kind != "central":
-            for key in ("rounds", "local_steps"):
-                if getattr(self.topology, key) is None:
-                    raise ValueError(f"topology.{key}: a {self.topology.kind} run needs it, a whole number from 1 up")
+            if self.topology.rounds is None:
+                raise ValueError(f"topology.rounds: a {self.topology.kind} run needs it, a whole number from 1 up")
             if self.aggregation.corrects:
                 self._check_correction()
             if self.aggregation.outer.used:
@@ -778,18 +797,10 @@ class Recipe(_WithStages):
         return "topology.early_stopping_patience" if self.topology.early_stopping_patience is not None else None
 
     @property
-    def learning_rate(self) -> float:
-        """The peak learning rate, with the stage's and mode's default where the recipe gives none."""
-        if self.training.learning_rate is not None:
-            return self.training.learning_rate
+    def usual_learning_rate(self) -> float:
+        """The peak learning rate that is usual for the stage and mode; see `core_training.recipe.learning_rate`."""
         part, adapts = self.stage_part, self.tuning_part.result == "adapter"
         return part.adapter_learning_rate if adapts else part.learning_rate
-
-    @property
-    def largest_learning_rate(self) -> float:
-        """The peak rate of the parameters that learn fastest."""
-        ratio = self.tuning.settings(LORA).loraplus_lr_ratio if self.tuning_part.result == "adapter" else None
-        return self.learning_rate * max(ratio or 1.0, 1.0)
 
     @property
     def fewest_sites(self) -> dict[str, int]:

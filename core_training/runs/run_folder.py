@@ -25,6 +25,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import FedloomError, InputError, RunError
 from core_training.foundation.hub_models import hub_model
 from core_training.foundation.strict_json import strict_json
+from core_training.recipe.learning_rate import with_sites
 from core_training.recipe.model_source import as_pinned_before
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
@@ -216,9 +217,12 @@ class RunFolder:
             self.event(found)
 
     def pinned(self, recipe: Recipe) -> Recipe:
-        """The recipe that goes on with the run here: with its model as it was pinned, where there is such a run."""
-        earlier = self.path / _RECIPE
-        return as_pinned_before(recipe, load_recipe(earlier)) if earlier.is_file() else recipe
+        """The recipe that goes on with the run here, if there is one: its model and number of sites as they were."""
+        if not (self.path / _RECIPE).is_file():
+            return recipe
+        earlier = load_recipe(self.path / _RECIPE)
+        recipe = as_pinned_before(recipe, earlier)
+        return recipe if earlier.topology.sites is None else with_sites(recipe, earlier.topology.sites)
 
     def completed(self, recipe: Recipe) -> dict[str, Any] | None:
         """The summary, if this folder holds the completed run of `recipe`: then there is nothing to resume."""

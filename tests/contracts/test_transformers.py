@@ -71,7 +71,7 @@ def test_an_optimizer_is_the_one_that_trainer_makes(
     optim: str, make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     recipe, model = make_recipe(training={"optim": optim, "learning_rate": 0.5, "weight_decay": 0.1}), llama()
-    ours = build_optimizer(model, recipe)
+    ours = build_optimizer(model, recipe, 0.5)
     arguments = TrainingArguments(str(tmp_path), optim=optim, learning_rate=0.5, weight_decay=0.1, use_cpu=True)
     theirs = Trainer(model=model, args=arguments).create_optimizer()
     assert type(ours) is type(theirs)

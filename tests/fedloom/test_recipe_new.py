@@ -101,7 +101,7 @@ def test_a_new_recipe_is_valid_in_every_topology_and_shows_the_learning_rate_it_
             text = starter_recipe(stage, tuning, topology)
             recipe = parse_recipe(text)
             assert (recipe.stage, recipe.tuning.mode, recipe.topology.kind) == (stage, tuning, topology)
-            assert f"# learning_rate: {recipe.learning_rate:g} " in text
+            assert f"# learning_rate: {recipe.usual_learning_rate:g} " in text
             # What it writes out is what a recipe without it would have; a person changes what matters to them.
             least = {"model": {"name_or_path": "base"}, "stage": stage, "tuning": {"mode": tuning}}
             judge = {"rollout": {"reward_model": "runs/reward"}} if STAGES[stage].samples else {}
@@ -157,8 +157,9 @@ def test_check_says_what_a_recipe_would_do(fedloom: Command, tmp_path: Path) -> 
         "reads": "prompt+chosen+rejected, or conversations+chosen+rejected, or messages+chosen+rejected, or "
         "instruction+chosen+rejected, or chosen+rejected",
         "minimises": "a mean over pairs; a site's update weighs as many of them as it was trained on",
-        "steps": "200 steps at each site, in 10 rounds of 20 of adamw_torch, at a learning rate of up to 5e-06, as is "
-        "usual for dpo with lora",
+        "steps": "200 steps at each site, in 40 rounds of 5 of adamw_torch, at a learning rate of up to 5e-06, as is "
+        "usual for dpo with lora at a width of 4,096 (the model is not here: a narrower one gets more); times the root "
+        "of the number of sites, once that is known",
         "memory": "not estimated: no model is in path/to/base-model",
     }
     assert outcome.err == ""

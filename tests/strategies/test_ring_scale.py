@@ -133,7 +133,8 @@ def test_limits_settle_at_four_to_eight_times_the_largest_change_and_stay(
 
 @pytest.fixture(scope="module")
 def recipe_of_scales() -> Recipe:
-    sections = {"model": {"name_or_path": "base"}, "stage": "sft", "topology": FEDERATED}
+    training = {"learning_rate": 2e-4}
+    sections = {"model": {"name_or_path": "base"}, "stage": "sft", "training": training, "topology": FEDERATED}
     return Recipe.model_validate(sections)
 
 
@@ -200,7 +201,7 @@ def learnt(recipe: Recipe, sites: int, ring: bool) -> float:
     points = torch.zeros((sites, QUADRATIC.size), dtype=torch.float64, requires_grad=True)
     training, steps, rounds = recipe.training, 5, recipe.topology.rounds or 0
     kind = {"adamw_torch": torch.optim.AdamW, "sgd": torch.optim.SGD}[training.optim]
-    optimizer = kind([points], lr=recipe.learning_rate, weight_decay=0.0)
+    optimizer = kind([points], lr=recipe.training.learning_rate, weight_decay=0.0)
     noise = torch.Generator().manual_seed(1)
     state = TrainableState(QUADRATIC, np.zeros(QUADRATIC.size, dtype=np.float32))
     scale = first_scale(recipe, QUADRATIC)
@@ -213,7 +214,7 @@ def learnt(recipe: Recipe, sites: int, ring: bool) -> float:
             if training.optim == "sgd":
                 gradient *= (training.max_grad_norm / gradient.norm(dim=1, keepdim=True)).clamp(max=1)
             points.grad = gradient
-            optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - number / rounds)
+            optimizer.param_groups[0]["lr"] = recipe.training.learning_rate * (1 - number / rounds)
             optimizer.step()
         trained = [TrainableState(QUADRATIC, row) for row in points.detach().numpy().astype(np.float32)]
         if ring:

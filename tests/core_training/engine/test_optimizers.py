@@ -17,7 +17,14 @@ from core_training.engine.engine import open_engine
 from core_training.engine.optimizers import build_optimizer, build_schedule
 from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
-from core_training.recipe.optimisation import OPTIMIZERS, SCHEDULES, UNUSABLE_OPTIMIZERS, UNUSABLE_SCHEDULES
+from core_training.recipe.learning_rate import most_learning_rate
+from core_training.recipe.optimisation import (
+    OPTIMIZERS,
+    OWN_SCHEDULES,
+    SCHEDULES,
+    UNUSABLE_OPTIMIZERS,
+    UNUSABLE_SCHEDULES,
+)
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
 from fedloom.recipe_account import warnings_of
@@ -55,7 +62,7 @@ def stepped(model: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 def test_every_name_of_transformers_is_known_or_refused() -> None:
     assert {*OPTIMIZERS, *UNUSABLE_OPTIMIZERS} == {name.value for name in OptimizerNames}
-    assert {*SCHEDULES, *UNUSABLE_SCHEDULES} == {name.value for name in SchedulerType}
+    assert {*SCHEDULES, *UNUSABLE_SCHEDULES} - {*OWN_SCHEDULES} == {name.value for name in SchedulerType}
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -76,7 +83,7 @@ def test_a_step_is_the_librarys_own(make_recipe: MakeRecipe, tmp_path: Path, nam
         ),
     )
     expected = stepped(theirs, trainer.create_optimizer())
-    assert all(map(torch.equal, stepped(ours, build_optimizer(ours, recipe)), expected))
+    assert all(map(torch.equal, stepped(ours, build_optimizer(ours, recipe, 1e-2)), expected))
 
 
 @pytest.mark.slow
@@ -117,7 +124,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(make_recipe: MakeRecipe
 def test_a_package_that_lacks_is_named(make_recipe: MakeRecipe, name: str) -> None:
     recipe = make_recipe(training={"optim": name})
     with pytest.raises(InputError, match=f"training.optim: {name}: .*{PACKAGED[name]}"):
-        build_optimizer(BaseModel(recipe).model, recipe)
+        build_optimizer(BaseModel(recipe).model, recipe, 1e-3)
 
 
 @pytest.mark.parametrize("name", ["adamw_torch", "adamw_8bit", "adafactor", "lion_8bit"])
@@ -140,7 +147,20 @@ def test_moments_are_forgotten(make_recipe: MakeRecipe, name: str) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("settings", "last"), [({}, 3), ({"decay_ratio": 0.5}, 5), ({"decay_ratio": 1.0}, 10)])
+def test_a_rate_stays_and_then_falls_to_nothing(make_recipe: MakeRecipe, settings: dict[str, float], last: int) -> None:
+    recipe = make_recipe(training={"lr_scheduler_type": "constant_then_linear", "lr_scheduler_kwargs": settings})
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = build_schedule(optimizer, recipe, 10)
+    rates = []
+    for _ in range(11):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1.0] * (10 - last) + [left / last for left in range(last, -1, -1)])
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in OWN_SCHEDULES])
 @pytest.mark.parametrize("warm_up", [{"warmup_steps": 3}, {"warmup_ratio": 0.21}])
 def test_a_schedule_is_the_librarys_own(make_recipe: MakeRecipe, name: str, warm_up: dict[str, Any]) -> None:
     settings = SETTINGS.get(name, {})
@@ -197,8 +217,8 @@ def test_the_factors_b_learn_faster_as_in_peft(make_recipe: MakeRecipe) -> None:
     expected = create_loraplus_optimizer(
         model=theirs, optimizer_cls=torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16, loraplus_weight_decay=0.1
     )
-    assert all(map(torch.equal, stepped(ours, build_optimizer(ours, recipe)), stepped(theirs, expected)))
-    assert recipe.largest_learning_rate == pytest.approx(0.16)
+    assert all(map(torch.equal, stepped(ours, build_optimizer(ours, recipe, 1e-2)), stepped(theirs, expected)))
+    assert most_learning_rate(recipe) == pytest.approx(0.16)
 
 
 def test_a_codec_that_clips_asks_how_far_an_optimizer_goes(make_recipe: MakeRecipe) -> None:

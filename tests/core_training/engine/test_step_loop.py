@@ -54,7 +54,7 @@ def trained_by_transformers(recipe: Recipe) -> torch.Tensor:
 
     arguments = TrainingArguments(
         output_dir="unused",
-        learning_rate=recipe.learning_rate,
+        learning_rate=recipe.training.learning_rate,
         per_device_train_batch_size=training.per_device_train_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         max_steps=training.max_steps or -1,

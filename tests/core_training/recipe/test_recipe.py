@@ -30,8 +30,8 @@ def message_of(text: str, *overrides: str) -> str:
 def test_two_sections_make_a_recipe_and_the_rest_has_defaults() -> None:
     recipe = parse_recipe(MINIMAL)
     assert (recipe.tuning.mode, recipe.topology.kind, recipe.training.max_length) == ("lora", "central", 512)
-    assert recipe.learning_rate == 2e-4
-    assert parse_recipe(MINIMAL + "tuning: {mode: full}").learning_rate == 2e-5
+    assert recipe.usual_learning_rate == 2e-4
+    assert parse_recipe(MINIMAL + "tuning: {mode: full}").usual_learning_rate == 2e-5
 
 
 def test_numbers_may_be_written_as_people_write_them() -> None:
@@ -92,7 +92,6 @@ def test_zero_local_steps_is_refused() -> None:
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ("topology: {kind: federated, rounds: 2}", "topology.local_steps: a federated run needs it"),
         ("topology: {kind: gossip, local_steps: 2}", "topology.rounds: a gossip run needs it"),
         ("deepspeed: {processes: 2, offload: all, stage: 2}", "deepspeed.offload: 'all' needs deepspeed.stage 3"),
         ("deepspeed: {processes: 2, offload: optimizer}", "deepspeed.offload: ZeRO 0 moves nothing"),
@@ -131,8 +130,7 @@ def test_what_a_stage_cannot_train_with_is_named(lines: str, expected: str) -> N
 )
 def test_the_usual_learning_rate_is_that_of_stage_and_mode(stage: str, mode: str, rate: float) -> None:
     text = f"model: {{name_or_path: base}}\nstage: {stage}\ntuning: {{mode: {mode}}}\n"
-    assert parse_recipe(text).learning_rate == rate
-    assert parse_recipe(text, overrides=["training.learning_rate=1e-3"]).learning_rate == 1e-3
+    assert parse_recipe(text).usual_learning_rate == rate
 
 
 def test_what_is_required_is_named() -> None:

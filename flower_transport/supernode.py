@@ -8,12 +8,13 @@ The server holds the call for an order until there is one (`flower_transport.hel
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,7 +34,6 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import FlowerError
-from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
@@ -57,6 +57,9 @@ _ANSWERED_AT_ONCE = 1.0
 
 _DIALS_AGAIN_WITHIN = 5
 """The longest pause, in seconds, before a call that failed is made again."""
+
+_PULSE = HEARTBEAT_DEFAULT_INTERVAL / 2
+"""Seconds between two heartbeats."""
 
 _LEAST_PAUSE = 0.2
 _LONGEST_PAUSE = 3.0
@@ -116,7 +119,7 @@ class SuperNode:
             raise SystemExit(1) from None
         self._node = Node(node_id=number)
         self._link.connected(number)
-        HeartbeatSender(self._beat).start()
+        threading.Thread(target=keep_beating, args=[self._beat], daemon=True).start()
         try:
             yield
         finally:
@@ -200,6 +203,15 @@ class SuperNode:
     def _call(self, method: Callable[[Any], Any], request: Any) -> Any:
         """The server's answer, awaited for as long as it cannot be reached."""
         return self._retry.invoke(method, request)
+
+
+def keep_beating(beat: Callable[[], bool], wait: Callable[[float], object] = time.sleep) -> NoReturn:
+    """Beat for ever, a few times within what a heartbeat is good for; soon again where one did not come through.
+
+    Until the next one does, the server takes the site for away, however busily it answers.
+    """
+    while True:
+        wait(random.uniform(0.8, 1.0) * (_PULSE if beat() else _DIALS_AGAIN_WITHIN))
 
 
 class _Link:

@@ -213,7 +213,6 @@ NAMES = {
         "flwr.proto.message_pb2:ObjectTree",
         "flwr.proto.node_pb2:Node",
         "flwr.supercore.error:FlowerError.from_json",
-        "flwr.supercore.heartbeat:HeartbeatSender",
         "flwr.supercore.inflatable.inflatable_object:get_all_nested_objects",
         "flwr.supercore.inflatable.inflatable_object:get_object_tree",
         "flwr.supercore.inflatable.inflatable_object:no_object_id_recompute",

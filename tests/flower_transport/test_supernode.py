@@ -313,3 +313,18 @@ def test_a_note_that_cannot_be_written_stops_no_transfer(caplog: pytest.LogCaptu
     with caplog.at_level(logging.ERROR):
         supernode._Link(full).connected(42)
     assert "the disk is full" in caplog.text
+
+
+def test_a_heartbeat_that_does_not_come_through_is_soon_sent_again() -> None:
+    """Once the server's clock was an hour off for eight seconds, and the site was away for forty."""
+    comes_through, waited = iter([True, False, False, False, False, False, False, False, True]), []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 9:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        supernode.keep_beating(lambda: next(comes_through), wait)
+    assert all(12 <= seconds <= 15 for seconds in (waited[0], waited[-1]))
+    assert all(4 <= seconds <= 5 for seconds in waited[1:-1])

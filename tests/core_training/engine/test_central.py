@@ -235,7 +235,8 @@ def test_a_finished_run_goes_on_to_what_more_steps_at_once_come_to(
 def test_a_schedule_with_an_end_is_that_of_the_longer_run_from_there_on(
     make_recipe: MakeRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    short, long = (make_recipe(training={"max_steps": steps, "logging_steps": 1}) for steps in (4, 8))
+    linear = {"lr_scheduler_type": "linear", "logging_steps": 1}
+    short, long = (make_recipe(training={"max_steps": steps, **linear}) for steps in (4, 8))
     run(short, tmp_path / "run")
     run(long, tmp_path / "run", resume=True)
     rates = [row["learning_rate"] for row in curve(tmp_path / "run") if "loss" in row]

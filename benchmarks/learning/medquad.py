@@ -15,22 +15,18 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.figure import Figure
+from benchmarks.learning.kept_runs import trained_centrally, trained_together
 from benchmarks.places import OUTPUT, Places
-from core_training.distributed.launch import opened_engine
-from core_training.engine.central import train
-from core_training.recipe.schema import Recipe
-from core_training.runs.run_folder import RunFolder
 from examples.demo.examiner import Examiner, Marks, average
 from fedloom.console import stderr, ticking
-from simulations import simulate
 
 FOLDER = OUTPUT / "medquad"
 
 
 def measure(places: Places) -> Figure:
     alone = {name: _train_alone(places, name) for name in places.sites}
-    together = {kind: train_together(places.recipe(name=kind), FOLDER / kind) for kind in ("federated", "gossip")}
-    central = _train(places.recipe(name="central"), "central")
+    together = {kind: trained_together(places.recipe(name=kind), FOLDER / kind) for kind in ("federated", "gossip")}
+    central = trained_centrally(places.recipe(name="central"), FOLDER / "central")
     examiner = Examiner(places.recipe(name="central"))
     with ticking("evaluating", "model") as ticker:
         models = [*alone.values(), *together.values(), central]
@@ -67,31 +63,7 @@ def _train_alone(places: Places, name: str) -> Path:
     recipe = places.recipe(f"data.train={places.sites[name]}", name="central")
     steps = (recipe.topology.rounds or 0) * (recipe.topology.local_steps or 0)
     training = recipe.training.model_copy(update={"max_steps": steps})
-    return _train(recipe.model_copy(update={"training": training}), f"alone-{name}")
-
-
-def _train(recipe: Recipe, name: str) -> Path:
-    folder = RunFolder(FOLDER / name)
-    if folder.completed(recipe) is not None:
-        return folder.path
-    with opened_engine(recipe) as engine, ticking(name, "step") as ticker:
-        folder.prepare(recipe, resume=False)
-        train(recipe, engine, folder, ticker.advance)
-    return folder.path
-
-
-def train_together(recipe: Recipe, path: Path) -> Path:
-    """Simulate a run of all sites, unless the folder holds it already."""
-    folder = RunFolder(path)
-    if folder.completed(recipe) is not None:
-        return path
-    with ticking(path.name, "round") as ticker:
-
-        def on_round(number: int, loss: float | None) -> None:
-            ticker.advance(number, recipe.topology.rounds or 0, f"loss {loss:.4f}" if loss is not None else "")
-
-        simulate(recipe, folder, on_round)
-    return path
+    return trained_centrally(recipe.model_copy(update={"training": training}), FOLDER / f"alone-{name}")
 
 
 def _own(alone: dict[str, Marks]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.figure import Figure
-from benchmarks.learning.medquad import train_together
+from benchmarks.learning.kept_runs import trained_together
 from benchmarks.places import OUTPUT, Places
 from core_training.runs.run_folder import RunFolder
 
@@ -29,7 +29,9 @@ def measure(places: Places) -> Figure:
     folder = OUTPUT / "quantised"
     summaries: dict[str, dict[str, Any]] = {}
     for label, overrides in _RUNS.items():
-        run = RunFolder(train_together(places.recipe(*overrides), folder / label.replace(", ", "-").replace(" ", "-")))
+        run = RunFolder(
+            trained_together(places.recipe(*overrides), folder / label.replace(", ", "-").replace(" ", "-"))
+        )
         summaries[label] = run.summary() or {}
     exact = summaries[_EXACT]["eval_loss"]
     apart = {label: abs(summary["eval_loss"] - exact) / exact for label, summary in summaries.items()}

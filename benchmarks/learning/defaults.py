@@ -1,0 +1,122 @@
+"""What sites reach together with a recipe that names no rate, schedule or local steps, and alone, and central.
+
+Gap closed = (alone − x) / (alone − central), of the mean over sites of the loss on each site's held-out part. A site
+alone takes rounds × local steps on its own records, central training takes as many as all sites together, over the
+records as they come (pooled) or as many of each site (equal turns). Federated and gossip have what the recipe gets by
+itself; alone and central have the best of three rates around it, chosen on these very records: in their favour.
+
+Sets of sites: the six of MedQuAD, and the three largest of those that the small base was not pre-trained on. Runs that
+`runs/bench/defaults` holds already, completed and of the same recipe, are not run again: remove the folder to start
+afresh.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.figure import Figure
+from benchmarks.learning.kept_runs import trained_centrally, trained_together
+from benchmarks.places import OUTPUT, Places
+from core_training.recipe.learning_rate import learning_rate_of
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
+from examples.demo.examiner import Examiner
+
+TARGET = 0.85
+FOLDER = OUTPUT / "defaults"
+SETS = {"six": None, "three": ("nhlbi", "niddk", "seniorhealth")}
+SEEDS = (0, 1, 2)
+RATES = (0.5, 1.0, 2.0)
+"""Times the rate that a central run of this model has by itself."""
+TOGETHER = ("federated", "gossip")
+ROUNDS = 24
+RECORDS = 600
+"""Of each site, at most."""
+WIDTH = 256
+"""Of the small base."""
+
+RECIPE = """
+stage: sft
+data: {columns: {prompt: question, completion: answer}, eval_fraction: 0.1}
+training: {per_device_train_batch_size: 2, per_device_eval_batch_size: 32, max_length: 64, packing: false}
+"""
+
+
+def measure(places: Places) -> Figure:
+    table = {
+        name: [_gaps(places, chosen or tuple(places.sites), FOLDER / name / f"seed-{seed}", seed) for seed in SEEDS]
+        for name, chosen in SETS.items()
+    }
+    closed = [row[f"{kind}, of turns"] for rows in table.values() for row in rows for kind in TOGETHER]
+    return Figure(
+        name="defaults",
+        meaning="the gap to central in equal turns that recipes without a rate close: the least of all runs",
+        value=min(closed),
+        unit="",
+        target=TARGET,
+        at_least=True,
+        details={name: _means(rows) | {"seeds": rows} for name, rows in table.items()},
+    )
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: mean(row[key] for row in rows) for key in rows[0]}
+
+
+def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> dict[str, float]:
+    """The losses by how a model was trained, and the gaps that the federated and the gossip one close."""
+    records = {name: _first_records(places.sites[name], folder / "records" / f"{name}.jsonl") for name in sites}
+    steps = ROUNDS * (_recipe(places, records.values(), seed).topology.local_steps or 0)
+    everything = _recipe(places, records.values(), seed, "topology.kind=central")
+    examiner = Examiner(everything)
+
+    def loss_of(run: Path) -> float:
+        marks = examiner.examine(run / "adapter")
+        return mean(part.eval_loss for part in marks.hospitals.values())
+
+    def central(name: str, files: Iterable[Path], steps: int, *overrides: str) -> float:
+        losses = []
+        for factor in RATES:
+            rate = f"training.learning_rate={factor * learning_rate_of(everything, WIDTH)}"
+            length = f"training.max_steps={steps}"
+            recipe = _recipe(places, files, seed, "topology.kind=central", length, rate, *overrides)
+            losses.append(loss_of(trained_centrally(recipe, folder / f"{name}-{factor}")))
+        return min(losses)
+
+    turns = f"data.mix={json.dumps(dict.fromkeys(sites, 1.0))}"
+    losses = {
+        "alone": mean(central(f"alone-{name}", [path], steps) for name, path in records.items()),
+        "pooled": central("pooled", records.values(), steps * len(sites)),
+        "turns": central("turns", records.values(), steps * len(sites), turns),
+    }
+    for kind in TOGETHER:
+        recipe = _recipe(places, records.values(), seed, f"topology.kind={kind}")
+        losses[kind] = loss_of(trained_together(recipe, folder / kind))
+    examiner.close()
+    gaps = {
+        f"{kind}, of {of}": (losses["alone"] - losses[kind]) / (losses["alone"] - losses[of])
+        for kind in TOGETHER
+        for of in ("pooled", "turns")
+    }
+    return losses | gaps
+
+
+def _recipe(places: Places, files: Iterable[Path], seed: int, *overrides: str) -> Recipe:
+    listed = f"[{', '.join(str(path.absolute()) for path in files)}]"
+    here = (f"model.name_or_path={places.model}", f"data.train={listed}", f"simulation.sites={listed}")
+    length = (f"topology.rounds={ROUNDS}", "topology.eval_every=1000", f"training.seed={seed}")
+    text = f"model: {{name_or_path: base}}\ntopology: {{kind: federated}}\n{RECIPE}"
+    return parse_recipe(text, source="defaults", overrides=[*here, *length, *overrides])
+
+
+def _first_records(source: Path, path: Path) -> Path:
+    """The first records of a site in a file of their own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(source, "rt", encoding="utf-8") as lines:
+        path.write_text("".join(islice(lines, RECORDS)), encoding="utf-8")
+    return path

@@ -8,6 +8,8 @@ itself; alone and central have the best of three rates around it, chosen on thes
 Sets of sites: the six of MedQuAD, and the three largest of those that the small base was not pre-trained on. Runs that
 `runs/bench/defaults` holds already, completed and of the same recipe, are not run again: remove the folder to start
 afresh.
+
+Two more federated runs, at half and at twice the rate that a recipe gets, say how near it is to the best.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from statistics import mean
 from benchmarks.figure import Figure
 from benchmarks.learning.kept_runs import trained_centrally, trained_together
 from benchmarks.places import OUTPUT, Places
-from core_training.recipe.learning_rate import learning_rate_of
+from core_training.recipe.learning_rate import learning_rate_of, with_sites
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from examples.demo.examiner import Examiner
@@ -97,6 +99,10 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
     for kind in TOGETHER:
         recipe = _recipe(places, records.values(), seed, f"topology.kind={kind}")
         losses[kind] = loss_of(trained_together(recipe, folder / kind))
+    own = learning_rate_of(with_sites(_recipe(places, records.values(), seed), len(sites)), WIDTH)
+    for factor in (0.5, 2.0):
+        recipe = _recipe(places, records.values(), seed, f"training.learning_rate={factor * own}")
+        losses[f"federated, {factor:g} × the rate"] = loss_of(trained_together(recipe, folder / f"federated-{factor}"))
     examiner.close()
     gaps = {
         f"{kind}, of {of}": (losses["alone"] - losses[kind]) / (losses["alone"] - losses[of])

@@ -397,7 +397,11 @@ class Topology(Section):
     early_stopping_patience: PositiveInt | None = Field(
         None, description="Stop after this many evaluations without a lower held-out loss."
     )
-    graph: Literal["complete", "ring"] = Field("complete", description="Who talks to whom under `mixing: metropolis`.")
+    graph: Literal["complete", "ring", "exponential"] = Field(
+        "complete",
+        description="Who talks to whom under `mixing: metropolis`: all, the two beside one in the roster, or those 1, 2, "
+        "4, 8, … places away, about 2·log₂ n of n nodes.",
+    )
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:

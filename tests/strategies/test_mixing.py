@@ -15,6 +15,7 @@ from strategies.mixing import (
     GroupMean,
     Metropolis,
     complete,
+    exponential,
     metropolis_weight,
     ring,
     weighted_mean,
@@ -80,7 +81,7 @@ def metropolis_matrix(graph):
     return matrix
 
 
-@pytest.mark.parametrize("graph", ["complete", "ring"])
+@pytest.mark.parametrize("graph", ["complete", "ring", "exponential"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
 def test_the_metropolis_matrix_is_symmetric_doubly_stochastic_and_not_negative(graph, count):
     matrix = metropolis_matrix(GRAPHS[graph](names(count)))
@@ -96,11 +97,33 @@ def test_the_ring_contracts_by_the_published_factor(count):
     assert rho == pytest.approx((1 + 2 * math.cos(2 * math.pi / count)) / 3, abs=1e-12)
 
 
+@pytest.mark.parametrize("count", [2, 3, 6, 8, 20, 33, 100])
+def test_the_exponential_graph_contracts_as_its_circulant_matrix_and_faster_than_one_way(count):
+    """Eigenvalues of a circulant: (1 + Σ cos(2πmo/n)) / (1 + d) over offsets o; one way 1 − ρ = 2/(1 + ⌈log₂ n⌉)."""
+    powers = math.ceil(math.log2(count))
+    offsets = {way * 2**power % count for power in range(powers) for way in (1, -1)} - {0}
+    eigenvalues = [
+        (1 + sum(math.cos(2 * math.pi * m * offset / count) for offset in offsets)) / (1 + len(offsets))
+        for m in range(1, count)
+    ]
+    rho = np.linalg.norm(metropolis_matrix(exponential(names(count))) - 1 / count, 2)
+    assert rho == pytest.approx(max(map(abs, eigenvalues)), abs=1e-12)
+    assert rho < 1 - 2 / (1 + powers) or count == 2
+    assert len(offsets) <= max(2 * powers - 1, 1) or count & (count - 1)
+
+
+def test_neighbours_on_the_exponential_graph_are_powers_of_two_away():
+    assert Metropolis().partners("site0", names(10), "exponential") == (
+        *("site1", "site2", "site4"), *("site6", "site8", "site9"),
+    )  # fmt: skip
+    assert Metropolis().partners("site0", names(1), "exponential") == ()
+
+
 def test_the_complete_graph_averages_in_one_step():
     assert np.allclose(metropolis_matrix(complete(names(6))), 1 / 6)
 
 
-@pytest.mark.parametrize("graph", ["complete", "ring"])
+@pytest.mark.parametrize("graph", ["complete", "ring", "exponential"])
 def test_a_metropolis_step_is_the_matrix_times_the_states_keeps_the_mean_and_contracts(graph):
     rng = np.random.default_rng(3)
     roster, rule = names(6), Metropolis()

@@ -94,8 +94,8 @@ def ring(roster: Sequence[str]) -> Graph:
 def exponential(roster: Sequence[str]) -> Graph:
     """Neighbours are those 1, 2, 4, 8, … places before and after in the roster, which closes on itself.
 
-    A word spreads in ⌈log₂ n⌉ rounds over about 2·log₂ n neighbours each (Ying et al. 2021, who let it run one way; both
-    ways the weights of an edge agree at its ends, so that the mean is kept whoever is away).
+    A word spreads in ⌈log₂ n⌉ rounds, and each has about 2·log₂ n neighbours (Ying et al. 2021, who let words run one
+    way; both ways the weights of an edge agree at its ends, so that the mean is kept whoever is away).
     """
     count = len(roster)
     steps = [1 << power for power in range((count - 1).bit_length())]

@@ -399,8 +399,8 @@ class Topology(Section):
     )
     graph: Literal["complete", "ring", "exponential"] = Field(
         "complete",
-        description="Who talks to whom under `mixing: metropolis`: all, the two beside one in the roster, or those 1, 2, "
-        "4, 8, … places away, about 2·log₂ n of n nodes.",
+        description="Who talks to whom under `mixing: metropolis`: all, the two beside one in the roster, or those 1, "
+        "2, 4, 8, … places away, about 2·log₂ n of n nodes.",
     )
 
     @model_validator(mode="after")

@@ -41,12 +41,12 @@ def terminal_listener(ticker: Ticker, *, quiet: bool) -> Callable[[events.Event]
                 words = f"caught up, state from {', '.join(event.donors)}"
                 ticker.advance(event.rounds_done or event.round, event.of, words)
             case _ if isinstance(event, _SHOWN):
-                show(_told(event))
+                show(in_one_line(event))
 
     return listener
 
 
-def _told(event: events.Event) -> str:
+def in_one_line(event: events.Event) -> str:
     """An event in one line: what happened, then its fields."""
     fields = {key: value for key, value in asdict(event).items() if value is not None}
     if not fields.get("untold"):

@@ -21,6 +21,7 @@ from core_training.runs.run_folder import RunFolder
 FILE = Path(__file__).with_name("trajectories.json")
 DROPOUT = {"lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}}
 ROUNDS = {"rounds": 3, "local_steps": 2}
+LINEAR = {"lr_scheduler_type": "linear"}
 REWARD = "def shortness(prompts, completions):\n    return [-len(text) / 10 for text in completions]\n"
 RUNS: dict[str, dict[str, Any]] = {
     # Some 45 examples in batches of 4, three to a step: an epoch ends within a step's batches, and between two steps.
@@ -34,16 +35,17 @@ RUNS: dict[str, dict[str, Any]] = {
             "weight_decay": 0.01,
         },
     },
-    "federated": {"tuning": DROPOUT, "topology": {"kind": "federated", **ROUNDS}},
+    "federated": {"tuning": DROPOUT, "training": LINEAR, "topology": {"kind": "federated", **ROUNDS}},
     "masked": {
         "tuning": {"mode": "full"},
+        "training": LINEAR,
         "topology": {"kind": "federated", **ROUNDS},
         "privacy": {"secure_aggregation": {"threshold": 0.55, "minimum_sites": 2}},
     },
-    "gossip": {"tuning": DROPOUT, "topology": {"kind": "gossip", **ROUNDS}},
+    "gossip": {"tuning": DROPOUT, "training": LINEAR, "topology": {"kind": "gossip", **ROUNDS}},
     "ppo": {
         "stage": "ppo",
-        "training": {"learning_rate": 1e-3, "gradient_accumulation_steps": 2, "max_steps": 3},
+        "training": {"learning_rate": 1e-3, "gradient_accumulation_steps": 2, "max_steps": 3, **LINEAR},
         "data": {"columns": {"prompt": "question"}},
         "rollout": {"max_new_tokens": 8},
         "ppo": {"num_mini_batches": 2, "num_ppo_epochs": 2, "kl_target": 1.0},

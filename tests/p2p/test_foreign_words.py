@@ -8,7 +8,7 @@ import pytest
 
 from core_training.foundation.errors import ProtocolError, RunError
 from core_training.runs import events
-from fedloom.commands.p2p import _told
+from fedloom.node_terminal import in_one_line
 from p2p.grpc_transport import FAILED, GrpcServer, GrpcTransport
 from p2p.messages import Hello
 from p2p.service import PeerService
@@ -84,8 +84,8 @@ def test_a_version_is_a_version():
 
 def test_a_terminal_is_shown_one_line_of_letters_for_each_event():
     for event in (events.Refused(peer="beta", reason=HOSTILE), events.PeerRefused(peer="beta", reason=HOSTILE)):
-        assert _told(event).isprintable()
-        assert "untold" not in _told(event)
+        assert in_one_line(event).isprintable()
+        assert "untold" not in in_one_line(event)
 
 
 def test_refused_greetings_do_not_fill_a_disk_and_are_counted(tmp_path):

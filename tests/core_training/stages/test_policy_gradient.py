@@ -51,7 +51,12 @@ def pretrained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
                 "columns": {"prompt": "question", "completion": "answer"},
                 "eval_fraction": 0.0,
             },
-            "training": {"learning_rate": 1e-2, "per_device_train_batch_size": 16, "max_steps": 60},
+            "training": {
+                "learning_rate": 1e-2,
+                "lr_scheduler_type": "linear",
+                "per_device_train_batch_size": 16,
+                "max_steps": 60,
+            },
         }
     )
     engine = open_engine(recipe)
@@ -399,7 +404,7 @@ def test_reward_rises(rl_recipe: MakeRecipe, stage: str, mode: str, learning_rat
     recipe = rl_recipe(
         stage,
         tuning={"mode": mode, "lora": {"r": 8, "lora_alpha": 16}, "freeze": {"trainable_layers": 1}},
-        training={"max_steps": 15, "learning_rate": learning_rate},
+        training={"max_steps": 15, "learning_rate": learning_rate, "lr_scheduler_type": "linear"},
         ppo={"num_ppo_epochs": 2, "kl_coef": 0.01},
         rloo={"kl_coef": 0.01},
         grpo={"kl_coef": 0.01},

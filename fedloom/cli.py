@@ -32,6 +32,7 @@ COMMANDS = {
     "model": "Fetch a base model once.",
     "report": "Curves and tables of runs that are there.",
     "export": "Write a result as an adapter or a merged model.",
+    "merge": "Put finished runs of one start together, without training.",
     "chat": "A few words with what was trained.",
     "doctor": "What this machine has and lacks, and what to do about it.",
 }

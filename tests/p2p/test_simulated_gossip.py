@@ -51,6 +51,14 @@ def test_metropolis_on_the_complete_graph_is_the_plain_mean(tmp_path):
         assert np.abs(state.buffer - np.mean(trained, axis=0)).max() <= 1e-6
 
 
+def test_a_ring_terminates_and_its_nodes_come_close(tmp_path):
+    sites = {f"{name}{number}": site for number in range(3) for name, site in three_sites().items()}
+    summary = run(sites, recipe_of(rounds=12, mixing="metropolis", graph="ring"), tmp_path)
+    assert summary.status == "completed"
+    stacked = np.stack([state.buffer for state in final_states(sites, tmp_path).values()])
+    assert np.abs(stacked - stacked.mean(axis=0)).max() < 0.5
+
+
 def test_a_graph_terminates_and_its_nodes_come_close_the_sooner_a_word_spreads(tmp_path):
     apart = {}
     for graph in ("ring", "exponential"):

@@ -24,6 +24,7 @@ from statistics import mean
 from benchmarks.figure import Figure
 from benchmarks.learning.kept_runs import trained_centrally, trained_together
 from benchmarks.places import OUTPUT, Places
+from core_training.models.shapes import hidden_size
 from core_training.recipe.learning_rate import learning_rate_of, with_sites
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
@@ -39,8 +40,6 @@ TOGETHER = ("federated", "gossip")
 ROUNDS = 24
 RECORDS = 600
 """Of each site, at most."""
-WIDTH = 256
-"""Of the small base."""
 
 RECIPE = """
 stage: sft
@@ -75,6 +74,7 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
     records = {name: _first_records(places.sites[name], folder / "records" / f"{name}.jsonl") for name in sites}
     steps = ROUNDS * (_recipe(places, records.values(), seed).topology.local_steps or 0)
     everything = _recipe(places, records.values(), seed, "topology.kind=central")
+    width = hidden_size(places.model)
     examiner = Examiner(everything)
 
     def loss_of(run: Path) -> float:
@@ -84,7 +84,7 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
     def central(name: str, files: Iterable[Path], steps: int, *overrides: str) -> float:
         losses = []
         for factor in RATES:
-            rate = f"training.learning_rate={factor * learning_rate_of(everything, WIDTH)}"
+            rate = f"training.learning_rate={factor * learning_rate_of(everything, width)}"
             length = f"training.max_steps={steps}"
             recipe = _recipe(places, files, seed, "topology.kind=central", length, rate, *overrides)
             losses.append(loss_of(trained_centrally(recipe, folder / f"{name}-{factor}")))
@@ -99,7 +99,7 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
     for kind in TOGETHER:
         recipe = _recipe(places, records.values(), seed, f"topology.kind={kind}")
         losses[kind] = loss_of(trained_together(recipe, folder / kind))
-    own = learning_rate_of(with_sites(_recipe(places, records.values(), seed), len(sites)), WIDTH)
+    own = learning_rate_of(with_sites(_recipe(places, records.values(), seed), len(sites)), width)
     for factor in (0.5, 2.0):
         recipe = _recipe(places, records.values(), seed, f"training.learning_rate={factor * own}")
         losses[f"federated, {factor:g} × the rate"] = loss_of(trained_together(recipe, folder / f"federated-{factor}"))

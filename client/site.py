@@ -13,19 +13,29 @@ from dataclasses import asdict
 from pathlib import Path
 
 from client.enrolment import Enrolment
+from client.own_model import tune_own_model
 from client.secure_side import SecureSide
 from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
 from core_training.engine.failures import explained
 from core_training.foundation.errors import FedloomError, InputError, NarrowScaleError, ProtocolError, RunError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.foundation.trainable import EVAL_REPORT, TRAIN_REPORT, Trainable, holding, total
+from core_training.foundation.trainable import (
+    EVAL_REPORT,
+    TRAIN_REPORT,
+    EvalReport,
+    Trainable,
+    TrainReport,
+    holding,
+    total,
+)
 from core_training.recipe.reading import load_recipe, parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.checkpoints import prune_checkpoints, read_checkpoint, remove_later
 from core_training.runs.result_format import result_name
 from core_training.runs.run_folder import RunFolder
+from strategies.adapter_sharing import keeps_own, trained_part, with_own
 from strategies.messages import (
     Envelope,
     EvaluateOrder,
@@ -133,7 +143,7 @@ class SiteService:
         rounding_secret = self._enrolment.rounding_secret
         records = engine.data_report.train_examples
         writer = UpdateWriter(recipe, recipe_text, engine.initial_digest, rounding_secret, secure_side, records)
-        self._run = _SiteRun(run_id, recipe_text, recipe, engine, folder, writer)
+        self._run = _SiteRun(run_id, recipe_text, recipe, engine, folder, writer, self.name)
         return self._run
 
     def _run_of(self, run_id: str) -> _SiteRun:
@@ -169,8 +179,10 @@ class _SiteRun:
         engine: Trainable,
         folder: RunFolder,
         writer: UpdateWriter,
+        name: str,
     ) -> None:
         self.run_id = run_id
+        self._name = name
         self.recipe_text = recipe_text
         self.folder = folder
         self.recipe = recipe
@@ -217,11 +229,13 @@ class _SiteRun:
         if (done := self._already_trained(order, incoming, start_digest, arrived)) is not None:
             return done
         self._stand_after(order.round - 1)
+        mine = self._with_own(incoming)
         missed = order.round - 1 - self._round
         self._round = _ASTRAY
         # Past the rounds that it missed, and back over one of its own that turned out to be void.
         self._engine.skip((order.counted - self._counted) * (self.recipe.topology.local_steps or 0))
-        self._engine.begin_round(incoming, missed_rounds=missed > 0)
+        part = trained_part(self.recipe, self.manifest, order.round, self._name)
+        self._engine.begin_round(mine, missed_rounds=missed > 0, part=part)
         waited = time.monotonic() - arrived
         report = self._engine.train(
             order.steps, on_figures=lambda figures: self.folder.event(events.StepsLogged.of(figures, order.round))
@@ -229,7 +243,7 @@ class _SiteRun:
         evaluation = None
         if order.evaluate:
             # After training, so that nothing delays it; the losses are those of the state that came in.
-            with holding(self._engine, incoming) as trained:
+            with holding(self._engine, mine) as trained:
                 evaluation = total(self._engine.evaluate())
         else:
             trained = self._engine.read_state()
@@ -247,18 +261,23 @@ class _SiteRun:
         self._round, self._counted = order.round, order.counted + 1
         eval_loss = evaluation.loss if evaluation else None
         self.folder.event(events.SliceTrained(round=order.round, loss=report.loss_mean, eval_loss=eval_loss))
-        trained_slice = TrainedSlice(incoming, trained, report, evaluation, start_digest)
+        trained_slice = self._slice(incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, waited)
 
     def evaluate(self, order: EvaluateOrder) -> EvaluateReply:
         state = self._incoming(order)
         if self._writer.secure_side is not None:
             self._writer.secure_side.admit_evaluation(state.digest, final=order.final)
+        if keeps_own(self.recipe):
+            self._stand_after(order.round)
+            state = self._with_own(state)
         with holding(self._engine, state):
             evaluation = total(self._engine.evaluate())
             if order.final:
                 self._engine.save_model(self.folder.path / result_name(self.recipe))
                 self.folder.event(events.RoundsCompleted(round=order.round, eval_loss=evaluation.loss))
+        if order.final:
+            tune_own_model(self._engine, self.recipe, state, evaluation, self.folder)
         return EvaluateReply(run_id=self.run_id, round=order.round, evaluation=evaluation)
 
     def close(self) -> None:
@@ -290,8 +309,25 @@ class _SiteRun:
         evaluated = notes["evaluation"] is not None and order.evaluate
         evaluation = EVAL_REPORT.validate_python(notes["evaluation"]) if evaluated else None
         report = TRAIN_REPORT.validate_python(notes["train"])
-        trained_slice = TrainedSlice(incoming, trained, report, evaluation, start_digest)
+        trained_slice = self._slice(incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
+
+    def _slice(
+        self,
+        start: TrainableState,
+        trained: TrainableState,
+        report: TrainReport,
+        evaluation: EvalReport | None,
+        start_digest: str,
+    ) -> TrainedSlice:
+        """The slice as others may know it: what is this site's own stays as it was."""
+        if keeps_own(self.recipe):
+            trained = with_own(self.recipe, trained, own=start)
+        return TrainedSlice(start, trained, report, evaluation, start_digest)
+
+    def _with_own(self, common: TrainableState) -> TrainableState:
+        """The common state with what is this site's own, as the engine holds it."""
+        return with_own(self.recipe, common, self._engine.read_state()) if keeps_own(self.recipe) else common
 
     def _stand_after(self, round_number: int) -> None:
         """Bring the engine to the end of a round (0: the start), or to the newest round before it that is kept."""

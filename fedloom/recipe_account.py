@@ -111,7 +111,7 @@ def _trained(recipe: Recipe) -> str:
     trained = recipe.tuning_part.trains(recipe.tuning)
     if head := recipe.stage_part.head:
         trained += f", and {_HEADS[head]}"
-    return trained + ("" if recipe.topology.kind == "central" else "; this is what travels, and nothing else")
+    return trained if recipe.topology.kind == "central" else f"{trained}; {recipe.aggregation.sharing_part.travels}"
 
 
 def _steps(recipe: Recipe) -> str:

@@ -29,7 +29,7 @@ class NeighbourCodec:
 
     def write(self, update: Update, trained: TrainableState) -> tuple[bytes, TrainableState]:
         """The neighbours' payload of what the site trained, and the state that they will read in it."""
-        if isinstance(self._codec, Fp32):  # the site handed it over just so
+        if isinstance(self._codec, Fp32) and self._codec.selection is None:  # the site handed it over just so
             return bytes(update.payload), trained
         key = rounding_key(self._plan.recipe.training.seed, self._plan.rounding_secret, update.round)
         payload = self._codec.write(trained, self._initial, key)

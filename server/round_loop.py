@@ -41,6 +41,7 @@ from strategies.messages import (
     TrainOrder,
 )
 from strategies.outer_steps.outer_step import Memory, OuterStep, take_step
+from strategies.participation import drawn, wanted_sites
 from strategies.ring_scale import Scale, first_scale, widened
 
 ATTEMPTS_PER_ROUND = 3
@@ -199,10 +200,15 @@ class _RoundLoop:
             number,
             payload=self._state.to_bytes() if number > 1 and self._state is not None else b"",
         )
+        wanted = wanted_sites(self._recipe, len(present))
         for site, update in replies:
             with self._exchange.quarantine(site, number):
                 aggregation.take(site, update)
             del update  # its payload, before the next ones are fetched
+            if len(aggregation.sites) == wanted and self._topology.asked_beyond:
+                spare = sorted(set(aggregation.asked.values()) - set(aggregation.sites))
+                self._folder.event(events.NotAwaited(round=number, sites=spare))
+                break
         if self._exchange.too_narrow and self._progress.scale is not None:
             self._wider = widened(self._progress.scale, self._recipe, self._membership.terms.manifest)
         try:
@@ -218,8 +224,10 @@ class _RoundLoop:
         recipe, terms = self._recipe, self._membership.terms
         if self._state is None:  # changes are measured from it, whatever the codec
             self._state = self._fetch_initial_state(number, present)
+        chosen = set(drawn(recipe, number, present.values()))
+        asked = {node: site for node, site in present.items() if site in chosen}
         try:
-            cohort = self._rounds.cohort(number, present)
+            cohort = self._rounds.cohort(number, asked)
         except ProtocolError as error:
             raise TooFewSites((), f"secure aggregation cannot be set up: {error}") from None
         ring = None

@@ -166,7 +166,9 @@ class SecureRounds:
         began = time.perf_counter()
         # The number must never come again in this run, also when the server is killed before anything is on disk.
         number_of_batch = time.time_ns() // 1000
-        slots = max(1, min(ROUNDS_AHEAD, self._rounds - self._progress.counted))
+        # Where each round draws its sites, the masks of one round are those of no other.
+        ahead = ROUNDS_AHEAD if self._recipe.topology.sites_per_round is None else 1
+        slots = max(1, min(ahead, self._rounds - self._progress.counted))
         batch = ServerBatch(self._folder.run_id, number_of_batch, slots, self._roster(), self._terms)
         order = SecureOrder(run_id=self._folder.run_id, step="keys", payload=batch.keys_order())
         for site, reply in self._ask(dict.fromkeys(present.values(), order), present, number):

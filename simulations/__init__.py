@@ -53,9 +53,11 @@ def _simulate_gossip(recipe: Recipe, folder: RunFolder, on_round: OnRound, *, re
 
 
 def _take_over_result(recipe: Recipe, folder: RunFolder) -> None:
-    """All sites ended with one state, so any site's result is the run's, where the run has no whole one of its own."""
+    """All sites ended with one state, so any site's result is the run's, where the run has no whole one of its own.
 
+    Sites that keep a factor of their own each ended with another.
+    """
     result = result_name(recipe)
-    if not (folder.path / result).is_dir():
+    if not recipe.aggregation.sharing_part.keeps_own and not (folder.path / result).is_dir():
         with commit_folder(folder.path / result) as scratch:
             shutil.copytree(min(folder.path.glob(f"sites/*/*/{result}")), scratch, dirs_exist_ok=True)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+
+from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
+from strategies.draws import PIECE
 from strategies.selection import Selection
+
+_NOTHING = np.empty(0, dtype=np.float32)
 
 
 class StateCodec:
@@ -26,10 +34,29 @@ class StateCodec:
 
 
 class Fp32(StateCodec):
-    """The state as it is, as safetensors."""
+    """The state as it is, as safetensors; where a part of it travels, those values one after the other."""
 
     def write(self, trained: TrainableState, start: TrainableState | None, key: bytes) -> bytes:
-        return trained.to_bytes()
+        if self.selection is None:
+            return trained.to_bytes()
+        pieces = [trained.buffer[piece][self.selection.piece(piece.start, piece.stop)] for piece in self._pieces()]
+        return np.concatenate([*pieces, _NOTHING]).astype("<f4", copy=False).tobytes()
 
     def read(self, payload: bytes | memoryview, start: TrainableState | None) -> TrainableState:
-        return TrainableState.on_bytes(payload, self.manifest)
+        if self.selection is None:
+            return TrainableState.on_bytes(payload, self.manifest)
+        if len(payload) != (expected := 4 * self.selection.count):
+            raise ProtocolError(f"an update of this run takes {expected} bytes, not {len(payload)}")
+        assert start is not None, "what does not travel is as it was"
+        values, place = np.frombuffer(payload, dtype="<f4"), 0
+        state = TrainableState(self.manifest, start.buffer.copy())
+        for piece in self._pieces():
+            chosen = self.selection.piece(piece.start, piece.stop)
+            count = int(np.count_nonzero(chosen))
+            state.buffer[piece][chosen] = values[place : place + count]
+            place += count
+        return state
+
+    def _pieces(self) -> Iterator[slice]:
+        size = self.manifest.size
+        return (slice(start, min(start + PIECE, size)) for start in range(0, size, PIECE))

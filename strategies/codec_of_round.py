@@ -6,6 +6,7 @@ from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.recipe.schema import Recipe
 from strategies import figures
+from strategies.adapter_sharing import travels
 from strategies.codec import StateCodec
 from strategies.ring import RingCodec
 from strategies.ring_scale import Scale, largest_change, most_weight_cap
@@ -37,4 +38,5 @@ def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Sca
 
 def _selection(recipe: Recipe, manifest: Manifest, round_number: int) -> Selection | None:
     """The part of a change that travels in this round; None for all."""
-    return selection_of(manifest.size, recipe.privacy.keep, recipe.training.seed, round_number)
+    chosen = travels(recipe, manifest, round_number)
+    return selection_of(manifest, recipe.privacy.keep, recipe.training.seed, round_number, chosen)

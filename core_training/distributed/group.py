@@ -33,7 +33,15 @@ from core_training.foundation import background
 from core_training.foundation.errors import DivergedError, FedloomError, InputError, RunError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.stopping import STOPS
-from core_training.foundation.trainable import DataReport, EvalReport, OnFigures, TrainReport
+from core_training.foundation.trainable import (
+    WHOLE,
+    DataReport,
+    EvalReport,
+    OnFigures,
+    Trainable,
+    TrainedPart,
+    TrainReport,
+)
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 
@@ -138,12 +146,17 @@ class GroupEngine:
 
         self._call("write_state", write)
 
-    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False) -> None:
+    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False, part: TrainedPart = WHOLE) -> None:
+        assert part.is_whole, "the engine lets no such recipe begin"
+
         def begin() -> None:
             _broadcast_state(state)
             self._engine.begin_round(state, missed_rounds=missed_rounds)
 
         self._call("begin_round", begin, missed_rounds=missed_rounds)
+
+    def alone(self, steps: int) -> Trainable:
+        raise RunError("a DeepSpeed group trains one state")
 
     def skip(self, steps: int) -> None:
         self._call("skip", lambda: self._engine.skip(steps), steps=steps)

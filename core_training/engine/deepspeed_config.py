@@ -68,6 +68,19 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
     }
 
 
+def check_rounds(recipe: Recipe) -> None:
+    """Raise InputError where rounds ask for what DeepSpeed does not do: it may be a site's own choice (`site.yaml`)."""
+    if not recipe.deepspeed.used or recipe.topology.kind == "central":
+        return
+    if recipe.trains_parts is not None:
+        raise InputError(
+            f"deepspeed: {recipe.trains_parts} leaves parameters alone that DeepSpeed keeps to itself; train without "
+            "it, or without them"
+        )
+    if recipe.topology.own_steps is not None:
+        raise InputError("deepspeed: a group trains one state; train without it, or without topology.own_steps")
+
+
 def plugin(recipe: Recipe, model: nn.Module, peak_rate: float, total_steps: int) -> Any:
     """The plugin by which accelerate uses DeepSpeed as the recipe says, every key "auto" filled in.
 

@@ -10,8 +10,8 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,22 @@ import torch
 from core_training.data.examples import Row
 from core_training.engine.correction import Correction, Start, correction_of
 from core_training.engine.dataset import Dataset, load_dataset
+from core_training.engine.deepspeed_config import check_rounds
 from core_training.engine.failures import explained
+from core_training.engine.partial_training import only
 from core_training.engine.step_loop import StepLoop, read_progress
 from core_training.foundation.durable import commit_folder, scratch_of
 from core_training.foundation.errors import DivergedError, FedloomError, RunError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.foundation.trainable import DataReport, EvalReport, OnFigures, TrainReport, figures_of
+from core_training.foundation.trainable import (
+    WHOLE,
+    DataReport,
+    EvalReport,
+    OnFigures,
+    TrainedPart,
+    TrainReport,
+    figures_of,
+)
 from core_training.models.base_model import BaseModel
 from core_training.models.export import layout_files
 from core_training.models.parameters import read_parameters, write_parameters
@@ -54,6 +64,7 @@ class Engine:
         self._recipe = stage.recipe
         self._base = stage.base
         self._stage = stage
+        self._dataset = dataset
         self._rows = ReferencedRows(stage.arrange(dataset.rows))
         self._evaluation = {
             source: ReferencedRows(stage.arrange(rows)) for source, rows in sorted(dataset.evaluation.items())
@@ -65,8 +76,9 @@ class Engine:
         self._salvaged: list[TrainReport] = []
         self._is_lost = False
         self._has_told = False
+        check_rounds(self._recipe)
         self._correction: Correction | None = correction_of(self._recipe)
-        self._next_slice = Start.SAME_ROUND
+        self._next_slice, self._part = Start.SAME_ROUND, WHOLE
         self._base.initial_state  # noqa: B018 - remembered before any engine on this base trains
 
     @property
@@ -103,8 +115,9 @@ class Engine:
     def write_state(self, state: TrainableState) -> None:
         self._take_model(state)
 
-    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False) -> None:
+    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False, part: TrainedPart = WHOLE) -> None:
         self.write_state(state)
+        self._part = part
         self._next_slice = Start.LATER_ROUND if missed_rounds else Start.NEXT_ROUND
 
     def skip(self, steps: int) -> None:
@@ -121,7 +134,7 @@ class Engine:
         try:
             with explained(f"training after step {loop.step}", self._recipe):
                 self._take_model()
-                with self._begin_slice(loop):
+                with self._slice(loop):
                     loop.advance(steps, on_step, on_figures)
                 report = loop.ledger.report(time.perf_counter() - start)
                 self._tell_changed_buffers()
@@ -212,6 +225,9 @@ class Engine:
     def layout(self, base_name: str) -> dict[str, str]:
         return layout_files(self._base, self._recipe, base_name, without_base=True)
 
+    def alone(self, steps: int) -> Engine:
+        return Engine(load_stage(self._recipe.alone(steps), self._base), self._dataset)
+
     def close(self) -> None:
         self._loop = None
         if self._base.owner is self:
@@ -242,18 +258,23 @@ class Engine:
             if resume_from is not None:
                 loop.load(resume_from)
             self._correction = correction_of(self._recipe)
-            self._next_slice = Start.SAME_ROUND
+            self._next_slice, self._part = Start.SAME_ROUND, WHOLE
             self._ask_reference(loop.prepared)
             write_parameters(self._base.trainable_parameters, state, self._deepspeed_engine)
 
-    def _begin_slice(self, loop: StepLoop) -> AbstractContextManager[None]:
-        """Have every step of a slice corrected, and start it without moments where the recipe says so."""
+    @contextmanager
+    def _slice(self, loop: StepLoop) -> Iterator[None]:
+        """Have every step of a slice corrected, change what it may, and start without moments if the recipe says so."""
         start, self._next_slice = self._next_slice, Start.SAME_ROUND
         if start is not Start.SAME_ROUND and not self._recipe.training.keep_optimizer:
             loop.forget_moments()
-        if self._correction is None:
-            return nullcontext()
-        return self._correction.during(self._base.trainable_parameters, loop.optimizer, start)
+        parameters = self._base.trainable_parameters
+        with ExitStack() as within:
+            if self._correction is not None:
+                within.enter_context(self._correction.during(parameters, loop.optimizer, start))
+            if not self._part.is_whole:
+                within.enter_context(only(parameters, loop.optimizer, self._part))
+            yield
 
     def _take_model(self, state: TrainableState | None = None) -> None:
         """Make the shared parameters this engine's own, holding `state` or what they held when it last had them."""

@@ -142,6 +142,25 @@ class DataReport:
     dropped: Count
 
 
+@dataclass(frozen=True)
+class TrainedPart:
+    """What of the state a slice of training may change; the rest takes part in each forward as it is.
+
+    `frozen` are tensors that it may not; of those in `first`, (axis, n), only the first n rows along that axis.
+    """
+
+    frozen: frozenset[str] = frozenset()
+    first: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether that is all of it."""
+        return not self.frozen and not self.first
+
+
+WHOLE = TrainedPart()
+
+
 class Trainable(Protocol):
     """One model, one stage, one data set, held in memory and trained in slices."""
 
@@ -182,10 +201,11 @@ class Trainable(Protocol):
         """Put `state` in place of the trainable parameters."""
         ...
 
-    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False) -> None:
+    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False, part: TrainedPart = WHOLE) -> None:
         """Put `state` in place too, and begin a round from it with the next slice of training.
 
-        `missed_rounds`: there were rounds since the last slice that this site took no part in.
+        `missed_rounds`: there were rounds since the last slice that this site took no part in. `part`: what the round
+        trains. Raises InputError for less than all under DeepSpeed.
         """
         ...
 
@@ -242,6 +262,13 @@ class Trainable(Protocol):
         """The small text files (name: content) that stand beside the trained tensors where others write the result.
 
         `base_name` is what they call the base model, in place of where it lies on this machine.
+        """
+        ...
+
+    def alone(self, steps: int) -> Trainable:
+        """Another one on the same model and data, to be trained by itself for so many steps: see `Recipe.alone`.
+
+        They take turns on the model: each holds its own state. Not under DeepSpeed.
         """
         ...
 

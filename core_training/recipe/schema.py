@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Type
 import yaml
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
+from core_training.parts.adapter_sharing import ADAPTER_SHARING, AdapterSharingPart
 from core_training.parts.aggregation_rules import AGGREGATION_RULES, AggregationPart
 from core_training.parts.codecs import CODECS
 from core_training.parts.codecs.codec_part import CodecPart
@@ -30,6 +31,7 @@ from core_training.parts.stages import STAGES
 from core_training.parts.stages.rollout import Rollout
 from core_training.parts.stages.stage_part import StagePart
 from core_training.parts.tuning_modes import NOT_AVERAGED, TUNING_MODES
+from core_training.parts.tuning_modes.lora import LORA
 from core_training.parts.tuning_modes.tuning_part import TuningPart
 from core_training.recipe.optimisation import (
     NEEDED_SETTINGS,
@@ -47,10 +49,11 @@ if TYPE_CHECKING:
     RuleName: TypeAlias = str
     MixingName: TypeAlias = str
     StepName: TypeAlias = str
+    SharingName: TypeAlias = str
 else:
     StageName, ModeName = Literal[tuple(STAGES)], Literal[tuple(TUNING_MODES)]
     CodecName, RuleName, MixingName = (Literal[tuple(parts)] for parts in (CODECS, AGGREGATION_RULES, MIXING_RULES))
-    StepName = Literal[tuple(OUTER_STEPS)]
+    StepName, SharingName = Literal[tuple(OUTER_STEPS)], Literal[tuple(ADAPTER_SHARING)]
 
 
 class Parted(Section):
@@ -387,11 +390,27 @@ class Topology(Section):
         description="Sites that are expected to take part: a learning rate that is not given goes with their number "
         "(docs/stages.md). Unset: those admitted when the run is submitted, in the roster, or simulated.",
     )
+    sites_per_round: PositiveInt | Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="Federated: sites that take part in a round, a number or a share of those that are there, drawn "
+        "anew each round from `training.seed` and the names. Unset: all.",
+    )
+    asked_beyond: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0,
+        description="The share of sites that are asked beyond `sites_per_round`: a round goes on as soon as so many "
+        "have answered, without the slowest. Not under masks.",
+    )
     round_deadline: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="Seconds after which a round goes on without the sites that have not answered."
     )
     keep_rounds: Annotated[int, Field(ge=2)] = Field(
         2, description="A server's last committed rounds, to which `fedloom server rewind` can take the run back."
+    )
+    own_steps: PositiveInt | None = Field(
+        None,
+        description="Federated and gossip: steps that each site trains the finished model on, on its own records. The "
+        "best that it comes to is its own model (`own/` in its run folder) where it is better on the site's held-out "
+        "records than the common one, and never leaves it. Unset: none.",
     )
     eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
     early_stopping_patience: PositiveInt | None = Field(
@@ -407,6 +426,8 @@ class Topology(Section):
     def _resolve(self) -> Self:
         if self.rounds is not None and self.local_steps is None:
             self.__dict__.update(local_steps=_FEW_LOCAL_STEPS)
+        if self.asked_beyond and self.sites_per_round is None:
+            raise ValueError("asked_beyond: a round that takes all sites has none beyond; give sites_per_round too")
         return self
 
     @property
@@ -500,6 +521,12 @@ class Aggregation(Parted):
     scaffold: bool = Field(
         False, description="SCAFFOLD (Karimireddy 2020): local steps go in the direction of all sites. Needs `sgd`."
     )
+    adapters: SharingName = Field(
+        "both",
+        description=" | ".join(ADAPTER_SHARING) + ". LoRA's factors: both train and travel; A stays as it began (FFA-"
+        "LoRA, Sun 2024); B and A take turns, round by round (RoLoRA, Chen 2024); A is everybody's and each site keeps "
+        "a B of its own, with which it ends (FedSA-LoRA, Guo 2024). Half the values travel then. Federated and gossip.",
+    )
     outer: Outer = Field(default_factory=Outer)
     max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None,
@@ -519,6 +546,11 @@ class Aggregation(Parted):
     def rule_part(self) -> AggregationPart[Any]:
         """The facts of the aggregation rule."""
         return AGGREGATION_RULES[self.rule]
+
+    @property
+    def sharing_part(self) -> AdapterSharingPart[Any]:
+        """The facts of how adapters are shared."""
+        return ADAPTER_SHARING[self.adapters]
 
     @property
     def mixing_part(self) -> MixingPart[Any]:
@@ -662,6 +694,12 @@ class Recipe(_WithStages):
                 self._check_correction()
             if self.aggregation.outer.used:
                 self._check_outer_step()
+            if self.topology.own_steps is not None and self.deepspeed.used:
+                raise ValueError("topology.own_steps: a DeepSpeed group trains one state; leave out deepspeed")
+            if self.topology.sites_per_round is not None:
+                self._check_participation(self.topology.sites_per_round)
+            if self.trains_parts is not None:
+                self._check_parts(self.trains_parts)
             if self.aggregation.weights in ("records", "sqrt_records"):
                 self._check_weights()
             self._check_privacy()
@@ -766,6 +804,36 @@ class Recipe(_WithStages):
         if self.topology.kind == "federated" and not self.aggregation.rule_part.is_weighted_mean:
             raise ValueError(f"{key}: it needs the mean of all sites, aggregation.rule 'fedavg'")
 
+    def _check_participation(self, sites: float) -> None:
+        if self.topology.kind == "gossip":
+            raise ValueError(
+                "topology.sites_per_round: it is a server that draws the sites of a round; leave it out, or choose "
+                "topology.graph ring or exponential, in which a node talks to few"
+            )
+        if isinstance(sites, int) and sites < self.needed_sites:
+            key = max(self.fewest_sites, key=lambda key: self.fewest_sites[key])
+            raise ValueError(f"topology.sites_per_round: {sites} is less than {key}, {self.needed_sites}")
+        if self.topology.asked_beyond and self.privacy.secure is not None:
+            raise ValueError(
+                "topology.asked_beyond: under masks whoever is asked has to be waited for, or its masks to be taken "
+                "out; leave it out"
+            )
+
+    def _check_parts(self, key: str) -> None:
+        if not self.tuning_part.has_factors:
+            raise ValueError(
+                f"{key}: it is for the factors of LoRA, and tuning.mode is '{self.tuning.mode}'; choose lora or qlora"
+            )
+        if self.deepspeed.used:
+            raise ValueError(f"{key}: it leaves parameters alone that DeepSpeed keeps to itself; leave out deepspeed")
+        if self.aggregation.corrects:
+            raise ValueError(f"{key}: proximal_mu and scaffold move all that is trained; leave out one of them")
+        if self.aggregation.sharing_part.leaves_alone and self.aggregation.outer.step != "none":
+            raise ValueError(
+                f"{key}: what aggregation.outer remembers moves a factor in the rounds that leave it alone; choose "
+                "step none, or adapters both or ffa"
+            )
+
     def _check_outer_step(self) -> None:
         if self.topology.kind == "gossip":
             raise ValueError(
@@ -792,6 +860,23 @@ class Recipe(_WithStages):
     def tuning_part(self) -> TuningPart[Any]:
         """The facts of the recipe's tuning mode."""
         return TUNING_MODES[self.tuning.mode]
+
+    @property
+    def trains_parts(self) -> str | None:
+        """The key by which rounds train a part of what is trainable; None where they train all of it."""
+        if self.topology.kind == "central":
+            return None
+        if self.aggregation.adapters != "both":
+            return f"aggregation.adapters: {self.aggregation.adapters}"
+        if self.tuning_part.has_factors and self.tuning.settings(LORA).site_ranks:
+            return "tuning.lora.site_ranks"
+        return None
+
+    def alone(self, steps: int) -> Recipe:
+        """The recipe of one site that trains by itself for so many steps; its usual learning rate is that of one."""
+        topology = self.topology.model_copy(update={"kind": "central", "rounds": None, "local_steps": None})
+        training = self.training.model_copy(update={"max_steps": steps})
+        return self.model_copy(update={"topology": topology, "training": training})
 
     @property
     def judges_by_held_out(self) -> str | None:

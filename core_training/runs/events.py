@@ -308,6 +308,36 @@ class Late(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnModelTuned(Event):
+    """A site trained the common model on: the best that it came to, after `steps`; None where nothing was better."""
+
+    NAME = "own_model"
+    steps: int
+    eval_loss: float | None
+    common_eval_loss: float
+
+    @property
+    def note(self) -> str:
+        common = f"the common model's is {self.common_eval_loss:.4f}"
+        if self.eval_loss is None:
+            return f"no model of this site's own was better on its records in {self.steps} steps: {common}"
+        return f"own model (own/) after {self.steps} steps: held-out loss {self.eval_loss:.4f}, {common}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotAwaited(Event):
+    """A round had the updates it wanted before these sites, asked beyond them, had answered."""
+
+    NAME = "not_awaited"
+    round: int
+    sites: list[str]
+
+    @property
+    def note(self) -> str | None:
+        return f"round {self.round} goes on without {', '.join(self.sites)}" if self.sites else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MasksSetUp(Event):
     """From `round` on, for so many rounds, these sites' masks meet; setting them up took so many seconds."""
 

@@ -54,7 +54,7 @@ def test_a_change_is_added_to_what_both_ends_hold_and_the_rest_stays() -> None:
     size = PIECE + 1000
     reference = state(rng.normal(size=size))
     trained = state(reference.buffer + 1e-3 * rng.normal(size=size).astype(np.float32))
-    selection = selection_of(size, 0.25, seed=0, round=1)
+    selection = selection_of(Manifest.of({"w": (size,)}), 0.25, seed=0, round=1)
     assert selection is not None
     data = bf16.encode(trained, reference, KEY, selection)
     received = bf16.decode(data, reference, selection).buffer

@@ -73,7 +73,7 @@ def test_a_sum_is_the_weighted_mean_of_the_clipped_changes_within_a_step_of_each
     bits: int, sites: int, keep: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    selection = selection_of(MANIFEST.size, keep, seed, 1)
+    selection = selection_of(MANIFEST, keep, seed, 1)
     ring = RingCodec(MANIFEST, bits, sites, CLIP, SCALE, selection=selection)
     trained = [state(START.buffer + LIMITS * rng.standard_normal(MANIFEST.size)) for _ in range(sites)]
     weights = rng.integers(1, 400, size=sites).tolist()
@@ -126,7 +126,7 @@ def test_a_vector_is_what_exact_arithmetic_on_each_value_gives(bits: int, keep: 
     """Over several pieces, against rational numbers: floor(change · weight/cap · q/c + u) modulo 2^bits."""
     manifest = Manifest.of({"big": (PIECE + 300,), "small": (5,)})
     rng = np.random.default_rng(1)
-    selection = selection_of(manifest.size, keep, 5, 1)
+    selection = selection_of(manifest, keep, 5, 1)
     # Changes and a limit that are few bits long, so that float64 rounds nothing.
     change = rng.integers(-(2**12), 2**12, size=manifest.size) / 2.0**13
     change[:200] *= 2  # beyond the limit, some of them
@@ -202,7 +202,7 @@ def test_a_vector_travels_in_as_many_bytes_as_its_ring_has(bits: int, per_value:
 def test_a_change_that_is_not_finite_is_refused_by_name_whether_it_travels_or_not(bad: float) -> None:
     values = START.buffer.copy()
     values[13] = bad
-    for selection in (None, selection_of(MANIFEST.size, 0.01, 0, 1)):
+    for selection in (None, selection_of(MANIFEST, 0.01, 0, 1)):
         ring = RingCodec(MANIFEST, 16, 3, CLIP, SCALE, selection=selection)
         with pytest.raises(ProtocolError, match="change of 'b' holds NaN or infinite"):
             ring.encode(state(values), START, 1, [], b"k" * 16)

@@ -33,6 +33,8 @@ STAGES: Registry[StagePart[Any]] = Registry(
             "most_void_rounds",
             "needed_sites",
             "total_steps",
+            "trains_parts",
+            "alone",
         ),
         *("judges_by_held_out", "engine_digest", "flat", "to_yaml"),
     ),

@@ -32,9 +32,20 @@ class Lora(Section):
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = Field(
         None, description="LoRA+ (Hayou 2024): the factors B learn at this many times the learning rate, such as 16."
     )
+    site_ranks: dict[Name, PositiveInt] = Field(
+        default_factory=dict,
+        description="Sites that train fewer than r components, `{SITE: 4}`: the first ones, beside all the others, "
+        "which they hold. Federated and gossip.",
+    )
     modules_to_save: list[Name] = Field(
         default_factory=list, description="Modules trained whole beside the adapters, such as `embed_tokens`."
     )
+
+    @model_validator(mode="after")
+    def _check_ranks(self) -> Self:
+        if too_many := [f"{site}: {rank}" for site, rank in self.site_ranks.items() if rank > self.r]:
+            raise ValueError(f"site_ranks: {too_many[0]} is more than r: {self.r}, the largest of them")
+        return self
 
     @model_validator(mode="after")
     def _check_experts(self) -> Self:

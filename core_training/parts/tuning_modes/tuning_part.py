@@ -23,6 +23,11 @@ class TuningPart(Part[S]):
     """The mode that trains the same tensors beside whole weights, where this one holds the base in fewer bits."""
 
     @property
+    def has_factors(self) -> bool:
+        """Whether it trains the factors of LoRA."""
+        return "lora" in self.sections
+
+    @property
     def sections(self) -> tuple[str, ...]:
         """The sections that the mode follows."""
         return (*self.uses, *((self.name,) if self.settings is not None else ()))

@@ -1,0 +1,77 @@
+"""What a site ends with besides the common model: one of its own, where that is better on its own records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_training.engine.engine import open_engine
+from core_training.foundation.errors import InputError
+from core_training.foundation.trainable import total
+from core_training.recipe.schema import DeepSpeed, Recipe
+from core_training.runs import events
+from core_training.runs.finished_run import find_result
+from core_training.runs.result_format import read_result
+from core_training.runs.run_folder import RunFolder
+from simulations import simulate
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def own_of(run: Path, site: str, kind: str) -> Path:
+    return run / "sites" / site / (run.name if kind == "federated" else "simulation")
+
+
+@pytest.mark.parametrize("kind", ["federated", "gossip"])
+def test_each_site_ends_with_the_better_of_two_models_on_its_own_records(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, kind: str
+) -> None:
+    def recipe(**topology: Any) -> Recipe:
+        return make_recipe(
+            topology={"kind": kind, "rounds": 2, "local_steps": 1, **topology},
+            simulation={"sites": [str(path) for path in site_files]},
+            data={"eval_fraction": 0.3},
+        )
+
+    plain = simulate(recipe(), RunFolder(tmp_path / "plain"))
+    tuned = simulate(recipe(own_steps=8), RunFolder(tmp_path / "tuned"))
+    assert (tuned.state_digest, tuned.eval_loss) == (plain.state_digest, plain.eval_loss), "the common one is as it was"
+    for path in site_files:
+        folder = own_of(tmp_path / "tuned", path.stem, kind)
+        (told,) = RunFolder(folder).events(events.OwnModelTuned)
+        assert told.eval_loss is not None
+        assert told.eval_loss < told.common_eval_loss
+        alone = recipe().model_copy(update={"data": recipe().data.model_copy(update={"train": str(path)})})
+        engine = open_engine(alone)
+        result = find_result(folder / "own")
+        assert result.folder == folder / "own" / "adapter"
+        engine.write_state(read_result(result.folder, engine.manifest))
+        assert total(engine.evaluate()).loss == pytest.approx(told.eval_loss, rel=1e-5)
+
+
+def test_where_nothing_is_better_nothing_is_left(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path
+) -> None:
+    recipe = make_recipe(
+        topology={"kind": "federated", "rounds": 2, "local_steps": 1, "own_steps": 3},
+        training={"learning_rate": 0.0},
+        simulation={"sites": [str(path) for path in site_files]},
+    )
+    simulate(recipe, RunFolder(tmp_path / "run"))
+    for path in site_files:
+        folder = own_of(tmp_path / "run", path.stem, "federated")
+        (told,) = RunFolder(folder).events(events.OwnModelTuned)
+        assert told.eval_loss is None
+        assert "no model of this site's own was better" in told.note
+        assert not (folder / "own").exists()
+
+
+def test_a_group_of_processes_is_refused_before_it_begins(make_recipe: MakeRecipe) -> None:
+    topology = {"kind": "federated", "rounds": 2, "local_steps": 1, "own_steps": 3}
+    with pytest.raises(InputError, match=r"topology\.own_steps: a DeepSpeed group trains one state"):
+        make_recipe(topology=topology, deepspeed={"processes": 2})
+    with pytest.raises(InputError, match="deepspeed: a group trains one state"):
+        open_engine(make_recipe(topology=topology).model_copy(update={"deepspeed": DeepSpeed(stage=2)}))

@@ -22,7 +22,8 @@ from strategies.messages import Envelope
 LONGEST_ORDER = 12 * 3600.0
 """Seconds that an order may take: as long as Flower keeps a message."""
 
-STARTS_WITHIN = 120.0
+STARTS_WITHIN = 600.0
+"""Seconds; one that ends is noticed at once. The first group of an account compiles an extension of DeepSpeed's."""
 _ATTEMPTS = 3
 _POLL_SECONDS = 0.05
 

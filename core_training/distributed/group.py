@@ -25,6 +25,7 @@ import torch.distributed as dist
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from core_training.distributed import proven_gloo
+from core_training.distributed.extension_builds import clear_killed_builds
 from core_training.distributed.leaving import leave
 from core_training.distributed.rendezvous import meeting_point
 from core_training.engine.engine import Engine, open_engine
@@ -73,6 +74,7 @@ def _join_group() -> None:
         return
     # DeepSpeed compiles an extension at its first use; the `ninja` it needs is installed beside this Python.
     os.environ["PATH"] = background.search_path()
+    clear_killed_builds()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

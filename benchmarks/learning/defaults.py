@@ -36,7 +36,12 @@ SETS = {"six": None, "three": ("nhlbi", "niddk", "seniorhealth")}
 SEEDS = (0, 1, 2)
 RATES = (0.5, 1.0, 2.0)
 """Times the rate that a central run of this model has by itself."""
-TOGETHER = ("federated", "gossip")
+TOGETHER = {
+    "federated": ("topology.kind=federated",),
+    "gossip": ("topology.kind=gossip",),
+    "exponential": ("topology.kind=gossip", "aggregation.mixing=metropolis", "topology.graph=exponential"),
+}
+"""The topologies by name: `gossip` is one group, `exponential` has each node talk to those 1, 2, 4, … places away."""
 ROUNDS = 24
 RECORDS = 600
 """Of each site, at most."""
@@ -78,8 +83,9 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
     examiner = Examiner(everything)
 
     def loss_of(run: Path) -> float:
-        marks = examiner.examine(run / "adapter")
-        return mean(part.eval_loss for part in marks.hospitals.values())
+        results = [run / "adapter"] if (run / "adapter").exists() else sorted(run.glob("sites/*/simulation/adapter"))
+        marks = [examiner.examine(result) for result in results]  # several where sites ended with different ones
+        return mean(part.eval_loss for mark in marks for part in mark.hospitals.values())
 
     def central(name: str, files: Iterable[Path], steps: int, *overrides: str) -> float:
         losses = []
@@ -96,8 +102,8 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
         "pooled": central("pooled", records.values(), steps * len(sites)),
         "turns": central("turns", records.values(), steps * len(sites), turns),
     }
-    for kind in TOGETHER:
-        recipe = _recipe(places, records.values(), seed, f"topology.kind={kind}")
+    for kind, keys in TOGETHER.items():
+        recipe = _recipe(places, records.values(), seed, *keys)
         losses[kind] = loss_of(trained_together(recipe, folder / kind))
     own = learning_rate_of(with_sites(_recipe(places, records.values(), seed), len(sites)), width)
     for factor in (0.5, 2.0):

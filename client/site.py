@@ -142,7 +142,9 @@ class SiteService:
         engine = self._open_trainable(recipe)
         rounding_secret = self._enrolment.rounding_secret
         records = engine.data_report.train_examples
-        writer = UpdateWriter(recipe, recipe_text, engine.initial_digest, rounding_secret, secure_side, records)
+        writer = UpdateWriter(
+            recipe, recipe_text, engine.initial_digest, rounding_secret, secure_side, records, self.name
+        )
         self._run = _SiteRun(run_id, recipe_text, recipe, engine, folder, writer, self.name)
         return self._run
 

@@ -36,7 +36,7 @@ class UpdateWriter:
     """Writes one site's updates of one run; `secure_side` masks them, where the recipe says so.
 
     `recipe_text` is the recipe as it came, `initial_digest` of what the run begins with, `rounding_secret` what decides
-    how this site rounds, `records` the training records that it announces.
+    how this site rounds, `records` the training records that it announces, `site` its name.
     """
 
     def __init__(
@@ -47,8 +47,10 @@ class UpdateWriter:
         rounding_secret: str,
         secure_side: SecureSide | None,
         records: int,
+        site: str,
     ) -> None:
         self._recipe = recipe
+        self._site = site
         self._recipe_text = recipe_text
         self._initial_digest = initial_digest
         self._rounding_secret = rounding_secret
@@ -147,7 +149,7 @@ class UpdateWriter:
         return codec.encode(trained.trained, trained.start, int(self._weight(trained)), figures, key)
 
     def _weight(self, trained: TrainedSlice) -> float:
-        return weight_in_mean(self._recipe, trained.report, self._records)
+        return weight_in_mean(self._recipe, trained.report, self._records, self._site)
 
     def _rounding_key(self, order: TrainOrder) -> bytes:
         return rounding_key(self._recipe.training.seed, self._rounding_secret, order.round)

@@ -103,7 +103,7 @@ class _ClearAggregation(RoundAggregation):
     def take(self, site: str, update: Update) -> None:
         check_belongs(update, self._order)
         offer = self._announced[site]
-        self._check_weight(update, offer)
+        self._check_weight(site, update, offer)
         check_report(self._recipe, self._order.steps, update.train, offer.data, offer.processes)
         if update.evaluation is not None:
             check_evaluation(self._recipe, update.evaluation, offer.data)
@@ -118,10 +118,10 @@ class _ClearAggregation(RoundAggregation):
             weight=update.weight,
         )
 
-    def _check_weight(self, update: Update, offer: Offer) -> None:
+    def _check_weight(self, site: str, update: Update, offer: Offer) -> None:
         """Raise ProtocolError for another weight than follows from the report and what the site announced."""
         records, weights = offer.data.train_examples, self._recipe.aggregation.weights
-        if update.weight != (weight := weight_in_mean(self._recipe, update.train, records)):
+        if update.weight != (weight := weight_in_mean(self._recipe, update.train, records, site)):
             of = "" if weights == "loss_units" else f" and {records} announced records by aggregation.weights {weights}"
             raise ProtocolError(f"weight {update.weight} is not that of its report{of}, {weight:.10g}")
 

@@ -19,7 +19,7 @@ from core_training.recipe.learning_rate import most_learning_rate, share_of_most
 from core_training.recipe.optimisation import ADAMS
 from core_training.recipe.schema import Recipe
 from strategies.fedavg import MOST_PROCESSES
-from strategies.weights import most_weight_in_mean
+from strategies.weights import most_known_weight, most_weight_in_mean
 
 MOST_HALVINGS = 40
 LEVELS = 6
@@ -121,11 +121,9 @@ def first_scale(recipe: Recipe, manifest: Manifest) -> Scale:
     most = largest_change(recipe)
     # What the recipe alone allows is for the narrowest model; the tensors say how wide this one is.
     fitted = share_of_most(recipe, width_of(manifest))
-    # A tighter guess than the cap: a group of the recipe's size, not the largest that a site may have.
-    of_one = most_weight_in_mean(recipe, recipe.topology.local_steps or 1) // MOST_PROCESSES
     return Scale(
         exponents=[_halvings(most / (fitted * _first_limit(recipe, spec.size))) for spec in manifest.tensors],
-        weight_cap=min(_next_power_of_two(max(of_one, 1) * recipe.deepspeed.processes), most_weight_cap(recipe)),
+        weight_cap=min(_next_power_of_two(_first_weight(recipe)), most_weight_cap(recipe)),
     )
 
 
@@ -157,6 +155,15 @@ def widened(scale: Scale, recipe: Recipe, manifest: Manifest) -> Scale:
         # The first scale was no wider: only the recipe's own limits are left to try.
         wider = [0] * len(wider)
     return scale.model_copy(update={"exponents": wider})
+
+
+def _first_weight(recipe: Recipe) -> int:
+    """The weight that a first round is written for: what is known of it, or a guess that is tighter than the cap."""
+    if (known := most_known_weight(recipe)) is not None:
+        return known
+    # A group of the recipe's size, not the largest that a site may have.
+    of_one = most_weight_in_mean(recipe, recipe.topology.local_steps or 1) // MOST_PROCESSES
+    return max(of_one, 1) * recipe.deepspeed.processes
 
 
 def _first_limit(recipe: Recipe, size: int) -> float:

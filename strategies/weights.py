@@ -9,8 +9,8 @@ from core_training.recipe.schema import Recipe
 from strategies.fedavg import most_weight
 
 
-def weight_in_mean(recipe: Recipe, report: TrainReport, records: int) -> float:
-    """The weight of what a slice of training led to, at a site that announced so many training records.
+def weight_in_mean(recipe: Recipe, report: TrainReport, records: int, site: str) -> float:
+    """The weight of what a slice of training led to, at a site of this name that announced so many training records.
 
     0 where the slice learnt from nothing, whatever the recipe says.
     """
@@ -23,6 +23,8 @@ def weight_in_mean(recipe: Recipe, report: TrainReport, records: int) -> float:
             return math.sqrt(records)
         case "equal":
             return 1.0
+        case "given":
+            return float(recipe.aggregation.site_weights.get(site, 1))
     return float(report.weight)
 
 
@@ -32,4 +34,14 @@ def most_weight_in_mean(recipe: Recipe, steps: int) -> int:
     That is not so of records, of which a site has as many as it announced: rings and gossip, which need to know the
     most beforehand, are not weighted by them.
     """
-    return 1 if recipe.aggregation.weights == "equal" else most_weight(recipe, steps)
+    return most_known_weight(recipe) or most_weight(recipe, steps)
+
+
+def most_known_weight(recipe: Recipe) -> int | None:
+    """The most that any site weighs, where the recipe alone says it; None where it goes by what a site did."""
+    match recipe.aggregation.weights:
+        case "equal":
+            return 1
+        case "given":
+            return max(1, *recipe.aggregation.site_weights.values())
+    return None

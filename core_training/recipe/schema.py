@@ -26,7 +26,7 @@ from core_training.parts.mixing_rules import MIXING_RULES, MixingPart
 from core_training.parts.outer_steps import OUTER_STEPS
 from core_training.parts.outer_steps.outer_step_part import OuterStepPart
 from core_training.parts.registry import Part, S
-from core_training.parts.section import MOST, Count, PositiveInt, Rounds, Section
+from core_training.parts.section import MOST, Count, Name, PositiveInt, Rounds, Section
 from core_training.parts.stages import STAGES
 from core_training.parts.stages.rollout import Rollout
 from core_training.parts.stages.stage_part import StagePart
@@ -506,11 +506,14 @@ class Aggregation(Parted):
         "(McMahan 2017), and keeps no update. The others bear poisoned sites: they see each update by itself, so not "
         "in a ring, under masks or in gossip, and take the memory of one state for each site.",
     )
-    weights: Literal["loss_units", "records", "sqrt_records", "equal"] = Field(
+    weights: Literal["loss_units", "records", "sqrt_records", "equal", "given"] = Field(
         "loss_units",
         description="What a site's update weighs in a mean: the units that entered its losses in the round (tokens, "
-        "pairs or examples, as the stage says), its training records as it announced them or their root, or as much "
-        "as any other's. Rings and gossip: `loss_units` or `equal`. `metropolis` weighs by the graph.",
+        "pairs or examples, as the stage says), its training records as it announced them or their root, as much as "
+        "any other's, or what `site_weights` says. Rings and gossip: not by records. `metropolis` weighs by the graph.",
+    )
+    site_weights: dict[Name, Annotated[int, Field(ge=1, le=10**6)]] = Field(
+        default_factory=dict, description="The weights of `weights: given`, `{SITE: 3}`; others weigh 1."
     )
     mixing: MixingName = Field(
         "group", description="Gossip: weighted mean of all in one group, or Metropolis–Hastings weights on `graph`."
@@ -536,6 +539,12 @@ class Aggregation(Parted):
             "`privacy.clip` bounds each value."
         ),
     )
+
+    @model_validator(mode="after")
+    def _check_given(self) -> Self:
+        if (self.weights == "given") != bool(self.site_weights):
+            raise ValueError("site_weights: they are for weights: given, which needs them; give both or neither")
+        return self
 
     @property
     def corrects(self) -> bool:
@@ -777,7 +786,7 @@ class Recipe(_WithStages):
             )
 
     def _check_weights(self) -> None:
-        key, instead = f"aggregation.weights: {self.aggregation.weights}", "choose loss_units or equal"
+        key, instead = f"aggregation.weights: {self.aggregation.weights}", "choose loss_units, equal or given"
         if self.topology.kind == "gossip":
             raise ValueError(f"{key} is more than a gossip node knows of its peers, so they could claim any; {instead}")
         if self.privacy.ring_bits is not None:

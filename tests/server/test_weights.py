@@ -34,15 +34,16 @@ EXPECTED = {
     "records": (1 * 9 + 4 * 100) / 109,
     "sqrt_records": (1 * 3 + 4 * 10) / 13,
     "equal": (1 + 4) / 2,
+    "given": (1 * 3 + 4 * 1) / 4,
 }
 
 
 class WeighedSite(ArithmeticSite):
     """Announces `records`; its update has the weight that the recipe says, and `more` of it."""
 
-    def __init__(self, recipe: Recipe, number: float, units: int, records: int, more: float = 0.0) -> None:
+    def __init__(self, recipe: Recipe, number: float, units: int, records: int, name: str, more: float = 0.0) -> None:
         super().__init__(number, units)
-        self.recipe, self.records, self.more = recipe, records, more
+        self.recipe, self.records, self.name, self.more = recipe, records, name, more
 
     def __call__(self, order: Envelope) -> Envelope:
         reply = super().__call__(order)
@@ -52,7 +53,7 @@ class WeighedSite(ArithmeticSite):
         if order.kind == "train":
             assert TrainOrder.open(order).ring is None
             update = Update.open(reply)
-            weight = weight_in_mean(self.recipe, update.train, self.records) + self.more
+            weight = weight_in_mean(self.recipe, update.train, self.records, self.name) + self.more
             return update.model_copy(update={"weight": weight}).envelope()
         return reply
 
@@ -61,7 +62,8 @@ class WeighedSite(ArithmeticSite):
 def recipe(make_recipe: MakeRecipe) -> MakeRecipe:
     def make(weights: str, kind: str = "federated", **sections: Any) -> Recipe:
         topology = {"kind": kind, "rounds": 2, "local_steps": 1}
-        return make_recipe(topology=topology, aggregation={"weights": weights}, **sections)
+        given = {"site_weights": {"a": 3, "s2": 5}} if weights == "given" else {}
+        return make_recipe(topology=topology, aggregation={"weights": weights, **given}, **sections)
 
     return make
 
@@ -76,7 +78,7 @@ def final_state(run: Path) -> TrainableState:
 def test_a_mean_is_weighted_as_the_recipe_says(tmp_path: Path, recipe: MakeRecipe, weights: str) -> None:
     wanted = recipe(weights)
     kinds = zip("ab", NUMBERS, UNITS, RECORDS, strict=True)
-    sites = {name: WeighedSite(wanted, number, units, records) for name, number, units, records in kinds}
+    sites = {name: WeighedSite(wanted, number, units, records, name) for name, number, units, records in kinds}
     federate(tmp_path / "run", wanted, dict(sites))
     np.testing.assert_allclose(final_state(tmp_path / "run").buffer, 2 * EXPECTED[weights], rtol=1e-6)
 
@@ -84,7 +86,7 @@ def test_a_mean_is_weighted_as_the_recipe_says(tmp_path: Path, recipe: MakeRecip
 @pytest.mark.parametrize("weights", EXPECTED)
 def test_a_site_weighs_no_more_than_it_announced(tmp_path: Path, recipe: MakeRecipe, weights: str) -> None:
     wanted = recipe(weights)
-    honest, greedy = WeighedSite(wanted, 1.0, 10, 9), WeighedSite(wanted, 9.0, 10, 9, more=1.0)
+    honest, greedy = WeighedSite(wanted, 1.0, 10, 9, "honest"), WeighedSite(wanted, 9.0, 10, 9, "greedy", more=1.0)
     federate(tmp_path / "run", wanted, {"honest": honest, "greedy": greedy})
     np.testing.assert_array_equal(final_state(tmp_path / "run").buffer, 2.0)
     quarantined = events(tmp_path / "run", "quarantined")
@@ -95,10 +97,10 @@ def test_a_site_weighs_no_more_than_it_announced(tmp_path: Path, recipe: MakeRec
 @pytest.mark.parametrize("weights", EXPECTED)
 def test_who_learnt_from_nothing_weighs_nothing(recipe: MakeRecipe, weights: str) -> None:
     report = TrainReport(1, 1.0, 1.0, 1.0, 7, 7, 0.0)
-    assert weight_in_mean(recipe(weights), report, 16) == {
-        "loss_units": 7.0, "records": 16.0, "sqrt_records": 4.0, "equal": 1.0
+    assert weight_in_mean(recipe(weights), report, 16, "b") == {
+        "loss_units": 7.0, "records": 16.0, "sqrt_records": 4.0, "equal": 1.0, "given": 1.0
     }[weights]  # fmt: skip
-    assert weight_in_mean(recipe(weights), replace(report, weight=0), 16) == 0
+    assert weight_in_mean(recipe(weights), replace(report, weight=0), 16, "b") == 0
 
 
 @pytest.fixture
@@ -115,13 +117,14 @@ def nobody(site: str, order: Envelope) -> None:
     return None
 
 
-def test_equal_weights_are_alike_in_the_clear_in_a_ring_masked_and_in_gossip(
-    tmp_path: Path, recipe: MakeRecipe, unequal: list[str]
+@pytest.mark.parametrize("weights", ["equal", "given"])
+def test_weights_that_are_known_are_alike_in_the_clear_in_a_ring_masked_and_in_gossip(
+    tmp_path: Path, recipe: MakeRecipe, unequal: list[str], weights: str
 ) -> None:
     """Real sites of unequal size. A ring rounds; masks change no bit of it, nor does a group of peers."""
     settings: dict[str, Any] = {"simulation": {"sites": unequal}}
 
-    def run(name: str, weights: str = "equal", kind: str = "federated", **privacy: Any) -> Any:
+    def run(name: str, weights: str = weights, kind: str = "federated", **privacy: Any) -> Any:
         wanted = recipe(weights, kind, privacy=privacy, **settings)
         if kind == "federated":
             return federate_trained(wanted, tmp_path / name, nobody)
@@ -139,6 +142,8 @@ def test_equal_weights_are_alike_in_the_clear_in_a_ring_masked_and_in_gossip(
 
 
 def test_the_scale_of_equal_weights_has_all_bits_and_no_other_cap(recipe: MakeRecipe) -> None:
+    given = recipe("given", privacy={"codec": "ring16"})
+    assert (most_weight_in_mean(given, 5), first_scale(given, MANIFEST).weight_cap) == (5, 8)
     equal = recipe("equal", privacy={"codec": "ring16"})
     assert most_weight_in_mean(equal, 5) == 1
     scale = first_scale(equal, MANIFEST)

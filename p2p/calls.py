@@ -14,13 +14,15 @@ from functools import partial
 from typing import Any
 
 from core_training.foundation.errors import ProtocolError
-from core_training.foundation.state import TrainableState
+from core_training.foundation.state import Manifest, TrainableState
 from core_training.runs import events
 from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.progress import Progress
+from p2p.remembered import apart, whole_manifest
 from p2p.transfer import split
 from p2p.transport import PeerUnreachable, Transport
 from strategies.bounds import check_distance
+from strategies.outer_steps.outer_step import Memory
 
 RETRY_SECONDS = 0.3
 _ANSWERED_WITHIN = 1.0
@@ -139,8 +141,8 @@ class PeerCalls:
                 return receipt
         return None
 
-    async def fetch(self, offers: Sequence[Hello]) -> TrainableState | None:
-        """The state that all of `offers` hold, from any of them: one that fails is followed by the next.
+    async def fetch(self, offers: Sequence[Hello]) -> tuple[TrainableState, Memory] | None:
+        """The state that all of `offers` hold and what is remembered of it, from any of them: the next if one fails.
 
         What had come in by then is kept, so that the next donor goes on where the last one stopped. None when no
         donor had it whole and right.
@@ -150,10 +152,13 @@ class PeerCalls:
         for offer in offers:
             try:
                 await self._receive(offer.sender, self._request_of(offer, len(received)), received)
-                state = TrainableState.from_bytes(bytes(received), progress.manifest)
-                if state.digest != offer.state_digest:
+                whole = TrainableState.from_bytes(bytes(received), self._whole_manifest)
+                if whole.digest != offer.state_digest:
                     raise ProtocolError("it is not the state with the digest that was offered")
+                state, memory = apart(whole, progress.manifest, progress.remembers)
                 check_distance(progress.plan.recipe, offer.committed, state, progress.initial)
+                if not whole.is_finite():
+                    raise ProtocolError("what is remembered with it holds NaN or infinite values")
             except PeerUnreachable as error:
                 self._missed(offer.sender, error)
             except ProtocolError as error:
@@ -161,8 +166,12 @@ class PeerCalls:
                 received.clear()
             else:
                 progress.ledger.bytes_down += len(received)
-                return state
+                return state, memory
         return None
+
+    @property
+    def _whole_manifest(self) -> Manifest:
+        return whole_manifest(self._progress.manifest, self._progress.remembers)
 
     def _request_of(self, offer: Hello, offset: int) -> StateRequest:
         """The request for an offered state. Raises ProtocolError for an offer that names none."""
@@ -182,7 +191,7 @@ class PeerCalls:
         self._progress.members.missed(peer, str(error), asyncio.get_running_loop().time())
 
     async def _receive(self, donor: str, request: StateRequest, received: bytearray) -> None:
-        most = self._progress.manifest.max_message_bytes
+        most = self._whole_manifest.max_message_bytes
         async with aclosing(self._transport.fetch(donor, request)) as chunks:
             async for chunk in chunks:
                 if len(received) + len(chunk) > most:

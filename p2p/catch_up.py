@@ -118,15 +118,16 @@ class CatchUp:
         """Fetch the state of an offer and commit it as one's own."""
         progress = self._progress
         donors = [hello for hello in self._hellos() if hello.offer == offer]
-        state = await self._calls.fetch(donors)
-        if state is None:
+        fetched = await self._calls.fetch(donors)
+        if fetched is None:
             return False
+        state, memory = fetched
         # The state is the donors'; the account stays this node's own, and the rounds that it had alone are behind it.
         number = max(offer[0], progress.last.round)
         progress.ledger.void_in_a_row = 0
         void_rounds = number - offer[0] + _void_rounds(donors)
         contributors = tuple(donors[0].contributors)
-        progress.put(Commit(number, state, contributors, progress.ledger.copy(), void_rounds=void_rounds))
+        progress.put(Commit(number, state, memory, contributors, progress.ledger.copy(), void_rounds=void_rounds))
         progress.event(
             events.Adopted(
                 round=number,

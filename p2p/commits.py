@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,9 @@ from core_training.foundation.strict_json import strict_json
 from core_training.runs.checkpoints import STATE_FILE, prune_checkpoints
 from p2p.ledger import Ledger
 from p2p.messages import Offer
+from p2p.remembered import apart, together, whole_manifest
 from p2p.transport import CHUNK_BYTES
+from strategies.outer_steps.outer_step import Memory
 from strategies.ring_scale import Scale
 
 _COMMIT_FILE = "commit.json"
@@ -28,6 +30,8 @@ class Commit:
 
     round: int = 0
     state: TrainableState | None = None
+    memory: Memory = field(default_factory=dict)
+    """What the outer step remembers of it."""
     contributors: tuple[str, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
     scale: Scale | None = None
@@ -42,8 +46,14 @@ class Commit:
         return self.round - self.void_rounds
 
     @cached_property
+    def whole(self) -> TrainableState | None:
+        """The state with what is remembered of it, as it is handed over."""
+        return None if self.state is None else together(self.state, self.memory)
+
+    @cached_property
     def state_digest(self) -> str:
-        return self.state.digest if self.state else ""
+        """Of the whole."""
+        return self.whole.digest if self.whole else ""
 
     @property
     def offer(self) -> Offer:
@@ -65,6 +75,7 @@ class CommitStore:
     def write(self, commit: Commit) -> None:
         """Commit, then drop all but the last two. Raises RunError when the disk refuses; the earlier ones survive."""
         assert commit.state is not None
+        assert commit.whole is not None
         document = {
             "epoch": commit.round,
             "state_digest": commit.state_digest,
@@ -75,18 +86,19 @@ class CommitStore:
             "scale": commit.scale.model_dump() if commit.scale else None,
         }
         with commit_folder(self._path(commit.round)) as scratch:
-            commit.state.write(scratch / STATE_FILE)
+            commit.whole.write(scratch / STATE_FILE)
             (scratch / _COMMIT_FILE).write_text(strict_json(document, indent=2) + "\n", encoding="utf-8")
         prune_checkpoints(self._folder, "epoch-*")
 
-    def load_last(self, manifest: Manifest) -> Commit:
-        """The newest commit that is intact; an empty one when there is none."""
+    def load_last(self, manifest: Manifest, remembers: Collection[str] = ()) -> Commit:
+        """The newest commit that is intact; an empty one when there is none. `remembers` names the step's memory."""
+        whole_of_it = whole_manifest(manifest, remembers)
         for folder in reversed(self._folders()):
             try:
                 document = read_json(folder / _COMMIT_FILE)
-                state = TrainableState.from_bytes((folder / STATE_FILE).read_bytes(), manifest)
-                if state.digest == document["state_digest"]:
-                    return _commit(document, state)
+                whole = TrainableState.from_bytes((folder / STATE_FILE).read_bytes(), whole_of_it)
+                if whole.digest == document["state_digest"]:
+                    return _commit(document, *apart(whole, manifest, remembers))
             except (OSError, ValueError, KeyError, TypeError, ProtocolError):
                 continue
         return Commit()
@@ -109,10 +121,11 @@ class CommitStore:
         return sorted(self._folder.glob("epoch-*"))
 
 
-def _commit(document: dict[str, Any], state: TrainableState) -> Commit:
+def _commit(document: dict[str, Any], state: TrainableState, memory: Memory) -> Commit:
     return Commit(
         round=int(document["epoch"]),
         state=state,
+        memory=memory,
         contributors=tuple(document["contributors"]),
         ledger=Ledger.from_json(document["ledger"]),
         void_rounds=int(document.get("void_rounds", 0)),

@@ -27,7 +27,7 @@ class Proposal(PeerMessage):
 
     manifest_digest: Digest
     start_digest: Digest
-    """The digest of its start state."""
+    """The digest of its start state, with what an outer step remembers of it."""
     scale: Scale | None
     """The limits that it would write with; None when it knows none, as after adopting a state."""
 
@@ -42,7 +42,7 @@ class GroupUpdate:
         self._trained = trained
         self._start = start
         self._own = Proposal(
-            manifest_digest=start.manifest.digest, start_digest=start.digest, scale=progress.last.scale
+            manifest_digest=start.manifest.digest, start_digest=progress.start_digest, scale=progress.last.scale
         )
         self._use(self._own.scale or first_scale(self._recipe, start.manifest))
         bits = self._recipe.privacy.ring_bits

@@ -226,7 +226,7 @@ class GossipNode:
         elif not (self._catch_up.is_overtaken() and await self._catch_up.adopt_newest()):
             self._end_lap()
             self._progress.ledger.take_void()
-            self._progress.commit(start, (), self._progress.last.scale)
+            self._progress.commit_void()
             self._tell(events.NodeRoundVoid, update)
             self._end_after_void_rounds()
 

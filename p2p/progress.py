@@ -21,7 +21,9 @@ from p2p.messages import Hello
 from p2p.neighbour_codec import NeighbourCodec
 from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
+from p2p.remembered import nothing_yet, together
 from strategies.messages import JoinReply
+from strategies.outer_steps.outer_step import Memory, outer_step_of, take_step
 from strategies.ring_scale import Scale
 
 
@@ -46,7 +48,9 @@ class Progress:
         self.codec = NeighbourCodec(plan, self.manifest, initial)
         self.inbox = Inbox(plan.run_id, self.manifest, plan.recipe, self.codec)
         self.deadlines = Deadlines(plan.recipe.topology.round_deadline)
-        self.last = store.load_last(self.manifest)
+        self.outer_step = outer_step_of(plan.recipe)
+        self.remembers = tuple(self.outer_step.remembers) if self.outer_step is not None else ()
+        self.last = store.load_last(self.manifest, self.remembers)
         self.ledger = self.last.ledger.copy()
         self.working = 0
         self.catching_up = False
@@ -61,6 +65,16 @@ class Progress:
     def start(self) -> TrainableState:
         """The state that the next round begins with."""
         return self.last.state or self.initial
+
+    @property
+    def memory(self) -> Memory:
+        """What the outer step remembers before the next round."""
+        return self.last.memory or nothing_yet(self.outer_step, self.manifest)
+
+    @property
+    def start_digest(self) -> str:
+        """The digest of that state with what is remembered of it: nodes that differ in either go apart."""
+        return together(self.start, self.memory).digest
 
     def begin(self, number: int, now: float) -> None:
         """Begin to train a round."""
@@ -86,12 +100,24 @@ class Progress:
             pass
         self.news.clear()
 
-    def commit(self, state: TrainableState, contributors: Sequence[str], scale: Scale | None = None) -> None:
-        """Commit the round after the last committed one; one without contributors was void."""
+    def commit(self, mean: TrainableState, contributors: Sequence[str], scale: Scale | None = None) -> None:
+        """Commit the round after the last committed one, which led to this mean."""
+        state, memory = mean, self.memory
+        if self.outer_step is not None:
+            state, memory = take_step(self.outer_step, self.start, mean, memory)
+        self._put_next(state, memory, contributors, scale)
+
+    def commit_void(self) -> None:
+        """Commit a round after the last committed one that changed nothing."""
+        self._put_next(self.start, self.memory, (), self.last.scale)
+
+    def _put_next(
+        self, state: TrainableState, memory: Memory, contributors: Sequence[str], scale: Scale | None
+    ) -> None:
         number = self.last.round + 1
         self.deadlines.observe(self._last_arrival - self._began[number])
         void_rounds = self.last.void_rounds + (not contributors)
-        self.put(Commit(number, state, tuple(contributors), self.ledger.copy(), scale, void_rounds))
+        self.put(Commit(number, state, memory, tuple(contributors), self.ledger.copy(), scale, void_rounds))
 
     def note_ledger(self) -> None:
         """Commit the account as it is now, where there is a commit to put it with."""

@@ -40,7 +40,7 @@ from strategies.messages import (
     RingTerms,
     TrainOrder,
 )
-from strategies.outer_steps.outer_step import Memory, OuterStep, take_step
+from strategies.outer_steps.outer_step import Memory, OuterStep, outer_step_of, take_step
 from strategies.participation import drawn, wanted_sites
 from strategies.ring_scale import Scale, first_scale, widened
 
@@ -116,11 +116,8 @@ class _RoundLoop:
 
     def _outer_step_of(self, committed: tuple[Progress, TrainableState] | None) -> tuple[OuterStep | None, Memory]:
         """The recipe's outer step, if it has one, and what it remembered at the last commit."""
-        outer = self._recipe.aggregation.outer
-        if not outer.used:
-            return None, {}
-        step: OuterStep = outer.step_part.make(outer, outer)
-        if committed is None or not committed[0].counted:
+        step = outer_step_of(self._recipe)
+        if step is None or committed is None or not committed[0].counted:
             return step, {}
         return step, self._store.memory(committed[0].round, step.remembers, committed[1].manifest)
 

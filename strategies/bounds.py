@@ -20,6 +20,9 @@ from strategies.ring_scale import largest_change, path_of_a_round
 _BEYOND_TRAINING = 10_000.0
 """In learning rates a step, root mean square over all values: Adam moves a value by about 1, and by 16 at most."""
 
+_ADAPTIVE_MOST = 16.0
+"""In outer learning rates a round, with room to spare: as for Adam (`ring_scale`)."""
+
 _SEQUENCES_OF_A_ROW = 2
 """A pair has two."""
 
@@ -79,10 +82,19 @@ def check_distance(recipe: Recipe, rounds: int, state: TrainableState, initial: 
         most, key = largest_change(recipe) * math.sqrt(size), "privacy.clip, or what the optimizer can do"
     else:
         most, key = _most_change(recipe, recipe.topology.local_steps or 1, size)
+    most = _reach(recipe, most, size)
     if (norm := _finite_norm(state, initial)) > rounds * most:
         raise ProtocolError(
             f"it is {norm:.4g} from the run's first state; {rounds} rounds lead {rounds * most:.4g} at most ({key})"
         )
+
+
+def _reach(recipe: Recipe, most: float, size: int) -> float:
+    """How far a round can lead where no update is larger than `most`: an outer step goes on beyond the mean."""
+    outer = recipe.aggregation.outer
+    if outer.tau is not None:  # it moves each value by about its rate
+        return most + _ADAPTIVE_MOST * outer.rate * math.sqrt(size)
+    return most * max(outer.rate, 1.0) / (1 - (outer.momentum or 0.0))
 
 
 def _most_change(recipe: Recipe, steps: int, size: int) -> tuple[float, str]:

@@ -441,9 +441,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @with_sections(OUTER_STEPS)
 class Outer(Parted):
-    """The server's own step: it takes the way from a round's start to the mean for a gradient (Reddi et al. 2021).
+    """A step beyond the mean: the way from a round's start to the mean is taken for a gradient (Reddi et al. 2021).
 
-    For federated runs. `none` with learning rate 1 takes the mean as it is.
+    A server's, or that of each node of a gossip group. `none` with learning rate 1 takes the mean as it is.
     """
 
     step: StepName = Field(
@@ -844,10 +844,11 @@ class Recipe(_WithStages):
             )
 
     def _check_outer_step(self) -> None:
-        if self.topology.kind == "gossip":
+        in_group = self.aggregation.mixing_part.one_state and self.privacy.ring_bits is not None
+        if self.topology.kind == "gossip" and not in_group:
             raise ValueError(
-                "aggregation.outer: its memory is a server's, and a gossip node that takes up another's state gets "
-                "none with it; leave it out, or choose topology.kind 'federated'"
+                "aggregation.outer: it steps from one state that all nodes hold, which those of a ring's group make "
+                "sure of; choose mixing 'group' and a ring (privacy.codec), or leave it out"
             )
         if self.aggregation.scaffold:
             raise ValueError(

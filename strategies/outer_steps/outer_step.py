@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from core_training.foundation.errors import DivergedError
 from core_training.foundation.state import TrainableState
+from core_training.recipe.schema import Recipe
 from strategies.draws import PIECE
 
 Values: TypeAlias = npt.NDArray[np.float64]
@@ -35,6 +36,13 @@ class OuterStep(Protocol):
         ...
 
 
+def outer_step_of(recipe: Recipe) -> OuterStep | None:
+    """The recipe's outer step; None where the next state is the mean itself."""
+    outer = recipe.aggregation.outer
+    step: OuterStep | None = outer.step_part.make(outer, outer) if outer.used else None
+    return step
+
+
 def take_step(
     step: OuterStep, start: TrainableState, mean: TrainableState, memory: Memory
 ) -> tuple[TrainableState, Memory]:
@@ -50,7 +58,7 @@ def take_step(
         before = {
             name: memory[name].buffer[piece].astype(np.float64)
             if memory
-            else np.full(after.buffer[piece].size, value, dtype=np.float64)
+            else np.full(after.buffer[piece].size, np.float32(value), dtype=np.float64)
             for name, value in step.remembers.items()
         }
         with np.errstate(over="ignore", invalid="ignore"):

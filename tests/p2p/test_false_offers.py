@@ -122,7 +122,7 @@ def test_void_rounds_end_a_node_that_has_seen_them_itself(tmp_path, by_the_way, 
     async def node():
         _, orders, progress = await alpha(recipe_of(rounds=4, privacy=GROUP_OF_TWO), tmp_path / "checkpoints")
         progress.ledger.void_rounds = seen
-        progress.put(Commit(6, SOUND, ("beta",), replace(progress.ledger), void_rounds=by_the_way))
+        progress.put(Commit(6, SOUND, {}, ("beta",), replace(progress.ledger), void_rounds=by_the_way))
         calls = PeerCalls(SimulatedNetwork().transport("alpha"), progress)
         return GossipNode(progress, calls, orders, RunFolder(tmp_path), 0.0)
 

@@ -56,14 +56,14 @@ def fetch(tmp_path, donors):
 
 def test_a_transfer_that_breaks_off_goes_on_where_it_stopped_with_the_next_donor(tmp_path):
     donors = Donors(beta=(BYTES, 2), gamma=(BYTES, 1), delta=(BYTES, 99))
-    assert fetch(tmp_path, donors).digest == STATE.digest
+    assert fetch(tmp_path, donors)[0].digest == STATE.digest
     assert donors.offsets == {"beta": 0, "gamma": 2 * CHUNK_BYTES, "delta": 3 * CHUNK_BYTES}
 
 
 def test_a_donor_with_another_state_is_refused_by_name_and_the_next_one_asked_from_the_start(tmp_path):
     other = TrainableState(STATE.manifest, STATE.buffer + 1).to_bytes()
     donors = Donors(beta=(other, 99), gamma=(b"garbage", 99), delta=(BYTES, 99))
-    assert fetch(tmp_path, donors).digest == STATE.digest
+    assert fetch(tmp_path, donors)[0].digest == STATE.digest
     assert [event["peer"] for event in RunFolder(tmp_path).lines("refused")] == ["beta", "gamma"]
     assert donors.offsets["delta"] == 0
 
@@ -86,7 +86,7 @@ def small_state(value):
 def test_the_last_two_commits_are_kept_and_the_newest_intact_one_is_loaded(tmp_path):
     store = CommitStore(tmp_path)
     for number in range(1, 5):
-        store.write(Commit(number, small_state(number), ("alpha",)))
+        store.write(Commit(number, small_state(number), contributors=("alpha",)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-000003", "epoch-000004"]
     manifest = small_state(0).manifest
     assert store.load_last(manifest).round == 4
@@ -99,12 +99,12 @@ def test_the_last_two_commits_are_kept_and_the_newest_intact_one_is_loaded(tmp_p
 
 def test_a_full_disk_during_a_commit_leaves_the_one_before(tmp_path, monkeypatch):
     store = CommitStore(tmp_path)
-    store.write(Commit(1, small_state(1), ("alpha",)))
+    store.write(Commit(1, small_state(1), contributors=("alpha",)))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(TrainableState, "write", full)
     with pytest.raises(RunError, match="No space left"):
-        store.write(Commit(2, small_state(2), ("alpha",)))
+        store.write(Commit(2, small_state(2), contributors=("alpha",)))
     assert store.load_last(small_state(0).manifest).round == 1

@@ -155,7 +155,7 @@ def test_a_void_round_changes_nothing_that_a_step_remembers(tmp_path: Path, trai
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"topology": {"kind": "gossip"}}, "aggregation.outer: its memory is a server's"),
+        ({"topology": {"kind": "gossip"}}, "aggregation.outer: it steps from one state that all nodes hold"),
         ({"aggregation": {"scaffold": True}, "training": {"optim": "sgd"}}, "aggregation.outer: SCAFFOLD takes"),
         ({"aggregation": {"outer": {"step": "adam", "momentum": 0.9}}}, "momentum: step 'adam' has none"),
         ({"aggregation": {"outer": {"step": "none", "tau": 0.1}}}, "tau: step 'none' has none"),

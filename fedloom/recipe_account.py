@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core_training.data.formats import column_sets
+from core_training.data.records import data_files
 from core_training.engine.deepspeed_config import deepspeed_config
 from core_training.engine.memory import Memory, estimated_memory
 from core_training.foundation.errors import InputError
@@ -15,6 +16,7 @@ from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.learning_rate import USUAL_WIDTH, for_sites, learning_rate_of
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
 
 _MANY_LOCAL_STEPS, _MUCH_MOMENTUM, _MANY_ROUNDS = 20, 0.8, 100
 _HEADS = {"score": "the reward head", "value_head": "the value head"}
@@ -93,7 +95,21 @@ def _what_stalls(recipe: Recipe) -> list[str]:
             f"aggregation.outer.learning_rate: {outer.step} moves each value by about it a round, whatever the sites "
             "learnt, and the usual one is no more than a guess; search for it, or leave the step out"
         )
-    return warnings
+    return [*warnings, *_what_one_site_holds(recipe)]
+
+
+def _what_one_site_holds(recipe: Recipe) -> list[str]:
+    """What follows where nearly all records of a simulation are one site's, by the sizes of the files."""
+    sites = recipe.simulation.sites or {}
+    files = list(sites.values()) if isinstance(sites, dict) else sites
+    try:
+        sizes = [sum(path.stat().st_size for path in data_files(site)) for site in files]
+    except (InputError, OSError):  # said when they are read
+        return []
+    if len(sizes) < 2 or max(sizes) < events.NEARLY_ALL * sum(sizes):
+        return []
+    largest = max(sizes)
+    return [events.OneSiteHolds(site=str(files[sizes.index(largest)]), share=largest / sum(sizes)).note]
 
 
 def _weight(recipe: Recipe) -> str:

@@ -195,7 +195,7 @@ class GossipNode:
             return
         self._judgement.take(number, update.evaluation.loss if update.evaluation else None, progress.last.state)
         payload, state = progress.codec.write(update, state)
-        partners = [peer for peer in self._plan.neighbours if progress.members.is_live(peer)]
+        partners = [peer for peer in self._plan.partners(number) if progress.members.is_live(peer)]
         own = Contribution(self._plan.name, state, update.weight, len(partners), self._judgement.wants_to_stop)
         if await self._exchange(number, own, payload, partners) and await self._catch_up.adopt_newest():
             return
@@ -255,7 +255,7 @@ class GossipNode:
 
         While too few have come for the round to count, whoever comes back is waited for until `round_deadline`.
         """
-        progress, neighbours = self._progress, self._plan.neighbours
+        progress, neighbours = self._progress, self._plan.partners(number)
         header = UpdateHeader(
             run_id=self._plan.run_id,
             round=number,
@@ -304,9 +304,15 @@ class GossipNode:
         return not (self._progress.inbox.settled(number, peer) and peer in parcel.receipts)
 
     def _can_count(self, number: int) -> bool:
-        """Whether enough members are in a round for it to count, one of whom has sent its update."""
-        needed = self._plan.needed
-        return self._present(number) >= needed and (needed == 1 or bool(self._progress.inbox.take(number)))
+        """Whether enough members are in a round for it to count, one of whom has sent its update.
+
+        Where a node has one partner at a time, that one may be away, or there may be none for its place.
+        """
+        needed, partners = self._plan.needed, self._plan.partners(number)
+        if self._present(number) < needed:
+            return False
+        sits_out = partners != self._plan.neighbours and not any(map(self._progress.members.is_live, partners))
+        return needed == 1 or sits_out or bool(self._progress.inbox.take(number))
 
     def _present(self, number: int) -> int:
         """The number of members of a round: those in the mean or, where each has a mean of its own, those alive."""

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from core_training.foundation.errors import InputError
 from core_training.recipe.schema import Recipe
-from strategies.mixing import Mixing
+from strategies.mixing import Mixing, partners_in
 
 
 @dataclass(frozen=True)
@@ -88,3 +88,8 @@ class RunPlan:
     def neighbours(self) -> tuple[str, ...]:
         """The nodes that this one exchanges updates with, in roster order."""
         return self.mixing.partners(self.name, self.roster, self.recipe.topology.graph)
+
+    def partners(self, number: int) -> tuple[str, ...]:
+        """Those of them with whom it does so in round `number`."""
+        graph = self.recipe.topology.graph if not self.in_one_state else ""
+        return partners_in(number, self.name, self.roster, graph, self.neighbours)

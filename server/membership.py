@@ -95,6 +95,8 @@ class Membership:
         self._terms: Terms | None = None
         self._offers: dict[int, Offer] = {}
         """What the connected sites have announced that no vote has been held on yet, by node."""
+        self._told_of_holder = ""
+        """The last site that was told to hold nearly all records."""
         self._told_divided = ""
         """The last division of the sites that was told."""
         self._names: Mapping[int, str] = {}
@@ -291,6 +293,18 @@ class Membership:
                     site=site, train_examples=offer.data.train_examples, processes=offer.processes
                 )
                 self._folder.event(joined)
+        self._tell_of_one_that_holds_nearly_all()
+
+    def _tell_of_one_that_holds_nearly_all(self) -> None:
+        """Tell of a site with nearly all records, once for each that comes to have them."""
+        records = {site: offer.data.train_examples for site, offer in self.announced.items()}
+        if len(records) < 2:
+            return
+        site = max(records, key=lambda name: records[name])
+        share = records[site] / max(sum(records.values()), 1)
+        if share >= events.NEARLY_ALL and site != self._told_of_holder:
+            self._told_of_holder = site
+            self._folder.event(events.OneSiteHolds(site=site, share=share))
 
     def _check_roster(self, reply: JoinReply) -> None:
         if (reply.roster_digest is None) != (self._recipe.privacy.secure is None):

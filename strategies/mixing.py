@@ -105,7 +105,32 @@ def exponential(roster: Sequence[str]) -> Graph:
     }
 
 
-GRAPHS = {"complete": complete, "ring": ring, "exponential": exponential}
+def one_peer(roster: Sequence[str]) -> Graph:
+    """Neighbours are those whose place differs in one binary digit, of whom each round has one: see `partners_in`.
+
+    Where there are 2ᵏ nodes, k rounds lead all of them to the very mean (Ying et al. 2021, the one-peer hypercube).
+    """
+    rounds = range((len(roster) - 1).bit_length())
+    return {name: frozenset(p for r in rounds for p in _pair(roster, place, r)) for place, name in enumerate(roster)}
+
+
+def _pair(roster: Sequence[str], place: int, digit: int) -> tuple[str, ...]:
+    """The node whose place differs in this binary digit, if there is one."""
+    other = place ^ (1 << digit)
+    return (roster[other],) if other < len(roster) else ()
+
+
+GRAPHS = {"complete": complete, "ring": ring, "exponential": exponential, "one_peer": one_peer}
+
+
+def partners_in(
+    number: int, name: str, roster: Sequence[str], graph: str, neighbours: Sequence[str]
+) -> tuple[str, ...]:
+    """Those of a node's neighbours whom it exchanges with in round `number`: all, or the one whose turn it is."""
+    if graph != "one_peer" or len(roster) < 2:
+        return tuple(neighbours)
+    turn = _pair(roster, roster.index(name), (number - 1) % (len(roster) - 1).bit_length())
+    return tuple(peer for peer in neighbours if peer in turn)
 
 
 def metropolis_weight(degree: int, other_degree: int) -> float:

@@ -416,10 +416,10 @@ class Topology(Section):
     early_stopping_patience: PositiveInt | None = Field(
         None, description="Stop after this many evaluations without a lower held-out loss."
     )
-    graph: Literal["complete", "ring", "exponential"] = Field(
+    graph: Literal["complete", "ring", "exponential", "one_peer"] = Field(
         "complete",
         description="Who talks to whom under `mixing: metropolis`: all, the two beside one in the roster, or those 1, "
-        "2, 4, 8, … places away, about 2·log₂ n of n nodes.",
+        "2, 4, 8, … places away, about 2·log₂ n of n nodes; `one_peer`: one of log₂ n in turn, another in each round.",
     )
 
     @model_validator(mode="after")

@@ -246,6 +246,27 @@ class SiteJoined(Event):
     processes: int = 1
 
 
+NEARLY_ALL = 0.9
+"""Of the sites' records, at one of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneSiteHolds(Event):
+    """One site holds nearly all records (`NEARLY_ALL`)."""
+
+    NAME = "one_site_holds"
+    site: str
+    share: float
+
+    @property
+    def note(self) -> str:
+        return (
+            f"{self.site} holds {self.share:.0%} of all records: each round gives every site as many steps, so most of "
+            "them are seen seldom; train there first and start the run from that (model.adapters), or divide it into "
+            "several sites"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class WaitingForSites(Event):
     """Too few sites are there. `refused` has the reason of each that could not join, `missing` are not connected."""

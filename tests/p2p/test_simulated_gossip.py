@@ -71,6 +71,29 @@ def test_a_graph_terminates_and_its_nodes_come_close_the_sooner_a_word_spreads(t
     assert apart["exponential"] < apart["ring"] / 2
 
 
+@pytest.mark.parametrize("count", [8, 6])
+def test_nodes_with_one_partner_a_round_come_close_for_the_bytes_of_one_state(tmp_path, count):
+    sites = {f"site{number}": list(three_sites().values())[number % 3] for number in range(count)}
+    recipe = recipe_of(rounds=12, mixing="metropolis", graph="one_peer", minimum_sites=2)
+    summary = run(sites, recipe, tmp_path)
+    assert summary.status == "completed"
+    stacked = np.stack([state.buffer for state in final_states(sites, tmp_path).values()])
+    assert np.abs(stacked - stacked.mean(axis=0)).max() < 0.5
+    mixed = [len(event["contributors"]) for name in sites for event in events(tmp_path, name, "epoch")]
+    assert max(mixed) == 2
+    assert (min(mixed) == 2) == (count == 8), "where they are no power of two, some sit out a round"
+    assert summary.void_rounds == 0
+
+
+def test_a_partner_that_is_away_holds_nobody_up(tmp_path):
+    sites = {f"site{number}": list(three_sites().values())[number % 3] for number in range(4)}
+    network = SimulatedNetwork(seed=1, latency=0.5, partitions=[Partition(60.0, 1e9, frozenset({"site3"}))])
+    recipe = recipe_of(rounds=12, mixing="metropolis", graph="one_peer", minimum_sites=1, deadline=60.0)
+    run(sites, recipe, tmp_path, network)
+    assert len(events(tmp_path, "site0", "epoch")) == 12
+    assert any(event["contributors"] == ["site1"] for event in events(tmp_path, "site1", "epoch")), "without site3"
+
+
 def test_one_node_alone_trains_as_if_central(tmp_path):
     site = three_sites()["alpha"]
     run({"alpha": site}, recipe_of(rounds=3), tmp_path)

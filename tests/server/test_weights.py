@@ -182,3 +182,14 @@ def test_records_weigh_where_a_server_can_hold_them_against_what_was_announced(
 ) -> None:
     with pytest.raises(InputError, match=f"aggregation.weights: {weights} {said}"):
         recipe(weights, kind, privacy=privacy)
+
+
+def test_a_site_that_holds_nearly_all_records_is_told_once(tmp_path: Path, recipe: MakeRecipe) -> None:
+    wanted = recipe("equal")
+    sites = {name: WeighedSite(wanted, 1.0, 10, records, name) for name, records in (("a", 95), ("b", 5))}
+    federate(tmp_path / "run", wanted, dict(sites))
+    (told,) = events(tmp_path / "run", "one_site_holds")
+    assert (told["site"], told["share"]) == ("a", 0.95)
+    even = {name: WeighedSite(wanted, 1.0, 10, records, name) for name, records in (("a", 85), ("b", 15))}
+    federate(tmp_path / "even", wanted, dict(even))
+    assert events(tmp_path / "even", "one_site_holds") == []

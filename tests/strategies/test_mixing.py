@@ -17,6 +17,8 @@ from strategies.mixing import (
     complete,
     exponential,
     metropolis_weight,
+    one_peer,
+    partners_in,
     ring,
     weighted_mean,
 )
@@ -117,6 +119,38 @@ def test_neighbours_on_the_exponential_graph_are_powers_of_two_away():
         *("site1", "site2", "site4"), *("site6", "site8", "site9"),
     )  # fmt: skip
     assert Metropolis().partners("site0", names(1), "exponential") == ()
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 16])
+def test_one_partner_at_a_time_leads_a_power_of_two_to_the_very_mean(count):
+    roster, rounds = names(count), (count - 1).bit_length()
+    product = np.eye(count)
+    for number in range(1, rounds + 1):
+        product = round_matrix(roster, number) @ product
+    assert np.array_equal(product, np.full((count, count), 1 / count))
+    assert np.array_equal(round_matrix(roster, rounds + 1), round_matrix(roster, 1)), "and so on in turn"
+
+
+@pytest.mark.parametrize("count", [3, 5, 6, 7, 13, 20])
+def test_one_partner_at_a_time_keeps_the_mean_and_contracts_for_any_number(count):
+    roster, rounds = names(count), (count - 1).bit_length()
+    product = np.eye(count)
+    for number in range(1, rounds + 1):
+        matrix = round_matrix(roster, number)
+        assert np.array_equal(matrix, matrix.T)
+        assert ((matrix == 0.5).sum(axis=1) <= 2).all()
+        product = matrix @ product
+    assert np.allclose(product.sum(axis=0), 1)
+    assert np.linalg.norm(product - 1 / count, 2) < 0.8
+
+
+def round_matrix(roster, number):
+    """The weights of a round with one partner at a time."""
+    graph = {
+        name: frozenset(partners_in(number, name, roster, "one_peer", sorted(one_peer(roster)[name])))
+        for name in roster
+    }
+    return metropolis_matrix(graph)
 
 
 def test_the_complete_graph_averages_in_one_step():

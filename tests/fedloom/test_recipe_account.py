@@ -1,0 +1,52 @@
+"""What `recipe check` warns of: settings under which several sites are known to learn little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_training.recipe.schema import Recipe
+from fedloom.recipe_account import account_of, warnings_of
+from tests import tiny
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"topology": {"local_steps": 30}}, "topology.local_steps: in 30 steps between two exchanges the sites drift"),
+        ({"aggregation": {"outer": {"step": "nesterov", "momentum": 0.9}}}, "0.9 wants hundreds of rounds"),
+        ({"aggregation": {"outer": {"step": "adam"}}}, "aggregation.outer.learning_rate: adam moves each value"),
+    ],
+)
+def test_what_stalls_is_said(make_recipe: MakeRecipe, sections: dict[str, Any], said: str) -> None:
+    topology = {"kind": "federated", "rounds": 6, "local_steps": 5, **sections.pop("topology", {})}
+    (warning,) = warnings_of(make_recipe(topology=topology, **sections))
+    assert said in warning
+
+
+def test_nothing_is_said_of_the_defaults_or_of_central_training(make_recipe: MakeRecipe) -> None:
+    assert warnings_of(make_recipe(topology={"kind": "federated", "rounds": 6})) == []
+    assert warnings_of(make_recipe(topology={"kind": "central", "rounds": 6, "local_steps": 30})) == []
+
+
+@pytest.mark.parametrize("many", [200, 20])
+def test_one_site_with_nearly_all_records_is_named(make_recipe: MakeRecipe, tmp_path: Path, many: int) -> None:
+    large = tiny.write_jsonl(tmp_path / "large.jsonl", tiny.questions(0, many))
+    small = tiny.write_jsonl(tmp_path / "small.jsonl", tiny.questions(1, 6))
+    sites = {"large": str(large), "small": str(small)}
+    warnings = warnings_of(make_recipe(topology={"kind": "federated", "rounds": 6}, simulation={"sites": sites}))
+    assert [f"{large} holds 97% of all records" in warning for warning in warnings] == [True] * (many == 200)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "said"),
+    [("both", "this is what travels"), ("ffa", "only B trains and travels"), ("fedsa", "only A travels")],
+)
+def test_what_travels_of_an_adapter_is_said(make_recipe: MakeRecipe, adapters: str, said: str) -> None:
+    recipe = make_recipe(topology={"kind": "federated", "rounds": 6}, aggregation={"adapters": adapters})
+    assert said in account_of(recipe)["trains"]

@@ -16,11 +16,11 @@ from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
 from server.agreement import Offer, Terms
 from server.progress import RoundReport, SiteRound
-from strategies.aggregation_rule import AggregationRule
 from strategies.bounds import check_change, check_evaluation, check_report
 from strategies.codec_of_round import ring_codec, state_codec
 from strategies.figures import RoundFigures
 from strategies.messages import EvaluateOrder, EvaluateReply, MaskedUpdate, Message, TrainOrder, Update
+from strategies.outer_steps.outer_step import Memory
 from strategies.ring import Outcome as RingOutcome
 from strategies.ring import RingSum
 from strategies.ring_scale import Scale, next_scale
@@ -37,6 +37,8 @@ class Outcome:
     state: TrainableState
     report: RoundReport
     scale: Scale | None = None
+    memory: Memory | None = None
+    """What a rule remembers of the round; None where it remembers nothing."""
 
 
 class RoundAggregation(ABC):
@@ -80,7 +82,8 @@ class RoundAggregation(ABC):
 class _ClearRound:
     """One attempt at a round whose updates are seen one by one, and what they are read by and held against.
 
-    `start` is the state that the round begins with, `announced` what the sites said of themselves when they joined.
+    `start` is the state that the round begins with, `memory` what the rule remembered before it, `announced` what the
+    sites said of themselves when they joined.
     """
 
     recipe: Recipe
@@ -88,6 +91,7 @@ class _ClearRound:
     asked: Nodes
     terms: Terms
     start: TrainableState
+    memory: Memory
     announced: Mapping[str, Offer]
 
 
@@ -136,8 +140,13 @@ class StateAggregation(_ClearAggregation):
         super().__init__(attempt)
         manifest, wanted = attempt.terms.manifest, attempt.recipe.aggregation
         self._codec = state_codec(attempt.recipe, manifest, attempt.order.round)
-        given = (manifest, attempt.start) if wanted.rule_part.needs_start else (manifest,)
-        self._rule: AggregationRule = wanted.rule_part.make(wanted, *given)
+        self._part = wanted.rule_part
+        given = (
+            manifest,
+            *((attempt.start,) if self._part.needs_start else ()),
+            *((attempt.memory, attempt.order.round) if self._part.remembers else ()),
+        )
+        self._rule: Any = self._part.make(wanted, *given)
 
     def _add(self, update: Update) -> None:
         state = self._codec.read(update.payload, self._start)
@@ -145,7 +154,9 @@ class StateAggregation(_ClearAggregation):
         self._rule.add(state, update.weight)
 
     def _outcome(self) -> Outcome:
-        return Outcome(self._rule.result(), RoundReport(self._figures, self.sites))
+        state = self._rule.result()
+        memory = self._rule.memory if self._part.remembers else None
+        return Outcome(state, RoundReport(self._figures, self.sites), memory=memory)
 
 
 class RingAggregation(_ClearAggregation):
@@ -187,8 +198,10 @@ class Rounds(Protocol):
         """The participants of round `number`, of those present. Raises ProtocolError when it cannot be held."""
         ...
 
-    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState) -> RoundAggregation:
-        """An attempt at the order's round; `start` is the state that it begins with."""
+    def begin(
+        self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState, memory: Memory
+    ) -> RoundAggregation:
+        """An attempt at the order's round; `start` is the state that it begins with, `memory` what a rule remembers."""
         ...
 
     def renew(self) -> None:
@@ -206,9 +219,11 @@ class ClearRounds:
     def cohort(self, number: int, present: Nodes) -> Cohort:
         return Cohort(sorted(present.values()), present)
 
-    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState) -> RoundAggregation:
+    def begin(
+        self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState, memory: Memory
+    ) -> RoundAggregation:
         kind = StateAggregation if order.ring is None else RingAggregation
-        return kind(_ClearRound(self._recipe, order, cohort.asked, terms, start, self._announced))
+        return kind(_ClearRound(self._recipe, order, cohort.asked, terms, start, memory, self._announced))
 
     def renew(self) -> None:
         """Do nothing: no round keeps anything."""

@@ -115,11 +115,15 @@ class _RoundLoop:
         self._wider: Scale | None = None
 
     def _outer_step_of(self, committed: tuple[Progress, TrainableState] | None) -> tuple[OuterStep | None, Memory]:
-        """The recipe's outer step, if it has one, and what it remembered at the last commit."""
-        step = outer_step_of(self._recipe)
-        if step is None or committed is None or not committed[0].counted:
+        """The recipe's outer step, if it has one, and what it or the rule remembered at the last commit."""
+        step, names = outer_step_of(self._recipe), None
+        if step is not None:
+            names = step.remembers
+        elif not self._recipe.aggregation.rule_part.remembers:
+            return None, {}
+        if committed is None or not committed[0].counted:
             return step, {}
-        return step, self._store.memory(committed[0].round, step.remembers, committed[1].manifest)
+        return step, self._store.memory(committed[0].round, names, committed[1].manifest)
 
     @property
     def _minimum(self) -> int:
@@ -177,6 +181,8 @@ class _RoundLoop:
         if self._outer_step is not None:
             assert start is not None, "an attempt begins with it"
             after, self._memory = take_step(self._outer_step, start, after, self._memory)
+        elif outcome.memory is not None:
+            self._memory = outcome.memory
         self._state, self._progress.scale = after, self._wider or outcome.scale
         self._folder.event(self._progress.record_round(number, outcome.report, seconds, self._of_all))
         # The evaluation was of the state that the round began with; the initial one can be had of any site.
@@ -241,7 +247,7 @@ class _RoundLoop:
             void_rounds=self._progress.void_rounds,
             ring=ring,
         )
-        return self._rounds.begin(order, cohort, terms, self._state)
+        return self._rounds.begin(order, cohort, terms, self._state, self._memory)
 
     def _fetch_initial_state(self, number: int, present: dict[int, str]) -> TrainableState:
         """The state that all sites begin with, from the first that sends it. Raises TooFewSites when none does.

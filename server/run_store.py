@@ -19,6 +19,7 @@ from core_training.runs.checkpoints import KEPT_CHECKPOINTS, STATE_FILE, prune_c
 from core_training.runs.run_folder import RunFolder
 from server.progress import Progress
 
+_MEMORY = "outer-"
 _NOTHING: Mapping[str, TrainableState] = MappingProxyType({})
 
 
@@ -32,7 +33,7 @@ class RunStore:
     def commit(
         self, progress: Progress, state: TrainableState, memory: Mapping[str, TrainableState] = _NOTHING
     ) -> TrainableState:
-        """Make round `progress.round` the one a restart goes on from; `memory` is what the outer step remembers.
+        """Make round `progress.round` the one a restart goes on from, with what an outer step or a rule remembers.
 
         Returns the state as it lies in the commit: memory that the system can have back at any time.
         """
@@ -66,12 +67,14 @@ class RunStore:
             raise _damaged(place, error) from None
         return progress, state
 
-    def memory(self, number: int, names: Iterable[str], manifest: Manifest) -> dict[str, TrainableState]:
-        """What the outer step remembered at the end of a round, as it lies in the commit, by these names.
+    def memory(self, number: int, names: Iterable[str] | None, manifest: Manifest) -> dict[str, TrainableState]:
+        """What was remembered at the end of a round, as it lies in the commit, by these names (None: by all there are).
 
         Raises RunError when it is damaged.
         """
         place = self._place(number)
+        if names is None:
+            names = sorted(path.stem.removeprefix(_MEMORY) for path in place.glob(_memory_file("*")))
         try:
             return {name: TrainableState.in_file(place / _memory_file(name), manifest) for name in names}
         except (OSError, ValueError, ProtocolError) as error:
@@ -86,7 +89,7 @@ class RunStore:
 
 
 def _memory_file(name: str) -> str:
-    return f"outer-{name}.safetensors"
+    return f"{_MEMORY}{name}.safetensors"
 
 
 def _damaged(place: Path, error: Exception) -> RunError:

@@ -30,6 +30,7 @@ from server.progress import Progress, SiteRound
 from strategies.codec_of_round import ring_codec
 from strategies.figures import RoundFigures
 from strategies.messages import MaskedUpdate, Message, SecureOrder, SecureReply, TrainOrder
+from strategies.outer_steps.outer_step import Memory
 from strategies.ring_scale import largest_change
 
 ROUNDS_AHEAD = 16
@@ -134,7 +135,9 @@ class SecureRounds:
             self._waits[site] = 2 * self._waits.get(site, 0) or 1
             self._due[site] = number + self._waits[site]
 
-    def begin(self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState) -> MaskedAggregation:
+    def begin(
+        self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState, memory: Memory
+    ) -> MaskedAggregation:
         """Spend a slot on the order's round, or go on with the one that was spent on it."""
         return MaskedAggregation(self, self._recipe, order, cohort, terms, start)
 

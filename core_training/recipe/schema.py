@@ -703,6 +703,7 @@ class Recipe(_WithStages):
                 self._check_correction()
             if self.aggregation.outer.used:
                 self._check_outer_step()
+            self._check_rule()
             if self.topology.own_steps is not None and self.deepspeed.used:
                 raise ValueError("topology.own_steps: a DeepSpeed group trains one state; leave out deepspeed")
             if self.topology.sites_per_round is not None:
@@ -841,6 +842,24 @@ class Recipe(_WithStages):
             raise ValueError(
                 f"{key}: what aggregation.outer remembers moves a factor in the rounds that leave it alone; choose "
                 "step none, or adapters both or ffa"
+            )
+
+    def _check_rule(self) -> None:
+        rule = self.aggregation.rule_part
+        for key in rule.required:
+            if getattr(self.aggregation.settings(rule), key) is None:
+                raise ValueError(f"aggregation.{rule.name}.{key}: rule '{rule.name}' needs it")
+        if not rule.remembers:
+            return
+        if self.aggregation.outer.used:
+            raise ValueError(
+                f"aggregation.outer: rule '{rule.name}' takes steps of its own, and remembers what they need; leave "
+                "out one of them"
+            )
+        if self.aggregation.sharing_part.leaves_alone:
+            raise ValueError(
+                f"aggregation.adapters: what rule '{rule.name}' remembers may move a factor in the rounds that leave "
+                "it alone; choose both, ffa or fedsa"
             )
 
     def _check_outer_step(self) -> None:

@@ -203,7 +203,7 @@ class CodecSite(ArithmeticSite):
 
     def __init__(self, recipe: Recipe, number: float) -> None:
         super().__init__(number, 10)
-        self.writer = UpdateWriter(recipe, recipe.to_yaml(), START.digest, f"secret of {number}", None, 10)
+        self.writer = UpdateWriter(recipe, recipe.to_yaml(), START.digest, f"secret of {number}", None, 10, "site")
 
     def __call__(self, order: Envelope) -> Envelope:
         answer = super().__call__(order)

@@ -19,7 +19,7 @@ from strategies.draws import PIECE
 
 SIZE = PIECE + 77
 MANIFEST = Manifest.of({"a": (SIZE,)})
-RULES = [name for name, part in AGGREGATION_RULES.items() if part.needs_each_update]
+RULES = [name for name, part in AGGREGATION_RULES.items() if part.needs_each_update and not part.remembers]
 Matrix = np.ndarray[Any, Any]
 
 

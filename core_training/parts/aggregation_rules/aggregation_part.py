@@ -21,3 +21,8 @@ class AggregationPart(Part[S]):
     """The key of its section that says how many updates it takes at least, and that number, of the section."""
     needs_start: bool = False
     """Whether it is made of the state that the round began with, too, after the manifest."""
+    required: tuple[str, ...] = ()
+    """The keys of its section that have to be given."""
+    remembers: bool = False
+    """Whether it is made of what it remembered of the rounds before and of the round's number as well, and has a new
+    `memory` once it has a result."""

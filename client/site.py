@@ -243,7 +243,7 @@ class _SiteRun:
             order.steps, on_figures=lambda figures: self.folder.event(events.StepsLogged.of(figures, order.round))
         )
         evaluation = None
-        if order.evaluate:
+        if self._evaluates(order):
             # After training, so that nothing delays it; the losses are those of the state that came in.
             with holding(self._engine, mine) as trained:
                 evaluation = total(self._engine.evaluate())
@@ -306,13 +306,16 @@ class _SiteRun:
             return None
         if notes.get("void_rounds", 0) != order.void_rounds:
             return None
-        if order.evaluate and notes["evaluation"] is None:
+        if self._evaluates(order) and notes["evaluation"] is None:
             return None
-        evaluated = notes["evaluation"] is not None and order.evaluate
+        evaluated = notes["evaluation"] is not None and self._evaluates(order)
         evaluation = EVAL_REPORT.validate_python(notes["evaluation"]) if evaluated else None
         report = TRAIN_REPORT.validate_python(notes["train"])
         trained_slice = self._slice(incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
+
+    def _evaluates(self, order: TrainOrder) -> bool:
+        return order.evaluate and self.recipe.topology.judges(self._name)
 
     def _slice(
         self,

@@ -333,14 +333,17 @@ class _RoundLoop:
             final=final,
             manifest_digest=self._membership.terms.manifest.digest,
         )
+        if not final:
+            present = {node: site for node, site in present.items() if self._topology.judges(site)}
         accepted: dict[str, EvalReport] = {}
         for site, reply in self._exchange.ask(order, present, EvaluateReply, number, payload=state.to_bytes()):
             with self._exchange.quarantine(site, number):
                 check_belongs(reply, order)
                 check_evaluation(self._recipe, reply.evaluation, self._membership.announced[site].data)
                 accepted[site] = reply.evaluation
-        if len(accepted) < self._minimum:
-            raise TooFewSites(accepted, f"{len(accepted)} evaluations, and it takes {self._minimum}")
+        least = self._minimum if final or not self._topology.judged_by else 1
+        if len(accepted) < least:
+            raise TooFewSites(accepted, f"{len(accepted)} evaluations, and it takes {least}")
         return accepted
 
     def _should_stop_early(self) -> bool:

@@ -413,6 +413,12 @@ class Topology(Section):
         "records than the common one, and never leaves it. Unset: none.",
     )
     eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
+    judged_by: list[Name] = Field(
+        default_factory=list,
+        description="Federated: the sites on whose held-out records the state is evaluated after each round, which "
+        "early stopping and the best state go by; say, those that hold a common test set (`data.eval`). The result is "
+        "evaluated by all. Unset: all.",
+    )
     early_stopping_patience: PositiveInt | None = Field(
         None, description="Stop after this many evaluations without a lower held-out loss."
     )
@@ -429,6 +435,10 @@ class Topology(Section):
         if self.asked_beyond and self.sites_per_round is None:
             raise ValueError("asked_beyond: a round that takes all sites has none beyond; give sites_per_round too")
         return self
+
+    def judges(self, site: str) -> bool:
+        """Whether a site evaluates the state after each round."""
+        return not self.judged_by or site in self.judged_by
 
     @property
     def fewest_sites(self) -> int:
@@ -706,6 +716,10 @@ class Recipe(_WithStages):
             self._check_rule()
             if self.topology.own_steps is not None and self.deepspeed.used:
                 raise ValueError("topology.own_steps: a DeepSpeed group trains one state; leave out deepspeed")
+            if self.topology.judged_by and self.topology.kind == "gossip":
+                raise ValueError(
+                    "topology.judged_by: gossip nodes agree on when to stop by what each of them sees; leave it out"
+                )
             if self.topology.sites_per_round is not None:
                 self._check_participation(self.topology.sites_per_round)
             if self.trains_parts is not None:

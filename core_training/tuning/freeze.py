@@ -41,7 +41,9 @@ class FreezeTuning(TuningMode):
         outside = {
             name: module
             for name, module in model.named_modules()
-            if not f"{name}.".startswith(f"{stack_name}.") and not f"{stack_name}.".startswith(f"{name}.")
+            if not f"{name}.".startswith(f"{stack_name}.")
+            and not f"{stack_name}.".startswith(f"{name}.")
+            and is_of_text(name)
         }
         for module in _named(
             outside, settings.extra_modules, "tuning.freeze.extra_modules", "outside its layers this model"

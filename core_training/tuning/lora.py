@@ -15,6 +15,7 @@ from core_training.tuning.added_rows import rows_beside_adapters
 from core_training.tuning.base import TuningMode
 from core_training.tuning.reach import adapted_weights, tell_reach
 from core_training.tuning.targets import Targets, experts, leaves, modules_named, targets_of
+from core_training.tuning.text_part import freeze_other_senses
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +74,7 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
             f"tuning.lora.{key}: {getattr(settings, key)} does not fit this model ({reason}); it has {leaves(model)}"
         ) from None
     _check_adapters(tuned, settings)
+    freeze_other_senses(tuned)  # a module that is trained whole may hold some
     tell_reach("tuning.lora: adapters reach", tuned, model, adapted_weights(tuned), hint)
     return cast("PreTrainedModel", tuned)  # it hands on to the model inside what it has not itself
 

@@ -10,6 +10,7 @@ from core_training.parts.tuning_modes.vera import VERA
 from core_training.tuning.base import TuningMode
 from core_training.tuning.reach import adapted_weights, tell_reach
 from core_training.tuning.targets import linear_layers, modules_named
+from core_training.tuning.text_part import freeze_other_senses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,7 @@ class _SmallAdapters(TuningMode):
             tuned = get_peft_model(model, config)
         except (TypeError, ValueError) as error:
             raise InputError(f"tuning.{self.recipe.tuning.mode}: {str(error).splitlines()[0]}") from None
+        freeze_other_senses(tuned)  # PEFT's own choice goes by the last parts of names
         return cast("PreTrainedModel", tuned)  # it hands on to the model inside what it has not itself
 
 

@@ -109,17 +109,21 @@ def read_elsewhere(model: nn.Module) -> set[str]:
 
 
 def leaves(model: nn.Module) -> str:
-    """The names of the modules that hold weights themselves, for a message."""
-    return ", ".join(sorted({_leaf(name) for name, module in model.named_modules() if module._parameters}))
+    """The names of the text part's modules that hold weights themselves, for a message."""
+    holders = {_leaf(name) for name, module in model.named_modules() if module._parameters and is_of_text(name)}
+    return ", ".join(sorted(holders))
 
 
 def modules_named(model: nn.Module, key: str, names: list[str]) -> list[str]:
-    """The whole names of the modules with these names, or with one as the last parts of their own."""
-    known = [name for name, _ in model.named_modules()]
-    found = {one: [name for name in known if _ends(name, one)] for one in names}
+    """The whole names of the text part's modules with these names, or with one as the last parts of their own.
+
+    Raises InputError for a name that none has.
+    """
+    places = _text_places(model)
+    found = {one: [name for name in places if _ends(name, one)] for one in names}
     for one in names:
         if not found[one]:
-            raise InputError(f"{key}: '{one}' does not fit this model; it has {leaves(model)}")
+            raise _no_place(model, key, one)
     return [name for one in names for name in found[one]]
 
 
@@ -134,6 +138,18 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     ]
 
 
+def _text_places(model: nn.Module) -> list[str]:
+    """The names of the text part's modules. What sees or hears may have layers of the same names."""
+    return [name for name, _ in model.named_modules() if is_of_text(name)]
+
+
+def _no_place(model: nn.Module, key: str, name: str) -> InputError:
+    """The error of a name that no module of the text part has."""
+    senses = any(_ends(place, name) for place, _ in model.named_modules())
+    why = "names what sees or hears alone, which stays as it is" if senses else "does not fit this model"
+    return InputError(f"{key}: '{name}' {why}; it has {leaves(model)}")
+
+
 def _named(model: PreTrainedModel, names: list[str]) -> tuple[list[str], list[str]]:
     """The modules and the tensors of experts with these names.
 
@@ -144,10 +160,10 @@ def _named(model: PreTrainedModel, names: list[str]) -> tuple[list[str], list[st
         tensor: [f"{tensor.rpartition('.')[0]}.{part}" for part in former.get(_leaf(tensor), [])]
         for tensor in experts(model)
     }
-    places = [name for name, _ in model.named_modules()]
+    places = _text_places(model)
     for one in names:
         if not any(_ends(name, one) for name in chain(places, parts, *parts.values())):
-            raise InputError(f"{_KEY}: '{one}' does not fit this model; it has {leaves(model)}")
+            raise _no_place(model, _KEY, one)
     modules = [name for name in places if any(_ends(name, one) for one in names)]
     if by_hand := read_elsewhere(model).intersection(modules):
         raise InputError(

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 _OF_OTHER_SENSES = re.compile(
     r"(?:^|[._])(?:vision|visual|image|img|audio|speech|video|multi_modal|mm|vqmodel)(?:[._]|$)"
@@ -18,7 +18,7 @@ def is_of_text(name: str) -> bool:
     return _OF_OTHER_SENSES.search(name) is None
 
 
-def freeze_other_senses(model: PreTrainedModel) -> None:
+def freeze_other_senses(model: nn.Module) -> None:
     """Leave what sees or hears as it is: records are text, and it has no part in their loss."""
     for name, parameter in model.named_parameters():
         if not is_of_text(name):

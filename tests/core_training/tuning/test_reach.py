@@ -15,6 +15,7 @@ from core_training.models.base_model import BaseModel
 from core_training.models.probe import logits_of
 from core_training.recipe.schema import Recipe
 from core_training.tuning import reach
+from core_training.tuning.text_part import is_of_text
 from tests.families.building import make_family
 
 MakeRecipe = Callable[..., Recipe]
@@ -25,11 +26,17 @@ Build = Callable[..., BaseModel]
 def build(make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path) -> Build:
     """A family's model, tuned as a recipe's section says."""
 
-    def built(family: str, mode: str = "lora", settings: dict[str, Any] | None = None, **lora: Any) -> BaseModel:
+    def built(
+        family: str,
+        mode: str = "lora",
+        settings: dict[str, Any] | None = None,
+        tuning: dict[str, Any] | None = None,
+        **lora: Any,
+    ) -> BaseModel:
         folder = tmp_path / family
         if not folder.exists():
             make_family(family, tiny_model, folder, **(settings or {}))
-        tuning = {"mode": mode, "lora": {"r": 4, **lora}}
+        tuning = tuning or {"mode": mode, "lora": {"r": 4, **lora}}
         return BaseModel(make_recipe(model={"name_or_path": str(folder)}, tuning=tuning))
 
     return built
@@ -170,3 +177,42 @@ def test_what_sees_is_frozen_and_does_not_travel(build: Build) -> None:
         assert "language_model" in names
         assert "vision" not in names
         assert "multi_modal_projector" not in names
+
+
+NAMED: list[dict[str, Any]] = [
+    {"mode": "lora", "lora": {"target_modules": ["q_proj", "v_proj"]}},
+    {"mode": "qlora", "lora": {"target_modules": ["self_attn.q_proj"]}},
+    {"mode": "lora", "lora": {"target_modules": ["q_proj"], "modules_to_save": ["k_proj"]}},
+    {"mode": "lora", "lora": {"target_modules": ["lm_head"], "modules_to_save": ["model"]}},
+    {"mode": "ia3", "ia3": {"target_modules": ["q_proj", "v_proj"], "feedforward_modules": []}},
+    {"mode": "vera", "vera": {"r": 4, "target_modules": ["q_proj", "v_proj"]}},
+]
+
+
+@pytest.mark.parametrize("tuning", NAMED)
+def test_named_modules_are_those_of_the_text_part(build: Build, tuning: dict[str, Any]) -> None:
+    """SigLIP's layers have the names of Gemma's."""
+    base = build("gemma3", settings={"tie_word_embeddings": False}, tuning=tuning)
+    assert base.trainable_parameters
+    assert all(is_of_text(name) for name in base.trainable_parameters)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "expected"),
+    [
+        ({"lora": {"target_modules": ["q_proj", "fc1"]}}, "tuning.lora.target_modules: 'fc1' names what sees"),
+        ({"lora": {"modules_to_save": ["vision_tower"]}}, "tuning.lora.modules_to_save: 'vision_tower' names what"),
+        ({"mode": "ia3", "ia3": {"target_modules": ["fc1"]}}, "tuning.ia3.target_modules: 'fc1' names what sees"),
+        ({"mode": "vera", "vera": {"target_modules": ["fc1"]}}, "tuning.vera.target_modules: 'fc1' names what sees"),
+        (
+            {"mode": "freeze", "freeze": {"extra_modules": ["multi_modal_projector"]}},
+            "tuning.freeze.extra_modules: no 'multi_modal_projector'; outside its layers this model has",
+        ),
+    ],
+)
+def test_a_name_of_what_sees_alone_is_refused(build: Build, tuning: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError, match=expected) as caught:
+        build("gemma3", tuning=tuning)
+    said = str(caught.value).rpartition(" has ")[2].split(", ")
+    assert "fc2" not in said
+    assert "vision_tower" not in said

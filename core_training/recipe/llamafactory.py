@@ -51,13 +51,16 @@ _WITHOUT_EFFECT = re.compile(
     "logging_.*|log_.*|run_name|plot_loss|disable_tqdm|print_param_status|(use_)?swanlab.*|"
     "overwrite_.*|preprocessing_.*|dataloader_num_workers|dataloader_p.*|ddp_.*|data_shared_file_system|streaming|"
     "buffer_size|remove_unused_columns|low_cpu_mem_usage|use_fast_tokenizer|cache_dir|.*_hub_token|"
-    "trust_remote_code|use_unsloth_gc|use_cache|offload_folder|infer_.*|vllm_.*|use_reentrant_gc|"
+    "trust_remote_code|use_unsloth_gc|use_(kv_)?cache|use_v1_kernels|offload_folder|infer_.*|vllm_.*|sglang_.*|"
+    "use_reentrant_gc|"
     "export_.*|do_eval|eval_.*|evaluation_strategy|batch_eval_metrics|compute_accuracy|metric_for_best_model|"
     "greater_is_better|save_strategy|save_total_limit|save_only_model|save_safetensors|include_.*|local_rank|"
     "torch_compile_.*|gradient_checkpointing_kwargs|resources_per_worker|placement_strategy|tf32|ray_.*|disable_version_checking|generation_.*|pissa_.*|create_new_adapter|"
     # of another stage or tuning mode: where one is of use, it has been read
     "template|lora_.*|use_rslora|use_dora|additional_target|quantization_.*|double_quantization|freeze_.*|pref_.*|"
-    "simpo_.*|kto_.*|ppo_.*|reward_model.*|max_new_tokens|max_length|temperature|top_p|top_k|do_sample"
+    "simpo_.*|kto_.*|ppo_.*|reward_model.*|max_new_tokens|max_length|temperature|top_p|top_k|do_sample|num_beams|"
+    # settings of what is off wherever there is a recipe
+    "fp8_.*|kt_.*|cpu_infer|chunk_size"
     ")$"
 )
 """Keys that change nothing in what is learnt, or nothing here."""
@@ -72,6 +75,7 @@ _WHEN_OFF = {
     "upcast_layernorm": False,
     "upcast_lmhead_output": False,
     "train_from_scratch": False,
+    "init_special_tokens": "noise_init",
     "split_special_tokens": False,
     "shift_attn": False,
     "mixture_of_depths": None,
@@ -97,7 +101,7 @@ _WHEN_OFF = {
     "use_adam_mini": False,
     "use_llama_pro": False,
     "use_mca": False,
-    "use_kt": False,
+    "fp8": False,
     "use_asft_loss": False,
     "use_dft_loss": False,
     "fsdp": "",
@@ -121,6 +125,8 @@ def _recipe(read: FlatReader) -> dict[str, Any]:
     }
     if read.given("early_stopping_steps"):
         recipe["topology"] = {"early_stopping_patience": read.whole("early_stopping_steps", 1)}
+    if read.switch("use_kt", default=False):
+        read.refuse("use_kt", "no KTransformers; a large model's weights fit by quantization_bit: 4, or by deepspeed")
     if (config := read.text("deepspeed", None)) is not None:
         recipe["deepspeed"] = {"config": config}
     return recipe | _objective(read, stage)
@@ -156,6 +162,10 @@ def _model(read: FlatReader, stage: str) -> dict[str, Any]:
     bf16, pure = read.switch("bf16", default=False), read.switch("pure_bf16", default=False)
     if bf16 or pure:
         model["dtype"] = "bfloat16"
+    if tokens := [*read.names("add_tokens"), *read.names("add_special_tokens")]:
+        model["add_tokens"] = tokens
+        read.switch("resize_vocab", default=True)  # which LLaMA-Factory does for them unasked
+        read.say("add_tokens, add_special_tokens: each begins as the mean of all; those like <|this|> are special")
     if adapters := read.names("adapter_name_or_path"):
         model["adapters"] = adapters
         read.say("adapter_name_or_path: merged into the base, and a new adapter is trained")
@@ -200,6 +210,8 @@ def _tuning(read: FlatReader, mode: str) -> dict[str, Any]:
 
 def _data(read: FlatReader, stage: str) -> dict[str, Any]:
     folder = read.text("dataset_dir", "data")
+    if folder == "ONLINE" or folder.startswith("REMOTE:"):
+        read.refuse("dataset_dir", f"a folder with {INFO_FILE} and its files, as records are not downloaded")
     most = read.whole("max_samples", None)
     part = "" if most is None else f"[:{most}]"
     data: dict[str, Any] = {"train": [f"{folder}/{INFO_FILE}:{name}{part}" for name in read.names("dataset")]}
@@ -267,7 +279,7 @@ def _training(read: FlatReader, stage: str) -> dict[str, Any]:
             training[here] = True
     neat = read.switch("neat_packing", default=False)
     packing = read.switch("packing", default=stage == "pretrain") or neat
-    if packing or stage in ("pretrain", "sft"):
+    if neat or read.given("packing") or stage == "sft":  # unset, stage pt packs here too where the model can
         training["packing"] = packing
     if packing and not neat:
         read.say("packing: examples that share a row do not see each other")
@@ -330,6 +342,8 @@ def _objective(read: FlatReader, stage: str) -> dict[str, Any]:
             read.refuse("reward_model_type", "lora or full, a run of stage reward")
         if read.whole("top_k", 0) > 0:
             read.refuse("top_k", "top_p")
+        if read.whole("num_beams", 1) > 1:
+            read.refuse("num_beams", "1, as answers are sampled")
         if (judge := read.text("reward_model", None)) is not None:
             rollout["reward_model"] = judge
         return {

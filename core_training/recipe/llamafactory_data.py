@@ -66,6 +66,7 @@ _ALPACA = {
     "chosen": "chosen",
     "rejected": "rejected",
     "kto_tag": "kto_tag",
+    "tools": "tools",
 }
 """LLaMA-Factory's keys of columns, and our columns."""
 _SHAREGPT = {
@@ -74,6 +75,7 @@ _SHAREGPT = {
     "chosen": "chosen",
     "rejected": "rejected",
     "kto_tag": "kto_tag",
+    "tools": "tools",
 }
 _TAGS = {
     "role_tag": "from",
@@ -94,6 +96,7 @@ _ROLES = {
 _SILENT = {
     "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
     "sharegpt": {"conversations": "conversations"},
+    "openai": {"conversations": "conversations"},
 }
 """The columns of an entry that does not name them."""
 _OTHER_COLUMNS = ("text", "prompt", "completion", "messages", "conversations", "label")
@@ -105,7 +108,7 @@ class _Entry(BaseModel):
     """An entry as it stands in the file."""
 
     file_name: str = Field(min_length=1)
-    formatting: Literal["alpaca", "sharegpt"] = "alpaca"
+    formatting: Literal["alpaca", "sharegpt", "openai"] = "alpaca"
     columns: dict[str, str] | None = None
     tags: dict[str, str] | None = None
     ranking: bool = False

@@ -137,7 +137,14 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"stage": "pt"}, {"stage": "pretrain", "training": {"packing": True}}),
+        ({"stage": "pt"}, {"stage": "pretrain", "training": {"packing": None}}),
+        ({"stage": "pt", "packing": True}, {"training": {"packing": True}}),
+        ({"stage": "pt", "neat_packing": True}, {"training": {"packing": True}}),
+        ({"add_tokens": "<a>, <b>", "resize_vocab": True}, {"model": {"add_tokens": ["<a>", "<b>"]}}),
+        (
+            {"add_tokens": "<think>", "add_special_tokens": "<|x|>", "init_special_tokens": "noise_init"},
+            {"model": {"add_tokens": ["<think>", "<|x|>"]}},
+        ),
         ({"stage": "rm"}, {"stage": "reward", "reward": {"center_rewards_coefficient": 0.0}}),
         ({"stage": "dpo", "pref_beta": 0.3}, {"stage": "dpo", "dpo": {"beta": 0.3, "loss_type": "sigmoid"}}),
         ({"stage": "dpo", "pref_loss": "ipo", "pref_ftx": 0.5}, {"dpo": {"loss_type": "ipo", "sft_weight": 0.5}}),
@@ -276,6 +283,8 @@ def test_keys_that_are_switched_off_are_none() -> None:
     recipe_of(
         use_galore=False, shift_attn=False, fp16=False, adam_epsilon="1e-8", mix_strategy="concat", ref_model=None
     )
+    recipe_of(use_kt=False, kt_optimize_rule=None, cpu_infer=32, chunk_size=8192, fp8=False, fp8_backend="auto")
+    recipe_of(resize_vocab=False, init_special_tokens="noise_init", use_v1_kernels=False)
 
 
 EXAMPLE: dict[str, Any] = {
@@ -303,6 +312,24 @@ EXAMPLE: dict[str, Any] = {
         {"stage": "dpo", "pref_beta": 0.1, "pref_loss": "sigmoid"},
         {"stage": "ppo", "reward_model": "saves/reward", "max_new_tokens": 512, "top_k": 0, "top_p": 0.9},
         {"stage": "sft", "quantization_bit": 4, "quantization_method": "bnb", "double_quantization": False},
+        {
+            "stage": "sft",
+            "use_v1_kernels": True,
+            "use_kv_cache": False,
+            "flash_attn": "fa2",
+            "disable_gradient_checkpointing": True,
+        },
+        {
+            "stage": "sft",
+            "infer_backend": "sglang",
+            "sglang_maxlen": 4096,
+            "sglang_config": {"tp_size": 1},
+            "num_beams": 4,
+        },
+        {"stage": "sft", "val_size": 0.1, "per_device_eval_batch_size": 1, "eval_strategy": "steps", "eval_steps": 500},
+        {"stage": "sft", "finetuning_type": "full", "pure_bf16": True, "fp8": False},
+        {"stage": "sft", "add_tokens": "<a>", "resize_vocab": True, "additional_target": "embed_tokens"},
+        {"stage": "sft", "loraplus_lr_ratio": 16.0, "pissa_init": True, "pissa_iter": 16, "pissa_convert": True},
     ],
 )
 def test_the_keys_of_its_own_examples_are_taken(more: dict[str, Any]) -> None:
@@ -328,6 +355,14 @@ def test_the_keys_of_its_own_examples_are_taken(more: dict[str, Any]) -> None:
         ({"dataset": None}, "dataset: name a data set of data/dataset_info.json"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "training.lr_scheduler_type: "),
         ({"resume_from_checkpoint": "saves/x"}, "resume_from_checkpoint: saves/x"),
+        ({"use_kt": True, "kt_weight_path": "w", "cpu_infer": 32}, "use_kt: True (here: no KTransformers; "),
+        ({"flash_attn": "fa4"}, "flash_attn: 'fa4' has no counterpart here; it can be auto, disabled, sdpa, fa2, fa3"),
+        ({"fp8": True, "fp8_backend": "te"}, "no counterpart here: fp8: True. "),
+        ({"resize_vocab": True}, "resize_vocab: True"),
+        ({"add_tokens": "<a>", "init_special_tokens": "desc_init"}, "init_special_tokens: desc_init"),
+        ({"dataset_dir": "ONLINE"}, "dataset_dir: ONLINE (here: a folder with dataset_info.json and its files, as"),
+        ({"dataset_dir": "REMOTE:llamafactory/demo_data"}, "dataset_dir: REMOTE:llamafactory/demo_data (here: a fold"),
+        ({"stage": "ppo", "reward_model": "r", "num_beams": 2}, "num_beams: 2 (here: 1, as answers are sampled)"),
         ({"fp16": True}, "fp16: True"),
     ],
 )
@@ -401,6 +436,43 @@ def test_pairs_marks_and_plain_texts(tmp_path: Path) -> None:
     assert canonical(tmp_path, "texts", "pretrain") == [{"text": "x"}]
 
 
+@pytest.mark.parametrize(
+    ("entry", "record"),
+    [
+        (
+            {"formatting": "sharegpt", "columns": {"messages": "conversations", "tools": "functions"}},
+            {"conversations": [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "because"}]},
+        ),
+        (
+            {
+                "formatting": "sharegpt",
+                "columns": {"messages": "messages", "tools": "functions"},
+                "tags": {
+                    "role_tag": "role",
+                    "content_tag": "content",
+                    "user_tag": "user",
+                    "assistant_tag": "assistant",
+                },
+            },
+            {"messages": TURNS},
+        ),
+        (
+            {"formatting": "openai", "columns": {"messages": "messages", "tools": "functions"}},
+            {"messages": TURNS},
+        ),
+        ({"columns": {"prompt": "q", "response": "a", "tools": "functions"}}, {"q": "why?", "a": "because"}),
+    ],
+)
+def test_a_column_of_tools_is_read(tmp_path: Path, entry: dict[str, Any], record: dict[str, Any]) -> None:
+    tool = {"name": "look", "description": "", "parameters": {}}
+    (tmp_path / "qa.json").write_text(json.dumps([{**record, "functions": json.dumps([tool])}]))
+    info(tmp_path, qa={"file_name": "qa.json", **entry})
+    (path,) = data_files(f"{tmp_path}/dataset_info.json:qa")
+    (record,) = read_records(path)
+    values: Any = read_values(record, "sft", {})
+    assert values.tools == [{"type": "function", "function": tool}]
+
+
 def test_a_record_is_named_by_its_own_file(tmp_path: Path) -> None:
     (tmp_path / "qa.json").write_text(json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "a"}]))
     info(tmp_path, data={"file_name": "qa.json"})
@@ -436,8 +508,14 @@ def test_the_digest_of_a_data_set_is_of_its_file_and_its_entry(tmp_path: Path) -
         ({}, "qa: it names no file"),
         ({"file_name": None}, "qa: file_name: input should be a valid string"),
         ({"file_name": "dataset_info.json:qa"}, "qa: file_name: 'dataset_info.json:qa' is an entry itself"),
-        ({"file_name": "qa.json", "formatting": "openai"}, "qa: formatting: input should be 'alpaca' or 'sharegpt'"),
-        ({"file_name": "qa.json", "formatting": ["alpaca"]}, "qa: formatting: input should be 'alpaca' or 'sharegpt'"),
+        (
+            {"file_name": "qa.json", "formatting": "chatml"},
+            "formatting: input should be 'alpaca', 'sharegpt' or 'openai'",
+        ),
+        (
+            {"file_name": "qa.json", "formatting": ["alpaca"]},
+            "formatting: input should be 'alpaca', 'sharegpt' or 'ope",
+        ),
         ({"file_name": "qa.json", "columns": ["prompt"]}, "qa: columns: input should be a valid dictionary"),
         ({"file_name": "qa.json", "columns": {"prompt": 5}}, "qa: columns.prompt: input should be a valid string"),
         ({"file_name": "qa.json", "tags": "human"}, "qa: tags: input should be a valid dictionary"),

@@ -172,9 +172,13 @@ def _training(read: FlatReader, stage: str) -> dict[str, Any]:
         ),
         "report_to": _trackers(read),
     }
-    for key in ("max_steps", "warmup_steps", "logging_steps", "save_steps", "eval_steps"):
+    for key, number in (
+        ("max_steps", read.whole),
+        ("warmup_steps", read.steps_or_share),
+        *((key, read.steps) for key in ("logging_steps", "save_steps", "eval_steps")),
+    ):
         if read.given(key):
-            training[key] = read.whole(key, 0)
+            training[key] = number(key, 0)
     for key in ("warmup_ratio", "adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha"):
         if read.given(key):
             training[key] = read.number(key, 0.0)

@@ -10,6 +10,7 @@ from typing import Any
 
 from core_training.foundation.bounded_reading import MOST_YAML_BYTES, parse_json, shortened, shortened_text
 from core_training.foundation.errors import InputError
+from core_training.recipe.optimisation import NO_SHARE
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,15 @@ class FlatReader:
 
     def whole(self, key: str, default: Any) -> Any:
         return self._value(key, default, "a whole number", _whole)
+
+    def steps(self, key: str, default: Any) -> Any:
+        """A number of steps that is no share of all of them."""
+        return self._value(key, default, NO_SHARE, _whole)
+
+    def steps_or_share(self, key: str, default: int) -> int | float:
+        """A number of steps or, below 1, a share of all of them, as transformers reads it."""
+        found: int | float = self._value(key, default, "a whole number, or a share below 1", _whole_or_share)
+        return found
 
     def number(self, key: str, default: float) -> float:
         return float(self._value(key, default, "a number", _number))
@@ -136,6 +146,11 @@ def _whole(value: Any) -> int:
     if (number := _number(value)) != int(number):
         raise ValueError
     return int(number)
+
+
+def _whole_or_share(value: Any) -> int | float:
+    number = _number(value)
+    return number if 0 < number < 1 else _whole(value)
 
 
 def _switch(value: Any) -> bool:

@@ -248,20 +248,20 @@ def _training(read: FlatReader, stage: str) -> dict[str, Any]:
         "weight_decay": read.number("weight_decay", 0.0),
         "max_grad_norm": read.number("max_grad_norm", 1.0),
         "seed": read.whole("seed", 42),
-        "save_steps": read.whole("save_steps", 500),
+        "save_steps": read.steps("save_steps", 500),
     }
     if stage == "kto":
         _compare_rows(training, read)
     for key in ("logging_steps", "eval_steps"):
         if read.given(key):
-            training[key] = read.whole(key, 1)
+            training[key] = read.steps(key, 1)
     if read.switch("load_best_model_at_end", default=False):
         training["load_best_model_at_end"] = True
     training["report_to"] = _trackers(read)
     steps = read.whole("max_steps", -1)
     if steps > 0:
         training["max_steps"] = steps
-    ratio, warmup = read.number("warmup_ratio", 0.0), read.whole("warmup_steps", 0)
+    ratio, warmup = read.number("warmup_ratio", 0.0), read.steps_or_share("warmup_steps", 0)
     if training["lr_scheduler_type"] == "constant":
         if ratio or warmup:
             read.say("warmup_ratio, warmup_steps: schedule constant has no warm-up")

@@ -36,6 +36,9 @@ UNUSABLE_OPTIMIZERS = MappingProxyType(
 )
 """The others, and why."""
 
+NO_SHARE = "a whole number of steps, as a share of all steps would move when a run is made longer"
+"""What is said of a number of steps below 1, where transformers would take a share."""
+
 OWN_SCHEDULES = ("constant_then_linear",)
 """Those that `TrainingArguments` has not."""
 

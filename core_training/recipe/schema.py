@@ -35,6 +35,7 @@ from core_training.parts.tuning_modes.lora import LORA
 from core_training.parts.tuning_modes.tuning_part import TuningPart
 from core_training.recipe.optimisation import (
     NEEDED_SETTINGS,
+    NO_SHARE,
     OPTIMIZERS,
     SCHEDULES,
     UNUSABLE_OPTIMIZERS,
@@ -276,9 +277,11 @@ class Training(Section):
     lr_scheduler_kwargs: dict[str, int | float | str] = Field(
         default_factory=dict, description="What a schedule needs beside, such as `{min_lr_rate: 0.1}`."
     )
-    warmup_steps: Count = Field(0, description="Steps over which the learning rate rises from 0.")
+    warmup_steps: Count | Annotated[float, Field(gt=0, lt=1)] = Field(
+        0, description="Steps over which the learning rate rises from 0; below 1, their share of all steps."
+    )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="The same as a share of all steps, rounded up."
+        0.0, description="The same as a share of all steps, rounded up: what a `warmup_steps` below 1 becomes."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay (AdamW).")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="Gradient clipping; 0 turns it off.")
@@ -321,6 +324,14 @@ class Training(Section):
         True, description="Optimizer moments stay at a site from round to round; false: each round starts without."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_shares(cls, given: Any) -> Any:
+        for key in ("save_steps", "eval_steps", "logging_steps") if isinstance(given, dict) else ():
+            if isinstance(steps := given.get(key), float) and 0 < steps < 1:
+                raise ValueError(f"{key}: {NO_SHARE}, not {steps}")
+        return given
+
     @model_validator(mode="after")
     def _check_optimisation(self) -> Self:
         for key, usable, unusable in (
@@ -331,6 +342,8 @@ class Training(Section):
                 raise ValueError(f"{key}: {reason}")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("warmup_ratio: warmup_steps says the same; give one of them")
+        if isinstance(self.warmup_steps, float):
+            self.__dict__.update(warmup_ratio=self.warmup_steps, warmup_steps=0)
         schedule, needed = self.lr_scheduler_type, NEEDED_SETTINGS.get(self.lr_scheduler_type, ())
         if self.lr_scheduler_kwargs and schedule in ("constant", "constant_with_warmup"):
             raise ValueError(f"lr_scheduler_kwargs: schedule {schedule} has no settings; leave it out")
@@ -340,7 +353,7 @@ class Training(Section):
 
     def warmup_of(self, total_steps: int) -> int:
         """The steps of warm-up in a run of so many steps."""
-        return self.warmup_steps or math.ceil(total_steps * self.warmup_ratio)
+        return int(self.warmup_steps) or math.ceil(total_steps * self.warmup_ratio)
 
 
 class DeepSpeed(Section):

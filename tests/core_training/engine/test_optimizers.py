@@ -161,7 +161,7 @@ def test_a_rate_stays_and_then_falls_to_nothing(make_recipe: MakeRecipe, setting
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in OWN_SCHEDULES])
-@pytest.mark.parametrize("warm_up", [{"warmup_steps": 3}, {"warmup_ratio": 0.21}])
+@pytest.mark.parametrize("warm_up", [{"warmup_steps": 3}, {"warmup_ratio": 0.21}, {"warmup_steps": 0.21}])
 def test_a_schedule_is_the_librarys_own(make_recipe: MakeRecipe, name: str, warm_up: dict[str, Any]) -> None:
     settings = SETTINGS.get(name, {})
     if name == "constant":
@@ -197,6 +197,10 @@ def test_a_schedule_is_the_librarys_own(make_recipe: MakeRecipe, name: str, warm
             "lr_scheduler_kwargs: schedule constant has no settings",
         ),
         ({"warmup_steps": 2, "warmup_ratio": 0.1}, "warmup_ratio: warmup_steps says the same"),
+        ({"warmup_steps": 0.1, "warmup_ratio": 0.1}, "warmup_ratio: warmup_steps says the same"),
+        ({"save_steps": 0.1}, "training.save_steps: a whole number of steps, as a share of all .*, not 0.1"),
+        ({"eval_steps": 0.1}, "training.eval_steps: a whole number of steps, as a share"),
+        ({"logging_steps": 0.5}, "training.logging_steps: a whole number of steps, as a share"),
     ],
 )
 def test_what_cannot_be_had_says_why(make_recipe: MakeRecipe, settings: dict[str, Any], message: str) -> None:

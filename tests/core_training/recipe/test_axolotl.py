@@ -66,6 +66,7 @@ def test_a_usual_file_is_a_recipe(caplog: pytest.LogCaptureFixture) -> None:
         ({"chat_template": "llama3"}, {"model": {"chat_template": "llama3"}}),
         ({"chat_template": "tokenizer_default"}, {"model": {"chat_template": None}}),
         ({"warmup_steps": None, "warmup_ratio": 0.1}, {"training": {"warmup_ratio": 0.1}}),
+        ({"warmup_steps": 0.1}, {"training": {"warmup_ratio": 0.1, "warmup_steps": 0}}),
         ({"use_tensorboard": True}, {"training": {"report_to": ["tensorboard"]}}),
     ],
 )
@@ -87,6 +88,7 @@ def test_a_key_says_here_what_it_says_there(keys: dict[str, Any], expected: dict
         ({"datasets": [{"path": "x", "type": "user_defined"}]}, "datasets: type 'user_defined' has no counterpart"),
         ({"lr_scheduler": "rex"}, "lr_scheduler: rex (here: cosine"),
         ({"val_set_size": 100}, "val_set_size: 100 (here: a share below 1"),
+        ({"save_steps": 0.25}, "save_steps: must be a whole number of steps, as a share of all steps would move when"),
         ({"bf16": "yes please"}, "bf16: must be one of True, False, auto, full"),
         ({"fsdp": ["full_shard"], "spectrum_top_fraction": 0.5}, "fsdp: ['full_shard']; spectrum_top_fraction"),
     ],

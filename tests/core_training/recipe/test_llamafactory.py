@@ -198,6 +198,7 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
             {"training": {"warmup_steps": 20, "optim": "adamw_torch_fused"}},
         ),
         ({"warmup_ratio": 0.1}, {"training": {"warmup_ratio": 0.1, "warmup_steps": 0}}),
+        ({"warmup_steps": "0.1"}, {"training": {"warmup_ratio": 0.1, "warmup_steps": 0}}),
         ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, {"training": {"warmup_ratio": 0.0}}),
         (
             {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}'},
@@ -350,6 +351,9 @@ def test_the_keys_of_its_own_examples_are_taken(more: dict[str, Any]) -> None:
         ({"quantization_bit": 8}, "quantization_bit: 8 (here: four bits"),
         ({"quantization_bit": 4, "finetuning_type": "full"}, "quantization_bit: 4 (here: "),
         ({"learning_rate": "fast"}, "learning_rate: must be a number, not 'fast'"),
+        ({"warmup_steps": 1.5}, "warmup_steps: must be a whole number, or a share below 1, not 1.5"),
+        ({"save_steps": 0.1}, "save_steps: must be a whole number of steps, as a share of all steps would move when"),
+        ({"eval_steps": 0.5}, "eval_steps: must be a whole number of steps"),
         ({"lora_rank": 8.5}, "lora_rank: must be a whole number, not 8.5"),
         ({"packing": "maybe"}, "packing: must be true or false, not 'maybe'"),
         ({"dataset": None}, "dataset: name a data set of data/dataset_info.json"),

@@ -15,8 +15,8 @@ UNLIMITED = 2**31
 """More tokens than anyone has, for a model that states no limit."""
 
 
-_NAMES = ("max_position_embeddings", "max_seq_len", "context_length")
-"""The keys that say it: MPT's is the second, RWKV's the third."""
+_NAMES = ("max_position_embeddings", "max_seq_len", "context_length", "max_target_positions")
+"""The keys that say it: MPT's is the second, RWKV's the third, Whisper's decoder's the last."""
 
 
 def context_length(model: PreTrainedModel) -> int:

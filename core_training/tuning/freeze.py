@@ -59,7 +59,9 @@ class FreezeTuning(TuningMode):
 
 def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The stack of the model's layers and its name; a layer's index is its place there."""
-    expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    config = model.config.get_text_config()
+    # The decoder's own number: what had an encoder, too, calls that one's layers the hidden ones.
+    expected = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == expected and is_of_text(name):
             return name, module

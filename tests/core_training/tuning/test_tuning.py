@@ -27,6 +27,7 @@ from core_training.tuning.base import load_tuning
 from core_training.tuning.freeze import FreezeTuning
 from core_training.tuning.lora import LoraTuning
 from tests.core_training.tuned import IDS, JUDGED, loss, outputs, step
+from tests.families.building import tiny_config
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -222,6 +223,17 @@ def test_freeze_counts_layers_by_their_place(
     recipe = make_recipe(tuning={"mode": "freeze", "freeze": {"trainable_layers": count}})
     FreezeTuning(recipe).apply(deep_model)
     assert {n for n, p in deep_model.named_parameters() if p.requires_grad} == layers(*expected)
+
+
+def test_freeze_counts_the_layers_of_the_decoder(make_recipe: MakeRecipe) -> None:
+    """Whisper's and BART's configurations call those of the encoder, which is not there, the hidden ones."""
+    for family in ("whisper", "bart"):
+        config = tiny_config(family, 50, encoder_layers=2, decoder_layers=3)
+        model = AutoModelForCausalLM.from_config(config)
+        FreezeTuning(make_recipe(tuning={"mode": "freeze", "freeze": {"trainable_layers": 1}})).apply(model)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained
+        assert all("layers.2." in name for name in trained)
 
 
 @pytest.mark.parametrize(

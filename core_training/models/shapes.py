@@ -20,7 +20,7 @@ from core_training.foundation.model_files import check_model_folder
 _LAYER = re.compile(r"\.(\d+)\.")
 _LONGEST_HEADER = 100_000_000
 """Bytes; the safetensors library takes no longer one either."""
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)

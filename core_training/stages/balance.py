@@ -10,7 +10,10 @@ from core_training.data.examples import Batch
 from core_training.foundation.errors import InputError
 from core_training.models.heads import last_labelled
 
-_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k", "router_top_k", "num_experts_per_token")
+_EXPERTS_PER_TOKEN = (
+    *("num_experts_per_tok", "moe_topk", "moe_k", "top_k", "router_top_k", "num_experts_per_token"),
+    "top_k_experts",
+)
 
 
 def balance_loss(output: Any, config: Any, batch: Batch) -> torch.Tensor:
@@ -36,4 +39,13 @@ def balance_loss(output: Any, config: Any, batch: Batch) -> torch.Tensor:
             f"model.router_aux_loss_coef: a {config.model_type} model does not say how many experts a token has; leave "
             "it out"
         )
-    return cast(torch.Tensor, load_balancing_loss_func(scores, scores[0].shape[-1], chosen, read.long()))
+    logits: tuple[Any, ...] = tuple(map(_logits, scores))
+    return cast(torch.Tensor, load_balancing_loss_func(logits, logits[0].shape[-1], chosen, read.long()))
+
+
+def _logits(scores: torch.Tensor) -> torch.Tensor:
+    """A router's scores as logits, shape (tokens, experts): some routers, as Gemma 4's, give probabilities."""
+    given = scores.detach()
+    if bool((given >= 0).all()) and torch.allclose(given.sum(dim=-1), torch.ones_like(given[..., 0]), atol=1e-3):
+        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+    return scores

@@ -20,6 +20,7 @@ from core_training.models.shapes import ModelShapes
 from core_training.recipe.schema import Recipe
 from core_training.tuning.base import load_tuning
 from tests import tiny
+from tests.families.building import tiny_config
 
 MakeRecipe = Callable[..., Recipe]
 WIDTHS = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
@@ -45,6 +46,13 @@ def test_shapes_are_those_of_the_model_in_the_files(kind: str, tmp_path: Path) -
     assert shapes.size == sum(parameter.numel() for parameter in model.parameters())
     assert shapes.stored_bytes == 2 * shapes.size
     assert shapes.layers == 3
+
+
+def test_a_mixture_of_experts_is_refused_whatever_it_calls_their_number(tmp_path: Path) -> None:
+    for family in ("mixtral", "ernie4_5_moe"):
+        AutoModelForCausalLM.from_config(tiny_config(family, 300)).save_pretrained(tmp_path / family)
+        with pytest.raises(InputError, match=f"models of type {family} have experts"):
+            ModelShapes.of(tmp_path / family)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from core_training.foundation.bounded_reading import ForeignTextError, read_json
 from core_training.foundation.errors import InputError
-from core_training.recipe.flat_reader import FlatReader
+from core_training.foundation.hub_models import find_model
+from core_training.foundation.model_files import LARGEST_SMALL_FILE
+from core_training.recipe.flat_reader import FlatReader, rows_in_twos
 from core_training.recipe.schema import TrackerName
 
 _STAGES = {"sft": "sft", "dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"}
@@ -21,12 +24,12 @@ _OWN_SCHEDULES = ("rex", "one_cycle", "log_sweep")
 _WITHOUT_EFFECT = re.compile(
     "^("
     # how fast it goes, what is shown and saved
-    "model_type|tokenizer_type|base_model_config|trust_remote_code|strict|load_in_8bit|is_.*_derived_model|"
+    "model_type|tokenizer_type|base_model_config|trust_remote_code|strict|is_.*_derived_model|"
     "pad_to_sequence_len|dataset_prepared_path|dataset_processes|dataset_num_proc|dataset_keep_in_memory|"
     "eval_sample_packing|eval_batch_size|eval_table_size|eval_max_new_tokens|save_safetensors|save_total_limit|"
     "save_only_model|save_strategy|eval_strategy|saves_per_epoch|evals_per_epoch|wandb_.*|mlflow_.*|comet_.*|"
-    "hub_.*|group_by_length|gradient_checkpointing_kwargs|tf32|local_rank|debug|ddp_.*|special_tokens|"
-    "early_stopping_patience|auto_resume_from_checkpoints|lora_fan_in_fan_out|lora_model_dir|plugins|"
+    "hub_.*|group_by_length|gradient_checkpointing_kwargs|tf32|local_rank|debug|ddp_.*|"
+    "auto_resume_from_checkpoints|lora_fan_in_fan_out|plugins|loss_watchdog_.*|"
     "liger_rms_norm|liger_glu_activation|liger_rope|liger_layer_norm|liger_fused_linear_cross_entropy|"
     "lora_mlp_kernel|lora_qkv_kernel|lora_o_kernel|dataloader_.*|use_tensorboard|use_wandb|use_mlflow|"
     # of another adapter or objective: where one is of use, it has been read
@@ -41,13 +44,20 @@ _WHEN_OFF: dict[str, Any] = {
     "s2_attention": False,
     "resume_from_checkpoint": None,
     "lora_on_cpu": None,
-    "loss_watchdog_threshold": None,
     "fsdp": None,
     "fsdp_config": None,
-    "unfrozen_parameters": [],
     "resize_token_embeddings_to_32x": False,
     "shuffle_merged_datasets": True,
+    "dpo_use_weighting": False,
+    "dpo_loss_weights": None,
 }
+_REFUSED = {
+    "eot_tokens": "the chat template says which tokens end an answer",
+    "unfrozen_parameters": "a recipe's tuning.mode freeze, which takes layers by their place and modules by name",
+}
+"""Lists that have no counterpart, and what there is in their place."""
+_TEMPLATES = {"qwen_25": "qwen2_5", "phi_3": "phi3", "phi_35": "phi3_5"}
+"""Chat templates that are called otherwise here."""
 
 
 def is_axolotl(document: Any) -> bool:
@@ -73,6 +83,11 @@ def to_recipe(document: Mapping[str, Any], source: str) -> dict[str, Any]:
         "output": read.text("output_dir", "model-out"),
         **_objective(read, stage, document.get("rl")),
     }
+    if read.given("early_stopping_patience"):
+        recipe["topology"] = {"early_stopping_patience": read.whole("early_stopping_patience", 1)}
+    for key, right in _REFUSED.items():
+        if read.names(key):
+            read.refuse(key, right)
     if (config := read.text("deepspeed", None)) is not None:
         recipe["deepspeed"] = {"config": config}
     read.finish(_WHEN_OFF, _WITHOUT_EFFECT)
@@ -90,14 +105,34 @@ def _model(read: FlatReader) -> dict[str, Any]:
         model["attn_implementation"] = attention
     template = read.text("chat_template", None)
     if template not in (None, "tokenizer_default"):
-        model["chat_template"] = template.removeprefix("tokenizer_default_fallback_")
+        template = template.removeprefix("tokenizer_default_fallback_")
+        model["chat_template"] = _TEMPLATES.get(template, template)
+    if adapters := read.names("lora_model_dir"):
+        model["adapters"] = adapters
+        read.say("lora_model_dir: merged into the base, and a new adapter is trained")
+    eos = (read.mapping("special_tokens") or {}).get("eos_token")
+    if eos not in (None, own := _own_eos(model["name_or_path"])):
+        read.refuse("special_tokens", f"no eos_token but the model's own, {own or 'which is not here to be compared'}")
     return model
+
+
+def _own_eos(name: str) -> str | None:
+    """The token that ends a sequence of the model with this name; None where that is not to be found here."""
+    if (folder := find_model(name)) is None:
+        return None
+    try:
+        token = read_json(folder / "tokenizer_config.json", LARGEST_SMALL_FILE)["eos_token"]
+        return str(token["content"] if isinstance(token, dict) else token)
+    except (OSError, ForeignTextError, KeyError, TypeError):
+        return None
 
 
 def _tuning(read: FlatReader) -> dict[str, Any]:
     adapter = read.one_of("adapter", {"lora": "lora", "qlora": "qlora", "none": "full"}, "none")
     if read.switch("load_in_4bit", default=adapter == "qlora") and adapter == "lora":
         adapter = "qlora"
+    if read.switch("load_in_8bit", default=False):
+        read.refuse("load_in_8bit", "four bits, under adapter qlora, are what there is")
     if adapter == "full":
         return {"mode": "full"}
     targets = read.names("lora_target_modules")
@@ -172,6 +207,8 @@ def _training(read: FlatReader, stage: str) -> dict[str, Any]:
         ),
         "report_to": _trackers(read),
     }
+    if stage == "kto":
+        rows_in_twos(training, read, "micro_batch_size")
     for key, number in (
         ("max_steps", read.whole),
         ("warmup_steps", read.steps_or_share),
@@ -200,9 +237,14 @@ def _trackers(read: FlatReader) -> list[str]:
 
 def _objective(read: FlatReader, stage: str, rl: Any) -> dict[str, Any]:
     """The stage's own section."""
-    beta = read.number("rl_beta", 0.1)
+    beta = read.number("rl_beta", read.number("dpo_beta", 0.1))
     if stage == "dpo":
-        return {"dpo": {"beta": beta, "loss_type": "ipo" if rl == "ipo" else "sigmoid"}}
+        by_length = read.switch("dpo_norm_loss", default=False)
+        losses = read.names("dpo_loss_type") or ["ipo" if rl == "ipo" else "sigmoid_norm" if by_length else "sigmoid"]
+        if len(losses) > 1:
+            read.refuse("dpo_loss_type", "one of them")
+        smoothing = read.number("dpo_label_smoothing", 0.0)
+        return {"dpo": {"beta": beta, "loss_type": losses[0], "label_smoothing": smoothing}}
     if stage == "orpo":
         return {"orpo": {"beta": read.number("orpo_alpha", 0.1)}}
     if stage == "simpo":

@@ -126,6 +126,17 @@ class FlatReader:
             raise InputError(f"{self.source}: {key}: must be {wanted}, not {shortened(value)}") from None
 
 
+def rows_in_twos(training: dict[str, Any], read: FlatReader, key: str) -> None:
+    """Have rows come in twos where the objective compares a batch's rows; as many make a step as before.
+
+    `key` is what the file calls the rows of a batch.
+    """
+    batches = training["gradient_accumulation_steps"]
+    if training["per_device_train_batch_size"] == 1 and batches % 2 == 0:
+        training |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": batches // 2}
+        read.say(f"{key}: kto compares a batch's rows, so 1 × {batches} is 2 × {batches // 2}")
+
+
 def _shown(value: Any) -> str:
     return shortened_text(value, 100) if isinstance(value, str) else shortened(value)
 

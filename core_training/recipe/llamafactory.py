@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from core_training.foundation.errors import InputError
-from core_training.recipe.flat_reader import FlatReader
+from core_training.recipe.flat_reader import FlatReader, rows_in_twos
 from core_training.recipe.llamafactory_data import INFO_FILE
 from core_training.recipe.schema import TrackerName
 
@@ -251,7 +251,7 @@ def _training(read: FlatReader, stage: str) -> dict[str, Any]:
         "save_steps": read.steps("save_steps", 500),
     }
     if stage == "kto":
-        _compare_rows(training, read)
+        rows_in_twos(training, read, "per_device_train_batch_size")
     for key in ("logging_steps", "eval_steps"):
         if read.given(key):
             training[key] = read.steps(key, 1)
@@ -297,14 +297,6 @@ def _trackers(read: FlatReader) -> list[str]:
     if unknown := [name for name in named if name not in known]:
         read.say(f"report_to: {', '.join(unknown)} is not to be had; the curve is in curve.jsonl")
     return [name for name in named if name in known]
-
-
-def _compare_rows(training: dict[str, Any], read: FlatReader) -> None:
-    """Have rows come in twos where the objective compares a batch's rows; as many make a step as before."""
-    batches = training["gradient_accumulation_steps"]
-    if training["per_device_train_batch_size"] == 1 and batches % 2 == 0:
-        training |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": batches // 2}
-        read.say(f"per_device_train_batch_size: kto compares a batch's rows, so 1 × {batches} is 2 × {batches // 2}")
 
 
 def _objective(read: FlatReader, stage: str) -> dict[str, Any]:

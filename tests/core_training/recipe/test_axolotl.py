@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from core_training.foundation.errors import InputError
 from core_training.recipe.reading import parse_recipe
@@ -56,6 +59,18 @@ def test_a_usual_file_is_a_recipe(caplog: pytest.LogCaptureFixture) -> None:
         ),
         ({"rl": "dpo", "rl_beta": 0.2}, {"stage": "dpo", "dpo": {"beta": 0.2}}),
         ({"rl": "ipo"}, {"stage": "dpo", "dpo": {"loss_type": "ipo"}}),
+        ({"rl": "dpo", "dpo_beta": 0.3, "dpo_label_smoothing": 0.1}, {"dpo": {"beta": 0.3, "label_smoothing": 0.1}}),
+        ({"rl": "dpo", "dpo_norm_loss": True}, {"dpo": {"loss_type": "sigmoid_norm"}}),
+        ({"rl": "dpo", "dpo_loss_type": ["hinge"]}, {"dpo": {"loss_type": "hinge"}}),
+        ({"lora_model_dir": "runs/first"}, {"model": {"adapters": ["runs/first"]}}),
+        ({"early_stopping_patience": 3}, {"topology": {"early_stopping_patience": 3}}),
+        ({"loss_watchdog_threshold": 5.0, "loss_watchdog_patience": 3, "unfrozen_parameters": []}, {}),
+        ({"chat_template": "qwen_25"}, {"model": {"chat_template": "qwen2_5"}}),
+        ({"chat_template": "tokenizer_default_fallback_phi_35"}, {"model": {"chat_template": "phi3_5"}}),
+        (
+            {"rl": "kto", "micro_batch_size": 1, "gradient_accumulation_steps": 4},
+            {"training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}},
+        ),
         ({"rl": "simpo", "simpo_gamma": 0.7}, {"simpo": {"gamma": 0.7}}),
         ({"datasets": [{"path": "t.jsonl", "type": "completion"}]}, {"stage": "pretrain"}),
         (
@@ -79,6 +94,13 @@ def test_a_key_says_here_what_it_says_there(keys: dict[str, Any], expected: dict
     assert contains(recipe_of(**keys).model_dump(), expected)
 
 
+def test_an_eos_token_is_the_models_own(tiny_model: Path) -> None:
+    own = AutoTokenizer.from_pretrained(tiny_model).eos_token
+    assert recipe_of(base_model=str(tiny_model), special_tokens={"eos_token": own, "pad_token": "<x>"})
+    with pytest.raises(InputError, match=f"special_tokens: .*no eos_token but the model's own, {re.escape(own)}"):
+        recipe_of(base_model=str(tiny_model), special_tokens={"eos_token": "<other>"})
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
@@ -89,6 +111,15 @@ def test_a_key_says_here_what_it_says_there(keys: dict[str, Any], expected: dict
         ({"lr_scheduler": "rex"}, "lr_scheduler: rex (here: cosine"),
         ({"val_set_size": 100}, "val_set_size: 100 (here: a share below 1"),
         ({"save_steps": 0.25}, "save_steps: must be a whole number of steps, as a share of all steps would move when"),
+        ({"load_in_8bit": True, "adapter": "lora"}, "load_in_8bit: True (here: four bits, under adapter qlora, are"),
+        ({"eot_tokens": ["<|end|>"]}, "eot_tokens: ['<|end|>'] (here: the chat template says which tokens end an"),
+        (
+            {"unfrozen_parameters": ["^lm_head"]},
+            "unfrozen_parameters: ['^lm_head'] (here: a recipe's tuning.mode freeze",
+        ),
+        ({"special_tokens": {"eos_token": "</s>"}}, "(here: no eos_token but the model's own, which is not here to"),
+        ({"rl": "dpo", "dpo_loss_type": ["sigmoid", "ipo"]}, "dpo_loss_type: ['sigmoid', 'ipo'] (here: one of them)"),
+        ({"rl": "dpo", "dpo_use_weighting": True}, "dpo_use_weighting: True"),
         ({"bf16": "yes please"}, "bf16: must be one of True, False, auto, full"),
         ({"fsdp": ["full_shard"], "spectrum_top_fraction": 0.5}, "fsdp: ['full_shard']; spectrum_top_fraction"),
     ],

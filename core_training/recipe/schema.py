@@ -165,7 +165,7 @@ class Tuning(Parted):
     @classmethod
     def _say_why_not(cls, given: Any) -> Any:
         mode = given.get("mode") if isinstance(given, dict) else None
-        if isinstance(mode, str) and mode in NOT_AVERAGED:
+        if isinstance(mode, str) and mode in NOT_AVERAGED and mode not in TUNING_MODES:
             raise ValueError(f"mode: '{mode}' is not supported: {NOT_AVERAGED[mode]}")
         return given
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, VeraConfig, get_peft_model
+from peft import IA3Config, PeftType, VeraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
 from core_training.foundation.errors import InputError
@@ -16,6 +16,7 @@ from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
 from core_training.models.parameters import write_parameters
 from core_training.models.probe import logits_of
+from core_training.parts.tuning_modes import NOT_AVERAGED, TUNING_MODES
 from core_training.recipe.schema import Recipe
 from tests.families.building import make_family
 from tests.families.walk import WALKS, Family
@@ -100,9 +101,27 @@ def test_modules_are_named(make_recipe: MakeRecipe, tiny_model: Path, tmp_path: 
         BaseModel(make_recipe(model={"name_or_path": str(unknown)}, tuning={"mode": "ia3"}))
 
 
+def test_every_method_of_peft_is_a_mode_or_says_why_not() -> None:
+    assert {kind.value.lower() for kind in PeftType} <= {*TUNING_MODES, *NOT_AVERAGED}
+    assert not TUNING_MODES.keys() & NOT_AVERAGED.keys()
+
+
 @pytest.mark.parametrize(
     ("mode", "reason"),
-    [("adalora", "other ranks"), ("loha", "product of products"), ("oft", "no rotation"), ("prefix", "merged")],
+    [
+        ("adalora", "other ranks"),
+        ("loha", "product of products"),
+        ("oft", "no rotation"),
+        ("prefix", "merged"),
+        ("xlora", "mixes adapters"),
+        ("fourierft", "not offered; mode lora, ia3 or vera"),
+        ("ln_tuning", "tuning.freeze.trainable_modules"),
+        ("trainable_tokens", "model.add_tokens"),
+        ("dora", "mode lora: tuning.lora.use_dora: true"),
+        ("rslora", "mode lora: tuning.lora.use_rslora: true"),
+        ("pissa", "mode lora: tuning.lora.init_lora_weights: pissa"),
+        ("olora", "mode lora: tuning.lora.init_lora_weights: olora"),
+    ],
 )
 def test_what_cannot_be_averaged_says_why(make_recipe: MakeRecipe, mode: str, reason: str) -> None:
     with pytest.raises(InputError, match=f"tuning.mode: '{mode}' is not supported: .*{reason}"):

@@ -39,7 +39,8 @@ class _OptimizerArguments:
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
-    optim_args: str | None = None
+    weight_decay: float
+    optim_args: str | None
 
 
 def build_optimizer(model: PreTrainedModel, recipe: Recipe, peak_rate: float) -> Optimizer:
@@ -104,11 +105,13 @@ def _kind(model: PreTrainedModel, training: Training, rate: float) -> tuple[type
     betas = (training.adam_beta1, training.adam_beta2)
     if training.optim == "adamw_torch":
         return AdamW, {"lr": rate, "betas": betas, "eps": training.adam_epsilon}
-    if training.optim == "sgd":
+    if training.optim == "sgd" and training.optim_args is None:
         return SGD, {"lr": rate}
     from transformers import Trainer
 
-    arguments: Any = _OptimizerArguments(training.optim, rate, *betas, training.adam_epsilon)
+    arguments: Any = _OptimizerArguments(
+        training.optim, rate, *betas, training.adam_epsilon, training.weight_decay, training.optim_args
+    )
     try:
         kind: tuple[type[Any], dict[str, Any]] = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     except (ImportError, ValueError, RuntimeError) as error:

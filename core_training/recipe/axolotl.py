@@ -219,6 +219,8 @@ def _training(read: FlatReader, stage: str) -> dict[str, Any]:
     for key in ("warmup_ratio", "adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha"):
         if read.given(key):
             training[key] = read.number(key, 0.0)
+    if (arguments := read.arguments("optim_args")) is not None:
+        training["optim_args"] = arguments
     if read.switch("torch_compile", default=False):
         training["torch_compile"] = True
     if read.switch("load_best_model_at_end", default=False):

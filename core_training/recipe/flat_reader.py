@@ -56,6 +56,11 @@ class FlatReader:
         found: dict[str, Any] | None = self._value(key, None, "names with values", _mapping)
         return found
 
+    def arguments(self, key: str) -> str | None:
+        """`NAME=VALUE` with commas between, which may be given as names with values."""
+        found: str | None = self._value(key, None, "NAME=VALUE with commas between", _arguments)
+        return found
+
     def choice(self, key: str, values: tuple[Any, ...], default: Any) -> Any:
         """One of these values."""
 
@@ -179,6 +184,10 @@ def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError
     return value
+
+
+def _arguments(value: Any) -> str:
+    return value if isinstance(value, str) else ",".join(f"{name}={one}" for name, one in _mapping(value).items())
 
 
 def _records(value: Any) -> list[dict[str, Any]]:

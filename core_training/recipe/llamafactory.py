@@ -269,6 +269,8 @@ def _training(read: FlatReader, stage: str) -> dict[str, Any]:
         training["warmup_steps"] = warmup
     elif ratio:
         training["warmup_ratio"] = ratio
+    if (arguments := read.arguments("optim_args")) is not None:
+        training["optim_args"] = arguments
     if (settings := read.mapping("lr_scheduler_kwargs")) is not None:
         training["lr_scheduler_kwargs"] = settings
     for key in ("adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha"):

@@ -19,6 +19,19 @@ OPTIMIZERS = (
 )
 """The usable ones. A few need a package of their own, which is named where it lacks."""
 
+_ADEMAMIX = ("beta1", "beta2", "beta3", "alpha", "t_alpha", "t_beta3", "eps")
+_ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **{name: _ADEMAMIX for name in OPTIMIZERS if "ademamix" in name},
+        "stable_adamw": ("max_lr", "kahan_sum", "decouple_lr"),
+        "grokadamw": ("alpha_init", "lamb", "gamma", "grokking_signal_decay_rate", "gradient_clipping"),
+        "adagrad": ("lr_decay", "eps"),
+        "rmsprop": ("momentum", "alpha", "eps", "centered"),
+        "sgd": ("momentum", "dampening", "nesterov"),
+    }
+)
+"""What transformers reads of `optim_args`, by optimizer."""
+
 ADAMS = frozenset(
     ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 )
@@ -49,7 +62,10 @@ SCHEDULES = (
 )
 
 UNUSABLE_SCHEDULES = MappingProxyType(
-    dict.fromkeys(("reduce_lr_on_plateau", "greedy"), "it follows a loss that differs from site to site")
+    {
+        "greedy": "it follows a loss that differs from site to site",
+        "reduce_lr_on_plateau": "it waits for evaluations, so a step's rate is known neither beforehand nor elsewhere",
+    }
 )
 
 NEEDED_SETTINGS = MappingProxyType(
@@ -60,6 +76,17 @@ NEEDED_SETTINGS = MappingProxyType(
     }
 )
 """Settings of a schedule of which one must be given."""
+
+
+def wrong_argument(optimizer: str, arguments: str) -> str | None:
+    """What is wrong with an optimizer's `NAME=VALUE` with commas between, if anything is."""
+    if (known := _ARGUMENTS.get(optimizer)) is None:
+        return f"optimizer {optimizer} reads none; leave it out"
+    for argument in arguments.split(","):
+        name, _, value = (part.strip() for part in argument.partition("="))
+        if name not in known or not value:
+            return f"'{argument.strip()}' is nothing that {optimizer} reads: NAME=VALUE, of {', '.join(known)}"
+    return None
 
 
 def why_not(name: str, usable: tuple[str, ...], unusable: Mapping[str, str]) -> str | None:

@@ -41,6 +41,7 @@ from core_training.recipe.optimisation import (
     UNUSABLE_OPTIMIZERS,
     UNUSABLE_SCHEDULES,
     why_not,
+    wrong_argument,
 )
 
 if TYPE_CHECKING:
@@ -268,6 +269,11 @@ class Training(Section):
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Adam's and Lion's β₁.")
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="Adam's and Lion's β₂.")
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="Adam's ε.")
+    optim_args: str | None = Field(
+        None,
+        description="What an optimizer reads beside, as `NAME=VALUE` with commas between: of `ademamix`, "
+        "`beta3=0.999,alpha=8`.",
+    )
     lr_scheduler_type: str = Field(
         "constant_then_linear",
         description="Schedule over the whole run, not over each round: "
@@ -340,6 +346,8 @@ class Training(Section):
         ):
             if reason := why_not(getattr(self, key), usable, unusable):
                 raise ValueError(f"{key}: {reason}")
+        if self.optim_args is not None and (wrong := wrong_argument(self.optim, self.optim_args)):
+            raise ValueError(f"optim_args: {wrong}")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("warmup_ratio: warmup_steps says the same; give one of them")
         if isinstance(self.warmup_steps, float):

@@ -65,9 +65,19 @@ def test_every_name_of_transformers_is_known_or_refused() -> None:
     assert {*SCHEDULES, *UNUSABLE_SCHEDULES} - {*OWN_SCHEDULES} == {name.value for name in SchedulerType}
 
 
-@pytest.mark.parametrize("name", HERE)
-def test_a_step_is_the_librarys_own(make_recipe: MakeRecipe, tmp_path: Path, name: str) -> None:
-    recipe = make_recipe(tuning={"mode": "full"}, training={"optim": name, "weight_decay": 0.1, "adam_beta2": 0.95})
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((name, None) for name in HERE),
+        ("ademamix", "beta1=0.5,beta3=0.99, alpha=8,t_alpha=4,t_beta3=4"),
+        ("sgd", "momentum=0.9,nesterov=true"),
+        ("adagrad", "lr_decay=0.5"),
+        ("rmsprop", "alpha=0.5,momentum=0.9,centered=true"),
+    ],
+)
+def test_a_step_is_the_librarys_own(make_recipe: MakeRecipe, tmp_path: Path, name: str, arguments: str | None) -> None:
+    training = {"optim": name, "optim_args": arguments, "weight_decay": 0.1, "adam_beta2": 0.95}
+    recipe = make_recipe(tuning={"mode": "full"}, training=training)
     ours = BaseModel(recipe).model
     theirs = BaseModel(recipe).model
     trainer = Trainer(
@@ -75,6 +85,7 @@ def test_a_step_is_the_librarys_own(make_recipe: MakeRecipe, tmp_path: Path, nam
         TrainingArguments(
             str(tmp_path),
             optim=name,
+            optim_args=arguments,
             learning_rate=1e-2,
             weight_decay=0.1,
             adam_beta2=0.95,
@@ -84,6 +95,15 @@ def test_a_step_is_the_librarys_own(make_recipe: MakeRecipe, tmp_path: Path, nam
     )
     expected = stepped(theirs, trainer.create_optimizer())
     assert all(map(torch.equal, stepped(ours, build_optimizer(ours, recipe, 1e-2)), expected))
+    if arguments is not None:
+        plain, silent = BaseModel(recipe).model, make_recipe(training={**training, "optim_args": None})
+        assert not all(map(torch.equal, stepped(plain, build_optimizer(plain, silent, 1e-2)), expected))
+
+
+def test_an_argument_that_is_no_number_is_named(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(training={"optim": "ademamix", "optim_args": "alpha=much"})
+    with pytest.raises(InputError, match=r"training\.optim: ademamix: could not convert string to float: 'much'"):
+        build_optimizer(BaseModel(recipe).model, recipe, 1e-3)
 
 
 @pytest.mark.slow
@@ -187,7 +207,14 @@ def test_a_schedule_is_the_librarys_own(make_recipe: MakeRecipe, name: str, warm
         ({"optim": "lomo"}, "optim: 'lomo' is not supported: it updates within the backward pass"),
         ({"optim": "schedule_free_adamw"}, "trains other weights than those that are evaluated"),
         ({"optim": "adam"}, "optim: there is no 'adam'; it can be adamw_torch, "),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "a loss that differs from site to site"),
+        ({"optim_args": "momentum=0.9"}, "optim_args: optimizer adamw_torch reads none; leave it out"),
+        (
+            {"optim": "sgd", "optim_args": "beta=1"},
+            "optim_args: 'beta=1' is nothing that sgd reads: NAME=VALUE, of mom",
+        ),
+        ({"optim": "sgd", "optim_args": "momentum"}, "optim_args: 'momentum' is nothing that sgd reads"),
+        ({"lr_scheduler_type": "greedy"}, "a loss that differs from site to site"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "it waits for evaluations"),
         (
             {"lr_scheduler_type": "cosine_with_min_lr"},
             "lr_scheduler_kwargs: schedule cosine_with_min_lr needs min_lr or",

@@ -62,6 +62,11 @@ def test_a_usual_file_is_a_recipe(caplog: pytest.LogCaptureFixture) -> None:
         ({"rl": "dpo", "dpo_beta": 0.3, "dpo_label_smoothing": 0.1}, {"dpo": {"beta": 0.3, "label_smoothing": 0.1}}),
         ({"rl": "dpo", "dpo_norm_loss": True}, {"dpo": {"loss_type": "sigmoid_norm"}}),
         ({"rl": "dpo", "dpo_loss_type": ["hinge"]}, {"dpo": {"loss_type": "hinge"}}),
+        (
+            {"optimizer": "ademamix", "optim_args": {"alpha": 8, "beta3": 0.99}},
+            {"training": {"optim_args": "alpha=8,beta3=0.99"}},
+        ),
+        ({"optimizer": "sgd", "optim_args": "momentum=0.9"}, {"training": {"optim_args": "momentum=0.9"}}),
         ({"lora_model_dir": "runs/first"}, {"model": {"adapters": ["runs/first"]}}),
         ({"early_stopping_patience": 3}, {"topology": {"early_stopping_patience": 3}}),
         ({"loss_watchdog_threshold": 5.0, "loss_watchdog_patience": 3, "unfrozen_parameters": []}, {}),

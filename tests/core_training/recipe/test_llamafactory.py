@@ -197,6 +197,7 @@ def test_a_recipe_is_not_taken_for_a_flat_yaml() -> None:
             {"warmup_steps": 20, "optim": "adamw_torch_fused"},
             {"training": {"warmup_steps": 20, "optim": "adamw_torch_fused"}},
         ),
+        ({"optim": "ademamix", "optim_args": "alpha=8"}, {"training": {"optim_args": "alpha=8"}}),
         ({"warmup_ratio": 0.1}, {"training": {"warmup_ratio": 0.1, "warmup_steps": 0}}),
         ({"warmup_steps": "0.1"}, {"training": {"warmup_ratio": 0.1, "warmup_steps": 0}}),
         ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, {"training": {"warmup_ratio": 0.0}}),

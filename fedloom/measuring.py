@@ -9,6 +9,7 @@ import torch
 from core_training.data.leaks import Leaks
 from core_training.engine.dataset import load_dataset
 from core_training.engine.engine import Engine
+from core_training.engine.failures import explained
 from core_training.models.base_model import BaseModel
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import peak_rss_bytes
@@ -50,8 +51,9 @@ class Measured:
 def measured(recipe: Recipe) -> Measured:
     """Load model and data as the run would, and train a few steps. Nothing is written."""
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache": None})})
-    stage = load_stage(recipe, BaseModel(recipe))
-    data = load_dataset(recipe, stage)
+    with explained("loading the model and its data", recipe):
+        stage = load_stage(recipe, BaseModel(recipe))
+        data = load_dataset(recipe, stage)
     leaks = Leaks()
     for rows, held_out in [(data.rows, False), *((rows, True) for rows in data.evaluation.values())]:
         for row in rows:

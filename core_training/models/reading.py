@@ -40,7 +40,8 @@ def reading_of(model: PreTrainedModel, where: str, rows: int = 2) -> Reading:
     """How the model reads batches of so many rows: FlashAttention in transformers heeds a lone row's positions only.
 
     Raises InputError, which begins with `where`, for a model that cannot learn the next token. Encoders that
-    transformers also gives an output layer read ahead, and some count positions from another number.
+    transformers also gives an output layer read ahead, some count positions from another number, and what is to help
+    another model along reads that one's states.
     """
     embedded: list[torch.Tensor] = []
 
@@ -63,6 +64,11 @@ def reading_of(model: PreTrainedModel, where: str, rows: int = 2) -> Reading:
                 given, own = (
                     model(input_ids=batch, use_cache=False, **more).logits for more in ({"position_ids": positions}, {})
                 )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: a {type(model).__name__} reads something else than tokens: {_first_line(error)}; name a "
+            "language model"
+        ) from None
     finally:
         hook.remove()
         model.train(training)
@@ -101,3 +107,8 @@ def _where_it_computes(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.to(device)  # type: ignore[arg-type]  # weights are quantised on the CPU
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip().partition("\n")[0]
+    return said[:200] or type(error).__name__

@@ -78,6 +78,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma3": {
         "text_config": {**_SMALL_TEXT, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
         "vision_config": _SMALL_VISION, "mm_tokens_per_image": 4},
+    "gemma4_assistant": {
+        "text_config": {**_SMALL_TEXT, "model_type": "gemma4_text", "head_dim": 8, "global_head_dim": 8,
+                        "sliding_window": 16, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 0,
+                        "vocab_size_per_layer_input": 0},
+        "backbone_hidden_size": 32},
     "llama-rope": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
                    "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
 }  # fmt: skip

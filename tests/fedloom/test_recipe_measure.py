@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.families.building import make_family
 from tests.fedloom.conftest import Command
 
 RecipeFile = Callable[..., Path]
@@ -34,6 +35,16 @@ def test_the_steps_of_all_sites_of_a_simulation_count(
     path = recipe_file(topology=topology, simulation={"sites": [str(file) for file in site_files[:2]]})
     outcome = fedloom("recipe", "check", path, "--measure")
     assert "6 steps at each of 2 sites in about " in outcome.out
+
+
+def test_a_model_that_cannot_be_trained_is_refused(
+    fedloom: Command, recipe_file: RecipeFile, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = make_family("gemma4_assistant", tiny_model, tmp_path / "assistant")
+    outcome = fedloom("recipe", "check", recipe_file(model={"name_or_path": str(folder)}), "--measure")
+    assert outcome.code == 2
+    assert "a Gemma4AssistantForCausalLM reads something else than tokens: " in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_a_group_is_not_measured_in_one_process(fedloom: Command, recipe_file: RecipeFile) -> None:

@@ -11,9 +11,11 @@ import torch
 import transformers
 
 from core_training.engine.dataset import load_dataset
+from core_training.engine.engine import open_engine
 from core_training.foundation.errors import InputError
 from core_training.models.reading import reading_of
 from tests import tiny
+from tests.families.building import make_family
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {**SIZES, "intermediate_size": 64}
@@ -74,6 +76,14 @@ def test_attention_that_heeds_the_positions_of_a_lone_row_only_packs_no_more_tha
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", heeding_a_lone_row)
     recipe = make_recipe(training={"packing": None, "per_device_train_batch_size": batch_size})
     assert (max(map(len, load_dataset(recipe, tiny.stage_of(recipe)).rows)) > 1) == packs
+
+
+def test_a_model_that_reads_more_than_tokens_is_refused(make_recipe: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """Gemma 4's assistant reads the states of the model that it drafts for."""
+    folder = make_family("gemma4_assistant", tiny_model, tmp_path / "assistant")
+    said = "model.name_or_path: .*: a Gemma4AssistantForCausalLM reads something else than tokens: .*shared_kv_states"
+    with pytest.raises(InputError, match=said):
+        open_engine(make_recipe(model={"name_or_path": str(folder)}))
 
 
 def test_attention_that_cannot_train_here_is_refused() -> None:

@@ -34,7 +34,7 @@ from core_training.models.parameters import (
 )
 from core_training.models.precision import train_in_float32
 from core_training.models.quickening import quicken
-from core_training.models.reading import reading_of
+from core_training.models.reading import check_writes, reading_of
 from core_training.models.vocabulary import added_rows
 from core_training.recipe.schema import Recipe
 from core_training.tuning.base import load_tuning
@@ -68,6 +68,8 @@ class BaseModel:
         reading = reading_of(start.model, f"model.name_or_path: {self.folder}", rows)
         self.keeps_examples_apart = may_pack and reading.keeps_examples_apart
         """Whether examples can share a row, where the recipe packs any."""
+        if recipe.stage_part.samples:
+            check_writes(start.model, "stage")
         self.model: PreTrainedModel = tune(start.model, recipe)
         """The tuned model. Its head, if the stage has one, is `score` or `value_head` of the innermost model."""
         if not recipe.deepspeed.used:

@@ -17,6 +17,7 @@ from core_training.foundation.errors import InputError, RunError
 from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
 from core_training.models.endings import opening_tokens
+from core_training.models.reading import check_writes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,12 +45,14 @@ class Conversation:
     """The turns so far, and the model that takes the other part."""
 
     def __init__(self, base: BaseModel, sampling: Sampling) -> None:
+        """Raises InputError where the model cannot write."""
         self._model: Any = base.model  # PEFT's generates, too
         self._tokenizer = base.tokenizer
         self._ends = base.end_tokens
         self._base = base
         self._sampling = sampling
         self._turns: list[dict[str, str]] = []
+        check_writes(self._model, "chat", prompts=1)
         set_seed(sampling.seed)
 
     @property
@@ -59,7 +62,7 @@ class Conversation:
     def reply(self, text: str, on_text: Callable[[str], None] = lambda _: None) -> Answer:
         """The model's answer to `text`; `on_text` gets it piece by piece, in whole words.
 
-        Raises InputError when the text is empty or leaves no room for an answer, RunError where the model cannot write.
+        Raises InputError when the text is empty or leaves no room for an answer, RunError where generation fails.
         """
         if not text.strip():
             raise InputError("the prompt is empty")
@@ -89,11 +92,9 @@ class Conversation:
                     streamer=_Streamer(self._tokenizer, on_text),
                     **settings,
                 )
-        except Exception as error:  # of some families the library's own code cannot write
+        except Exception as error:  # memory may run out
             said = str(error).partition("\n")[0]
-            raise RunError(
-                f"this model cannot write: transformers' generate failed: {type(error).__name__}: {said[:200]}"
-            ) from error
+            raise RunError(f"transformers' generate failed: {type(error).__name__}: {said[:200]}") from error
         return output
 
     @property

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from core_training.foundation.errors import InputError
+from core_training.models.endings import own_settings_aside
+from core_training.models.heads import innermost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,6 +85,27 @@ def reading_of(model: PreTrainedModel, where: str, rows: int = 2) -> Reading:
             "supported; name another model"
         )
     return Reading(keeps_examples_apart=not gradients[1][:, :_LENGTH].any())
+
+
+def check_writes(model: PreTrainedModel, what: str, prompts: int = 2) -> None:
+    """Have the model write two tokens after so many prompts, of which the first is the longest.
+
+    Raises InputError, which begins with `what`, where it cannot: of some families transformers' own code fails.
+    """
+    from transformers import GenerationConfig
+
+    tokens = _tokens(model, _LENGTH).repeat(prompts, 1)
+    mask = torch.ones_like(tokens)
+    mask[1:, 0] = 0  # the padding is on the left
+    config = GenerationConfig(do_sample=False, max_new_tokens=2, pad_token_id=int(tokens[0, 0]))
+    with _where_it_computes(model), own_settings_aside(innermost(model)):
+        try:
+            model.generate(input_ids=tokens, attention_mask=mask, generation_config=config)  # type: ignore[operator]
+        except Exception as error:  # it may raise anything
+            raise InputError(
+                f"{what}: a {type(innermost(model)).__name__} cannot write here: transformers' generate failed: "
+                f"{type(error).__name__}: {_first_line(error)}"
+            ) from None
 
 
 def _tokens(model: PreTrainedModel, count: int) -> torch.Tensor:

@@ -28,10 +28,7 @@ def labelled_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch
 
 def labelled_output(model: nn.Module, batch: Batch, **settings: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """The model's whole output, asked for with further settings of its forward; logits and labels as above."""
-    labels = batch["labels"][:, 1:]
-    positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
-    if positions.numel() == 0:  # nothing to learn here: one ignored position keeps the loss a differentiable zero
-        positions = torch.zeros(1, dtype=torch.long, device=labels.device)
+    labels, positions = batch["labels"][:, 1:], labelled_positions(batch)
     output = model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
@@ -39,10 +36,20 @@ def labelled_output(model: nn.Module, batch: Batch, **settings: Any) -> tuple[An
         use_cache=False,
         **settings,
     )
-    logits = output.logits
-    if logits.shape[1] != len(positions):  # the model has given all
-        logits = logits[:, positions]
-    return output, logits.float(), labels[:, positions]
+    return output, at_positions(output.logits, positions).float(), labels[:, positions]
+
+
+def labelled_positions(batch: Batch) -> torch.Tensor:
+    """The positions, shape (positions,), before those where any sequence of the batch has a label."""
+    positions = (batch["labels"][:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
+    if positions.numel() == 0:  # nothing to learn here: one ignored position keeps the loss a differentiable zero
+        return torch.zeros(1, dtype=torch.long, device=positions.device)
+    return positions
+
+
+def at_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """What a model computed, shape (sequences, …), at these positions, to which some families do not keep."""
+    return values if values.shape[1] == len(positions) else values[:, positions]
 
 
 def token_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

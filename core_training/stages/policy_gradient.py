@@ -30,7 +30,7 @@ from core_training.recipe.schema import Recipe
 from core_training.stages.base import BatchLoss, Stage, mean_figure
 from core_training.stages.chat import prompt_tokens
 from core_training.stages.kl import Estimator, KLController, kl_estimates
-from core_training.stages.language import labelled_logits, token_logps
+from core_training.stages.language import at_positions, labelled_logits, labelled_positions, token_logps
 from core_training.stages.rewards import load_judge
 from core_training.stages.rollout import Sampler, plain_text
 
@@ -157,7 +157,9 @@ class PolicyGradientStage(Stage[Prompt]):
         # One answer at a time: another tensor of the logits' size would be the largest of all.
         policies = [Categorical(logits=row, validate_args=False) for row in logits.detach()]
         entropy = torch.stack([policy.entropy() for policy in policies]) * mask
-        values = None if value_head is None else value_head(hidden[0]).squeeze(-1) * mask
+        if value_head is None:
+            return Scores(mask, token_logps(logits, labels), entropy, None)
+        values = value_head(at_positions(hidden[0], labelled_positions(answers))).squeeze(-1) * mask
         return Scores(mask, token_logps(logits, labels), entropy, values)
 
     def set_mode(self, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import core_training.foundation.environment  # noqa: F401  # isort: skip - before PyTorch is imported
 import torch
 
-from core_training.foundation.errors import FedloomError
+from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.context import UNLIMITED, context_length
 from core_training.tuning import reach
@@ -70,7 +70,7 @@ def walk_through(name: str) -> Found | str:
             (folder / cell).mkdir()
             try:
                 walk(Family(name, model, folder / cell))
-            except FedloomError as error:
+            except InputError as error:
                 found.outcomes[cell] = _line(error).replace(f"model.name_or_path: {model}: ", "").partition(";")[0]
             except Exception as error:
                 found.outcomes[cell] = f"**{type(error).__name__}** {_line(error)}"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from core_training.foundation.errors import InputError
+from core_training.engine.engine import open_engine
+from core_training.foundation.errors import InputError, RunError
+from core_training.models.base_model import BaseModel
+from core_training.models.conversation import Conversation, Sampling
+from tests.families import finding
 from tests.families.building import make_family
 from tests.families.tokenizers import KINDS, make_tokenizer
 from tests.families.walk import WALKS, Family
+from tests.matrix.cells import SAMPLED
 
 pytestmark = pytest.mark.slow
 
@@ -51,3 +57,31 @@ def test_a_family(
     refusal = pytest.raises(InputError, match=REFUSED[family]) if family in REFUSED else nullcontext()
     with refusal:
         WALKS[cell](Family(family, built[family], tmp_path))
+
+
+def test_a_model_that_cannot_write_is_refused_where_it_would_have_to(tiny_model: Path, tmp_path: Path) -> None:
+    """Dory writes after one prompt, and not after two of unequal length."""
+    family = Family("dory", make_family("dory", tiny_model, tmp_path / "dory"), tmp_path)
+    for stage in SAMPLED:
+        with pytest.raises(InputError, match="stage: a DoryForCausalLM cannot write here: transformers' generate fail"):
+            open_engine(family.recipe(stage, stage=stage))
+    assert Conversation(BaseModel(family.recipe("sft")), Sampling(max_tokens=2)).reply("fever?").tokens == 2
+
+
+def test_the_value_of_a_token_is_found_in_a_model_that_gives_all_of_a_rows(tiny_model: Path, tmp_path: Path) -> None:
+    """Whisper's decoder does not keep to the positions that are asked for."""
+    WALKS["ppo"](Family("whisper", make_family("whisper", tiny_model, tmp_path / "whisper"), tmp_path))
+
+
+def test_a_refusal_is_an_input_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> Callable[[Family], None]:
+        def walk(_: Family) -> None:
+            raise error
+
+        return walk
+
+    walks = {"input": failing(InputError("no")), "run": failing(RunError("halfway"))}
+    monkeypatch.setattr(finding, "WALKS", walks)
+    found = finding.walk_through("llama")
+    assert isinstance(found, finding.Found)
+    assert found.outcomes == {"input": "no", "run": "**RunError** halfway"}

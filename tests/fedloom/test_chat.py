@@ -15,7 +15,7 @@ from signal import Signals
 
 import pytest
 
-from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.errors import InputError
 from core_training.foundation.stopping import raise_stop
 from core_training.models.base_model import BaseModel
 from core_training.models.conversation import Answer, Conversation, Sampling
@@ -196,5 +196,5 @@ def test_a_refused_prompt_leaves_the_conversation_as_it_was(base: BaseModel) -> 
 def test_a_model_of_a_family_that_cannot_write_says_so(tiny_model: Path, tmp_path: Path) -> None:
     model = make_family("xlstm", tiny_model, tmp_path / "xlstm")
     base = BaseModel(parse_recipe(f"model: {{name_or_path: '{model}'}}\nstage: sft\ndata: {{train: none.jsonl}}\n"))
-    with pytest.raises(RunError, match="this model cannot write: transformers' generate failed: ValueError: matC"):
-        Conversation(base, Sampling(max_tokens=4)).reply("fever?")
+    with pytest.raises(InputError, match=r"chat: a xLSTMForCausalLM cannot write here: .* failed: ValueError: matC"):
+        Conversation(base, Sampling(max_tokens=4))

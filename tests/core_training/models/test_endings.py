@@ -97,10 +97,11 @@ def test_one_who_talks_stops_at_any_of_them_and_does_not_say_it(
         return type("Output", (dict,), {"__getattr__": dict.__getitem__})(logits=logits)
 
     calls: list[None] = []
+    conversation = Conversation(base, Sampling(max_tokens=60))
     monkeypatch.setattr(base.model, "forward", spoken)
     monkeypatch.setattr(type(base.model), "__call__", lambda self, **inputs: spoken(**inputs), raising=False)
     monkeypatch.setattr(base.model.get_base_model(), "forward", spoken)
-    answer = Conversation(base, Sampling(max_tokens=60)).reply("Which?")
+    answer = conversation.reply("Which?")
     assert (answer.text, answer.tokens, answer.ended) == ("ward", len(word) + 1, True)
 
 

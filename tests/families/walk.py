@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from core_training.data.examples import IGNORED
 from core_training.engine.central import train
 from core_training.engine.engine import Engine, open_engine
+from core_training.foundation.state import TrainableState
 from core_training.models.conversation import Conversation, Sampling
 from core_training.models.loading import load_starting_model, load_tokenizer
 from core_training.models.probe import logits_of
@@ -24,11 +27,14 @@ from core_training.models.results import export_adapter, export_model, find_resu
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
+from core_training.tuning.text_part import is_of_text
 from simulations import simulate
 from tests import tiny
 from tests.core_training import preference_data
 from tests.matrix.cells import JUDGE, SAMPLED
 
+_ROUNDS = 2
+_ROUTER = re.compile(r"(^|\.)(router|gate)\.")
 CLOSE = 2e-4
 """How far logits may lie from each other that are computed in another order; those of these models are about one."""
 
@@ -175,22 +181,33 @@ def _stage(stage: str) -> Callable[[Family], None]:
 
 
 def topologies(family: Family) -> None:
-    """One site over a server and one node by gossip end as the central run does."""
-    states = []
-    for kind in ("central", "federated", "gossip"):
-        sections: dict[str, Any] = (
-            {"topology": {"kind": kind, "rounds": 2, "local_steps": 1}} if kind != "central" else {}
+    """Two sites over a server and two nodes by gossip end with the mean of what each trains; no router is trained."""
+    sites = [str(family._site("sft", number)) for number in range(2)]
+
+    def recipe(kind: str, name: str, records: list[str]) -> Recipe:
+        topology = {"kind": kind, "rounds": _ROUNDS, "local_steps": 1}
+        return family.recipe(
+            name, topology=topology, simulation={"sites": sites}, data={"train": records, "eval_fraction": 0.25}
         )
-        recipe = family.recipe(kind, **sections, simulation={"sites": [str(family._site("sft", 0))]},
-                               data={"train": str(family._site("sft", 0)), "eval_fraction": 0.25})  # fmt: skip
-        if kind == "central":
-            engine = open_engine(recipe)
-            engine.train(2)
-            states.append(engine.read_state().digest)
-            engine.close()
-            continue
-        states.append(simulate(recipe, RunFolder(Path(recipe.output))).state_digest)
-    assert states[0] == states[1] == states[2], states
+
+    engines = [open_engine(recipe("federated", f"site{number}", [site])) for number, site in enumerate(sites)]
+    names = list(engines[0]._base.trainable_parameters)
+    assert all(is_of_text(name) and not _ROUTER.search(name) for name in names), names
+    state = engines[0].initial_state
+    for _ in range(_ROUNDS):
+        total, weight = np.zeros(state.manifest.size), 0.0
+        for engine in engines:
+            engine.begin_round(state)
+            report = engine.train(1)
+            total += report.weight * engine.read_state().buffer.astype(np.float64)
+            weight += report.weight
+        state = TrainableState(state.manifest, (total / weight).astype(np.float32))
+    assert state.digest != engines[0].initial_state.digest
+    for engine in engines:
+        engine.close()
+    for kind in ("federated", "gossip"):
+        together = recipe(kind, kind, sites)
+        assert simulate(together, RunFolder(Path(together.output))).state_digest == state.digest, kind
 
 
 def chat(family: Family) -> None:

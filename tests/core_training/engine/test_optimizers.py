@@ -106,25 +106,47 @@ def test_an_argument_that_is_no_number_is_named(make_recipe: MakeRecipe) -> None
         build_optimizer(BaseModel(recipe).model, recipe, 1e-3)
 
 
+AVERAGED: dict[str, dict[str, Any]] = {
+    **{name: {"training": {"optim": name}} for name in HERE if name not in ("adamw_torch", "sgd")},
+    **{
+        name: {
+            "training": {"lr_scheduler_type": name, "lr_scheduler_kwargs": SETTINGS.get(name, {}), "warmup_steps": 1}
+        }
+        for name in SCHEDULES
+    },
+    "dora": {"tuning": {"lora": {"r": 4, "use_dora": True}}},
+    "rslora": {"tuning": {"lora": {"r": 4, "use_rslora": True}}},
+    "pissa": {"tuning": {"lora": {"r": 4, "init_lora_weights": "pissa"}}},
+    "olora": {"tuning": {"lora": {"r": 4, "init_lora_weights": "olora"}}},
+}
+"""Optimizers, schedules and kinds of LoRA, by the sections of a recipe that has one."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in HERE if name not in ("adamw_torch", "sgd")])
+@pytest.mark.parametrize("name", AVERAGED)
 def test_two_sites_average_what_it_makes(
     make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, name: str
 ) -> None:
     sections: dict[str, Any] = {
-        "training": {"optim": name, "learning_rate": 1e-3},
-        "topology": {"kind": "federated", "rounds": 1, "local_steps": 2},
+        **AVERAGED[name],
+        "training": {"learning_rate": 1e-3, **AVERAGED[name].get("training", {})},
+        "topology": {"kind": "federated", "rounds": 2, "local_steps": 2},
     }
     sites = [str(path) for path in site_files[:2]]
     recipe = make_recipe(**sections, simulation={"sites": sites}, output=str(tmp_path / "run"))
     digest = simulate(recipe, RunFolder(tmp_path / "run")).state_digest
     engines = [open_engine(make_recipe(**sections, data={"train": site})) for site in sites]
-    mean = FedAvg(engines[0].manifest)
+    state = engines[0].initial_state
+    for _ in range(2):
+        mean = FedAvg(engines[0].manifest)
+        for engine in engines:
+            engine.begin_round(state)
+            report = engine.train(2)
+            mean.add(engine.read_state(), report.weight)
+        state = mean.result()
     for engine in engines:
-        report = engine.train(2)
-        mean.add(engine.read_state(), report.weight)
         engine.close()
-    assert mean.result().digest == digest
+    assert state.digest == digest
 
 
 @pytest.mark.slow

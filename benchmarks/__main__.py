@@ -1,8 +1,8 @@
 """`python -m benchmarks [NAME ...] [--data DIR] [--model DIR]`: measure figures and compare them with their targets.
 
-Without names: all but `memory_estimate`, `defaults`, `medquad` and `quantised`, which take a quarter of an hour and
-more, and `against_llamafactory`, which installs it. Results are kept in `runs/bench/results.json`, one entry for each
-figure, the latest. Exit code 1 says that a target was missed.
+Without names: all but `memory_estimate`, `defaults`, `rules`, `medquad` and `quantised`, which take a quarter of an
+hour and more, and `against_llamafactory`, which installs it. Results are kept in `runs/bench/results.json`, one entry
+for each figure, the latest. Exit code 1 says that a target was missed.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ MODULES = {
     "gossip_bytes": "gossip.bytes",
     "gossip_at_rest": "gossip.at_rest",
     "defaults": "learning.defaults",
+    "rules": "learning.rules",
     "medquad": "learning.medquad",
     "quantised": "learning.quantised",
 }
-ASKED_FOR = ("memory_estimate", "against_llamafactory", "defaults", "medquad", "quantised")
+ASKED_FOR = ("memory_estimate", "against_llamafactory", "defaults", "rules", "medquad", "quantised")
 """Those that are measured where they are named."""
 FIGURES = tuple(name for name in MODULES if name not in ASKED_FOR)
 RESULTS = OUTPUT / "results.json"

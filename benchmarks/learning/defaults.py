@@ -14,43 +14,29 @@ Two more federated runs, at half and at twice the rate that a recipe gets, say h
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from statistics import mean
 
 from benchmarks.figure import Figure
 from benchmarks.learning.kept_runs import trained_centrally, trained_together
+from benchmarks.learning.medquad_sites import RATES, ROUNDS, first_records, recipe_of
 from benchmarks.places import OUTPUT, Places
 from core_training.models.shapes import hidden_size
 from core_training.recipe.learning_rate import learning_rate_of, with_sites
-from core_training.recipe.reading import parse_recipe
-from core_training.recipe.schema import Recipe
 from examples.demo.examiner import Examiner
 
 TARGET = 0.85
 FOLDER = OUTPUT / "defaults"
 SETS = {"six": None, "three": ("nhlbi", "niddk", "seniorhealth")}
 SEEDS = (0, 1, 2)
-RATES = (0.5, 1.0, 2.0)
-"""Times the rate that a central run of this model has by itself."""
 TOGETHER = {
     "federated": ("topology.kind=federated",),
     "gossip": ("topology.kind=gossip",),
     "exponential": ("topology.kind=gossip", "aggregation.mixing=metropolis", "topology.graph=exponential"),
 }
 """The topologies by name: `gossip` is one group, `exponential` has each node talk to those 1, 2, 4, … places away."""
-ROUNDS = 24
-RECORDS = 600
-"""Of each site, at most."""
-
-RECIPE = """
-stage: sft
-data: {columns: {prompt: question, completion: answer}, eval_fraction: 0.1}
-training: {per_device_train_batch_size: 2, per_device_eval_batch_size: 32, max_length: 64, packing: false}
-"""
 
 
 def measure(places: Places) -> Figure:
@@ -76,9 +62,9 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> dict[str, float]:
     """The losses by how a model was trained, and the gaps that the federated and the gossip one close."""
-    records = {name: _first_records(places.sites[name], folder / "records" / f"{name}.jsonl") for name in sites}
-    steps = ROUNDS * (_recipe(places, records.values(), seed).topology.local_steps or 0)
-    everything = _recipe(places, records.values(), seed, "topology.kind=central")
+    records = {name: first_records(places.sites[name], folder / "records" / f"{name}.jsonl") for name in sites}
+    steps = ROUNDS * (recipe_of(places, records.values(), seed).topology.local_steps or 0)
+    everything = recipe_of(places, records.values(), seed, "topology.kind=central")
     width = hidden_size(places.model)
     examiner = Examiner(everything)
 
@@ -92,7 +78,7 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
         for factor in RATES:
             rate = f"training.learning_rate={factor * learning_rate_of(everything, width)}"
             length = f"training.max_steps={steps}"
-            recipe = _recipe(places, files, seed, "topology.kind=central", length, rate, *overrides)
+            recipe = recipe_of(places, files, seed, "topology.kind=central", length, rate, *overrides)
             losses.append(loss_of(trained_centrally(recipe, folder / f"{name}-{factor}")))
         return min(losses)
 
@@ -103,11 +89,11 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
         "turns": central("turns", records.values(), steps * len(sites), turns),
     }
     for kind, keys in TOGETHER.items():
-        recipe = _recipe(places, records.values(), seed, *keys)
+        recipe = recipe_of(places, records.values(), seed, *keys)
         losses[kind] = loss_of(trained_together(recipe, folder / kind))
-    own = learning_rate_of(with_sites(_recipe(places, records.values(), seed), len(sites)), width)
+    own = learning_rate_of(with_sites(recipe_of(places, records.values(), seed), len(sites)), width)
     for factor in (0.5, 2.0):
-        recipe = _recipe(places, records.values(), seed, f"training.learning_rate={factor * own}")
+        recipe = recipe_of(places, records.values(), seed, f"training.learning_rate={factor * own}")
         losses[f"federated, {factor:g} × the rate"] = loss_of(trained_together(recipe, folder / f"federated-{factor}"))
     examiner.close()
     gaps = {
@@ -116,19 +102,3 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
         for of in ("pooled", "turns")
     }
     return losses | gaps
-
-
-def _recipe(places: Places, files: Iterable[Path], seed: int, *overrides: str) -> Recipe:
-    listed = f"[{', '.join(str(path.absolute()) for path in files)}]"
-    here = (f"model.name_or_path={places.model}", f"data.train={listed}", f"simulation.sites={listed}")
-    length = (f"topology.rounds={ROUNDS}", "topology.eval_every=1000", f"training.seed={seed}")
-    text = f"model: {{name_or_path: base}}\ntopology: {{kind: federated}}\n{RECIPE}"
-    return parse_recipe(text, source="defaults", overrides=[*here, *length, *overrides])
-
-
-def _first_records(source: Path, path: Path) -> Path:
-    """The first records of a site in a file of their own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(source, "rt", encoding="utf-8") as lines:
-        path.write_text("".join(islice(lines, RECORDS)), encoding="utf-8")
-    return path

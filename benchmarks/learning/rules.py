@@ -1,9 +1,9 @@
 """What each rule for putting sites' updates together comes to, on the six sites of MedQuAD, beside plain averaging.
 
 All with what a recipe gets by itself but for the rule: rate, schedule and local steps are those of plain averaging, so
-a rule that wants others is shown at a disadvantage. Losses are on the sites' held-out parts: the mean over sites and the
-worst site of the model of all; and, of the models that sites end with, each on its own site's part. One seed, whose runs
-are kept beside those of `defaults`.
+a rule that wants others is shown at a disadvantage. Losses are on the sites' held-out parts: the mean over sites and
+the worst site of the model of all; and, of the models that sites end with, each on its own site's part. One seed, whose
+runs are kept beside those of `defaults`.
 
 The figure: a site's own model (`topology.own_steps`), on its own records, relative to the better of the common one and
 of one that was trained on its records alone as long as the federation took; of the worst site.

@@ -122,9 +122,10 @@ def _own_eos(name: str) -> str | None:
         return None
     try:
         token = read_json(folder / "tokenizer_config.json", LARGEST_SMALL_FILE)["eos_token"]
-        return str(token["content"] if isinstance(token, dict) else token)
+        own = token["content"] if isinstance(token, dict) else token
     except (OSError, ForeignTextError, KeyError, TypeError):
         return None
+    return own if isinstance(own, str) else None
 
 
 def _tuning(read: FlatReader) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Comparison:
         trainer.model.train()
         theirs = trainer.compute_loss(trainer.model, inputs)
         theirs.backward()
-        assert ours.item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-5)
+        assert ours.item() == pytest.approx(theirs.item(), rel=3e-6, abs=1e-5)
         gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, gradients.pop(name), atol=1e-5, rtol=1e-4, msg=name)

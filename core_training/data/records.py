@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from core_training.data.hub_cache import SHARD, cached_files
 from core_training.data.sizes import LONGEST_RECORD, UNFOLDS, most_unfolded
 from core_training.data.tables import arrow_rows, csv_rows, excel_rows, parquet_rows
-from core_training.foundation.bounded_reading import open_regular, shortened_text
+from core_training.foundation.bounded_reading import ForeignTextError, check_depth, open_regular, shortened_text
 from core_training.foundation.errors import InputError
 from core_training.foundation.places import is_folder, is_there
 from core_training.recipe.llamafactory_data import names_data_set, read_entry
@@ -265,7 +265,12 @@ def _object(path: Path, line: int, value: Any) -> Record | InputError:
     if not isinstance(value, dict):
         place = Record({}, path, line).place
         return InputError(f"{place}: a record must be a JSON object, not {type(value).__name__}")
-    return Record(value, path, line)
+    record = Record(value, path, line)
+    try:
+        check_depth(value)
+    except ForeignTextError as error:
+        return InputError(f"{record.place}: {error}")
+    return record
 
 
 def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[Record | InputError]:

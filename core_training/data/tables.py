@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -13,7 +12,7 @@ from typing import Any
 
 from core_training.data.arrow_sizes import written_out
 from core_training.data.sizes import LONGEST_RECORD, UNFOLDS, most_unfolded
-from core_training.foundation.bounded_reading import open_regular, shortened_text
+from core_training.foundation.bounded_reading import open_regular, parse_value, shortened_text
 from core_training.foundation.errors import InputError
 from core_training.foundation.limits import TooMuchError, within
 
@@ -231,7 +230,7 @@ def _plain(values: list[Any], kind: Any) -> list[Any]:
     import pyarrow as pa
 
     if isinstance(kind, pa.JsonType):
-        return [None if one is None else json.loads(one) for one in values]
+        return [None if one is None else parse_value(one) for one in values]
     if pa.types.is_struct(kind):
         parts = {
             part.name: _plain([None if one is None else one[part.name] for one in values], part.type) for part in kind

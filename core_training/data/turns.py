@@ -5,12 +5,12 @@ Each function raises ValueError with what is wrong in a column.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from typing import Any
 
 from core_training.data.layout import Raw
 from core_training.data.unknown import UNUSED_PARTS
+from core_training.foundation.bounded_reading import parse_value
 from core_training.parts.data_kinds.values import Message, Messages, Tools
 
 
@@ -94,7 +94,7 @@ def _joined(name: str, parts: list[Any]) -> str:
 def _calls(name: str, text: str) -> list[Any]:
     """ShareGPT's calls: JSON of one `{name, arguments}` or a list of them."""
     try:
-        calls = json.loads(text)
+        calls = parse_value(text)
     except ValueError:
         raise ValueError(f"a function call in '{name}' is not JSON of {{name, arguments}}") from None
     return calls if isinstance(calls, list) else [calls]
@@ -111,7 +111,7 @@ def _checked_call(name: str, call: Any) -> dict[str, Any]:
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             with suppress(ValueError):
-                arguments = json.loads(arguments)
+                arguments = parse_value(arguments)
         if isinstance(arguments, dict):
             known = {key: call[key] for key in ("id",) if isinstance(call.get(key), str)}
             return {"type": "function", **known, "function": {"name": function["name"], "arguments": arguments}}
@@ -122,7 +122,7 @@ def tools_of(value: Any) -> Tools:
     """Descriptions of functions: a list, or its JSON; bare ones (`{name, …}`) are put in the form of the others."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_value(value)
         except ValueError:
             raise ValueError("'tools' is a text that is not JSON") from None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):

@@ -24,6 +24,7 @@ MOST_YAML_BYTES = 2**20
 """Bytes of a document that people write. Longer ones would take the parser, which is Python, many seconds."""
 MOST_JSON_BYTES = 64 * 2**20
 _DEEPEST = 64
+_TOO_DEEP = "it is nested too deeply"
 _MOST_VALUES = 50_000
 """Values of a YAML document with every alias written out."""
 _MOST_DIGITS = 40
@@ -129,10 +130,32 @@ def parse_json(text: str | bytes, most: int = MOST_JSON_BYTES) -> Any:
     except UnicodeDecodeError:
         raise ForeignTextError("not valid JSON: it is not UTF-8") from None
     except RecursionError:
-        raise ForeignTextError("it is nested too deeply") from None
-    if _is_deep(value):
-        raise ForeignTextError("it is nested too deeply")
+        raise ForeignTextError(_TOO_DEEP) from None
+    check_depth(value)
     return value
+
+
+def parse_value(text: str | bytes) -> Any:
+    """The value of a JSON text that stands in a record, whose size is bounded there, with any number and NaN.
+
+    Raises ForeignTextError for what is nested too deeply, and what `json.loads` raises.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ForeignTextError(_TOO_DEEP) from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Raise ForeignTextError for lists and mappings nested deeper than anything that goes through them bears."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for one in level if isinstance(one, dict | list) for inner in _inside(one)]
+        if not level:
+            return
+    raise ForeignTextError(_TOO_DEEP)
 
 
 def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:
@@ -157,7 +180,7 @@ class BoundedLoader(yaml.SafeLoader):
         self._depth += 1
         self._values += 1
         if self._depth > _DEEPEST:
-            raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.get_mark())
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.get_mark())
         if self._values > _MOST_VALUES:
             raise yaml.MarkedYAMLError(problem="it has too many values", problem_mark=self.get_mark())
         try:
@@ -192,7 +215,7 @@ def parse_yaml(text: str, loader: type[BoundedLoader] = BoundedLoader) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ForeignTextError(f"not valid YAML: {shortened_text(error.problem, 200)}", line) from None
     except RecursionError:
-        raise ForeignTextError("it is nested too deeply") from None
+        raise ForeignTextError(_TOO_DEEP) from None
     except Exception as error:  # what a text is no value of (`!!bool maybe`, a 30th of February) raises this and that
         raise ForeignTextError(f"not valid YAML: {shortened_text(error, 200)}") from None
 
@@ -229,15 +252,6 @@ def _check_expanded(root: yaml.Node) -> None:
         return size, depth
 
     measured(root)
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [inner for one in level if isinstance(one, dict | list) for inner in _inside(one)]
-        if not level:
-            return False
-    return True
 
 
 def _inside(value: dict[str, Any] | list[Any]) -> list[Any]:

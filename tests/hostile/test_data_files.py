@@ -129,6 +129,29 @@ def test_no_line_of_json_is_a_traceback(refusal: Callable[[str, Put], str], file
     refusal(file, bytes_of(content if file == "x.jsonl" else b"[" + content + b"]" if name != "a list" else b"[1]"))
 
 
+@pytest.mark.parametrize(
+    ("name", "put"),
+    [
+        ("x.jsonl", bytes_of(b'{"text": ' + b"[" * 100 + b"]" * 100 + b"}")),
+        ("x.json", bytes_of(b'[{"text": ' + b"[" * 100 + b"]" * 100 + b"}]")),
+    ],
+)
+def test_no_record_is_nested_deeper_than_what_goes_on_with_it_bears(
+    refusal: Callable[[str, Put], str], name: str, put: Put
+) -> None:
+    assert f"{name}, {'line' if name == 'x.jsonl' else 'record'} 1: it is nested too deeply" in refusal(name, put)
+
+
+@pytest.mark.parametrize("text", ["[" * 100 + "]" * 100, "[" * 100_000 + "]" * 100_000])
+def test_no_json_in_a_table_is_nested_deeper(refusal: Callable[[str, Put], str], text: str) -> None:
+    def put(path: Path) -> None:
+        table = pa.table({"tools": pa.ExtensionArray.from_storage(pa.json_(pa.string()), pa.array([text]))})
+        with pa.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table)
+
+    assert "nested too deeply" in refusal("x.arrow", put)
+
+
 @pytest.mark.parametrize("put", [os.mkfifo, zero, itself, os.mkdir])
 @pytest.mark.parametrize("name", KINDS)
 def test_no_data_is_a_pipe_or_without_an_end(refusal: Callable[[str, Put], str], name: str, put: Put) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -351,6 +353,33 @@ def test_a_turn_may_say_that_it_is_not_to_be_learnt(key: str) -> None:
 )
 def test_what_cannot_be_used_is_refused_and_not_passed_over(fields: dict[str, Any], expected: str) -> None:
     assert expected in error("sft", **fields)
+
+
+CALLED = '{"name": "f", "arguments": %s}'
+
+
+@pytest.mark.parametrize("depth", [100, 100_000])
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (lambda deep: {"prompt": "q", "completion": "a", "tools": deep}, "'tools' is a text that is not JSON"),
+        (
+            lambda deep: {"conversations": [human("q"), {"from": "function_call", "value": CALLED % deep}]},
+            "is not JSON",
+        ),
+        (
+            lambda deep: {
+                "messages": [user("q"), {"role": "assistant", "tool_calls": json.loads(CALLED % f'"{deep}"')}]
+            },
+            "tool_calls that are no list",
+        ),
+    ],
+    ids=["tools", "ShareGPT's call", "arguments"],
+)
+def test_json_inside_a_record_is_nested_no_deeper_than_others(
+    fields: Callable[[str], dict[str, Any]], expected: str, depth: int
+) -> None:
+    assert expected in error("sft", **fields("[" * depth + "]" * depth))
 
 
 def test_columns_that_are_read_under_another_name_are_not_refused_by_it() -> None:

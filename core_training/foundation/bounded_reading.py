@@ -11,6 +11,7 @@ import json
 import os
 import reprlib
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -106,6 +107,13 @@ def read_bounded(path: Path, most: int) -> bytes:
     """The content of a regular file of at most so many bytes. Raises OSError, and ForeignTextError for a larger one."""
     with open_regular(path) as file:
         return bounded(file, most)
+
+
+def read_lines(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The lines of a regular file from byte `start` on; one that is longer than any comes in pieces. Raises OSError."""
+    with open_regular(path) as file:
+        file.seek(start)
+        yield from iter(lambda: file.readline(MOST_JSON_BYTES), b"")
 
 
 def bounded(stream: BinaryIO, most: int) -> bytes:

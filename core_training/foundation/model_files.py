@@ -68,6 +68,13 @@ def check_model_folder(folder: Path) -> None:
     _check_tokenizer_config(folder / "tokenizer_config.json")
 
 
+def check_result_folder(folder: Path) -> None:
+    """Look at what a run left before any library does. Raises InputError for a file that is none: it may never end."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            _check_file(path)
+
+
 def _check_file(path: Path) -> None:
     most = LARGEST_SMALL_FILE if path.name == INDEX or is_small_file(path.name) else None
     try:
@@ -80,7 +87,7 @@ def _check_file(path: Path) -> None:
 
 
 def _check_config(path: Path) -> None:
-    config = _settings(path)
+    config = settings_in(path)
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         if part.get("transformers_weights") is not None:
             raise InputError(
@@ -107,14 +114,14 @@ def _check_sizes(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _check_tokenizer_config(path: Path) -> None:
-    if "fast_tokenizer_files" in _settings(path):
+    if "fast_tokenizer_files" in settings_in(path):
         raise InputError(
             f"{path}: fast_tokenizer_files names another tokenizer than tokenizer.json; take it out, and name the file "
             "as all others do"
         )
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def settings_in(path: Path) -> dict[str, Any]:
     """A JSON object of a model's; empty where there is no such file. Raises InputError for any other content."""
     try:
         settings = read_json(path, _LARGEST_CONFIG)
@@ -153,9 +160,13 @@ def indexed_names(index: Path) -> list[str]:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 (hex) over the weight files in a folder, in the order of their names."""
+    """SHA-256 (hex) over the weight files in a folder, in the order of their names.
+
+    Raises InputError for one that cannot be read.
+    """
     hasher = hashlib.sha256()
     for name in weight_names(folder):
+        _check_file(folder / name)
         status = (folder / name).stat()
         hasher.update(_file_digest(folder / name, status.st_size, status.st_mtime_ns))
     return hasher.hexdigest()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from core_training.foundation.durable import commit_folder, new_folder, share
 from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.foundation.hub_models import hub_model
+from core_training.foundation.model_files import settings_in
 from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
 from core_training.models.endings import generation_settings, own_settings_aside
@@ -216,5 +217,5 @@ def _joined(name: str, trained: npt.NDArray[Any], initial: npt.NDArray[Any]) -> 
 
 def _update_config(folder: Path, **values: Any) -> None:
     path = folder / ADAPTER_CONFIG
-    config = json.loads(path.read_text(encoding="utf-8")) | values
+    config = settings_in(path) | values
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

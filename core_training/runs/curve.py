@@ -6,14 +6,14 @@ order, from the run as it stands: when a run goes back to a checkpoint, the rows
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from core_training.foundation.errors import RunError
+from core_training.foundation.bounded_reading import parse_value, read_lines
+from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.strict_json import strict_json
 from core_training.runs import events
 
@@ -93,8 +93,11 @@ class CurveFile:
             raise RunError(f"{self._path} cannot be written: {error}") from error
 
     def rows(self) -> Iterator[Row]:
-        """The rows so far."""
-        return (row for _, _, row in self._read())
+        """The rows so far. Raises InputError where the file is a pipe or a device."""
+        try:
+            yield from (row for _, _, row in self._read())
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be read: {error.strerror or error}") from None
 
     def _put(self, new: Measured) -> None:
         if not self._is_known:
@@ -129,12 +132,11 @@ class CurveFile:
         if not self._path.exists():
             return
         start = 0
-        with self._path.open("rb") as file:
-            for line in file:
-                if (row := _row_of(line)) is None:
-                    return
-                yield start, start + len(line), row
-                start += len(line)
+        for line in read_lines(self._path):
+            if (row := _row_of(line)) is None:
+                return
+            yield start, start + len(line), row
+            start += len(line)
 
 
 _NO_END = 2**63
@@ -142,13 +144,13 @@ _NO_END = 2**63
 
 def _row_of(line: bytes) -> Row | None:
     """The row of a line; None for one that a kill or a full disk cut short, or that is something else."""
+    if not line.endswith(b"\n"):
+        return None
     try:
-        row = json.loads(line)
+        row = parse_value(line)
     except ValueError:
         return None
-    if not line.endswith(b"\n") or not isinstance(row, dict):
-        return None
-    return row if isinstance(row.get("step", row.get("round")), int) else None
+    return row if isinstance(row, dict) and isinstance(row.get("step", row.get("round")), int) else None
 
 
 def _at(row: Row) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core_training.foundation.errors import InputError
 from core_training.foundation.hub_models import find_model
+from core_training.foundation.model_files import check_result_folder
 from core_training.foundation.places import is_folder
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
@@ -50,7 +51,7 @@ def find_result(run: Path, base: Path | None = None, site: str | None = None) ->
     """The result in run folder `run`; `base` is the base model's folder or hub name, in place of the recipe's for it.
 
     `site` chooses among the results of a simulation whose sites ended with different ones (gossip by Metropolis).
-    Raises InputError when this is no run folder, or the run has not ended.
+    Raises InputError when this is no run folder, when the run has not ended, and for a result of pipes and devices.
     """
     if not is_folder(run):
         raise InputError(f"{run}: no such run folder")
@@ -65,7 +66,9 @@ def find_result(run: Path, base: Path | None = None, site: str | None = None) ->
         model = recipe.model.model_copy(update={"name_or_path": str(base), "digest": None})
         recipe = recipe.model_copy(update={"model": model})
     name = LAYERS if site is None and (run / LAYERS).is_dir() else result_name(recipe)
-    return Result(recipe, _result_folder(run, name, site))
+    folder = _result_folder(run, name, site)
+    check_result_folder(folder)
+    return Result(recipe, folder)
 
 
 def _result_folder(run: Path, name: str, site: str | None) -> Path:

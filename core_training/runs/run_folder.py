@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core_training.foundation import background
+from core_training.foundation.bounded_reading import ForeignTextError, parse_value, read_json, read_lines
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import FedloomError, InputError, RunError
 from core_training.foundation.hub_models import hub_model
@@ -292,15 +292,16 @@ class RunFolder:
         path = self.path / "events.jsonl"
         if not path.exists():
             return
-        with path.open("rb") as file:
-            file.seek(start)
-            for line in file:
+        try:
+            for line in read_lines(path, start):
                 if not line.endswith(b"\n"):
                     return
                 start += len(line)
                 with suppress(ValueError):
-                    if isinstance(document := json.loads(line), dict):
+                    if isinstance(document := parse_value(line), dict):
                         yield document, start
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
     def write_summary(self, summary: Summary) -> None:
         """Write `summary.json`, once the name of the curve is in it."""
@@ -320,8 +321,8 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The summary that was written, or None while the run goes on. That of a failed run says so in `status`."""
         try:
-            document = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            document = read_json(self.path / "summary.json")
+        except (OSError, ForeignTextError):
             return None
         return document if isinstance(document, dict) else None
 

@@ -101,12 +101,21 @@ class SuperNode:
         with self._session():
             while True:
                 asked = time.monotonic()
-                received = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
-                if received.messages_list:
-                    self._carry_out(message_from_proto(received.messages_list[0]), received.message_object_trees[0])
+                if (order := self._call(self._pull, PullMessagesRequest(node=self._node))) is not None:
+                    self._carry_out(*order)
                     self._last_order = time.monotonic()
                 elif (now := time.monotonic()) - asked < _ANSWERED_AT_ONCE:
                     time.sleep(min(_LONGEST_PAUSE, max(_LEAST_PAUSE, (now - self._last_order) / 10)))
+
+    def _pull(self, request: PullMessagesRequest) -> tuple[Message, ObjectTree] | None:
+        """The next order without its content, and its parts. Raises RemoteProtocolError for what is no order."""
+        received = self._client.PullMessages(request)
+        if not received.messages_list:
+            return None
+        try:
+            return message_from_proto(received.messages_list[0]), received.message_object_trees[0]
+        except Exception as error:  # whatever Flower makes of what a server chose
+            raise httpx.RemoteProtocolError(f"the server's order is malformed ({type(error).__name__})") from None
 
     @contextmanager
     def _session(self) -> Iterator[None]:

@@ -232,6 +232,7 @@ NAMES = {
         "flwr.proto.fleet_pb2:DeactivateNodeRequest",
         "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
         "flwr.supercore.protobuf.client:ProtobufClientInterceptor",
+        "flwr.supernode.fleet_http_client:FleetHttpClient._unary_unary",
         "flwr.supernode.fleet_http_client:FleetHttpClient.from_server_address",
         "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor",
     ],

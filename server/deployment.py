@@ -182,6 +182,12 @@ def _check_identities(federation: Federation, recipe: Recipe) -> None:
         )
 
 
+def running_processes(federation: Federation) -> dict[str, int | None]:
+    """The process number of the supervisor (`server`) and of those that it keeps; None for what does not run."""
+    locks = (federation.server_lock, federation.superlink_lock, federation.superexec_lock)
+    return {lock.stem: background.owner(lock) for lock in locks}
+
+
 def site_states(federation: Federation) -> dict[str, str] | None:
     """Each admitted site: online, offline, or registered (never seen yet). None when the server is not running."""
     if background.owner(federation.superlink_lock) is None:

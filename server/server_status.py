@@ -9,8 +9,9 @@ from typing import Any
 
 from core_training.foundation.errors import RunError
 from core_training.foundation.health import Health, health
+from core_training.foundation.kept_processes import log_of
 from security.certificates import AUTHORITY_CERTIFICATE, ends_soon, last_day
-from server.deployment import run_states, site_states
+from server.deployment import run_states, running_processes, site_states
 from server.federation import Federation
 from server.run_progress import RunProgress
 
@@ -44,22 +45,39 @@ class ServerStatus:
 
 def server_status(federation: Federation) -> ServerStatus:
     """The status now, from the federation's folder and, where it runs, its SuperLink."""
-    start = f"`fedloom server start --folder {federation.folder}`"
-    attention, known, running = [], None, True
+    known: dict[str, str] | None = None
+    attention: list[str] = []
     try:
+        processes = running_processes(federation)
+        running = any(processes.values())
+        attention += _of_processes(federation, processes)
         known = site_states(federation)
-        running = known is not None
     except RunError as error:
-        stop = f"`fedloom server stop --folder {federation.folder}`"
+        running, start, stop = True, _command(federation, "start"), _command(federation, "stop")
         attention.append(f"the server runs and does not answer ({error}): {stop}, then {start}")
-    if not running:
-        attention.append(f"the server is not running; {start} starts it and goes on with its runs")
     runs = run_states(federation)
     days = {name: last_day(federation.keys / name) for name in ("server.crt", AUTHORITY_CERTIFICATE)}
     attention += _standing(runs)
     attention += [note for name in days if (note := ends_soon(federation.keys / name)) is not None]
     sites = {site.name: (known or {}).get(site.name, "unknown") for site in federation.sites()}
     return ServerStatus(running, sites, runs, days, attention)
+
+
+def _of_processes(federation: Federation, processes: dict[str, int | None]) -> Iterator[str]:
+    """What is to be said of the server's own processes, by their numbers."""
+    start = _command(federation, "start")
+    if not any(processes.values()):
+        yield f"the server is not running; {start} starts it and goes on with its runs"
+    elif processes["server"] is None:
+        yield f"unattended: the supervisor has ended, and nothing starts again what dies; {start} takes over"
+    else:
+        for name in (name for name, number in processes.items() if number is None):
+            log = log_of(federation.folder, name)
+            yield f"the {name} does not run, and is started again; {log} says why it ended"
+
+
+def _command(federation: Federation, name: str) -> str:
+    return f"`fedloom server {name} --folder {federation.folder}`"
 
 
 def _standing(runs: list[RunProgress]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """A real federation on this machine: SuperLink, two sites, node keys, TLS. Processes are killed; runs go on."""
 
 import os
+import signal
 import socket
 import ssl
 import time
@@ -45,6 +46,7 @@ from server.deployment import (
     stop_server,
     submit_run,
 )
+from server.deployment import running_processes as running_server
 from server.federation import Address, Federation, open_federation
 from server.operating import operator_of
 from server.run_progress import follow, read_progress
@@ -489,6 +491,44 @@ def test_a_site_whose_supervisor_was_killed_is_unattended_until_it_is_started_ag
     assert (status.link, status.health, status.attention) == ("connected", Health.WELL, [])
     assert abs(status.server.clock_ahead) < 3
     assert status.certificates.keys() == {"ca.crt", "server.crt"}
+
+
+@pytest.mark.slow
+def test_a_server_whose_supervisor_was_killed_is_unattended_until_it_is_started_again(deployed):
+    federation, _ = deployed
+    before = server_status(federation).attention  # of runs of other tests
+    kill(federation.server_lock)
+    while running_server(federation)["server"] is not None:
+        time.sleep(0.05)
+    status = server_status(federation)
+    assert (status.running, status.health) == (True, Health.NEEDS_A_PERSON)
+    assert f"`fedloom server start --folder {federation.folder}` takes over" in status.attention[0]
+    assert "unattended" in status.attention[0]
+    start_server(federation)
+    assert server_status(federation).attention == before
+
+
+@pytest.mark.slow
+def test_a_server_whose_superlink_is_started_again_is_running(deployed):
+    federation, folder = deployed
+    before = server_status(federation).attention
+    supervisor, superlink = background.owner(federation.server_lock), background.owner(federation.superlink_lock)
+    os.kill(supervisor, signal.SIGSTOP)  # or it would have started another before anybody looks
+    try:
+        kill(federation.superlink_lock)
+        while background.owner(federation.superlink_lock) is not None:
+            time.sleep(0.05)
+        status = server_status(federation)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    assert (status.running, status.health) == (True, Health.NEEDS_A_PERSON)
+    assert "the superlink does not run, and is started again" in status.attention[0]
+    while background.owner(federation.superlink_lock) in (None, superlink):
+        time.sleep(0.05)
+    start_server(federation)
+    while any(read_link(folder / site).state != "connected" for site in ("north", "south")):
+        time.sleep(0.1)
+    assert server_status(federation).attention == before
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from core_training.foundation.strict_json import strict_json
+from fedloom.streams import lead_nowhere
 
 _WHOLE = 10_000
 """Columns where nobody looks at a terminal: rich would cut tables to 80."""
@@ -26,10 +27,23 @@ def console(*, on_error: bool = False) -> Console:
     Texts are printed as they are: names and paths may hold square brackets, which rich would take for its markup, and
     colons, which it would take for emoji.
     """
-    made = Console(stderr=on_error, highlight=False, markup=False, emoji=False)
+    made = (_Lasting if on_error else Console)(stderr=on_error, highlight=False, markup=False, emoji=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _WHOLE
     return made
+
+
+class _Lasting(Console):
+    """A console on standard error, which nobody need read: a run goes on where its reader has gone or its disk is full.
+
+    On standard output rich's own answer holds: who is told nothing of a result wants none.
+    """
+
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError:
+            lead_nowhere(self.file.fileno())
 
 
 stderr = console(on_error=True)

@@ -18,7 +18,7 @@ def open_closed_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            _lead_nowhere(number)
+            lead_nowhere(number)
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w", encoding="utf-8"))
@@ -30,10 +30,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
         with suppress(OSError):
-            _lead_nowhere(sys.stderr.fileno())  # what was not written is not tried again at the end
+            lead_nowhere(sys.stderr.fileno())  # what was not written is not tried again at the end
 
 
-def _lead_nowhere(number: int) -> None:
+def lead_nowhere(number: int) -> None:
+    """Let nothing more of what is written to a stream be an error: nobody can read it."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, number)  # inheritable, as standard streams are
     if nowhere != number:

@@ -130,6 +130,24 @@ def test_a_run_needs_no_standard_streams(
         json.loads(line)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["a pipe that nobody reads", "a full disk"])
+def test_a_run_goes_on_where_its_words_cannot_be_written(
+    recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str], where: str
+) -> None:
+    if where == "a full disk":
+        written = os.open("/dev/full", os.O_WRONLY)
+    else:
+        read, written = os.pipe()
+        os.close(read)
+    path = recipe_file(training={"max_steps": 2, "logging_steps": 1})
+    command = [sys.executable, "-m", "fedloom.cli", "train", str(path)]
+    ended = subprocess.run(command, env=environment, stdout=written, stderr=written, check=False, timeout=120)
+    os.close(written)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
+    assert ended.returncode == 0
+
+
 # --- paths
 
 

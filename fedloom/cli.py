@@ -19,7 +19,7 @@ from core_training.foundation.errors import FedloomError, Interrupted
 from core_training.foundation.stopping import number_of, saying, stopping_at_once
 from core_training.models.libraries import own_the_process
 from fedloom.options import expand_home
-from fedloom.streams import open_closed_streams, say
+from fedloom.streams import open_closed_streams, say, why_output_is_lost
 
 COMMANDS = {
     "train": "Train on this machine: one process, or a DeepSpeed group.",
@@ -112,6 +112,13 @@ def _run() -> int:
         if show_traceback:
             traceback.print_exc()
         say("error: out of memory")
+        return FedloomError.exit_code
+    except OSError:
+        if show_traceback:
+            traceback.print_exc()
+        if (reason := why_output_is_lost()) is None:
+            raise
+        say(f"error: standard output cannot be written: {reason}")
         return FedloomError.exit_code
     except KeyboardInterrupt as stop:  # while a command ended already
         say("interrupted")

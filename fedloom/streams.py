@@ -33,6 +33,16 @@ def say(text: str) -> None:
             lead_nowhere(sys.stderr.fileno())  # what was not written is not tried again at the end
 
 
+def why_output_is_lost() -> str | None:
+    """Why what was printed on standard output cannot be written, as on a full disk; it leads nowhere then."""
+    try:
+        print(flush=True)  # noqa: T201 - unbuffered, what could not be written is in no buffer to try again
+    except OSError as error:
+        lead_nowhere(sys.stdout.fileno())
+        return error.strerror
+    return None
+
+
 def lead_nowhere(number: int) -> None:
     """Let nothing more of what is written to a stream be an error: nobody can read it."""
     nowhere = os.open(os.devnull, os.O_RDWR)

@@ -148,6 +148,23 @@ def test_a_run_goes_on_where_its_words_cannot_be_written(
     assert ended.returncode == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["recipe", "show"], ["recipe", "check"], ["train", "--json"]], ids=" ".join)
+def test_an_output_that_cannot_be_written_is_one_line(
+    recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str], arguments: list[str]
+) -> None:
+    path = recipe_file(training={"max_steps": 1})
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "fedloom.cli", *arguments, str(path)],
+            env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "error: standard output cannot be written: No space left on device"
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
 # --- paths
 
 

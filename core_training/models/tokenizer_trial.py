@@ -1,7 +1,8 @@
 """A trial of somebody else's tokenizer in a process of its own, with limits: some rules never end, or fill a machine.
 
 A tokenizer's rules are regular expressions and replacements that its file brings along, and run in Rust, where nothing
-of this process can interrupt them. Here they read texts that are long in the ways in which such rules go wrong.
+of this process can interrupt them. Here they read texts that are long in the ways in which such rules go wrong, and put
+them together again, and every token.
 `python core_training/models/tokenizer_trial.py SECONDS BYTES` is that process; it imports nothing of the project.
 """
 
@@ -32,7 +33,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 def try_out(document: bytes) -> None:
-    """Have a tokenizer (the content of a `tokenizer.json`) read such texts, once a process.
+    """Have a tokenizer (the content of a `tokenizer.json`) read such texts and put them together again, once a process.
 
     Raises TrialError where it does not get through them.
     """
@@ -47,7 +48,7 @@ def try_out(document: bytes) -> None:
     if done.returncode != 0:
         raise TrialError(
             f"it does not read {_LENGTH} characters alike within {_SECONDS} s and {_MEMORY >> 30} GiB; its rules "
-            "(normalizer, pre_tokenizer) go back and forth without an end, or unfold"
+            "(normalizer, pre_tokenizer, decoder) go back and forth without an end, or unfold"
         )
     _passed.add(digest)
 
@@ -71,7 +72,9 @@ def main() -> None:
 
     tokenizer = Tokenizer.from_buffer(sys.stdin.buffer.read())
     for text in texts():
-        tokenizer.encode(text)
+        tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False)
+    for number in tokenizer.get_vocab().values():
+        tokenizer.decode([number], skip_special_tokens=False)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,13 @@ def replace(*pairs: tuple[str, str]) -> dict[str, Any]:
     return {"normalizer": {"type": "Sequence", "normalizers": rules}}
 
 
+def decode(*pairs: tuple[str, str]) -> dict[str, Any]:
+    """Rules for putting a text together again."""
+    rules = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in pairs]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"decoder": {"type": "Sequence", "decoders": [byte_level, *rules]}}
+
+
 TOKENIZERS: dict[str, dict[str, Any]] = {
     "one in another": split(r"(a+)+$"),
     "one or the other": split(r"(e|ee)+$"),
@@ -99,6 +106,9 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
     "a rule that is none": split(r"(((("),
     "a text that unfolds": replace(*[("q", "q" * 1000)] * 4),
     "a text that doubles": replace(*[("x", "xx")] * 40),
+    "an answer that unfolds": decode(*[("q", "q" * 1000)] * 4),
+    "a token that unfolds": decode(*[("<|user|>", "<|user|>" * 1000)] * 4),
+    "an answer that doubles": decode(*[("x", "xx")] * 40),
     "a kind that is none": {"normalizer": {"type": "Pickle"}},
     "no model": {"model": {"type": "Exec"}},
     "a vocabulary of negative numbers": {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from client.enrolment import Enrolment
-from core_training.foundation.bounded_reading import parse_json
+from core_training.foundation.bounded_reading import MOST_JSON_BYTES, parse_json
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.recipe.schema import Recipe
@@ -101,7 +101,7 @@ class SecureSide:
     def _load(self) -> dict[str, Any] | None:
         if not self._file.exists():
             return None
-        kept: dict[str, Any] = parse_json(read_private_file(self._file))
+        kept: dict[str, Any] = parse_json(read_private_file(self._file, MOST_JSON_BYTES))
         return kept
 
     def _save(self, protocol: SiteProtocol) -> None:

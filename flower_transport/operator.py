@@ -13,8 +13,10 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
 from flwr.supercore.retry import RetryInvoker
 
+from core_training.foundation.bounded_reading import ForeignTextError, read_bounded, reason_of
 from core_training.foundation.errors import InputError, RunError
 from flower_transport.credential import ShowCredential, read_credential
+from security.private_files import LARGEST_KEY_FILE
 
 _Client = TypeVar("_Client", bound=ProtobufClient)
 _Answer = TypeVar("_Answer")
@@ -47,9 +49,9 @@ class Operator:
         Raises InputError when a file is unusable.
         """
         try:
-            certificate = self.authority.read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.authority}: cannot be read: {error.strerror}") from None
+            certificate = read_bounded(self.authority, LARGEST_KEY_FILE)
+        except (OSError, ForeignTextError) as error:
+            raise InputError(f"{self.authority}: cannot be read: {reason_of(error)}") from None
         client: _Client = kind.from_server_address(
             server_address=self.address,
             insecure=False,

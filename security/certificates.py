@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from core_training.foundation.bounded_reading import ForeignTextError, read_bounded, reason_of
 from core_training.foundation.errors import InputError
-from security.private_files import make_private_folder, read_private_file, write_private_file
+from security.private_files import LARGEST_KEY_FILE, make_private_folder, read_private_file, write_private_file
 
 AUTHORITY_CERTIFICATE = "ca.crt"
 AUTHORITY_KEY = "ca.key"
@@ -162,9 +163,9 @@ def to_pem(certificate: x509.Certificate) -> bytes:
 
 def _pem(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: the certificate cannot be read: {error.strerror}") from None
+        return read_bounded(path, LARGEST_KEY_FILE)
+    except (OSError, ForeignTextError) as error:
+        raise InputError(f"{path}: the certificate cannot be read: {reason_of(error)}") from None
 
 
 def _certificate(pem: bytes, source: str) -> x509.Certificate:

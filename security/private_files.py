@@ -6,8 +6,12 @@ import os
 import stat
 from pathlib import Path
 
+from core_training.foundation.bounded_reading import ForeignTextError, bounded, open_regular, reason_of
 from core_training.foundation.durable import flush
 from core_training.foundation.errors import InputError, RunError
+
+LARGEST_KEY_FILE = 64 * 2**10
+"""Bytes of a file with a key or a certificate, private or public: twenty times what the longest have."""
 
 
 def make_private_folder(folder: Path) -> None:
@@ -51,14 +55,17 @@ def replace_private_file(path: Path, data: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def read_private_file(path: Path) -> bytes:
-    """Read a private file. Raises InputError when it is missing, or when others than its owner may read it."""
+def read_private_file(path: Path, most: int = LARGEST_KEY_FILE) -> bytes:
+    """Read a private file of at most so many bytes.
+
+    Raises InputError when it is missing, a pipe or a device, or larger, and when others than its owner may read it.
+    """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read()
-    except OSError as error:
-        raise InputError(f"{path}: the private key cannot be read: {error.strerror}") from None
+            data = bounded(file, most)
+    except (OSError, ForeignTextError) as error:
+        raise InputError(f"{path}: the private key cannot be read: {reason_of(error)}") from None
     if mode & 0o077:
         raise InputError(f"{path}: others may read this private key (mode {mode:04o}); chmod 600 {path}")
     return data

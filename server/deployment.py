@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 import core_training.foundation.environment  # noqa: F401 - for the processes that are started here
 from core_training.foundation import background
+from core_training.foundation.bounded_reading import ForeignTextError, read_bounded, reason_of
 from core_training.foundation.durable import commit_file, new_folder
 from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.kept_processes import log_of
@@ -43,7 +44,7 @@ from security.certificates import (
     load_private_key,
 )
 from security.identities import identity_in
-from security.private_files import make_private_folder
+from security.private_files import LARGEST_KEY_FILE, make_private_folder
 from server.federation import FEDERATION_FILE, Address, Federation, Site, left_out, open_federation
 from server.rewinding import check_rewind, rewind
 from server.run_progress import RunProgress, is_finished, read_progress
@@ -239,11 +240,11 @@ def _register_sites(federation: Federation) -> None:
 def _read_public_keys(path: Path) -> tuple[str, str | None]:
     """The key that Flower knows a site by, and its identity, where the file has the line of it."""
     try:
-        lines = path.read_text(encoding="ascii").strip().splitlines()
+        lines = read_bounded(path, LARGEST_KEY_FILE).decode("ascii").strip().splitlines()
         key = load_ssh_public_key(lines[0].encode()) if 1 <= len(lines) <= 2 else None
         identity = identity_in(lines[1]) if len(lines) == 2 else None
-    except OSError as error:
-        raise InputError(f"{path}: the public key cannot be read: {error.strerror}") from None
+    except (OSError, ForeignTextError) as error:
+        raise InputError(f"{path}: the public key cannot be read: {reason_of(error)}") from None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey):

@@ -85,6 +85,11 @@ def place_and_words(error: ValidationError) -> tuple[str, str]:
     return place, shortened_text(str(first["msg"]).removeprefix("Value error, "))
 
 
+def reason_of(error: OSError | ForeignTextError) -> str:
+    """Why a file cannot be read, in a few words."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a file to read, unless it is a pipe, a device or a folder. Raises OSError.
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from core_training.foundation.foreign_text import printable
 from core_training.foundation.strict_json import strict_json
 from fedloom.streams import lead_nowhere
 
@@ -106,7 +107,7 @@ def results_only_on_stdout() -> Iterator[None]:
 def warn(warnings: Sequence[str]) -> None:
     """Print what is allowed and yet likely not wanted: a line each."""
     for warning in warnings:
-        stderr.print(f"warning: {warning}", soft_wrap=True)
+        stderr.print(printable(f"warning: {warning}"), soft_wrap=True)
 
 
 def show_left_out(truncated: int | None, dropped: int | None) -> None:
@@ -131,7 +132,7 @@ def show_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool, quie
         table.add_column(column, justify="left" if column == "site" else "right", overflow="fold")
     for name, site in summary["sites"].items():
         table.add_row(
-            name,
+            printable(name),
             _shown(site["train_examples"]),
             _shown(site["eval_examples"]),
             _shown(site["eval_loss_initial"]),

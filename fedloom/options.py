@@ -14,6 +14,7 @@ import click
 import typer
 
 from core_training.foundation.errors import InputError
+from core_training.foundation.foreign_text import printable
 from core_training.foundation.strict_json import strict_json
 from core_training.recipe.home import STANDARD_INPUT
 
@@ -108,4 +109,4 @@ def as_file(path: Path, recipe: Recipe) -> Iterator[list[str]]:
 
 def print_answer(document: dict[str, Any], text: str, *, as_json: bool) -> None:
     """A command's answer on standard output: with --json the document, else the text."""
-    typer.echo(strict_json(document) if as_json else text)
+    typer.echo(strict_json(document) if as_json else printable(text, kept="\n"))

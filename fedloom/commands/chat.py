@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from core_training.foundation.errors import InputError
+from core_training.foundation.foreign_text import printable
 from core_training.foundation.stopping import number_of
 from core_training.foundation.strict_json import strict_json
 from fedloom.console import results_only_on_stdout, stderr
@@ -89,6 +90,11 @@ def _leave_if_stopped(end: BaseException) -> None:
         raise end
 
 
+_KEPT = "\n\t\u200c\u200d"
+"""Of what is not printed by itself: with the joiners, letters of many languages are others."""
+
+
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    """Stream a model's words, which are as much its maker's as the person's who asks."""
+    sys.stdout.write(printable(text, kept=_KEPT))
     sys.stdout.flush()

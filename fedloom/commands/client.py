@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from core_training.foundation.foreign_text import printable
 from fedloom.foreground import attended
 from fedloom.options import Json, models_by_name, paths_by_name, print_answer
 
@@ -138,7 +137,7 @@ def status(folder: Folder = Path("site"), as_json: Json = False) -> None:
     lines += [f"  {name:10} valid until {day}" for name, day in now.certificates.items()]
     lines += [f"  run {run}: {_told(event)}" for run, event in now.runs.items()]
     lines += now.attention
-    print_answer(now.to_json(), printable("\n".join(lines), kept="\n"), as_json=as_json)
+    print_answer(now.to_json(), "\n".join(lines), as_json=as_json)
     raise typer.Exit(now.health)
 
 

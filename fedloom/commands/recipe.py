@@ -10,6 +10,7 @@ import click
 import typer
 
 from core_training.foundation.errors import InputError
+from core_training.foundation.foreign_text import printable
 from core_training.foundation.strict_json import strict_json
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
@@ -50,14 +51,12 @@ def check(
         said |= {"measured": figures} if measure else {}
         typer.echo(strict_json({"valid": True, "recipe": loaded.model_dump(), **said}))
         return
-    typer.echo(f"{recipe}: valid: {loaded.stage}, {loaded.tuning.mode}, {loaded.topology.kind}")
-    for name, text in account.items():
-        typer.echo(f"  {name:<12} {text}")
-    typer.echo("  privacy")
-    for name, text in privacy.items():
-        typer.echo(f"    {name:<18} {text}")
+    lines = [f"{recipe}: valid: {loaded.stage}, {loaded.tuning.mode}, {loaded.topology.kind}"]
+    lines += [f"  {name:<12} {text}" for name, text in account.items()]
+    lines += ["  privacy", *(f"    {name:<18} {text}" for name, text in privacy.items())]
+    typer.echo(printable("\n".join(lines), kept="\n"))
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(printable(f"warning: {warning}"), err=True)
 
 
 def _measured(recipe: Recipe) -> tuple[str, dict[str, object], str]:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import time
@@ -57,6 +58,19 @@ def base(learnt: Path) -> BaseModel:
 def test_it_says_what_it_learnt_and_exits(fedloom: Command, learnt: Path) -> None:
     outcome = fedloom("chat", learnt, "--prompt", QUESTION)
     assert (outcome.code, outcome.out) == (0, ANSWER + "\n")
+
+
+def test_what_it_says_acts_on_no_terminal(fedloom: Command, learnt: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Its tokenizer puts what acts on a terminal into an answer; joiners, which make letters, stay."""
+    shutil.copytree(tiny_model, tmp_path / "base")
+    rules = tmp_path / "base" / "tokenizer.json"
+    document = json.loads(rules.read_text())
+    said = {"type": "Replace", "pattern": {"String": "fever"}, "content": "fe\x1b[2J\u202ever\t\u200d"}
+    document["decoder"] = {"type": "Sequence", "decoders": [document["decoder"], {"type": "Fuse"}, said]}
+    rules.write_text(json.dumps(document))
+    outcome = fedloom("chat", learnt, "--base", tmp_path / "base", "--prompt", QUESTION)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == ANSWER.replace("fever", "fe [2J ver\t\u200d") + "\n"
 
 
 def test_json_is_one_object(fedloom: Command, learnt: Path) -> None:

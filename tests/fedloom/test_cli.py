@@ -78,6 +78,18 @@ def test_without_a_command_the_commands_are_shown(fedloom: Command) -> None:
     assert all(name in outcome.out + outcome.err for name in COMMANDS)
 
 
+def test_others_words_in_a_recipe_act_on_no_terminal(fedloom: Command, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        'model: {name_or_path: "base\\e[2J\\u202e", adapters: ["run\\e]0;title\\a"]}\n'
+        'stage: sft\ndata: {train: "\\e[31m.jsonl"}\n'
+    )
+    for command in (["recipe", "check"], ["recipe", "check", "--json"], ["recipe", "show", "--json"], ["train"]):
+        outcome = fedloom(*command[:2], path, *command[2:])
+        assert all(letter.isprintable() or letter == "\n" for letter in outcome.out + outcome.err), command
+    assert "[2J" in fedloom("recipe", "check", path).out
+
+
 @pytest.mark.parametrize("command", ["train", "simulate", ("recipe", "check")])
 def test_wrong_input_is_one_line_with_exit_code_2(
     fedloom: Command, recipe_file: RecipeFile, command: str | tuple[str, ...]

@@ -554,7 +554,7 @@ def test_a_turn_whose_role_is_no_text_is_named(tmp_path: Path, role: Any) -> Non
 def test_turns_nested_beyond_measure_are_named(tmp_path: Path) -> None:
     (tmp_path / "qa.json").write_text('[{"conversations": ' + "[" * 600 + "]" * 600 + "}]")
     info(tmp_path, qa={"file_name": "qa.json", "formatting": "sharegpt"})
-    with pytest.raises(InputError, match=r"qa\.json, record 1: 'conversations' must be a list of"):
+    with pytest.raises(InputError, match=r"qa\.json, record 1: it is nested too deeply"):
         canonical(tmp_path, "qa", "sft")
 
 

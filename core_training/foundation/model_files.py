@@ -28,12 +28,19 @@ _DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors", re.ASCII)
 _COMPUTED_BY = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 _WAY_TO_COMPUTE = re.compile(r"[a-z0-9_]+", re.ASCII)
 """What a library has itself; OWNER/NAME would be code of the hub's."""
+_POSITIONS = re.compile(r"(positions|position_embeddings|n_ctx|seq_len|seq_length|sequence_length)$")
 _MOST = (
     (re.compile(r"(size|width|dim|rank|heads?|channels|labels)$|^(d|n)_(model|embd|ff|inner)$"), 10**7),
     (re.compile(r"(layers?|depths?)$"), 10_000),
     (re.compile(r"experts?(_|$)"), 100_000),
+    (_POSITIONS, 2**24),
 )
 """The most that a number in a configuration may be, by its key: a multiple of what the largest models have."""
+_MOST_OF_A_FAMILY = {
+    **dict.fromkeys(("codegen", "ctrl", "gpt_bigcode", "gpt_neo", "gptj", "openai-gpt", "xglm"), (_POSITIONS, 16_384)),
+    "minimax": (re.compile(r"block_size$"), 1024),
+}
+"""The same of families that build a table or a square of all positions, in some at each layer, by their model_type."""
 _SMALL_FILES = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|vocab\.txt|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model|[\w.-]+\.tiktoken"
@@ -102,15 +109,16 @@ def _check_config(path: Path) -> None:
 
 def _check_sizes(path: Path, settings: dict[str, Any]) -> None:
     """Raise InputError for a number of layers, experts or values that would take for ever to build, at any depth."""
+    family = settings.get("model_type")
+    bounds = [_MOST_OF_A_FAMILY[family], *_MOST] if family in _MOST_OF_A_FAMILY else _MOST
     for key, value in settings.items():
-        most = next((most for kind, most in _MOST if kind.search(key)), None)
+        most = next((most for kind, most in bounds if kind.search(key)), None)
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, dict):
                 _check_sizes(path, one)
             elif most is not None and isinstance(one, int | float) and one > most:
-                raise InputError(
-                    f"{path}: {shortened_text(key, 60)} is {shortened(one)}, and no model's is over {most:,}"
-                )
+                said = f"{shortened_text(key, 60)} is {shortened(one)}"
+                raise InputError(f"{path}: {said}, and no model's of its kind is over {most:,}")
 
 
 def _check_tokenizer_config(path: Path) -> None:

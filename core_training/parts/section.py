@@ -13,6 +13,12 @@ MOST_ROUNDS = 10**6 - 1
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Rounds = Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
+BatchRows = Annotated[int, Field(ge=1, le=65_536)]
+"""All rows of a batch are in memory at once."""
+Rank = Annotated[int, Field(ge=1, le=65_536)]
+"""Wider than any layer; the factors of each are as many values."""
+AnswerTokens = Annotated[int, Field(ge=1, le=10**6)]
+"""Each token of an answer costs a pass through the model, and room in memory until the answer ends."""
 Name = Annotated[str, Field(min_length=1)]
 ClipRange = Annotated[float, Field(gt=0, le=1e6)]
 """At a million nothing is clipped any more; far above, the limits do not fit in a tensor."""

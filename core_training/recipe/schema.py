@@ -26,7 +26,7 @@ from core_training.parts.mixing_rules import MIXING_RULES, MixingPart
 from core_training.parts.outer_steps import OUTER_STEPS
 from core_training.parts.outer_steps.outer_step_part import OuterStepPart
 from core_training.parts.registry import Part, S
-from core_training.parts.section import MOST, Count, Name, PositiveInt, Rounds, Section
+from core_training.parts.section import MOST, BatchRows, Count, Name, PositiveInt, Rounds, Section
 from core_training.parts.stages import STAGES
 from core_training.parts.stages.rollout import Rollout
 from core_training.parts.stages.stage_part import StagePart
@@ -244,8 +244,8 @@ class Training(Section):
         description="Peak learning rate. Unset: what is usual for the stage and mode, fitted to the model's width and "
         "the number of sites (docs/stages.md).",
     )
-    per_device_train_batch_size: PositiveInt = Field(8, description="Rows in a batch, on each process.")
-    per_device_eval_batch_size: PositiveInt = Field(16, description="Rows in an evaluation batch.")
+    per_device_train_batch_size: BatchRows = Field(8, description="Rows in a batch, on each process.")
+    per_device_eval_batch_size: BatchRows = Field(16, description="Rows in an evaluation batch.")
     gradient_accumulation_steps: PositiveInt = Field(1, description="Batches that make one optimizer step.")
     max_length: Annotated[int, Field(ge=2, le=MOST)] = Field(
         512, description="Tokens a row is cut to (cuts are counted)."

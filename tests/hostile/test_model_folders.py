@@ -297,6 +297,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no such kind": (edit("config.json", model_type="no_such_model"), "model.name_or_path"),
     "a width of text": (edit("config.json", hidden_size="wide"), "model.name_or_path"),
     "no heads": (edit("config.json", num_attention_heads=0), "model.name_or_path"),
+    "a square of positions": (edit("config.json", model_type="gpt_neo", max_position_embeddings=200_000), "16,384"),
+    "a table of positions": (edit("config.json", model_type="gptj", n_positions=10**7), "16,384"),
+    "a square of a block": (edit("config.json", model_type="minimax", block_size=10**5), "1,024"),
+    "a square in a part": (edit("config.json", text_config={"model_type": "gpt_bigcode", "n_ctx": 10**6}), "16,384"),
+    "positions without an end": (edit("config.json", max_position_embeddings=10**9), "16,777,216"),
     "a list of code": (edit("config.json", model_type="no_such_model", auto_map=["x"]), "model.name_or_path"),
 }
 
@@ -338,6 +343,12 @@ def test_weights_that_are_none_are_refused(make_recipe: Callable[..., Recipe], f
     (folder / WEIGHTS).write_bytes(WEIGHTS_OF[name] if name in WEIGHTS_OF else one_tensor(TENSORS[name]))
     with pytest.raises(InputError, match=r"model\.name_or_path"):
         BaseModel(make_recipe(model={"name_or_path": str(folder)}))
+
+
+def test_a_long_context_is_loaded(folder: Path, start: Start) -> None:
+    """As long as the longest that there is; such models turn positions round and keep no table of them."""
+    edit("config.json", max_position_embeddings=10_485_760)(folder)
+    assert start(folder)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from core_training.parts.section import PositiveInt, Section
+from core_training.parts.section import AnswerTokens, Section
 
 
 class Rollout(Section):
@@ -22,7 +22,7 @@ class Rollout(Section):
         "`trl:think_format_reward` is one of TRL's (docs/stages.md). Several with their weights: `{a.py:f: 1, b.py:g: "
         "0.5}`; each is reported by itself.",
     )
-    max_new_tokens: PositiveInt = Field(64, description="Longest answer, in tokens.")
+    max_new_tokens: AnswerTokens = Field(64, description="Longest answer, in tokens.")
     # Below 0.01, where the likeliest token is all but certain, logits leave the range of their type.
     temperature: Annotated[float, Field(ge=0.01)] = Field(1.0, description="Sampling temperature.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 samples from all tokens.")

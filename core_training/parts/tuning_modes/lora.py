@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from core_training.parts.section import Name, PositiveInt, Section
+from core_training.parts.section import Name, PositiveInt, Rank, Section
 from core_training.parts.tuning_modes.tuning_part import TuningPart
 
 
 class Lora(Section):
     """Low-rank adaptation (Hu et al. 2021) of `lora` and `qlora`; names and defaults as in PEFT's `LoraConfig`."""
 
-    r: PositiveInt = Field(8, description="Rank of the update.")
+    r: Rank = Field(8, description="Rank of the update.")
     lora_alpha: PositiveInt = Field(16, description="Scale: the update is multiplied by lora_alpha / r.")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout before the down-projection.")
     target_modules: Literal["all-linear"] | list[Name] = Field(

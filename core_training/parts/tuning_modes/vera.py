@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from core_training.parts.section import Name, PositiveInt, Section
+from core_training.parts.section import Name, Rank, Section
 from core_training.parts.tuning_modes.tuning_part import TuningPart
 
 
 class Vera(Section):
     """VeRA (Kopiczko et al. 2023); names and defaults as in PEFT's `VeraConfig`. The factors come from the seed."""
 
-    r: PositiveInt = Field(256, description="Rank of the drawn factors, which cost nothing to send.")
+    r: Rank = Field(256, description="Rank of the drawn factors, which cost nothing to send.")
     d_initial: float = Field(0.1, description="What the trained scale of the factors starts at.")
     vera_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout before the down-projection.")
     target_modules: Literal["all-linear"] | list[Name] = Field(

@@ -64,6 +64,17 @@ def test_an_unknown_key_is_named_with_the_key_that_was_meant(lines: str, key: st
         ("training: {learning_rate: 1e999}", "training.learning_rate: input should be a finite number, not inf"),
         ("training: {seed: 4294967296}", "training.seed: input should be less than 4294967296"),
         ("training: {max_length: 1}", "training.max_length: input should be greater than or equal to 2, not 1"),
+        (
+            "training: {per_device_train_batch_size: 65537}",
+            "training.per_device_train_batch_size: input should be less than",
+        ),
+        (
+            "training: {per_device_eval_batch_size: 65537}",
+            "training.per_device_eval_batch_size: input should be less than",
+        ),
+        ("tuning: {lora: {r: 65537}}", "tuning.lora.r: input should be less than or equal to 65536, not 65537"),
+        ("tuning: {vera: {r: 1000000000}}", "tuning.vera.r: input should be less than or equal to 65536"),
+        ("rollout: {max_new_tokens: 1000001}", "rollout.max_new_tokens: input should be less than or equal to 1000000"),
         ("training:", "training: this is a section with keys of its own (learning_rate, "),
         ("data: {train: 3}", "data.train: input should be a valid string or a valid list, not 3"),
         ("simulation: {sites: [3]}", "simulation.sites.0: input should be a valid string, not 3"),

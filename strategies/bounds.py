@@ -23,6 +23,15 @@ _BEYOND_TRAINING = 10_000.0
 _ADAPTIVE_MOST = 16.0
 """In outer learning rates a round, with room to spare: as for Adam (`ring_scale`)."""
 
+_MOST_NATS = 1e4
+"""The loss of a token: a model that gives all alike has about 12, one that diverges hundreds."""
+
+_MOST_LOSS = 1e8
+"""The loss of a pair, an example or an answer: squared margins over small `beta`, rewards in any unit."""
+
+_ROUNDING = 1e-3
+"""So far below zero is what cannot be negative, where it is computed in few bits."""
+
 _SEQUENCES_OF_A_ROW = 2
 """A pair has two."""
 
@@ -52,12 +61,24 @@ def check_report(recipe: Recipe, steps: int, report: TrainReport, data: DataRepo
 
 
 def check_evaluation(recipe: Recipe, evaluation: EvalReport, data: DataReport) -> None:
-    """Raise BeyondAnnouncedError for an evaluation over more than the held-out records that the site announced."""
+    """Raise ProtocolError for an evaluation that no site can have made.
+
+    It is over more than the held-out records that the site announced (BeyondAnnouncedError), or its loss is beyond what
+    the stage can give: one such loss would decide which state is best, and when to stop.
+    """
     most = data.eval_examples * units_of_a_row(recipe, recipe.training.max_length + recipe.rollout.max_new_tokens)
     if evaluation.examples > data.eval_examples or evaluation.weight > most:
         raise BeyondAnnouncedError(
             f"an evaluation of weight {evaluation.weight} over {evaluation.examples} records is more than the site can "
             f"have, {most}: it announced {data.eval_examples} held-out records"
+        )
+    part, weight = recipe.stage_part, evaluation.weight
+    highest = (_MOST_NATS if part.unit == "tokens" else _MOST_LOSS) * weight
+    lowest = -highest if part.negative else -_ROUNDING * weight
+    if not lowest <= evaluation.loss_sum <= highest:
+        raise ProtocolError(
+            f"an evaluation of loss {evaluation.loss_sum:.4g} over weight {weight} is beyond what stage {part.name} "
+            f"can give: {lowest:.4g} to {highest:.4g}"
         )
 
 

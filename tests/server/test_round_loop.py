@@ -319,6 +319,23 @@ def test_early_stop_ends_the_run_when_the_loss_no_longer_falls(tmp_path: Path, r
     assert len(events(tmp_path / "run", "stopped_early")) == 1
 
 
+@pytest.mark.parametrize("loss", [-1e36, 1e36])
+def test_no_site_decides_alone_which_state_is_best_by_a_loss_that_nobody_has(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], loss: float
+) -> None:
+    """It is set aside by name, and the others' state that does best is the result."""
+    recipe = make_recipe(
+        topology={"kind": "federated", "rounds": 4, "local_steps": 1}, training={"load_best_model_at_end": True}
+    )
+    liar = ArithmeticSite(1.0, 10)
+    liar.losses = [loss]
+    sites: dict[str, Answer] = {name: SiteWithAnAim(1.0, 10, 2.2) for name in ("a", "b")}
+    summary = federate(tmp_path / "run", recipe, {**sites, "liar": liar})
+    assert summary.eval_loss == pytest.approx(0.2)
+    assert {event["site"] for event in events(tmp_path / "run", "quarantined")} == {"liar"}
+    assert all("beyond what stage sft can give" in one["reason"] for one in events(tmp_path / "run", "quarantined"))
+
+
 @pytest.mark.parametrize(
     ("aim", "best", "patience"), [(2.2, 2, None), (2.2, 2, 1), (-1.0, 0, None), (9.0, 6, None), (9.0, 6, 1)]
 )

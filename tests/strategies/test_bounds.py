@@ -55,6 +55,29 @@ def test_an_evaluation_is_of_no_more_records_and_weight_than_were_announced(reci
             check_evaluation(recipe, beyond, DATA)
 
 
+@pytest.mark.parametrize(
+    ("stage", "lowest", "highest"),
+    [("sft", 0.0, 1e4), ("pretrain", 0.0, 1e4), ("reward", 0.0, 1e8), ("kto", 0.0, 1e8), ("dpo", -1e8, 1e8)],
+)
+def test_an_evaluations_loss_is_what_the_stage_can_give(
+    make_recipe: Callable[..., Recipe], stage: str, lowest: float, highest: float
+) -> None:
+    recipe = make_recipe(stage=stage)
+    for loss in (lowest, highest, -1e-6):  # the last by rounding
+        check_evaluation(recipe, EvalReport(2 * loss, 2, 2), DATA)
+    for loss in (1.1 * lowest - 1.0, 1.1 * highest, -1e36, 1e36):
+        with pytest.raises(ProtocolError, match=f"beyond what stage {stage} can give"):
+            check_evaluation(recipe, EvalReport(2 * loss, 2, 2), DATA)
+
+
+def test_an_evaluation_of_nothing_has_no_loss(recipe: Recipe) -> None:
+    """Or a weight of zero would move the mean of all sites wherever it likes."""
+    check_evaluation(recipe, EvalReport(0.0, 0, 0), DATA)
+    for loss in (-1.0, 1.0):
+        with pytest.raises(ProtocolError, match="beyond what stage sft can give"):
+            check_evaluation(recipe, EvalReport(loss, 0, 0), DATA)
+
+
 @pytest.mark.parametrize("place", [0, PIECE - 1, PIECE, 2 * PIECE + 4])
 def test_a_change_counts_wherever_in_the_state_it_is(recipe: Recipe, place: int) -> None:
     manifest = Manifest.of({"w": (2 * PIECE + 5,)})

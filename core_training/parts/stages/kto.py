@@ -25,6 +25,7 @@ KTO = StagePart[Kto](
     settings=Kto,
     reads=FEEDBACK,
     unit="examples",
+    negative=False,
     learning_rate=5e-7,
     adapter_learning_rate=5e-6,
     refers=True,

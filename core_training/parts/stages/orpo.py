@@ -23,6 +23,7 @@ ORPO = StagePart[Orpo](
     settings=Orpo,
     reads=PREFERENCE,
     unit="pairs",
+    negative=False,
     learning_rate=5e-6,
     adapter_learning_rate=5e-5,
 )

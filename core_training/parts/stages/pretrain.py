@@ -11,6 +11,7 @@ PRETRAIN = StagePart[Section](
     target="core_training.stages.pretrain:Pretrain",
     reads=TEXT,
     unit="tokens",
+    negative=False,
     learning_rate=2e-5,
     adapter_learning_rate=2e-4,
     packs=True,

@@ -25,6 +25,7 @@ REWARD = StagePart[Reward](
     settings=Reward,
     reads=PREFERENCE,
     unit="pairs",
+    negative=False,
     learning_rate=1e-5,
     adapter_learning_rate=1e-4,
     head="score",

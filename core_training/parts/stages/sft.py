@@ -11,6 +11,7 @@ SFT = StagePart[Section](
     target="core_training.stages.sft:Sft",
     reads=CONVERSATION,
     unit="tokens",
+    negative=False,
     learning_rate=2e-5,
     adapter_learning_rate=2e-4,
     packs=True,

@@ -24,6 +24,7 @@ SIMPO = StagePart[Simpo](
     settings=Simpo,
     reads=PREFERENCE,
     unit="pairs",
+    negative=False,
     learning_rate=1e-6,
     adapter_learning_rate=1e-5,
 )

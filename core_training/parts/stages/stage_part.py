@@ -22,6 +22,8 @@ class StagePart(Part[S]):
     """The kind of data: what a record says, in whatever layout."""
     unit: Literal["tokens", "pairs", "examples", "answers"]
     """The unit that the loss is a mean over, and so the weight of an update."""
+    negative: bool = True
+    """Whether its loss on held-out records can be below zero; a site that reports such a one otherwise is refused."""
     learning_rate: float
     """Usual peak learning rate where whole weights are trained; see docs/stages.md for the sources."""
     adapter_learning_rate: float

@@ -117,17 +117,21 @@ class SuperLinkState(InMemoryLinkState):  # type: ignore[misc]
 
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
         """Store a part. Says yes to one that is there: the answer to the same call may have been lost."""
+        with self.lock:
+            session = self._session_of(session_id, object_id)
+            site = None if session is None else self._site_of(session)
+        if session is None:
+            return self._parts.is_there(object_id)
         try:
-            settled = self._parts.settle(object_id, object_content)
+            settled = self._parts.settle(object_id, object_content, site)
         except (ValueError, OSError) as error:
             _log.error("part %s was not stored: %s", object_id, error)
             return False
         with self.lock:
-            session = self._object_push_sessions.get(session_id)
             stored: bool = super().store_object(run_id, session_id, object_id, settled)
             if not stored:
                 return self._parts.is_there(object_id)
-            if session is not None and session_id not in self._object_push_sessions:
+            if not session.pending_object_ids:
                 for whole in session.root_object_ids:
                     self._announce(whole)
             return True
@@ -186,6 +190,16 @@ class SuperLinkState(InMemoryLinkState):  # type: ignore[misc]
         if finished and task is not None and self._is_primary_task(task_id):
             self.cleanup_run(task.run_id)
         return finished
+
+    def _session_of(self, session_id: str, object_id: str) -> Any:
+        """The session in which a part is awaited; None where it is in none."""
+        session = self._object_push_sessions.get(session_id)
+        return session if session is not None and object_id in session.pending_object_ids else None
+
+    def _site_of(self, session: Any) -> int | None:
+        """The number of the site whose answers a session brings; None where it brings the ServerApp's orders."""
+        replies = (self.message_res_store.get(root) for root in session.root_object_ids)
+        return next((reply.metadata.src_node_id for reply in replies if reply is not None), None)
 
     def _reply_to(self, number: str) -> Message | None:
         """The reply to an order, where all of it is there and nobody has it yet."""

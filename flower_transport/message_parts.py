@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +39,9 @@ BROUGHT = b"\1"
 _MOST_PARTS = 100_000
 """Of one message: those of half a terabyte."""
 
+_MOST_SHORT_BYTES = 64 * 2**20
+"""Of one site's parts that are in memory: an answer has a few, beside its long ones."""
+
 _MOST_LEVELS = 8
 """From a message down to its chunks there are five."""
 
@@ -49,6 +53,10 @@ class MessageParts(InMemoryObjectStore):  # type: ignore[misc]
         """Keep the files in `folder`, which is emptied."""
         super().__init__(verify=False)
         self._folder = folder
+        self._bringers: dict[str, tuple[int, int]] = {}
+        """The site that brought a part, and the part's bytes."""
+        self._brought: Counter[tuple[int, bool]] = Counter()
+        """The bytes of each site's parts, those in files (True) and those in memory."""
         shutil.rmtree(folder, ignore_errors=True)
         make_private_folder(folder)
 
@@ -59,10 +67,11 @@ class MessageParts(InMemoryObjectStore):  # type: ignore[misc]
             missing: list[str] = super().preregister(run_id, object_tree)
             return missing
 
-    def settle(self, object_id: str, content: bytes) -> bytes:
-        """Have the part's file ready, where it is long; returns what `put` takes.
+    def settle(self, object_id: str, content: bytes, site: int | None = None) -> bytes:
+        """Have the part's file ready, where it is long; returns what `put` takes. `site` is the number of its bringer.
 
-        Hashes and writes with no lock held. Raises ValueError for another part than this one, and OSError.
+        Hashes and writes with no lock held. Raises ValueError for another part than this one, and where a site brings
+        more than it may; OSError.
         """
         file = self._folder / object_id
         brought = content == BROUGHT
@@ -73,6 +82,8 @@ class MessageParts(InMemoryObjectStore):  # type: ignore[misc]
         if get_object_id(content) != object_id:
             raise ValueError(f"Object ID {object_id} does not match content hash")
         validate_object_content(content=content)
+        if site is not None:
+            self._charge(site, object_id, len(content))
         if len(content) <= LONG_BYTES:
             return content
         if not brought and self.is_awaited(object_id):
@@ -107,7 +118,30 @@ class MessageParts(InMemoryObjectStore):  # type: ignore[misc]
         with self.lock_store:
             super().delete(object_id)
             if object_id not in self.store:
+                self._release(object_id)
                 (self._folder / object_id).unlink(missing_ok=True)
+
+    def _charge(self, site: int, object_id: str, size: int) -> None:
+        """Note what a site brings. Raises ValueError where its parts would take more memory than any answers do.
+
+        And where they would take more of the disk than they leave to all others.
+        """
+        in_file = size > LONG_BYTES
+        with self.lock_store:
+            self._release(object_id)
+            taken = self._brought[site, in_file] + size
+            most = shutil.disk_usage(self._folder).free - size if in_file else _MOST_SHORT_BYTES
+            if taken > most:
+                where = "of the disk than they leave free" if in_file else f"memory than {_MOST_SHORT_BYTES >> 20} MiB"
+                raise ValueError(f"the parts that site {site} has brought would take more {where}")
+            self._bringers[object_id] = site, size
+            self._brought[site, in_file] = taken
+
+    def _release(self, object_id: str) -> None:
+        """Forget who brought a part, if a site did."""
+        if (brought := self._bringers.pop(object_id, None)) is not None:
+            site, size = brought
+            self._brought[site, size > LONG_BYTES] -= size
 
     def _check(self, tree: ObjectTree) -> None:
         """Raise ValueError where a part comes with others below it than before, or the tree is out of proportion."""

@@ -7,6 +7,7 @@ import dataclasses
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import core_training.foundation.environment  # noqa: F401  isort: skip - before Flower is imported
@@ -273,6 +274,63 @@ def test_what_nobody_fetches_is_not_kept(link: Link) -> None:
     assert link.state.activate_task(task)
     assert link.state.finish_task(task, "completed", "")
     assert len(link.parts) == 0
+
+
+# --- what a site may bring
+
+
+def comes_through(link: Link, message: Message) -> bool:
+    """Whether all parts of a message are taken."""
+    try:
+        for _ in link.store(message):
+            pass
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.fixture
+def small_disk(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk of twenty long parts."""
+
+    def usage(folder: Path) -> Any:
+        return SimpleNamespace(free=20 * LONG_BYTES - sum(file.stat().st_size for file in folder.iterdir()))
+
+    monkeypatch.setattr("flower_transport.message_parts.shutil.disk_usage", usage)
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_sites_answers_take_no_more_of_a_disk_than_they_leave(link: Link) -> None:
+    orders = [link.send(f"order {number}") for number in range(5)]
+    answers = [link.message(f"{number}" * 3 * LONG_BYTES, order) for number, order in enumerate(orders)]
+    assert [comes_through(link, answer) for answer in answers] == [True, True, True, False, False]
+    link.state.delete_messages({orders[0].object_id})  # as when the ServerApp has it
+    again = link.send("once more")
+    assert comes_through(link, link.message("z" * 3 * LONG_BYTES, again))
+    assert comes_through(link, link.message("y" * 8 * LONG_BYTES))  # an order, which is the server's own
+    link.state.delete_messages({order.object_id for order in (*orders, again)})
+    assert not any(link.parts._brought.values())
+    assert link.parts._bringers == {}
+
+
+def test_a_sites_short_parts_fill_no_memory(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flower_transport.message_parts._MOST_SHORT_BYTES", 2 * LONG_BYTES)
+    orders = [link.send(f"order {number}") for number in range(4)]
+    answers = [link.message(f"{number}" * (LONG_BYTES - 2000), order) for number, order in enumerate(orders)]
+    assert [comes_through(link, answer) for answer in answers] == [True, True, False, False]
+    assert comes_through(link, link.message("x" * (LONG_BYTES - 2000)))
+
+
+def test_a_part_that_nobody_announced_in_this_session_is_not_written(link: Link) -> None:
+    order = link.send("order")
+    answer = link.message("x" * 2 * LONG_BYTES, order)
+    pushing = link.store(answer)
+    next(pushing)
+    for number, part in get_all_nested_objects(answer).items():
+        for session in ("", "another", link.state.start_session(link.run)):
+            assert not link.state.store_object(link.run, session, number, part.deflate())
+    assert list((link.folder / "parts").iterdir()) == []
+    assert comes_through(link, link.message("other", link.send("other")))
 
 
 # --- parts

@@ -243,7 +243,7 @@ def _print_tables(address: str, now: ServerStatus) -> None:
     runs = Table()
     for table, columns in ((sites, _SITE_COLUMNS), (runs, _RUN_COLUMNS)):
         for column in columns:
-            table.add_column(column, overflow="fold", min_width=24 if column == "run" else None)
+            table.add_column(column, overflow="fold")
     for name, state in now.sites.items():
         sites.add_row(name, state)
     for run in now.runs:

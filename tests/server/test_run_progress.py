@@ -85,14 +85,33 @@ def test_a_void_round_is_counted_and_told(
     share = {"loss": None, "eval_loss": None}
     run.event(Round(round=1, loss=2.5, eval_loss=3.5, sites={"a": share, "b": share}))
     shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)]).stdout
-    assert (
-        "│ r                        │ 1/3   │ 2.5000 │ 3.5000        │ a, b                      │ unattended │"
-        in shown
-    )
+    assert "│ r   │ 1/3   │ 2.5000 │ 3.5000        │ a, b                      │ unattended │" in shown
     run.event(RoundVoid(round=2, reason="1 of 2 sites are there"))
     shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)]).stdout
     assert "│ 1/3, 1 void │ 2.5000 │ 3.5000        │  " in shown
     assert "\nr: round 2 is void and changed nothing: 1 of 2 sites are there; nobody works on it" in shown
+
+
+@pytest.mark.parametrize("columns", ["80", None], ids=["80 columns", "no terminal"])
+def test_a_narrow_terminal_crops_nothing_of_a_status(
+    federation: Federation, make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, columns: str | None
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    name = "hospital-of-the-northern-district-20261130-093000"
+    run = RunFolder(federation.runs / name)
+    run.keep_recipe(make_recipe(topology={"kind": "federated", "rounds": 3, "local_steps": 1}).to_yaml())
+    sites = {f"hospital-number-{number}-of-the-north": {"loss": 2.5, "eval_loss": None} for number in range(4)}
+    run.event(Round(round=1, loss=2.5, eval_loss=3.5, sites=sites))
+    shown = CliRunner().invoke(command.app, ["status", "--folder", str(federation.folder)]).stdout
+    lines = [line for line in shown.splitlines() if line.startswith(("│", "┃"))]
+    assert all(len(line) <= 80 for line in lines) or columns is None
+    rows = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
+    cells = ["".join(parts) for parts in zip(*(row for row in rows if len(row) == 6), strict=True)]
+    for said in (name, "1/3", "2.5000", "3.5000", ",".join(f"{site}2.5000" for site in sites), "unattended"):
+        assert any(said in cell.replace(" ", "") for cell in cells), (said, shown)
+    assert "…" not in shown
 
 
 def test_who_follows_a_run_sees_it_go_past_a_void_round(

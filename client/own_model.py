@@ -5,6 +5,7 @@ What is own never leaves the site: others are told neither the model nor what it
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from core_training.foundation.state import TrainableState
@@ -15,6 +16,8 @@ from core_training.runs.result_format import result_name
 from core_training.runs.run_folder import RunFolder
 
 FOLDER = "own"
+_SHARE_OF_DEADLINE = 0.5
+"""Of `topology.round_deadline`, in which the answer to whoever leads the run has to come."""
 _LOOKS = 4
 """Evaluations on the way, at even distances: few records are soon learnt by heart."""
 
@@ -37,13 +40,23 @@ def tune_own_model(
     if steps is None or evaluation.loss is None:
         return
     tuned, best = engine.alone(steps), None
+    until = time.monotonic() + recipe.topology.round_deadline * _SHARE_OF_DEADLINE
+
+    def stop_in_time(*_: int) -> None:
+        if time.monotonic() > until:
+            tuned.stop()
+
     try:
         tuned.write_state(common)
-        for look in range(1, min(_LOOKS, steps) + 1):
-            tuned.train(steps * look // min(_LOOKS, steps) - tuned.step)
+        looks = min(_LOOKS, steps)
+        for place in (steps * look // looks for look in range(1, looks + 1)):
+            if time.monotonic() > until:
+                break
+            tuned.train(place - tuned.step, stop_in_time)
             loss = total(tuned.evaluate()).loss
             if loss is not None and loss < (best.loss if best else evaluation.loss):
                 best = _Best(tuned.step, loss, tuned.read_state())
+        reached = tuned.step
         if best is not None:
             tuned.write_state(best.state)
             own = RunFolder(folder.path / FOLDER)
@@ -53,7 +66,7 @@ def tune_own_model(
         tuned.close()
     folder.event(
         events.OwnModelTuned(
-            steps=best.steps if best else steps,
+            steps=best.steps if best else reached,
             eval_loss=best.loss if best else None,
             common_eval_loss=evaluation.loss,
         )

@@ -429,9 +429,9 @@ class Topology(Section):
     )
     own_steps: PositiveInt | None = Field(
         None,
-        description="Federated and gossip: steps that each site trains the finished model on, on its own records. The "
-        "best that it comes to is its own model (`own/` in its run folder) where it is better on the site's held-out "
-        "records than the common one, and never leaves it. Unset: none.",
+        description="Federated and gossip: steps that each site trains the finished model on, on its own records, in "
+        "at most half of `round_deadline`. The best that it comes to is its own model (`own/` in its run folder) where "
+        "it is better on the site's held-out records than the common one, and never leaves it. Unset: none.",
     )
     eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
     judged_by: list[Name] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,18 @@ def test_where_nothing_is_better_nothing_is_left(
         assert told.eval_loss is None
         assert "no model of this site's own was better" in told.note
         assert not (folder / "own").exists()
+
+
+def test_a_site_answers_in_time_however_many_steps_it_may_take(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path
+) -> None:
+    topology = {"kind": "gossip", "rounds": 1, "local_steps": 1, "own_steps": 10_000, "round_deadline": 2.0}
+    recipe = make_recipe(topology=topology, simulation={"sites": [str(site_files[0])]})
+    began = time.monotonic()
+    simulate(recipe, RunFolder(tmp_path / "run"))
+    assert time.monotonic() - began < 60
+    (told,) = RunFolder(own_of(tmp_path / "run", site_files[0].stem, "gossip")).events(events.OwnModelTuned)
+    assert 1 < told.steps < 2_500, "it looked where it had to stop"
 
 
 def test_a_group_of_processes_is_refused_before_it_begins(make_recipe: MakeRecipe) -> None:

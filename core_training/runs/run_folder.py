@@ -319,11 +319,17 @@ class RunFolder:
         return (self.summary() or {}).get("status") == "completed"
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary that was written, or None while the run goes on. That of a failed run says so in `status`."""
+        """The summary that was written, or None while the run goes on. That of a failed run says so in `status`.
+
+        Raises InputError where a pipe, a device or a folder is in its place.
+        """
+        path = self.path / "summary.json"
         try:
-            document = read_json(self.path / "summary.json")
-        except (OSError, ForeignTextError):
+            document = read_json(path)
+        except (FileNotFoundError, ForeignTextError):
             return None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
         return document if isinstance(document, dict) else None
 
     def _check_goes_on(self, earlier: Recipe, recipe: Recipe) -> None:

@@ -225,8 +225,8 @@ def test_a_four_bit_run_gives_an_adapter_for_the_quantised_base_and_a_model_of_t
     for module in peft.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # its packing wants wider layers than these
-    assert (outputs(peft) - outputs(ended.model)).abs().max() < 0.05
-    assert (outputs(plain.model) - outputs(ended.model)).abs().max() > 0.05
+    near, far = (float((outputs(model) - outputs(ended.model)).abs().max()) for model in (peft, plain.model))
+    assert near < min(0.05, far / 3), (near, far)
 
 
 def test_the_adapter_of_a_run_that_started_from_another_is_not_written_alone(

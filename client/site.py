@@ -32,7 +32,7 @@ from core_training.foundation.trainable import (
 from core_training.recipe.reading import load_recipe, parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
-from core_training.runs.checkpoints import prune_checkpoints, read_checkpoint, remove_later
+from core_training.runs.checkpoints import KEPT_CHECKPOINTS, prune_checkpoints, read_checkpoint, remove_later
 from core_training.runs.result_format import result_name
 from core_training.runs.run_folder import RunFolder
 from strategies.adapter_sharing import keeps_own, trained_part, with_own
@@ -259,7 +259,9 @@ class _SiteRun:
         self._engine.checkpoint(self._checkpoint(order.round), notes)
         # A server that was taken back to an earlier round: what came after that is no part of the run any more.
         remove_later(self.folder.checkpoints, "round-*", self._checkpoint(order.round).name)
-        prune_checkpoints(self.folder.checkpoints, "round-*")
+        # What is the site's own cannot be had of anybody after a server was taken back to an earlier round.
+        keep = self.recipe.topology.keep_rounds if keeps_own(self.recipe) else KEPT_CHECKPOINTS
+        prune_checkpoints(self.folder.checkpoints, "round-*", keep)
         self._round, self._counted = order.round, order.counted + 1
         eval_loss = evaluation.loss if evaluation else None
         self.folder.event(events.SliceTrained(round=order.round, loss=report.loss_mean, eval_loss=eval_loss))

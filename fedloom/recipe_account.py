@@ -113,7 +113,16 @@ def _what_one_site_holds(recipe: Recipe) -> list[str]:
 
 
 def _weight(recipe: Recipe) -> str:
-    return "" if recipe.topology.kind == "central" else "; a site's update weighs as many of them as it was trained on"
+    if recipe.topology.kind == "central":
+        return ""
+    weights = {
+        "loss_units": "as many of them as it was trained on",
+        "records": "as much as its training records",
+        "sqrt_records": "as much as the root of its training records",
+        "equal": "as much as any other's",
+        "given": "what aggregation.site_weights says",
+    }
+    return f"; a site's update weighs {weights[recipe.aggregation.weights]}"
 
 
 def _start(recipe: Recipe) -> str:
@@ -158,7 +167,8 @@ def _why_this_rate(recipe: Recipe, width: int | None) -> str:
     if recipe.topology.kind == "central":
         return why
     if (sites := recipe.topology.sites) is not None:
-        return f"{why}, times {for_sites(sites):.2g} for {sites} sites"
+        in_round = recipe.topology.in_round(sites)
+        return f"{why}, times {for_sites(in_round):.2g} for {in_round} sites{' a round' if in_round != sites else ''}"
     return f"{why}; times the root of the number of sites, once that is known"
 
 

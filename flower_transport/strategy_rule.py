@@ -7,6 +7,7 @@ that remembers anything else is refused: it would forget that at a restart.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from core_training.foundation.errors import InputError, ProtocolError, RunError
+from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.parts.aggregation_rules.flower import Flower
 from flower_transport.records import MESSAGE_TYPE
@@ -41,42 +42,58 @@ class FlowerStrategy(KeptUpdates):
         self._strategy = _made(settings)
         self.memory = memory
         for name, state in memory.items():
-            arrays = dict(state.tensors())
+            arrays = {key: view.copy() for key, view in state.tensors()}  # a strategy may write to what is its own
             kind, attribute = name[: len(_LISTED)], name[len(_LISTED) :]
             setattr(self._strategy, attribute, arrays if kind == _NAMED else list(arrays.values()))
 
     def _of(self, states: Sequence[TrainableState], weights: Sequence[float]) -> TrainableState:
         from flwr.app import ArrayRecord, ConfigRecord
 
-        name = type(self._strategy).__name__
-        before = _plain(self._strategy)
+        strategy, name = self._strategy, type(self._strategy).__name__
         nodes = list(range(1, len(states) + 1))
         try:
+            made = _content(strategy)
             # Some strategies note here what the round begins with; whom they would ask is not asked.
-            for _ in self._strategy.configure_train(self._number, _record(self._start), ConfigRecord(), _Nodes(nodes)):
-                pass
-            arrays, _ = self._strategy.aggregate_train(self._number, list(map(_reply, nodes, states, weights)))
-        except Exception as error:
-            raise ProtocolError(f"aggregation.flower: {name} fails: {type(error).__name__}: {error}") from error
-        if not isinstance(arrays, ArrayRecord):
-            raise ProtocolError(f"aggregation.flower: {name} made no state of {len(states)} updates")
-        after = self._read(name, {key: array.numpy() for key, array in arrays.items()})
-        if forgotten := sorted(key for key, value in _plain(self._strategy).items() if before.get(key, value) != value):
+            orders = list(strategy.configure_train(self._number, _record(self._start), ConfigRecord(), _Nodes(nodes)))
+            configured = _content(strategy)
+            arrays, _ = strategy.aggregate_train(self._number, list(map(_reply, nodes, states, weights)))
+        except Exception as error:  # whatever somebody's class raises
+            raise RunError(f"aggregation.flower: {name} fails: {type(error).__name__}: {error}") from error
+        if asked := sorted({key for order in orders for key in _asked_of_sites(order)}):
             raise RunError(
-                f"aggregation.flower: {name} remembers '{forgotten[0]}', which is no set of arrays like the model's, "
-                "and would be forgotten at a restart; choose another strategy"
+                f"aggregation.flower: {name} asks its sites for '{asked[0]}', of which they know nothing; choose "
+                "another strategy (FedProx is aggregation.proximal_mu)"
             )
-        self.memory = self._remembered(after)
+        if not isinstance(arrays, ArrayRecord):
+            raise RunError(f"aggregation.flower: {name} made no state of {len(states)} updates")
+        after = self._read(name, {key: array.numpy() for key, array in arrays.items()})
+        self.memory = self._remembered(name, made, configured, after)
         return after
 
-    def _remembered(self, after: TrainableState) -> Memory:
-        """What the strategy holds besides the states that the run has anyway."""
-        known, memory = {self._start.digest, after.digest}, {}
-        for attribute, value in sorted(vars(self._strategy).items()):
-            if (arrays := self._like_the_model(value)) is not None:
-                state = TrainableState.from_arrays(arrays, self.manifest)
-                if state.digest not in known:
-                    memory[f"{_NAMED if isinstance(value, Mapping) else _LISTED}{attribute}"] = state
+    def _remembered(
+        self, name: str, made: Mapping[str, str], configured: Mapping[str, str], after: TrainableState
+    ) -> Memory:
+        """What the round changed in the strategy: arrays like the model's.
+
+        `made` and `configured` are its contents before the round and at its beginning. What the next round's beginning
+        sets again from the state is no memory. Raises RunError for anything else.
+        """
+        memory = {}
+        for attribute, content in _content(self._strategy).items():
+            if content == made.get(attribute):
+                continue
+            value = vars(self._strategy)[attribute]
+            arrays = self._like_the_model(value)
+            state = None if arrays is None else TrainableState.from_arrays(arrays, self.manifest)
+            is_set_again = configured.get(attribute) != made.get(attribute)
+            if is_set_again and (content == configured[attribute] or (state and state.digest == after.digest)):
+                continue
+            if state is None or not isinstance(value, dict | list):
+                raise RunError(
+                    f"aggregation.flower: {name} remembers '{attribute}', which is no list and no mapping of arrays "
+                    "like the model's, and would be forgotten at a restart; choose another strategy"
+                )
+            memory[f"{_NAMED if isinstance(value, dict) else _LISTED}{attribute}"] = state
         return memory
 
     def _like_the_model(self, value: Any) -> dict[str, npt.NDArray[np.float32]] | None:
@@ -87,19 +104,18 @@ class FlowerStrategy(KeptUpdates):
             value = [value[name] for name in names]
         if not isinstance(value, list) or len(value) != len(names):
             return None
-        if not all(isinstance(array, np.ndarray) for array in value):
+        arrays = [array.numpy() if hasattr(array, "numpy") else array for array in value]
+        shapes = [getattr(array, "shape", None) for array in arrays]
+        if shapes != [spec.shape for spec in self.manifest.tensors]:
             return None
-        shapes = [spec.shape for spec in self.manifest.tensors]
-        if [array.shape for array in value] != shapes:
-            return None
-        return {name: np.asarray(array, dtype=np.float32) for name, array in zip(names, value, strict=True)}
+        return {name: np.asarray(array, dtype=np.float32) for name, array in zip(names, arrays, strict=True)}
 
     def _read(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> TrainableState:
         state = TrainableState.from_arrays(
             {key: np.asarray(array, dtype=np.float32) for key, array in arrays.items()}, self.manifest
         )
         if not state.is_finite():
-            raise ProtocolError(f"aggregation.flower: {name} made a state with NaN or infinite values")
+            raise RunError(f"aggregation.flower: {name} made a state with NaN or infinite values")
         return state
 
 
@@ -135,9 +151,27 @@ def _made(settings: Flower) -> Any:
     return made
 
 
-def _plain(strategy: Any) -> dict[str, Any]:
-    """Its attributes that are plain values."""
-    return {key: value for key, value in vars(strategy).items() if isinstance(value, bool | int | float | str)}
+def _content(strategy: Any) -> dict[str, str]:
+    """A digest of each of its attributes, to tell which of them changed."""
+    return {key: hashlib.sha256(_told(value)).hexdigest() for key, value in vars(strategy).items()}
+
+
+def _told(value: Any) -> bytes:
+    """A value's content, so far as it can be told: arrays, what holds others, and what says of itself what it is."""
+    if hasattr(value, "numpy"):
+        value = value.numpy()
+    if isinstance(value, np.ndarray):
+        return repr((value.shape, value.dtype.str)).encode() + value.tobytes()
+    if isinstance(value, Mapping):
+        return b"{" + b",".join(_told(key) + b":" + _told(one) for key, one in value.items()) + b"}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return b"[" + b",".join(map(_told, value)) + b"]"
+    return repr(value).encode()
+
+
+def _asked_of_sites(order: Message) -> Iterable[str]:
+    """The settings that an order of a strategy's has for its sites, besides the round's number."""
+    return [key for record in order.content.config_records.values() for key in record if key != "server-round"]
 
 
 def _record(state: TrainableState) -> ArrayRecord:

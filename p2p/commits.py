@@ -45,7 +45,7 @@ class Commit:
         """The rounds that led to this state."""
         return self.round - self.void_rounds
 
-    @cached_property
+    @property
     def whole(self) -> TrainableState | None:
         """The state with what is remembered of it, as it is handed over."""
         return None if self.state is None else together(self.state, self.memory)
@@ -53,7 +53,8 @@ class Commit:
     @cached_property
     def state_digest(self) -> str:
         """Of the whole."""
-        return self.whole.digest if self.whole else ""
+        whole = self.whole
+        return whole.digest if whole else ""
 
     @property
     def offer(self) -> Offer:
@@ -74,8 +75,9 @@ class CommitStore:
 
     def write(self, commit: Commit) -> None:
         """Commit, then drop all but the last two. Raises RunError when the disk refuses; the earlier ones survive."""
+        whole = commit.whole
         assert commit.state is not None
-        assert commit.whole is not None
+        assert whole is not None
         document = {
             "epoch": commit.round,
             "state_digest": commit.state_digest,
@@ -86,7 +88,7 @@ class CommitStore:
             "scale": commit.scale.model_dump() if commit.scale else None,
         }
         with commit_folder(self._path(commit.round)) as scratch:
-            commit.whole.write(scratch / STATE_FILE)
+            whole.write(scratch / STATE_FILE)
             (scratch / _COMMIT_FILE).write_text(strict_json(document, indent=2) + "\n", encoding="utf-8")
         prune_checkpoints(self._folder, "epoch-*")
 

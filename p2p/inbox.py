@@ -13,7 +13,7 @@ from core_training.recipe.schema import Recipe
 from p2p.messages import UpdateHeader
 from p2p.neighbour_codec import NeighbourCodec
 from strategies.mixing import Contribution
-from strategies.weights import most_weight_in_mean
+from strategies.weights import known_weight, most_weight_in_mean
 
 
 class Inbox:
@@ -23,6 +23,7 @@ class Inbox:
         self._run_id = run_id
         self._manifest = manifest
         self._codec = codec
+        self._recipe = recipe
         self._most_weight = most_weight_in_mean(recipe, recipe.topology.local_steps or 1)
         self._updates: dict[int, dict[str, Contribution]] = {}
         self._refused: set[tuple[int, str]] = set()
@@ -40,6 +41,8 @@ class Inbox:
             raise ProtocolError(f"{header.size} bytes; a state takes at most {self._manifest.max_message_bytes}")
         if not (math.isfinite(header.weight) and 0 < header.weight <= self._most_weight):
             raise ProtocolError(f"weight {header.weight}; that of a round lies in 1 … {self._most_weight}")
+        if header.weight != (known_weight(self._recipe, sender) or header.weight):
+            raise ProtocolError(f"weight {header.weight}; the recipe gives it {known_weight(self._recipe, sender)}")
 
     def put(self, header: UpdateHeader, payload: bytes) -> None:
         """Keep a whole update. A second one of the same sender and round changes nothing."""

@@ -295,24 +295,31 @@ class GossipNode:
 
     def _is_awaited(self, peer: str, parcel: Parcel) -> bool:
         """Whether this node still expects something from a peer in this round: its update, or its receipt for ours."""
-        members, number = self._progress.members, parcel.header.round
-        hello = members.hello_of(peer)
-        if not members.is_live(peer) or hello is None or hello.catching_up or hello.committed > number:
-            return False
-        if hello.finished and hello.committed < number:  # it has stopped early
+        number = parcel.header.round
+        if not self._takes_part(peer, number):
             return False
         return not (self._progress.inbox.settled(number, peer) and peer in parcel.receipts)
+
+    def _takes_part(self, peer: str, number: int) -> bool:
+        """Whether a peer can still be in this round, so far as it has said."""
+        hello = self._progress.members.hello_of(peer)
+        if not self._progress.members.is_live(peer) or hello is None or hello.catching_up or hello.committed > number:
+            return False
+        return not (hello.finished and hello.committed < number)  # it has stopped early
 
     def _can_count(self, number: int) -> bool:
         """Whether enough members are in a round for it to count, one of whom has sent its update.
 
         Where a node has one partner at a time, that one may be away, or there may be none for its place.
         """
-        needed, partners = self._plan.needed, self._plan.partners(number)
+        needed, inbox = self._plan.needed, self._progress.inbox
         if self._present(number) < needed:
             return False
-        sits_out = partners != self._plan.neighbours and not any(map(self._progress.members.is_live, partners))
-        return needed == 1 or sits_out or bool(self._progress.inbox.take(number))
+        if needed == 1 or inbox.take(number):
+            return True
+        return self._plan.one_at_a_time and not any(
+            self._takes_part(peer, number) and not inbox.settled(number, peer) for peer in self._plan.partners(number)
+        )
 
     def _present(self, number: int) -> int:
         """The number of members of a round: those in the mean or, where each has a mean of its own, those alive."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from core_training.foundation.errors import InputError
+from core_training.recipe.named_sites import check_named_sites
 from core_training.recipe.schema import Recipe
-from strategies.mixing import Mixing, partners_in
+from strategies.mixing import Mixing, partner_in
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RunPlan:
         for key, needed in self.recipe.fewest_sites.items():
             if needed > len(self.roster):
                 raise InputError(f"{key}: {needed}, but the roster has {len(self.roster)} members")
+        check_named_sites(self.recipe, self.roster)
 
     @property
     def rounds(self) -> int:
@@ -89,7 +91,13 @@ class RunPlan:
         """The nodes that this one exchanges updates with, in roster order."""
         return self.mixing.partners(self.name, self.roster, self.recipe.topology.graph)
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a node has one partner in a round, another in each."""
+        return self.recipe.topology.graph == "one_peer" and not self.in_one_state
+
     def partners(self, number: int) -> tuple[str, ...]:
         """Those of them with whom it does so in round `number`."""
-        graph = self.recipe.topology.graph if not self.in_one_state else ""
-        return partners_in(number, self.name, self.roster, graph, self.neighbours)
+        if not self.one_at_a_time:
+            return self.neighbours
+        return partner_in(number, self.name, self.roster)

@@ -110,6 +110,8 @@ class _ClearAggregation(RoundAggregation):
         self._check_weight(site, update, offer)
         check_report(self._recipe, self._order.steps, update.train, offer.data, offer.processes)
         if update.evaluation is not None:
+            if not self._recipe.topology.judges(site):
+                raise ProtocolError("it sends an evaluation, and is none of topology.judged_by")
             check_evaluation(self._recipe, update.evaluation, offer.data)
         self._add(update)
         self._figures += RoundFigures.of(update.train, update.evaluation)
@@ -194,8 +196,11 @@ class Cohort:
 class Rounds(Protocol):
     """The aggregation of all rounds of a run."""
 
-    def cohort(self, number: int, present: Nodes) -> Cohort:
-        """The participants of round `number`, of those present. Raises ProtocolError when it cannot be held."""
+    def cohort(self, number: int, asked: Nodes, present: Nodes) -> Cohort:
+        """The participants of round `number`, of those `asked`, who are some of the `present` or all.
+
+        Raises ProtocolError when it cannot be held.
+        """
         ...
 
     def begin(
@@ -216,8 +221,8 @@ class ClearRounds:
         self._recipe = recipe
         self._announced = announced
 
-    def cohort(self, number: int, present: Nodes) -> Cohort:
-        return Cohort(sorted(present.values()), present)
+    def cohort(self, number: int, asked: Nodes, present: Nodes) -> Cohort:
+        return Cohort(sorted(asked.values()), asked)
 
     def begin(
         self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState, memory: Memory

@@ -33,6 +33,7 @@ from core_training.foundation.durable import commit_file, new_folder
 from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.kept_processes import log_of
 from core_training.recipe.learning_rate import with_sites
+from core_training.recipe.named_sites import check_named_sites
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.trackers import check_trackers
@@ -125,6 +126,7 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
     if background.owner(federation.server_lock) is None:
         raise InputError(f"the server is not running; `fedloom server start --folder {federation.folder}` starts it")
     recipe = with_sites(recipe, len(federation.sites()))
+    check_named_sites(recipe, [site.name for site in federation.sites()])
     run_id = _new_run_id(federation, recipe_file.stem.strip("-") or "recipe")  # standard input has no name
     commit_file(federation.runs / run_id / "recipe.yaml", recipe.to_yaml().encode())
     federation.want(run_id)

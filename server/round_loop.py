@@ -113,6 +113,8 @@ class _RoundLoop:
                 lambda: participants.roster_of(self._membership.roster_digest),
             )
         self._wider: Scale | None = None
+        self._failed: set[str] = set()
+        """The sites that an attempt at the present round asked in vain."""
 
     def _outer_step_of(self, committed: tuple[Progress, TrainableState] | None) -> tuple[OuterStep | None, Memory]:
         """The recipe's outer step, if it has one, and what it or the rule remembered at the last commit."""
@@ -144,6 +146,7 @@ class _RoundLoop:
         while self._progress.counted < rounds and not self._should_stop_early():
             self._check_void_rounds()
             number, loss = self._progress.round + 1, None
+            self._failed.clear()
             try:
                 loss = self._take_in(number, *self._until_enough(f"round {number}", number, self._attempt))
             except RoundVoid as void:
@@ -204,9 +207,11 @@ class _RoundLoop:
             payload=self._state.to_bytes() if number > 1 and self._state is not None else b"",
         )
         wanted = wanted_sites(self._recipe, len(present))
+        self._failed |= set(aggregation.asked.values())  # until its update is taken in
         for site, update in replies:
             with self._exchange.quarantine(site, number):
                 aggregation.take(site, update)
+                self._failed.discard(site)
             del update  # its payload, before the next ones are fetched
             if len(aggregation.sites) == wanted and self._topology.asked_beyond:
                 spare = sorted(set(aggregation.asked.values()) - set(aggregation.sites))
@@ -227,11 +232,12 @@ class _RoundLoop:
         recipe, terms = self._recipe, self._membership.terms
         if self._state is None:  # changes are measured from it, whatever the codec
             self._state = self._fetch_initial_state(number, present)
-        chosen = set(drawn(recipe, number, present.values()))
+        chosen = set(drawn(recipe, number, present.values(), self._failed))
         asked = {node: site for node, site in present.items() if site in chosen}
         try:
-            cohort = self._rounds.cohort(number, asked)
+            cohort = self._rounds.cohort(number, asked, present)
         except ProtocolError as error:
+            self._failed |= chosen
             raise TooFewSites((), f"secure aggregation cannot be set up: {error}") from None
         ring = None
         if recipe.privacy.ring_bits is not None:
@@ -333,8 +339,10 @@ class _RoundLoop:
             final=final,
             manifest_digest=self._membership.terms.manifest.digest,
         )
-        if not final:
+        if not final and self._topology.judged_by:
             present = {node: site for node, site in present.items() if self._topology.judges(site)}
+            if not present:  # the result is chosen of the states that were judged
+                return {}
         accepted: dict[str, EvalReport] = {}
         for site, reply in self._exchange.ask(order, present, EvaluateReply, number, payload=state.to_bytes()):
             with self._exchange.quarantine(site, number):

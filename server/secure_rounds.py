@@ -92,7 +92,7 @@ class SecureRounds:
         self._renew = True
         self._recalled = False
 
-    def cohort(self, number: int, present: Nodes) -> Cohort:
+    def cohort(self, number: int, asked: Nodes, present: Nodes) -> Cohort:
         """The sites whose masks meet in round `number`; sets masks up where there are none for it.
 
         The sites of an attempt at this very round that was cut short are asked again, and no others. Raises
@@ -101,7 +101,7 @@ class SecureRounds:
         if not self._recalled and self._slot_file.exists() and self._batch_file.exists():
             self._recall()
         self._recalled = True
-        sites = self._sites_of(number, present)
+        sites = self._sites_of(number, asked)
         return Cohort(sites, {node: site for node, site in present.items() if site in sites})
 
     def _sites_of(self, number: int, present: Nodes) -> list[str]:

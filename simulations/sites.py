@@ -18,6 +18,7 @@ from core_training.foundation.errors import InputError
 from core_training.foundation.trainable import Trainable
 from core_training.models.base_model import BaseModel
 from core_training.recipe.learning_rate import with_sites
+from core_training.recipe.named_sites import check_named_sites
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import Stage, load_stage
 from simulations.enrolment import enrolments_of
@@ -38,6 +39,7 @@ def simulated_sites(recipe: Recipe) -> Partition:
     for key, least in recipe.fewest_sites.items():
         if least > len(sites):
             raise InputError(f"{key}: {least} is more than the {len(sites)} sites")
+    check_named_sites(recipe, sites)
     return sites
 
 

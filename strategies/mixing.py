@@ -106,7 +106,7 @@ def exponential(roster: Sequence[str]) -> Graph:
 
 
 def one_peer(roster: Sequence[str]) -> Graph:
-    """Neighbours are those whose place differs in one binary digit, of whom each round has one: see `partners_in`.
+    """Neighbours are those whose place differs in one binary digit, of whom each round has one: see `partner_in`.
 
     Where there are 2ᵏ nodes, k rounds lead all of them to the very mean (Ying et al. 2021, the one-peer hypercube).
     """
@@ -123,14 +123,10 @@ def _pair(roster: Sequence[str], place: int, digit: int) -> tuple[str, ...]:
 GRAPHS = {"complete": complete, "ring": ring, "exponential": exponential, "one_peer": one_peer}
 
 
-def partners_in(
-    number: int, name: str, roster: Sequence[str], graph: str, neighbours: Sequence[str]
-) -> tuple[str, ...]:
-    """Those of a node's neighbours whom it exchanges with in round `number`: all, or the one whose turn it is."""
-    if graph != "one_peer" or len(roster) < 2:
-        return tuple(neighbours)
-    turn = _pair(roster, roster.index(name), (number - 1) % (len(roster) - 1).bit_length())
-    return tuple(peer for peer in neighbours if peer in turn)
+def partner_in(number: int, name: str, roster: Sequence[str]) -> tuple[str, ...]:
+    """The one with whom a node exchanges in round `number` where it has one partner at a time; none for some places."""
+    turns = (len(roster) - 1).bit_length()
+    return _pair(roster, roster.index(name), (number - 1) % turns) if turns else ()
 
 
 def metropolis_weight(degree: int, other_degree: int) -> float:

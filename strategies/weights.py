@@ -21,11 +21,17 @@ def weight_in_mean(recipe: Recipe, report: TrainReport, records: int, site: str)
             return float(records)
         case "sqrt_records":
             return math.sqrt(records)
+    return float(known_weight(recipe, site) or report.weight)
+
+
+def known_weight(recipe: Recipe, site: str) -> int | None:
+    """The weight that the recipe alone gives a site's updates; None where it goes by what the site did."""
+    match recipe.aggregation.weights:
         case "equal":
-            return 1.0
+            return 1
         case "given":
-            return float(recipe.aggregation.site_weights.get(site, 1))
-    return float(report.weight)
+            return recipe.aggregation.site_weights.get(site, 1)
+    return None
 
 
 def most_weight_in_mean(recipe: Recipe, steps: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -20,13 +21,11 @@ def clear_killed_builds() -> None:
     """Remove the marks of builds that were killed, unless another process that called this may be building now."""
     global _mark
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    root.mkdir(parents=True, exist_ok=True)
-    _mark = (root / "fedloom.lock").open("ab")
-    try:
-        fcntl.flock(_mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
-    else:
-        for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
-            lock.unlink(missing_ok=True)
-    fcntl.flock(_mark, fcntl.LOCK_SH)
+    with suppress(OSError):  # a folder that cannot be written to has no builds of ours
+        root.mkdir(parents=True, exist_ok=True)
+        _mark = (root / "fedloom.lock").open("ab")
+        with suppress(BlockingIOError):
+            fcntl.flock(_mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
+                lock.unlink(missing_ok=True)
+        fcntl.flock(_mark, fcntl.LOCK_SH)

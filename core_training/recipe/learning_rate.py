@@ -38,7 +38,7 @@ def learning_rate_of(recipe: Recipe, width: int | None) -> float:
     """The peak learning rate for layers of so many inputs (None: as many as usual): the recipe's own, if it has one."""
     if recipe.training.learning_rate is not None:
         return recipe.training.learning_rate
-    sites = 1 if recipe.topology.kind == "central" else recipe.topology.sites or 1
+    sites = 1 if recipe.topology.kind == "central" else recipe.topology.in_round(recipe.topology.sites or 1)
     return recipe.usual_learning_rate * _for_width(width) * for_sites(sites)
 
 

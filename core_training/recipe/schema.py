@@ -457,6 +457,13 @@ class Topology(Section):
             raise ValueError("asked_beyond: a round that takes all sites has none beyond; give sites_per_round too")
         return self
 
+    def in_round(self, sites: int) -> int:
+        """How many of so many sites a round is of."""
+        wanted = self.sites_per_round
+        if wanted is None:
+            return sites
+        return min(sites, wanted if isinstance(wanted, int) else math.ceil(wanted * sites))
+
     def judges(self, site: str) -> bool:
         """Whether a site evaluates the state after each round."""
         return not self.judged_by or site in self.judged_by
@@ -534,8 +541,9 @@ class Aggregation(Parted):
     rule: RuleName = Field(
         "fedavg",
         description=" | ".join(AGGREGATION_RULES) + ". Federated: `fedavg` is the mean, weighted as `weights` says "
-        "(McMahan 2017), and keeps no update. The others bear poisoned sites: they see each update by itself, so not "
-        "in a ring, under masks or in gossip, and take the memory of one state for each site.",
+        "(McMahan 2017), and keeps no update. The others see each update by itself, so not in a ring, under masks or "
+        "in gossip, and take the memory of one state for each site: `flower` is any strategy of Flower's, the rest "
+        "bear poisoned sites.",
     )
     weights: Literal["loss_units", "records", "sqrt_records", "equal", "given"] = Field(
         "loss_units",
@@ -559,7 +567,8 @@ class Aggregation(Parted):
         "both",
         description=" | ".join(ADAPTER_SHARING) + ". LoRA's factors: both train and travel; A stays as it began (FFA-"
         "LoRA, Sun 2024); B and A take turns, round by round (RoLoRA, Chen 2024); A is everybody's and each site keeps "
-        "a B of its own, with which it ends (FedSA-LoRA, Guo 2024). Half the values travel then. Federated and gossip.",
+        "a B of its own, with which it ends (FedSA-LoRA, Guo 2024). But for `both`, half the values go up. Federated "
+        "and gossip.",
     )
     outer: Outer = Field(default_factory=Outer)
     max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
@@ -737,6 +746,11 @@ class Recipe(_WithStages):
             self._check_rule()
             if self.topology.own_steps is not None and self.deepspeed.used:
                 raise ValueError("topology.own_steps: a DeepSpeed group trains one state; leave out deepspeed")
+            if self.topology.graph == "one_peer" and self.topology.early_stopping_patience is not None:
+                raise ValueError(
+                    "topology.early_stopping_patience: a node of graph one_peer hears one other in a round, and cannot "
+                    "agree with all when to stop; choose graph exponential, or leave it out"
+                )
             if self.topology.judged_by and self.topology.kind == "gossip":
                 raise ValueError(
                     "topology.judged_by: gossip nodes agree on when to stop by what each of them sees; leave it out"
@@ -806,6 +820,11 @@ class Recipe(_WithStages):
                 f"privacy.codec: {privacy.codec} carries sums, and rule '{aggregation.rule}' needs each site's "
                 "state by itself; choose rule 'fedavg', or codec fp32 or bf16 without secure aggregation"
             )
+        if privacy.secure and (key := self._opens_one_sites_part):
+            raise ValueError(
+                f"{key}: with it the sum of the updates could tell one site's part, which nobody is to know under "
+                "privacy.secure_aggregation; leave out one of them"
+            )
         if aggregation.max_update_norm is not None and in_ring and (in_gossip or privacy.secure):
             raise ValueError(
                 "aggregation.max_update_norm: nobody sees a single update of this run, whose sums alone are known; set "
@@ -820,6 +839,15 @@ class Recipe(_WithStages):
                 f"privacy.keep: gossip nodes send {privacy.codec} changes since the start of the run; choose a "
                 "ring codec"
             )
+
+    @property
+    def _opens_one_sites_part(self) -> str | None:
+        """The key that singles out sites by name, in what they add to a sum; None where there is none."""
+        if self.topology.judged_by:
+            return "topology.judged_by"
+        if self.aggregation.weights == "given":
+            return "aggregation.site_weights"
+        return "tuning.lora.site_ranks" if self.tuning.settings(LORA).site_ranks and self.trains_parts else None
 
     def _check_weights(self) -> None:
         key, instead = f"aggregation.weights: {self.aggregation.weights}", "choose loss_units, equal or given"
@@ -858,6 +886,10 @@ class Recipe(_WithStages):
         if isinstance(sites, int) and sites < self.needed_sites:
             key = max(self.fewest_sites, key=lambda key: self.fewest_sites[key])
             raise ValueError(f"topology.sites_per_round: {sites} is less than {key}, {self.needed_sites}")
+        if self.topology.judged_by:
+            raise ValueError(
+                "topology.judged_by: a round of drawn sites may have none of those who judge; leave out one of them"
+            )
         if self.topology.asked_beyond and self.privacy.secure is not None:
             raise ValueError(
                 "topology.asked_beyond: under masks whoever is asked has to be waited for, or its masks to be taken "
@@ -873,6 +905,11 @@ class Recipe(_WithStages):
             raise ValueError(f"{key}: it leaves parameters alone that DeepSpeed keeps to itself; leave out deepspeed")
         if self.aggregation.corrects:
             raise ValueError(f"{key}: proximal_mu and scaffold move all that is trained; leave out one of them")
+        if self.aggregation.sharing_part.keeps_own and self.training.load_best_model_at_end:
+            raise ValueError(
+                f"{key}: a site cannot take its own factor back to the round that was best; leave out "
+                "training.load_best_model_at_end"
+            )
         if self.aggregation.sharing_part.leaves_alone and self.aggregation.outer.step != "none":
             raise ValueError(
                 f"{key}: what aggregation.outer remembers moves a factor in the rounds that leave it alone; choose "
@@ -945,9 +982,13 @@ class Recipe(_WithStages):
     @property
     def judges_by_held_out(self) -> str | None:
         """The key that has a run judged by its held-out loss; None where there is none."""
-        if self.training.load_best_model_at_end:
-            return "training.load_best_model_at_end"
-        return "topology.early_stopping_patience" if self.topology.early_stopping_patience is not None else None
+        keys = {
+            "training.load_best_model_at_end": self.training.load_best_model_at_end,
+            "topology.early_stopping_patience": self.topology.early_stopping_patience is not None,
+            "topology.judged_by": bool(self.topology.judged_by),
+            "topology.own_steps": self.topology.own_steps is not None and self.topology.kind != "central",
+        }
+        return next((key for key, judges in keys.items() if judges), None)
 
     @property
     def usual_learning_rate(self) -> float:

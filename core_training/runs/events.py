@@ -330,16 +330,24 @@ class Late(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnModelTuned(Event):
-    """A site trained the common model on: the best that it came to, after `steps`; None where nothing was better."""
+    """A site trained the common model on: the best that it came to, after `steps`; None where nothing was better.
+
+    `reason` says why it went no further, where it failed.
+    """
 
     NAME = "own_model"
     steps: int
-    eval_loss: float | None
-    common_eval_loss: float
+    eval_loss: float | None = None
+    common_eval_loss: float | None = None
+    reason: str = ""
 
     @property
     def note(self) -> str:
+        if self.common_eval_loss is None:
+            return f"no model of this site's own: {self.reason}"
         common = f"the common model's is {self.common_eval_loss:.4f}"
+        if self.reason:
+            common += f" (it went no further: {self.reason})"
         if self.eval_loss is None:
             return f"no model of this site's own was better on its records in {self.steps} steps: {common}"
         return f"own model (own/) after {self.steps} steps: held-out loss {self.eval_loss:.4f}, {common}"

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from client.own_model import tune_own_model
 from core_training.engine.engine import open_engine
-from core_training.foundation.errors import InputError
+from core_training.foundation.errors import DivergedError, InputError
 from core_training.foundation.trainable import total
 from core_training.recipe.schema import DeepSpeed, Recipe
 from core_training.runs import events
@@ -68,6 +69,39 @@ def test_where_nothing_is_better_nothing_is_left(
         assert told.eval_loss is None
         assert "no model of this site's own was better" in told.note
         assert not (folder / "own").exists()
+
+
+def test_training_that_fails_is_told_and_the_common_model_is_there(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(*_: Any) -> None:
+        raise DivergedError("the training loss is no longer finite")
+
+    monkeypatch.setattr("client.own_model._train", diverges)
+    topology = {"kind": "federated", "rounds": 1, "local_steps": 1, "own_steps": 4}
+    summary = simulate(make_recipe(topology=topology, simulation={"sites": [str(site_files[0])]}), RunFolder(tmp_path))
+    assert summary.status == "completed"
+    (told,) = RunFolder(own_of(tmp_path, site_files[0].stem, "federated")).events(events.OwnModelTuned)
+    assert "it went no further: the training loss is no longer finite" in told.note
+
+
+def test_what_an_earlier_end_of_the_run_left_goes(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path
+) -> None:
+    def recipe(rounds: int, rate: float) -> Recipe:
+        topology = {"kind": "federated", "rounds": rounds, "local_steps": 1, "own_steps": 4}
+        return make_recipe(
+            topology=topology, training={"learning_rate": rate}, simulation={"sites": [str(site_files[0])]}
+        )
+
+    run = tmp_path / "run"
+    simulate(recipe(1, 0.01), RunFolder(run))
+    own = own_of(run, site_files[0].stem, "federated")
+    assert (own / "own" / "adapter").exists()
+    engine = open_engine(recipe(1, 0.0))
+    state, report = engine.initial_state, total(engine.evaluate())
+    tune_own_model(engine, recipe(1, 0.0), state, report, RunFolder(own))
+    assert not (own / "own").exists()
 
 
 def test_a_site_answers_in_time_however_many_steps_it_may_take(

@@ -32,14 +32,37 @@ class Halved(FedAvg):
             arrays[key] = type(arrays[key])(arrays[key].numpy() / 2)
         return arrays, metrics
 
-class Counting(Halved):
-    rounds = 0
+class Remembering(FedAvg):
+    seen, norms, last, record, previous = 0, None, None, None, None
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if self.what == "seen":
+            self.seen += 1
+        elif self.what == "norms":
+            self.norms = [*(self.norms or []), 1.0]
+        elif self.what == "last":
+            self.last = {"node": server_round}
+        else:
+            setattr(self, self.what, arrays)
+        return arrays, metrics
+
+class HeavyBall(FedAvg):
     def __init__(self):
         super().__init__()
-        self.seen = 0
+        self.before = None
     def aggregate_train(self, server_round, replies):
-        self.seen += 1
-        return super().aggregate_train(server_round, replies)
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        means = {key: array.numpy() for key, array in arrays.items()}
+        if self.before is not None:
+            for key in self.before:
+                self.before[key] *= -0.5
+                self.before[key] += 1.5 * means[key]
+                arrays[key] = type(arrays[key])(self.before[key].copy())
+        self.before = means
+        return arrays, metrics
 
 class Failing(FedAvg):
     def aggregate_train(self, server_round, replies):
@@ -158,16 +181,35 @@ def test_the_order_of_arrival_changes_no_bit(tmp_path: Path, recipe: MakeRecipe)
     assert federate(tmp_path / "two", wanted, dict(reversed(sites().items()))).state_digest == first.state_digest
 
 
-def test_what_would_be_forgotten_at_a_restart_is_refused(tmp_path: Path, recipe: MakeRecipe, own: str) -> None:
-    with pytest.raises(RunError, match="Counting remembers 'seen', which is no set of arrays like the model's"):
-        federate(tmp_path / "run", recipe(own + "Counting"), dict(sites()))
+@pytest.mark.parametrize("what", ["seen", "norms", "last", "record"])
+def test_what_would_be_forgotten_at_a_restart_is_refused(
+    tmp_path: Path, recipe: MakeRecipe, own: str, what: str
+) -> None:
+    with pytest.raises(RunError, match=f"Remembering remembers '{what}', which is no list and no mapping of arrays"):
+        federate(tmp_path / "run", recipe(own + "Remembering", arguments={"what": what}), dict(sites()))
+
+
+def test_a_state_of_the_round_before_is_remembered_and_may_be_written_to(
+    tmp_path: Path, recipe: MakeRecipe, own: str
+) -> None:
+    federate(tmp_path / "run", recipe(own + "HeavyBall"), dict(sites()))
+    x, before, reached = 0.0, None, []
+    for _ in range(4):
+        mean = x + 2.75
+        x = mean if before is None else 1.5 * mean - 0.5 * before
+        before = mean
+        reached.append(x)
+    np.testing.assert_allclose(states(tmp_path / "run"), reached, rtol=1e-6)
+
+
+def test_a_strategy_that_asks_its_sites_for_more_is_refused(tmp_path: Path, recipe: MakeRecipe) -> None:
+    with pytest.raises(RunError, match=r"FedProx asks its sites for 'proximal-mu'.*aggregation.proximal_mu"):
+        federate(tmp_path / "run", recipe(FLOWERS + "FedProx", arguments={"proximal_mu": 0.1}), dict(sites()))
 
 
 def test_a_strategy_that_fails_is_named(tmp_path: Path, recipe: MakeRecipe, own: str) -> None:
-    with pytest.raises(RunError):
+    with pytest.raises(RunError, match=r"aggregation\.flower: Failing fails: KeyError: 'weights'"):
         federate(tmp_path / "run", recipe(own + "Failing"), dict(sites()))
-    said = [line["reason"] for line in RunFolder(tmp_path / "run").lines("void")]
-    assert "aggregation.flower: Failing fails: KeyError: 'weights'" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from core_training.runs.run_folder import RunFolder
 from p2p.commits import CommitStore
 from simulations.gossip import simulate_gossip
 from simulations.network import Partition, SimulatedNetwork
+from strategies.messages import Update
 from tests.p2p.linear_site import LinearSite, federated_average, recipe_of, three_sites
 
 
@@ -83,6 +84,26 @@ def test_nodes_with_one_partner_a_round_come_close_for_the_bytes_of_one_state(tm
     assert max(mixed) == 2
     assert (min(mixed) == 2) == (count == 8), "where they are no power of two, some sit out a round"
     assert summary.void_rounds == 0
+
+
+def test_a_partner_whose_update_is_refused_holds_nobody_up(tmp_path):
+    sites = {f"site{number}": list(three_sites().values())[number % 3] for number in range(4)}
+
+    async def poisons(order, ask=sites["site2"].ask):
+        reply = await ask(order)
+        if order.kind != "train":
+            return reply
+        update = Update.open(reply)
+        state = TrainableState.from_bytes(update.payload, sites["site2"].manifest)
+        far = TrainableState(state.manifest, state.buffer + np.float32(1e9))
+        return update.model_copy(update={"payload": far.to_bytes()}).envelope()
+
+    asks = {name: site.ask for name, site in sites.items()}
+    recipe = recipe_of(rounds=6, mixing="metropolis", graph="one_peer", minimum_sites=2, deadline=60.0)
+    simulate_gossip(recipe, {**asks, "site2": poisons}, RunFolder(tmp_path))
+    for name in ("site0", "site1", "site3"):
+        assert len(events(tmp_path, name, "epoch")) == 6
+        assert all("site2" not in event["contributors"] for event in events(tmp_path, name, "epoch"))
 
 
 def test_a_partner_that_is_away_holds_nobody_up(tmp_path):

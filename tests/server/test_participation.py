@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from core_training.foundation.errors import InputError
+from core_training.recipe.learning_rate import learning_rate_of
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from flower_transport.in_process import InProcessGrid
 from server.round_loop import run_federation
 from server.run_store import RunStore
+from strategies.messages import Envelope, Refusal
 from strategies.participation import drawn
 from tests.failing_sites import federate as federate_trained
 from tests.server.arithmetic_sites import ArithmeticSite, federate
@@ -92,6 +94,30 @@ def test_a_server_that_was_killed_goes_on_with_the_same_sites(tmp_path: Path, re
     assert taken(tmp_path / "run") == taken(tmp_path / "whole")
 
 
+def test_a_site_that_fails_is_asked_last_when_the_round_is_tried_again(tmp_path: Path, recipe: MakeRecipe) -> None:
+    asked = recipe(sites_per_round=2, minimum_sites=2)
+    broken, *_ = drawn(asked, 1, NAMES)
+
+    def refuses(order: Envelope) -> Envelope:
+        if order.kind == "train":
+            return Refusal(reason="CUDA out of memory").envelope()
+        return healthy(order)
+
+    answers: dict[str, Any] = dict(sites())
+    healthy = answers[broken]
+    summary = federate(tmp_path / "run", asked, {**answers, broken: refuses})
+    assert summary.rounds_done == 6
+    assert all(broken not in in_mean and len(in_mean) == 2 for in_mean in taken(tmp_path / "run"))
+
+
+def test_a_rate_that_nobody_named_goes_with_the_sites_of_a_round(make_recipe: MakeRecipe) -> None:
+    def rate(**topology: Any) -> float:
+        topology = {"kind": "federated", "rounds": 2, "sites": 100, **topology}
+        return learning_rate_of(make_recipe(topology=topology, training={"learning_rate": None}), 4096)
+
+    assert rate(sites_per_round=4) == rate(sites_per_round=0.04) == pytest.approx(rate() / 5)
+
+
 def test_a_round_goes_on_without_those_who_were_asked_beyond(tmp_path: Path, recipe: MakeRecipe) -> None:
     asked = recipe(sites_per_round=2, asked_beyond=0.5)
     federate(tmp_path / "run", asked, dict(sites()))
@@ -124,6 +150,7 @@ def test_masks_change_no_bit_of_a_run_that_draws_its_sites(
         ({"topology": {"kind": "gossip"}}, r"topology.sites_per_round: it is a server that draws"),
         ({"topology": {"minimum_sites": 3}}, r"sites_per_round: 2 is less than topology.minimum_sites, 3"),
         ({"aggregation": {"rule": "krum"}}, r"sites_per_round: 2 is less than aggregation.krum.poisoned, 5"),
+        ({"topology": {"judged_by": ["a"]}}, r"topology.judged_by: a round of drawn sites"),
         ({"topology": {"sites_per_round": None, "asked_beyond": 0.5}}, r"asked_beyond: .* give sites_per_round too"),
         (
             {"topology": {"asked_beyond": 0.5}, "privacy": {"secure_aggregation": {"minimum_sites": 2}}},

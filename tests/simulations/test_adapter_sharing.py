@@ -15,6 +15,7 @@ from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import read_result
 from core_training.runs.run_folder import RunFolder, Summary
+from server.rewinding import rewind
 from server.run_store import RunStore
 from simulations import simulate
 
@@ -66,11 +67,12 @@ def test_each_round_moves_what_its_turn_says(
 def test_masks_and_topology_change_no_bit(
     shared: MakeRecipe, tmp_path: Path, adapters: str, ranks: dict[str, int] | None
 ) -> None:
-    masked = run(shared(adapters, ranks=ranks, **MASKED), tmp_path / "masked")
     plain = run(shared(adapters, ranks=ranks, codec="ring16"), tmp_path / "plain")
     gossip = run(shared(adapters, "gossip", ranks=ranks, codec="ring16"), tmp_path / "gossip")
-    assert masked.state_digest == plain.state_digest == gossip.state_digest
-    assert masked.eval_loss == plain.eval_loss
+    assert plain.state_digest == gossip.state_digest
+    if ranks is None:
+        masked = run(shared(adapters, **MASKED), tmp_path / "masked")
+        assert (masked.state_digest, masked.eval_loss) == (plain.state_digest, plain.eval_loss)
     assert plain.eval_loss is not None
     assert plain.eval_loss_initial is not None
     assert plain.eval_loss < plain.eval_loss_initial
@@ -122,6 +124,13 @@ def test_the_components_behind_a_sites_rank_do_not_move(
         first, rest = (np.s_[:1], np.s_[1:]) if "lora_A" in name else (np.s_[:, :1], np.s_[:, 1:])
         assert not np.array_equal(values[first], after[name][first])
         np.testing.assert_array_equal(values[rest], after[name][rest])
+
+
+def test_a_site_goes_back_to_its_own_factor_with_the_server(shared: MakeRecipe, tmp_path: Path) -> None:
+    whole = run(shared("fedsa"), tmp_path / "run")
+    rewind(tmp_path / "run", 1)
+    again = simulate(shared("fedsa"), RunFolder(tmp_path / "run"), resume=True)
+    assert (again.state_digest, again.eval_loss) == (whole.state_digest, whole.eval_loss)
 
 
 class Killed(BaseException):

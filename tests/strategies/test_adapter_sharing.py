@@ -118,6 +118,10 @@ def test_components_of_experts_are_refused_by_name(shared: MakeRecipe) -> None:
         ({"aggregation": {"adapters": "ffa", "proximal_mu": 0.1}}, "proximal_mu and scaffold move all"),
         ({"aggregation": {"adapters": "rolora", "outer": {"step": "nesterov"}}}, "aggregation.outer remembers moves"),
         ({"deepspeed": {"processes": 2}}, "leave out deepspeed"),
+        (
+            {"aggregation": {"adapters": "fedsa"}, "training": {"load_best_model_at_end": True}},
+            "fedsa: a site cannot take its own factor back",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(make_recipe: MakeRecipe, sections: Any, said: str) -> None:

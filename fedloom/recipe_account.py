@@ -16,7 +16,7 @@ from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.learning_rate import USUAL_WIDTH, for_sites, learning_rate_of
 from core_training.recipe.schema import Recipe
-from core_training.runs import events
+from core_training.recipe.site_shares import NEARLY_ALL, said_of_one_that_holds
 
 _MANY_LOCAL_STEPS, _MUCH_MOMENTUM, _MANY_ROUNDS = 20, 0.8, 100
 _HEADS = {"score": "the reward head", "value_head": "the value head"}
@@ -106,10 +106,10 @@ def _what_one_site_holds(recipe: Recipe) -> list[str]:
         sizes = [sum(path.stat().st_size for path in data_files(site)) for site in files]
     except (InputError, OSError):  # said when they are read
         return []
-    if len(sizes) < 2 or max(sizes) < events.NEARLY_ALL * sum(sizes):
+    if len(sizes) < 2 or max(sizes) < NEARLY_ALL * sum(sizes):
         return []
     largest = max(sizes)
-    return [events.OneSiteHolds(site=str(files[sizes.index(largest)]), share=largest / sum(sizes)).note]
+    return [said_of_one_that_holds(str(files[sizes.index(largest)]), largest / sum(sizes))]
 
 
 def _weight(recipe: Recipe) -> str:

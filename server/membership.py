@@ -14,6 +14,7 @@ from core_training import __version__
 from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
+from core_training.recipe.site_shares import NEARLY_ALL
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder, SiteSummary
 from flower_transport.grid import Grid
@@ -302,7 +303,7 @@ class Membership:
             return
         site = max(records, key=lambda name: records[name])
         share = records[site] / max(sum(records.values()), 1)
-        if share >= events.NEARLY_ALL and site != self._told_of_holder:
+        if share >= NEARLY_ALL and site != self._told_of_holder:
             self._told_of_holder = site
             self._folder.event(events.OneSiteHolds(site=site, share=share))
 

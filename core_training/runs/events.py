@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from core_training.foundation.foreign_text import harmless
 from core_training.foundation.trainable import StepFigures
+from core_training.recipe.site_shares import said_of_one_that_holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,13 +247,9 @@ class SiteJoined(Event):
     processes: int = 1
 
 
-NEARLY_ALL = 0.9
-"""Of the sites' records, at one of them."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class OneSiteHolds(Event):
-    """One site holds nearly all records (`NEARLY_ALL`)."""
+    """One site holds nearly all records."""
 
     NAME = "one_site_holds"
     site: str
@@ -260,11 +257,7 @@ class OneSiteHolds(Event):
 
     @property
     def note(self) -> str:
-        return (
-            f"{self.site} holds {self.share:.0%} of all records: each round gives every site as many steps, so most of "
-            "them are seen seldom; train there first and start the run from that (model.adapters), or divide it into "
-            "several sites"
-        )
+        return said_of_one_that_holds(self.site, self.share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +352,7 @@ class NotAwaited(Event):
 
     NAME = "not_awaited"
     round: int
-    sites: list[str]
+    sites: Sequence[str]
 
     @property
     def note(self) -> str | None:

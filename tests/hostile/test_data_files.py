@@ -294,7 +294,8 @@ PARQUET: dict[str, tuple[str, Put]] = {
 @pytest.mark.parametrize("name", PARQUET)
 def test_no_table_unfolds_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     if "rows" in name or "runs" in name:  # of which a machine reads millions a second, one by one
-        monkeypatch.setattr("core_training.data.sizes._UNFOLDED", 2**18)
+        monkeypatch.setattr("core_training.data.sizes._UNFOLDED", 2**20)
+        monkeypatch.setattr("core_training.data.sizes._TIMES", 20)
     file, put = PARQUET[name]
     put(tmp_path / file)
     said = refused(lambda: [None for _ in read_records(tmp_path / file)], InputError)

@@ -108,5 +108,5 @@ def _losses(examiner: Examiner, adapter: Path) -> dict[str, float]:
 
 def _result_of(run: Path, site: str) -> Path:
     """The adapter that a site ends with: its own, where it has one."""
-    folder = run / "sites" / site / run.name
-    return next(path for path in (folder / "own" / "adapter", folder / "adapter") if path.exists())
+    folder = run / "sites" / site
+    return min([*folder.glob("*/own/adapter"), *folder.glob("*/adapter")], key=lambda path: path.parent.name != "own")

@@ -106,9 +106,9 @@ def _what_one_site_holds(recipe: Recipe) -> list[str]:
         sizes = [sum(path.stat().st_size for path in data_files(site)) for site in files]
     except (InputError, OSError):  # said when they are read
         return []
-    if len(sizes) < 2 or max(sizes) < NEARLY_ALL * sum(sizes):
+    largest = max(sizes, default=0)
+    if len(sizes) < 2 or not largest or largest < NEARLY_ALL * sum(sizes):
         return []
-    largest = max(sizes)
     return [said_of_one_that_holds(str(files[sizes.index(largest)]), largest / sum(sizes))]
 
 

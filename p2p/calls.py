@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 from core_training.foundation.errors import ProtocolError
-from core_training.foundation.state import Manifest, TrainableState
+from core_training.foundation.state import TrainableState
 from core_training.runs import events
 from p2p.messages import GroupHeader, Hello, Receipt, StateRequest, UpdateHeader
 from p2p.progress import Progress
-from p2p.remembered import apart, whole_manifest
+from p2p.remembered import apart
 from p2p.transfer import split
 from p2p.transport import PeerUnreachable, Transport
 from strategies.bounds import check_distance
@@ -152,7 +152,7 @@ class PeerCalls:
         for offer in offers:
             try:
                 await self._receive(offer.sender, self._request_of(offer, len(received)), received)
-                whole = TrainableState.from_bytes(bytes(received), self._whole_manifest)
+                whole = TrainableState.from_bytes(bytes(received), progress.whole_manifest)
                 if whole.digest != offer.state_digest:
                     raise ProtocolError("it is not the state with the digest that was offered")
                 state, memory = apart(whole, progress.manifest, progress.remembers)
@@ -168,10 +168,6 @@ class PeerCalls:
                 progress.ledger.bytes_down += len(received)
                 return state, memory
         return None
-
-    @property
-    def _whole_manifest(self) -> Manifest:
-        return whole_manifest(self._progress.manifest, self._progress.remembers)
 
     def _request_of(self, offer: Hello, offset: int) -> StateRequest:
         """The request for an offered state. Raises ProtocolError for an offer that names none."""
@@ -191,7 +187,7 @@ class PeerCalls:
         self._progress.members.missed(peer, str(error), asyncio.get_running_loop().time())
 
     async def _receive(self, donor: str, request: StateRequest, received: bytearray) -> None:
-        most = self._whole_manifest.max_message_bytes
+        most = self._progress.whole_manifest.max_message_bytes
         async with aclosing(self._transport.fetch(donor, request)) as chunks:
             async for chunk in chunks:
                 if len(received) + len(chunk) > most:

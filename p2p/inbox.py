@@ -41,8 +41,8 @@ class Inbox:
             raise ProtocolError(f"{header.size} bytes; a state takes at most {self._manifest.max_message_bytes}")
         if not (math.isfinite(header.weight) and 0 < header.weight <= self._most_weight):
             raise ProtocolError(f"weight {header.weight}; that of a round lies in 1 … {self._most_weight}")
-        if header.weight != (known_weight(self._recipe, sender) or header.weight):
-            raise ProtocolError(f"weight {header.weight}; the recipe gives it {known_weight(self._recipe, sender)}")
+        if (known := known_weight(self._recipe, sender)) not in (None, header.weight):
+            raise ProtocolError(f"weight {header.weight}; the recipe gives it {known}")
 
     def put(self, header: UpdateHeader, payload: bytes) -> None:
         """Keep a whole update. A second one of the same sender and round changes nothing."""

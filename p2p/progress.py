@@ -21,9 +21,9 @@ from p2p.messages import Hello
 from p2p.neighbour_codec import NeighbourCodec
 from p2p.opened_sum import OpenedSum
 from p2p.plan import RunPlan
-from p2p.remembered import nothing_yet, together
+from p2p.remembered import together, whole_manifest
 from strategies.messages import JoinReply
-from strategies.outer_steps.outer_step import Memory, outer_step_of, take_step
+from strategies.outer_steps.outer_step import Memory, first_memory, outer_step_of, take_step
 from strategies.ring_scale import Scale
 
 
@@ -50,6 +50,8 @@ class Progress:
         self.deadlines = Deadlines(plan.recipe.topology.round_deadline)
         self.outer_step = outer_step_of(plan.recipe)
         self.remembers = tuple(self.outer_step.remembers) if self.outer_step is not None else ()
+        self.whole_manifest = whole_manifest(self.manifest, self.remembers)
+        """Of a state with what is remembered of it."""
         self.last = store.load_last(self.manifest, self.remembers)
         self.ledger = self.last.ledger.copy()
         self.working = 0
@@ -69,12 +71,12 @@ class Progress:
     @property
     def memory(self) -> Memory:
         """What the outer step remembers before the next round."""
-        return self.last.memory or nothing_yet(self.outer_step, self.manifest)
+        return self.last.memory or first_memory(self.outer_step, self.manifest)
 
     @property
     def start_digest(self) -> str:
         """The digest of that state with what is remembered of it: nodes that differ in either go apart."""
-        return together(self.start, self.memory).digest
+        return self.last.state_digest or together(self.initial, self.memory).digest
 
     def begin(self, number: int, now: float) -> None:
         """Begin to train a round."""

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from core_training.foundation.state import Manifest, TrainableState
-from strategies.outer_steps.outer_step import Memory, OuterStep
+from strategies.outer_steps.outer_step import Memory
 
 _PREFIX = "outer."
 
@@ -44,15 +42,6 @@ def apart(whole: TrainableState, manifest: Manifest, names: Iterable[str]) -> tu
     if not names:
         return whole, {}
     return taken(plain), {memory: taken(_name(memory, name) for name in plain) for memory in names}
-
-
-def nothing_yet(step: OuterStep | None, manifest: Manifest) -> Memory:
-    """What a step remembers before the first round."""
-    starts = step.remembers if step is not None else {}
-    return {
-        name: TrainableState(manifest, np.full(manifest.size, value, dtype=np.float32))
-        for name, value in starts.items()
-    }
 
 
 def _name(memory: str, tensor: str) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
 from server.agreement import Offer, Terms
 from server.progress import RoundReport, SiteRound
+from strategies.aggregation_rule import AggregationRule, RememberingRule
 from strategies.bounds import check_change, check_evaluation, check_report
 from strategies.codec_of_round import ring_codec, state_codec
 from strategies.figures import RoundFigures
@@ -148,7 +149,7 @@ class StateAggregation(_ClearAggregation):
             *((attempt.start,) if self._part.needs_start else ()),
             *((attempt.memory, attempt.order.round) if self._part.remembers else ()),
         )
-        self._rule: Any = self._part.make(wanted, *given)
+        self._rule: AggregationRule = self._part.make(wanted, *given)
 
     def _add(self, update: Update) -> None:
         state = self._codec.read(update.payload, self._start)
@@ -157,7 +158,7 @@ class StateAggregation(_ClearAggregation):
 
     def _outcome(self) -> Outcome:
         state = self._rule.result()
-        memory = self._rule.memory if self._part.remembers else None
+        memory = cast("RememberingRule", self._rule).memory if self._part.remembers else None
         return Outcome(state, RoundReport(self._figures, self.sites), memory=memory)
 
 

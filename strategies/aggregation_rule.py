@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from core_training.foundation.state import TrainableState
+from strategies.outer_steps.outer_step import Memory
 
 
 class AggregationRule(Protocol):
@@ -18,3 +19,10 @@ class AggregationRule(Protocol):
     def result(self) -> TrainableState:
         """The next state, of at least one update; the caller may write to it. Raises ProtocolError for too few."""
         ...
+
+
+class RememberingRule(AggregationRule, Protocol):
+    """A rule whose part says that it `remembers`."""
+
+    memory: Memory
+    """What it remembered of the rounds before; once it has a result, of this one too."""

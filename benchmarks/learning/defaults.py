@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.figure import Figure
-from benchmarks.learning.kept_runs import trained_centrally, trained_together
-from benchmarks.learning.medquad_sites import RATES, ROUNDS, first_records, recipe_of
+from benchmarks.learning.kept_runs import trained_together
+from benchmarks.learning.medquad_sites import ROUNDS, first_records, recipe_of, trained_at_each_rate
 from benchmarks.places import OUTPUT, Places
 from core_training.models.shapes import hidden_size
 from core_training.recipe.learning_rate import learning_rate_of, with_sites
@@ -64,9 +64,8 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
     """The losses by how a model was trained, and the gaps that the federated and the gossip one close."""
     records = {name: first_records(places.sites[name], folder / "records" / f"{name}.jsonl") for name in sites}
     steps = ROUNDS * (recipe_of(places, records.values(), seed).topology.local_steps or 0)
-    everything = recipe_of(places, records.values(), seed, "topology.kind=central")
     width = hidden_size(places.model)
-    examiner = Examiner(everything)
+    examiner = Examiner(recipe_of(places, records.values(), seed, "topology.kind=central"))
 
     def loss_of(run: Path) -> float:
         results = [run / "adapter"] if (run / "adapter").exists() else sorted(run.glob("sites/*/simulation/adapter"))
@@ -74,13 +73,7 @@ def _gaps(places: Places, sites: tuple[str, ...], folder: Path, seed: int) -> di
         return mean(part.eval_loss for mark in marks for part in mark.hospitals.values())
 
     def central(name: str, files: Iterable[Path], steps: int, *overrides: str) -> float:
-        losses = []
-        for factor in RATES:
-            rate = f"training.learning_rate={factor * learning_rate_of(everything, width)}"
-            length = f"training.max_steps={steps}"
-            recipe = recipe_of(places, files, seed, "topology.kind=central", length, rate, *overrides)
-            losses.append(loss_of(trained_centrally(recipe, folder / f"{name}-{factor}")))
-        return min(losses)
+        return min(map(loss_of, trained_at_each_rate(places, files, seed, steps, folder / name, *overrides)))
 
     turns = f"data.mix={json.dumps(dict.fromkeys(sites, 1.0))}"
     losses = {

@@ -1,4 +1,4 @@
-"""MedQuAD's sites as the learning benchmarks train them: the first records of each, one short recipe, one examiner."""
+"""MedQuAD's sites as the learning benchmarks train them: the first records of each, and one short recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from benchmarks.learning.kept_runs import trained_centrally
 from benchmarks.places import Places
+from core_training.models.shapes import hidden_size
+from core_training.recipe.learning_rate import learning_rate_of
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 
@@ -31,6 +34,20 @@ def recipe_of(places: Places, files: Iterable[Path], seed: int, *overrides: str)
     length = (f"topology.rounds={ROUNDS}", "topology.eval_every=1000", f"training.seed={seed}")
     text = f"model: {{name_or_path: base}}\ntopology: {{kind: federated}}\n{_RECIPE}"
     return parse_recipe(text, source="sites", overrides=[*here, *length, *overrides])
+
+
+def trained_at_each_rate(
+    places: Places, files: Iterable[Path], seed: int, steps: int, path: Path, *overrides: str
+) -> list[Path]:
+    """Central runs of so many steps on these files, one at each of `RATES`, in folders whose names begin as `path`."""
+    files = list(files)
+    usual = learning_rate_of(recipe_of(places, files, seed, "topology.kind=central"), hidden_size(places.model))
+    runs = []
+    for factor in RATES:
+        rate, length = f"training.learning_rate={factor * usual}", f"training.max_steps={steps}"
+        recipe = recipe_of(places, files, seed, "topology.kind=central", length, rate, *overrides)
+        runs.append(trained_centrally(recipe, path.with_name(f"{path.name}-{factor}")))
+    return runs
 
 
 def first_records(source: Path, path: Path) -> Path:

@@ -19,11 +19,9 @@ from typing import Any
 
 from benchmarks.figure import Figure
 from benchmarks.learning import defaults
-from benchmarks.learning.kept_runs import trained_centrally, trained_together
-from benchmarks.learning.medquad_sites import RATES, ROUNDS, first_records, recipe_of
+from benchmarks.learning.kept_runs import trained_together
+from benchmarks.learning.medquad_sites import ROUNDS, first_records, recipe_of, trained_at_each_rate
 from benchmarks.places import Places
-from core_training.models.shapes import hidden_size
-from core_training.recipe.learning_rate import learning_rate_of
 from core_training.recipe.schema import Recipe
 from examples.demo.examiner import Examiner
 
@@ -76,13 +74,8 @@ def measure(places: Places) -> Figure:
 def _alone(places: Places, examiner: Examiner, name: str, path: Path) -> float:
     """The loss on a site's own records of a model that was trained on them alone, at the best of three rates."""
     steps = ROUNDS * (recipe_of(places, [path], SEED).topology.local_steps or 0)
-    usual = learning_rate_of(recipe_of(places, [path], SEED, "topology.kind=central"), hidden_size(places.model))
-    losses = []
-    for factor in RATES:
-        keys = ("topology.kind=central", f"training.max_steps={steps}", f"training.learning_rate={factor * usual}")
-        run = trained_centrally(recipe_of(places, [path], SEED, *keys), FOLDER / f"alone-{name}-{factor}")
-        losses.append(examiner.examine(run / "adapter").hospitals[name].eval_loss)
-    return min(losses)
+    runs = trained_at_each_rate(places, [path], SEED, steps, FOLDER / f"alone-{name}")
+    return min(_losses(examiner, run / "adapter")[name] for run in runs)
 
 
 def _row(rule: str, recipe: Recipe, examiner: Examiner) -> dict[str, Any]:

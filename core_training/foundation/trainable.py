@@ -205,7 +205,7 @@ class Trainable(Protocol):
         """Put `state` in place too, and begin a round from it with the next slice of training.
 
         `missed_rounds`: there were rounds since the last slice that this site took no part in. `part`: what the round
-        trains. Raises InputError for less than all under DeepSpeed.
+        trains; under DeepSpeed all of it, as an engine lets no other recipe begin.
         """
         ...
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core_training.foundation.errors import DivergedError
-from core_training.foundation.state import TrainableState
+from core_training.foundation.state import Manifest, TrainableState
 from core_training.recipe.schema import Recipe
 from strategies.draws import PIECE
 
@@ -43,6 +43,15 @@ def outer_step_of(recipe: Recipe) -> OuterStep | None:
     return step
 
 
+def first_memory(step: OuterStep | None, manifest: Manifest) -> Memory:
+    """What a step remembers before the first round that counts; nothing where there is no step."""
+    starts = step.remembers if step is not None else {}
+    return {
+        name: TrainableState(manifest, np.full(manifest.size, value, dtype=np.float32))
+        for name, value in starts.items()
+    }
+
+
 def take_step(
     step: OuterStep, start: TrainableState, mean: TrainableState, memory: Memory
 ) -> tuple[TrainableState, Memory]:
@@ -55,7 +64,7 @@ def take_step(
     kept = {name: TrainableState(mean.manifest, np.empty_like(mean.buffer)) for name in step.remembers}
     for first in range(0, mean.manifest.size, PIECE):
         piece = slice(first, first + PIECE)
-        before = {
+        before = {  # in the first round piece by piece too, as in `first_memory`: no second one is held beside it
             name: memory[name].buffer[piece].astype(np.float64)
             if memory
             else np.full(after.buffer[piece].size, np.float32(value), dtype=np.float64)

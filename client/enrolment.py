@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.pinned_roster import IDENTITY_KEY, load_identity, pinned_roster
 from client.site_config import SiteConfig
 from core_training.foundation.errors import InputError
+from core_training.privacy.ledger import LEDGER_FILE, Budget, PrivacyLedger
 from core_training.recipe.schema import Recipe
 from security.private_files import read_private_file
 from security.secure_aggregation.terms import Minimums, terms_of
@@ -34,6 +35,8 @@ class Enrolment:
     minimums: Minimums = field(default_factory=Minimums)
     required: bool = False
     max_update_norm: float | None = None
+    ledger: PrivacyLedger | None = None
+    """The site's account of what it has released, with its budget; None keeps one beside its runs."""
 
     def check(self, recipe: Recipe) -> None:
         """Raise InputError for a recipe of another topology, and for one that protects less than this site demands."""
@@ -42,6 +45,8 @@ class Enrolment:
             raise InputError(
                 f"topology.kind: this site takes part in {self.topology} runs, not in {recipe.topology.kind}"
             )
+        if self.ledger is not None and self.ledger.budget is not None:
+            self._check_privacy(recipe, self.ledger.budget)
         if recipe.privacy.secure is not None:
             self.minimums.check(terms_of(recipe, largest_change(recipe)))
         elif self.required:
@@ -51,6 +56,19 @@ class Enrolment:
             )
         elif self.max_update_norm is not None:
             self._check_norm(recipe.aggregation.max_update_norm, self.max_update_norm)
+
+    @staticmethod
+    def _check_privacy(recipe: Recipe, budget: Budget) -> None:
+        terms, key = recipe.privacy.differential_privacy, "privacy.differential_privacy"
+        if terms is None:
+            raise InputError(
+                f"{key}: this site takes part in no run without it (privacy in its site.yaml: ε {budget.epsilon:g} at "
+                f"δ {budget.delta:g} for each {budget.unit} in all); give it"
+            )
+        if terms.tell_losses:
+            raise InputError(
+                f"{key}.tell_losses: this site has a budget, which losses are not counted in; leave it out"
+            )
 
     @staticmethod
     def _check_norm(offered: float | None, most: float) -> None:
@@ -75,6 +93,7 @@ def load_enrolment(folder: Path, config: SiteConfig) -> Enrolment:
         minimums=demands.minimums,
         required=demands.required,
         max_update_norm=config.max_update_norm,
+        ledger=PrivacyLedger(folder / LEDGER_FILE, config.privacy.budget if config.privacy else None),
     )
 
 

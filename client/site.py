@@ -14,6 +14,7 @@ from pathlib import Path
 
 from client.enrolment import Enrolment
 from client.own_model import tune_own_model
+from client.releases import Releases
 from client.secure_side import SecureSide
 from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
@@ -22,6 +23,7 @@ from core_training.foundation.errors import FedloomError, InputError, NarrowScal
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.trainable import (
     EVAL_REPORT,
+    NOTHING_EVALUATED,
     TRAIN_REPORT,
     EvalReport,
     Trainable,
@@ -29,6 +31,7 @@ from core_training.foundation.trainable import (
     holding,
     total,
 )
+from core_training.privacy.ledger import LEDGER_FILE, PrivacyLedger
 from core_training.recipe.reading import load_recipe, parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
@@ -145,7 +148,13 @@ class SiteService:
         writer = UpdateWriter(
             recipe, recipe_text, engine.initial_digest, rounding_secret, secure_side, records, self.name
         )
-        self._run = _SiteRun(run_id, recipe_text, recipe, engine, folder, writer, self.name)
+        ledger = self._enrolment.ledger or PrivacyLedger(self._folder / LEDGER_FILE)
+        try:
+            releases = Releases.of(recipe, engine.data_report.units, run_id, ledger)
+        except FedloomError:
+            engine.close()
+            raise
+        self._run = _SiteRun(run_id, recipe_text, recipe, engine, folder, writer, self.name, releases)
         return self._run
 
     def _run_of(self, run_id: str) -> _SiteRun:
@@ -182,8 +191,10 @@ class _SiteRun:
         folder: RunFolder,
         writer: UpdateWriter,
         name: str,
+        releases: Releases,
     ) -> None:
         self.run_id = run_id
+        self._releases = releases
         self._name = name
         self.recipe_text = recipe_text
         self.folder = folder
@@ -230,6 +241,7 @@ class _SiteRun:
         start_digest = incoming.digest
         if (done := self._already_trained(order, incoming, start_digest, arrived)) is not None:
             return done
+        self._releases.check(order.steps)
         self._stand_after(order.round - 1)
         mine = self._with_own(incoming)
         missed = order.round - 1 - self._round
@@ -265,7 +277,7 @@ class _SiteRun:
         self._round, self._counted = order.round, order.counted + 1
         eval_loss = evaluation.loss if evaluation else None
         self.folder.event(events.SliceTrained(round=order.round, loss=report.loss_mean, eval_loss=eval_loss))
-        trained_slice = self._slice(incoming, trained, report, evaluation, start_digest)
+        trained_slice = self._slice(order, incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, waited)
 
     def evaluate(self, order: EvaluateOrder) -> EvaluateReply:
@@ -282,7 +294,8 @@ class _SiteRun:
                 self.folder.event(events.RoundsCompleted(round=order.round, eval_loss=evaluation.loss))
         if order.final:
             tune_own_model(self._engine, self.recipe, state, evaluation, self.folder)
-        return EvaluateReply(run_id=self.run_id, round=order.round, evaluation=evaluation)
+        told = evaluation if self._releases.tell_losses else NOTHING_EVALUATED
+        return EvaluateReply(run_id=self.run_id, round=order.round, evaluation=told)
 
     def close(self) -> None:
         self._engine.close()
@@ -313,7 +326,7 @@ class _SiteRun:
         evaluated = notes["evaluation"] is not None and self._evaluates(order)
         evaluation = EVAL_REPORT.validate_python(notes["evaluation"]) if evaluated else None
         report = TRAIN_REPORT.validate_python(notes["train"])
-        trained_slice = self._slice(incoming, trained, report, evaluation, start_digest)
+        trained_slice = self._slice(order, incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
 
     def _evaluates(self, order: TrainOrder) -> bool:
@@ -321,16 +334,20 @@ class _SiteRun:
 
     def _slice(
         self,
+        order: TrainOrder,
         start: TrainableState,
         trained: TrainableState,
         report: TrainReport,
         evaluation: EvalReport | None,
         start_digest: str,
     ) -> TrainedSlice:
-        """The slice as others may know it: what is this site's own stays as it was."""
+        """The slice as others may know it, and on the site's account: what is this site's own stays as it was."""
         if keeps_own(self.recipe):
             trained = with_own(self.recipe, trained, own=start)
-        return TrainedSlice(start, trained, report, evaluation, start_digest)
+        self._releases.charge(order.round, trained.digest, order.steps)
+        if self._releases.tell_losses:
+            return TrainedSlice(start, trained, report, evaluation, start_digest)
+        return TrainedSlice(start, trained, report.withheld, None, start_digest)
 
     def _with_own(self, common: TrainableState) -> TrainableState:
         """The common state with what is this site's own, as the engine holds it."""

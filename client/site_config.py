@@ -20,6 +20,8 @@ from core_training.foundation.hub_models import hub_model
 from core_training.models.chat_template import named_template, template_names, template_tokens
 from core_training.parts.section import Section
 from core_training.parts.stages.rollout import Rollout
+from core_training.privacy.ledger import Budget
+from core_training.recipe.differential_privacy import EACH_RECORD
 from core_training.recipe.schema import DeepSpeed, Recipe, Simulation
 from security.secure_aggregation.terms import Minimums
 from strategies.fedavg import MOST_PROCESSES
@@ -53,6 +55,22 @@ class SecureAggregationTerms(Section):
     @property
     def minimums(self) -> Minimums:
         return Minimums(**self.model_dump(exclude={"required"}))
+
+
+class PrivacyBudget(Section):
+    """The most that all runs together may tell of any one unit of this site. It takes part in private runs alone."""
+
+    epsilon: Annotated[float, Field(gt=0, le=1e3)] = Field(
+        description="The ε of all runs together; what would lead beyond it is refused (`fedloom privacy`)."
+    )
+    delta: Annotated[float, Field(gt=0, lt=0.1)] = Field(1e-5, description="The δ that goes with it.")
+    unit: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        EACH_RECORD, description="Whose part is hidden: each `record`, or the column that says whose a record is."
+    )
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.unit, self.epsilon, self.delta)
 
 
 class SiteConfig(Section):
@@ -93,6 +111,9 @@ class SiteConfig(Section):
             "Refuse runs in which another site could move the model further in a round: their "
             "`aggregation.max_update_norm` must be as much or less. Under masks `most_clip` does it."
         ),
+    )
+    privacy: PrivacyBudget | None = Field(
+        None, description="The site's budget for differential privacy. Unset: none, and runs without it are joined."
     )
     max_message_bytes: Annotated[int, Field(ge=1)] = Field(
         4 * 2**30, description="The most bytes of tensors that one message to or from the worker may hold."

@@ -31,6 +31,7 @@ COMMANDS = {
     "data": "Look at records as the model will read them.",
     "model": "Fetch a base model once.",
     "report": "Curves and tables of runs that are there.",
+    "privacy": "What runs have told of any one record or patient: ε, δ and what they rest on.",
     "export": "Write a result as an adapter or a merged model.",
     "merge": "Put finished runs of one start together, without training.",
     "chat": "A few words with what was trained.",

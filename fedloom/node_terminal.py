@@ -35,7 +35,8 @@ def terminal_listener(ticker: Ticker, *, quiet: bool) -> Callable[[events.Event]
             case events.NodeRoundVoid() | events.HandingOut():
                 show(event.note)
             case events.NodeRound():
-                words = f"loss {event.loss:.4f}, mean over {', '.join(event.contributors)}"
+                loss = f"loss {event.loss:.4f}, " if event.loss is not None else ""
+                words = f"{loss}mean over {', '.join(event.contributors)}"
                 ticker.advance(event.rounds_done or event.round, event.of, words)
             case events.Adopted():
                 words = f"caught up, state from {', '.join(event.donors)}"

@@ -8,6 +8,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from core_training.foundation.errors import ProtocolError
+from core_training.privacy.accounting import epsilon_of
+from core_training.privacy.mechanism import RecordMechanism
+from core_training.recipe.differential_privacy import EACH_RECORD, DifferentialPrivacy
 from core_training.recipe.schema import Recipe, SecureAggregation
 from security.secure_aggregation.graph import MOST_NEIGHBOURS
 from security.secure_aggregation.terms import Terms, terms_of
@@ -15,26 +18,58 @@ from security.secure_aggregation.terms import Terms, terms_of
 _EXAMPLES = (3, 6, 16)
 """Numbers of sites for which a rule is worked out."""
 
-_REMEMBERS = "what the final model remembers of the records (there is no differential privacy yet)"
+_WORKED_OUT = (1_000, 10_000)
+"""Numbers of units for which ε is worked out."""
 
 
 def privacy_of(recipe: Recipe) -> dict[str, str]:
-    """A line each on who sees what, one dishonest party's power, drop-outs, and what is not protected."""
+    """A line each on who sees what, one dishonest party's power, drop-outs, and what is not protected.
+
+    One on what differential privacy comes to, where the recipe asks for it. Raises InputError where that cannot be
+    computed, for want of dp-accounting.
+    """
+    account = _of_parties(recipe)
+    if recipe.privacy.differential_privacy is not None:
+        account["each record"] = _of_each_unit(recipe, recipe.privacy.differential_privacy)
+    return account
+
+
+def _of_parties(recipe: Recipe) -> dict[str, str]:
     if recipe.topology.kind == "central":
-        return _central()
+        return _central(recipe)
     secure = recipe.privacy.secure
     if recipe.topology.kind == "federated":
         return _federated_masked(recipe, secure) if secure else _federated(recipe)
     return _gossip_masked(recipe, secure) if secure else _gossip(recipe)
 
 
-def _central() -> dict[str, str]:
+def _of_each_unit(recipe: Recipe, terms: DifferentialPrivacy) -> str:
+    """What may be told of any one unit, by whoever sees all that a site sends."""
+    of = "record" if terms.unit == EACH_RECORD else f"{terms.unit}, all its records together,"
+    found = [mechanism for units in _WORKED_OUT if (mechanism := RecordMechanism.of(recipe, units)) is not None]
+    if terms.epsilon is not None:
+        noise = ", ".join(f"{one.noise_multiplier:.2f} clips with {one.units:,} of them" for one in found)
+        said = f"ε {terms.epsilon:g} at most at δ {terms.delta:g}; the noise for it is {noise}"
+    else:
+        worked_out = ", ".join(f"{epsilon_of([one.run], terms.delta):.3g} with {one.units:,} of them" for one in found)
+        said = f"ε {worked_out}, at δ {terms.delta:g}"
+    told = "; losses are told, and not covered" if terms.tell_losses else "; sites tell no losses"
+    return f"what a site sends tells little of any one {of} it has: {said}, if no round is void{told}"
+
+
+def _remembers(recipe: Recipe) -> str:
+    if recipe.privacy.differential_privacy is not None:
+        return "what the final model remembers of each record beyond what ε bounds"
+    return "what the final model remembers of the records (privacy.differential_privacy bounds it)"
+
+
+def _central(recipe: Recipe) -> dict[str, str]:
     return _account(
         sees="whoever may read this machine's files; nothing leaves it",
         server="there is none",
         site="there is none",
         drop_outs="nobody else takes part; an interrupted run goes on with --resume",
-        unprotected=_REMEMBERS,
+        unprotected=_remembers(recipe),
     )
 
 
@@ -47,30 +82,30 @@ def _federated_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, st
         rule = f"more than {secure.threshold or '⅔'} of those that began remain ({worked_out})"
     least, league = secure.minimum_sites, _sites(_league(terms))
     return _account(
-        sees=f"the server sees sums over at least {least} sites, of changes, weights and training losses, never a "
-        "site's own; of each site its number of records, its times, and its final loss on held-out records",
+        sees=f"the server sees sums over at least {least} sites, of changes{_and_figures(recipe)}, never a "
+        f"site's own; of each site its number of records, its times{_and_final_loss(recipe)}",
         server="alone it opens no single update and takes no site's place; but it can choose who takes part, so that "
         "two runs over sites that differ by one leave that one's update as the difference, unless the sites demand "
-        "minimum_sites of them all; it can send states of its own making, and have each site's held-out loss of one of "
-        f"them in a run; with {league} in league it opens another's update{_is_refused(terms)}",
+        f"minimum_sites of them all; it can send states of its own making{_and_judge(recipe)}; with {league} in league "
+        f"it opens another's update{_is_refused(terms)}",
         site=f"it sees the mean, so of {least} sites the sum of the other {least - 1}; unseen, it can {_push(recipe)}",
         drop_outs=f"a round counts when {rule}, and at least {max(least, recipe.topology.fewest_sites)}, within "
         f"{recipe.topology.round_deadline:g} s; else it is void, the state stays, and the next round begins",
-        unprotected=f"the difference between sums over different sites; {_signs(recipe)}{_REMEMBERS}",
+        unprotected=f"the difference between sums over different sites; {_signs(recipe)}{_remembers(recipe)}",
     )
 
 
 def _federated(recipe: Recipe) -> dict[str, str]:
     topology = recipe.topology
     return _account(
-        sees=f"the server sees every site's own {_update(recipe)}, and its weight, losses and times",
-        server="it can read training text out of single updates, send states of its own making, leave sites out, and "
-        "make any state the result",
+        sees=f"the server sees every site's own {_update(recipe)}, its weight{_and_losses(recipe)} and times",
+        server=f"it can read {_text(recipe)} out of single updates, send states of its own making, leave sites out, "
+        "and make any state the result",
         site=f"it sees the mean of all sites; it can {_push(recipe)}",
         drop_outs=f"a round counts with at least {_sites(recipe.needed_sites)} within {topology.round_deadline:g} "
         "s; else it is tried again, and after three times the run stops at its last commit",
         unprotected=f"single updates, from the server{_codec_hides_nothing(recipe)}; privacy.secure_aggregation: true "
-        f"leaves it their sum; {_REMEMBERS}",
+        f"leaves it their sum; {_remembers(recipe)}",
     )
 
 
@@ -85,7 +120,8 @@ def _gossip_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, str]:
         f"{_is_believed(recipe, least)}",
         drop_outs="the group breaks up and forms again in the same round, with new keys and at least "
         f"{least} members; with fewer the round is void, and the state stays",
-        unprotected=f"the difference between the sums of groups that are not the same; {_signs(recipe)}{_REMEMBERS}",
+        unprotected=f"the difference between the sums of groups that are not the same; {_signs(recipe)}"
+        f"{_remembers(recipe)}",
     )
 
 
@@ -100,14 +136,15 @@ def _gossip(recipe: Recipe) -> dict[str, str]:
         if in_rings
         else f"each node sees the whole {_update(recipe)} and the weight of every node that it mixes with",
         server="there is none; whoever signs the roster says who belongs",
-        site=f"it can read training text out of what the others send; it can {_push(recipe)}"
+        site=f"it can read {_text(recipe)} out of what the others send; it can {_push(recipe)}"
         f"{_is_believed(recipe, least)}",
         drop_outs="the group breaks up and forms again in the same round, with at least "
         f"{_sites(least)}; with fewer the round is void, and the state stays"
         if in_rings
         else f"the others go on without who does not answer; a round counts with at least {_sites(least)}; with fewer "
         "it is void, the state stays, and it is held again",
-        unprotected=f"single updates, from the other nodes{_codec_hides_nothing(recipe)}; {remedy}; {_REMEMBERS}",
+        unprotected=f"single updates, from the other nodes{_codec_hides_nothing(recipe)}; {remedy}; "
+        f"{_remembers(recipe)}",
     )
 
 
@@ -170,6 +207,33 @@ def _signs(recipe: Recipe) -> str:
         "the sign of each site's changes, which can be told in the sum of a few sites: AdamW's first step changes "
         "every value by the learning rate (topology.local_steps 1; take more); "
     )
+
+
+def _tells(recipe: Recipe) -> bool:
+    """Whether sites tell their losses."""
+    terms = recipe.privacy.differential_privacy
+    return terms is None or terms.tell_losses
+
+
+def _and_figures(recipe: Recipe) -> str:
+    return ", weights and training losses" if _tells(recipe) else " and weights"
+
+
+def _and_losses(recipe: Recipe) -> str:
+    return ", losses" if _tells(recipe) else ""
+
+
+def _text(recipe: Recipe) -> str:
+    private = recipe.privacy.differential_privacy is not None
+    return "what ε leaves of the training text" if private else "training text"
+
+
+def _and_judge(recipe: Recipe) -> str:
+    return ", and have each site's held-out loss of one of them in a run" if _tells(recipe) else ""
+
+
+def _and_final_loss(recipe: Recipe) -> str:
+    return ", and its final loss on held-out records" if _tells(recipe) else ""
 
 
 def _codec_hides_nothing(recipe: Recipe) -> str:

@@ -122,6 +122,7 @@ def _site_summary(result: NodeResult) -> SiteSummary:
         rounds=result.ledger.rounds,
         truncated=result.data.truncated,
         dropped=result.data.dropped,
+        units=result.data.units or None,
     )
 
 

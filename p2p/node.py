@@ -387,7 +387,7 @@ class GossipNode:
             kind(
                 round=update.round,
                 of=self._plan.rounds,
-                loss=update.train.loss_mean,
+                loss=update.train.loss_mean if update.train.weight else None,
                 eval_loss=evaluation.loss if evaluation else None,  # of the state the round began with
                 eval_weight=evaluation.weight if evaluation else 0,
                 weight=update.train.weight,

@@ -120,7 +120,7 @@ class _ClearAggregation(RoundAggregation):
             seconds=update.train.seconds,
             seconds_in_all=update.seconds,
             resident_seconds=update.resident_seconds,
-            loss=update.train.loss_mean,
+            loss=update.train.loss_mean if update.train.weight else None,
             eval_loss=update.evaluation.loss if update.evaluation else None,
             weight=update.weight,
         )

@@ -325,5 +325,10 @@ class Membership:
 def _first_seen(offer: Offer) -> SiteSummary:
     data = offer.data
     return SiteSummary(
-        data.train_examples, data.eval_examples, rounds=0, truncated=data.truncated, dropped=data.dropped
+        data.train_examples,
+        data.eval_examples,
+        rounds=0,
+        truncated=data.truncated,
+        dropped=data.dropped,
+        units=data.units or None,
     )

@@ -53,8 +53,8 @@ class RoundReport:
     saturated: int | None = None
 
     @property
-    def loss(self) -> float:
-        """The mean training loss."""
+    def loss(self) -> float | None:
+        """The mean training loss; None where the sites tell none."""
         return self.figures.mean(self.figures.loss_mean)
 
 

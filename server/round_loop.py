@@ -178,8 +178,8 @@ class _RoundLoop:
         self._folder.write_summary(summary_of_void_rounds(self._recipe, error))
         return error
 
-    def _take_in(self, number: int, outcome: Outcome, seconds: float) -> float:
-        """Make an outcome the run's; returns the round's training loss."""
+    def _take_in(self, number: int, outcome: Outcome, seconds: float) -> float | None:
+        """Make an outcome the run's; returns the round's training loss, where sites tell theirs."""
         start, after = self._state, outcome.state
         if self._outer_step is not None:
             assert start is not None, "an attempt begins with it"

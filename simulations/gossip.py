@@ -142,8 +142,8 @@ class _Rounds:
         self._on_round(number, loss)
 
 
-def _mean(values: Iterable[tuple[float, float]]) -> float | None:
-    known = list(values)
+def _mean(values: Iterable[tuple[float | None, float]]) -> float | None:
+    known = [(value, share) for value, share in values if value is not None]
     weight = sum(share for _, share in known)
     return sum(value * share for value, share in known) / weight if weight else None
 

@@ -57,7 +57,7 @@ class RoundFigures:
     def from_integers(cls, integers: Sequence[int]) -> RoundFigures:
         """Read what `to_integers` wrote, or the sum of several. Raises ProtocolError for what no sites can have."""
         weight, first, last, mean, tokens, eval_loss, eval_weight, eval_examples = integers
-        if weight <= 0 or min(tokens, eval_weight, eval_examples) < 0:
+        if min(weight, tokens, eval_weight, eval_examples) < 0:
             raise ProtocolError("the sum of the sites' figures is not one of weights and counts")
         return cls(
             weight=weight * _FRACTION,
@@ -70,9 +70,9 @@ class RoundFigures:
             eval_examples=eval_examples,
         )
 
-    def mean(self, loss_sum: float) -> float:
-        """The mean over what entered the losses."""
-        return loss_sum / self.weight
+    def mean(self, loss_sum: float) -> float | None:
+        """The mean over what entered the losses; None where sites tell none of them (differential privacy)."""
+        return loss_sum / self.weight if self.weight else None
 
     @property
     def eval_loss(self) -> float | None:

@@ -12,9 +12,10 @@ from strategies.fedavg import most_weight
 def weight_in_mean(recipe: Recipe, report: TrainReport, records: int, site: str) -> float:
     """The weight of what a slice of training led to, at a site of this name that announced so many training records.
 
-    0 where the slice learnt from nothing, whatever the recipe says.
+    0 where the slice learnt from nothing, whatever the recipe says; but for differential privacy, under which nobody is
+    to know.
     """
-    if report.weight == 0:
+    if report.weight == 0 and recipe.privacy.differential_privacy is None:
         return 0.0
     match recipe.aggregation.weights:
         case "records":

@@ -12,6 +12,8 @@ from typing import Any
 from core_training.foundation.errors import FedloomError, InputError, Interrupted, RunError
 from core_training.foundation.stopping import StopRequest, stopping_when_ready
 from core_training.foundation.trainable import EVAL_REPORT, StepFigures, Trainable, TrainReport, means, total
+from core_training.privacy.ledger import LEDGER_FILE, PrivacyLedger
+from core_training.privacy.mechanism import RecordMechanism
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.checkpoints import keep_best, prune_best, prune_checkpoints, read_best
@@ -221,11 +223,23 @@ class _CentralRun:
             engine.write_state(state)
             final = notes["evaluation"]
             folder.event(events.BestChosen(step=step, eval_loss=loss))
+        self._charge()
         engine.save_model(folder.path / result_name(recipe))
         summary = _summarise(recipe, engine, self._progress, _initial_evaluation(folder), final)
         folder.write_summary(summary)
         folder.event(events.CentralCompleted(step=engine.step, eval_loss=summary.eval_loss))
         return summary
+
+    def _charge(self) -> None:
+        """Write down what the result, with all steps since the last one, tells of any unit, before it is written."""
+        mechanism = RecordMechanism.of(self._recipe, self._engine.data_report.units)
+        if mechanism is None:
+            return
+        ledger, step = PrivacyLedger(self._folder.path / LEDGER_FILE), self._engine.step
+        before = max((line.at for line in ledger.lines()), default=0)
+        if step > before:
+            digest = self._engine.read_state().digest
+            ledger.charge(self._folder.run_id, step, digest, mechanism.release(step - before))
 
 
 def _initial_evaluation(folder: RunFolder) -> Evaluation:
@@ -258,6 +272,7 @@ def _summarise(
             )
             for source in sorted(engine.training_sources.keys() | after.keys())
         },
+        steps={"": (engine.data_report.units, engine.step)},
     )
     summary.truncated, summary.dropped = engine.data_report.truncated, engine.data_report.dropped
     return summary

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,15 @@ _log = logging.getLogger(__name__)
 class Dataset:
     """The training and evaluation data of one engine. `training_sources` counts examples by source, like `evaluation`.
 
-    Rows are read from disk when they are asked for where the recipe has a `data.cache`.
+    `units` is whose each row is, as a number, where differential privacy hides whose rows are trained on. Rows are read
+    from disk when they are asked for where the recipe has a `data.cache`.
     """
 
     rows: Sequence[Row]
     training_sources: dict[str, int]
     evaluation: dict[str, Sequence[Row]]
     report: DataReport
+    units: npt.NDArray[np.int64] | None = None
 
 
 def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None = None) -> Dataset:
@@ -56,16 +59,20 @@ def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | 
     if recipe.data.cache is None:
         kept: list[Example] = []
         numbers: list[int] = []
+        owners: list[int] = []
         outcome = Outcome()
-        for example, part in _examples(recipe, stage, records, outcome):
+        for example, part, owner in _examples(recipe, stage, records, outcome):
             kept.append(example)
             numbers.append(part)
+            owners.append(owner)
         examples, parts = kept, np.array(numbers, dtype=np.int32)
+        if recipe.privacy.differential_privacy is not None:
+            return _arranged(recipe, stage, examples, parts, outcome, owners=np.array(owners, dtype=np.int64))
     else:
 
         def write(writer: TokenWriter) -> dict[str, Any]:
             outcome = Outcome()
-            for example, part in _examples(recipe, stage, records, outcome):
+            for example, part, _ in _examples(recipe, stage, records, outcome):
                 writer.append(example, part)
             return asdict(outcome)
 
@@ -103,16 +110,19 @@ class NothingToTrainError(InputError):
 
 def _examples(
     recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None, outcome: Outcome
-) -> Iterator[tuple[Example, int]]:
-    """All examples, each with the number of its part; those with nothing to learn from are left out."""
+) -> Iterator[tuple[Example, int, int]]:
+    """All examples, each with the numbers of its part and of whose it is; those with nothing to learn are left out."""
     numbers: dict[tuple[bool, str], int] = {}
+    owners: dict[str, int] = {}
+    records_so_far = count()
     for one in tokenised_records(recipe, stage, records, outcome):
         part = (one.held_out, one.record.source)
         if part not in numbers:
             numbers[part] = len(outcome.parts)
             outcome.parts.append(part)
+        owner = next(records_so_far) if one.unit is None else owners.setdefault(one.unit, len(owners))
         for example in one.useful:
-            yield example, numbers[part]
+            yield example, numbers[part], owner
 
 
 def _arranged(
@@ -122,9 +132,13 @@ def _arranged(
     parts: npt.NDArray[np.int32],
     outcome: Outcome,
     *,
-    packs: bool,
+    packs: bool = False,
+    owners: npt.NDArray[np.int64] | None = None,
 ) -> Dataset:
-    """The examples as rows, by part; where `packs` is true, those that train share rows."""
+    """The examples as rows, by part; where `packs` is true, those that train share rows.
+
+    `owners` says whose each one is, where differential privacy goes by it.
+    """
     held_out = np.array([part[0] for part in outcome.parts], dtype=bool)
     chosen, apart = (np.flatnonzero(held_out[parts] == out) for out in (False, True))
     chosen = _mixed(recipe, chosen, parts, outcome)
@@ -137,17 +151,20 @@ def _arranged(
     room = min(recipe.training.max_length, context_length(stage.base.model))  # the padding counts on from the last one
     sources = {i: source for i, (_, source) in enumerate(outcome.parts)}
     dropped = outcome.dropped + outcome.skipped
+    units = np.unique(owners[chosen], return_inverse=True)[1] if owners is not None else None
+    hidden = int(units.max()) + 1 if units is not None else 0
     return Dataset(
         rows=_Rows(training, pack(training.lengths, room)) if packs else _Rows(training),
-        training_sources={sources[i]: count for i, count in _counts(parts[chosen]).items()},
+        training_sources={sources[i]: number for i, number in _counts(parts[chosen]).items()},
         evaluation={sources[i]: _Rows(_Selected(examples, np.flatnonzero(parts == i))) for i in _counts(parts[apart])},
-        report=DataReport(len(training), len(apart), outcome.truncated, dropped),
+        report=DataReport(len(training), len(apart), outcome.truncated, dropped, hidden),
+        units=units,
     )
 
 
 def _counts(parts: npt.NDArray[np.int32]) -> dict[int, int]:
     """The number of examples of each part that has any."""
-    return {int(part): int(count) for part, count in zip(*np.unique(parts, return_counts=True), strict=True)}
+    return {int(part): int(number) for part, number in zip(*np.unique(parts, return_counts=True), strict=True)}
 
 
 def _mixed(

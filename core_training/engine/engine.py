@@ -27,6 +27,7 @@ from core_training.engine.dataset import Dataset, load_dataset
 from core_training.engine.deepspeed_config import check_rounds
 from core_training.engine.failures import explained
 from core_training.engine.partial_training import only
+from core_training.engine.private_steps import check_private
 from core_training.engine.step_loop import StepLoop, read_progress
 from core_training.foundation.durable import commit_folder, scratch_of
 from core_training.foundation.errors import DivergedError, FedloomError, RunError
@@ -77,6 +78,7 @@ class Engine:
         self._is_lost = False
         self._has_told = False
         check_rounds(self._recipe)
+        check_private(self._recipe)
         self._correction: Correction | None = correction_of(self._recipe)
         self._next_slice, self._part = Start.SAME_ROUND, WHOLE
         self._base.initial_state  # noqa: B018 - remembered before any engine on this base trains
@@ -254,7 +256,7 @@ class Engine:
         self._loop, self._is_lost = None, False
         self._base.owner = self
         with explained("preparing the model", self._recipe):
-            loop = self._loop = StepLoop(self._stage, self._rows)
+            loop = self._loop = StepLoop(self._stage, self._rows, self._dataset.units)
             if resume_from is not None:
                 loop.load(resume_from)
             self._correction = correction_of(self._recipe)

@@ -18,6 +18,8 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from accelerate.utils import set_seed
@@ -28,10 +30,12 @@ from core_training.data.examples import Batch, Row
 from core_training.engine.batch_order import BatchOrder
 from core_training.engine.failures import nothing_trained, run_error
 from core_training.engine.preparation import prepare, torch_optimizer
+from core_training.engine.private_steps import PrivateSteps
 from core_training.engine.random_state import RandomState
 from core_training.engine.step_ledger import StepLedger, TakenStep
 from core_training.foundation.errors import DivergedError, FedloomError, RunError
 from core_training.foundation.trainable import OnFigures
+from core_training.privacy.mechanism import RecordMechanism
 from core_training.stages.base import BatchLoss, Stage
 
 _log = logging.getLogger(__name__)
@@ -42,9 +46,13 @@ _DEEPSPEED_FOLDER = "deepspeed"
 class StepLoop:
     """A run's optimizer steps on a stage's model and rows. Every process of a group makes one, and the same calls."""
 
-    def __init__(self, stage: Stage[Any], rows: Sequence[Row]) -> None:
-        """Prepare model, optimizer and schedule up to just before the first step."""
+    def __init__(self, stage: Stage[Any], rows: Sequence[Row], units: npt.NDArray[np.int64] | None = None) -> None:
+        """Prepare model, optimizer and schedule up to just before the first step.
+
+        `units` says whose each row is, where the recipe hides whose rows are trained on (differential privacy).
+        """
         training = stage.recipe.training
+        mechanism = RecordMechanism.of(stage.recipe, len(np.unique(units))) if units is not None else None
         self._stage = stage
         self._rows = rows
         self._order = BatchOrder(
@@ -53,12 +61,17 @@ class StepLoop:
         self._accumulated = training.gradient_accumulation_steps
         self._steps_per_epoch = math.ceil(self._order.batches / self._accumulated)
         self.total_steps: int = stage.recipe.total_steps or math.ceil(training.num_train_epochs * self._steps_per_epoch)
+        if mechanism is not None:
+            self.total_steps = mechanism.steps
         with _random_numbers_kept():
             set_seed(training.seed)
             self.prepared, self._optimizer, self._schedule = prepare(stage, self.total_steps)
             # The run's own numbers from here on: other loops of the process draw between two calls of `advance`.
             self._random = RandomState.present()
         self._trained = [p for p in stage.base.model.parameters() if p.requires_grad]
+        self._private: PrivateSteps | None = None
+        if mechanism is not None and units is not None:
+            self._private = PrivateSteps(stage, self.prepared, rows, units, mechanism)
         self.step = 0
         """Optimizer steps of the run so far; one of a sampling stage makes several updates."""
         self._led_nowhere = 0
@@ -223,11 +236,8 @@ class StepLoop:
         # Now: under DeepSpeed a schedule may go on within the step.
         step = TakenStep(learning_rate=self.optimizer.param_groups[0]["lr"])
         try:
-            self._phase = "reading the data"
-            batches = self._next_batches()
-            self._phase = "the rollout" if self._stage.recipe.stage_part.samples else self._phase
-            for update in self._stage.updates(self.prepared, batches, self._memory):
-                step.losses += self._accumulate(update)
+            for losses in self._gradients():
+                step.losses += losses
                 self._phase = "clipping the gradient"
                 step.grad_norms.append(self._clip_gradient())
                 self._report_unreached()
@@ -243,6 +253,19 @@ class StepLoop:
                 raise
             raise run_error(error, f"{self._phase} of step {self.step + 1}", self._stage.recipe) from error
         return step
+
+    def _gradients(self) -> Iterator[list[BatchLoss]]:
+        """Leave the gradient of each update that the step is made of; yield the losses that it is from."""
+        self._phase = "reading the data"
+        if self._private is not None:
+            losses = self._private.leave_gradient()
+            self._check_loss(losses)
+            yield losses
+            return
+        batches = self._next_batches()
+        self._phase = "the rollout" if self._stage.recipe.stage_part.samples else self._phase
+        for update in self._stage.updates(self.prepared, batches, self._memory):
+            yield self._accumulate(update)
 
     def _forget_gradients(self) -> None:
         for parameter in self._trained:
@@ -305,7 +328,7 @@ class StepLoop:
         Raises RunError where that is all of them: under gradient checkpointing a loss has a graph in any case.
         """
         base = self._stage.base
-        if base.reach_is_known or self.prepared.deepspeed_engine is not None:
+        if base.reach_is_known or self.prepared.deepspeed_engine is not None or self._private is not None:
             return
         parameters = base.trainable_parameters
         unreached = [name for name, parameter in parameters.items() if parameter.grad is None]
@@ -330,7 +353,8 @@ class StepLoop:
         """
         if self.prepared.deepspeed_engine is not None:  # it has clipped, and taken its step
             return self._norm_by_deepspeed()
-        most = self._stage.recipe.training.max_grad_norm
+        # Each unit's gradient has been clipped already, and what is left is mostly noise.
+        most = self._stage.recipe.training.max_grad_norm if self._private is None else 0.0
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         if not math.isfinite(norm):
             raise self._diverged("gradient")

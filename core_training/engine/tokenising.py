@@ -26,6 +26,7 @@ from core_training.models.context import UNLIMITED, context_length
 from core_training.models.tokenizer_trial import is_panic
 from core_training.parts.data_kinds import TEXT
 from core_training.parts.data_kinds.values import Values
+from core_training.recipe.differential_privacy import EACH_RECORD
 from core_training.recipe.schema import Recipe
 from core_training.stages.base import Stage
 
@@ -105,6 +106,8 @@ class Tokenised:
     folded: bool
     open_ended: bool
     unused: list[str]
+    unit: str | None
+    """Whose record it is, where a column says so and differential privacy goes by it."""
 
 
 Source = tuple[bool, Record]
@@ -163,6 +166,7 @@ class _Reader:
 
     def _tokenised(self, is_evaluation: bool, record: Record) -> Tokenised:  # noqa: FBT001
         recipe, stage = self.recipe, self.stage
+        unit = _unit(recipe, record)
         usable, unused = _usable(recipe, record)
         values = read_values(usable, recipe.stage, recipe.data.columns)
         thought = _with_reasoning(recipe, record, values)
@@ -187,7 +191,22 @@ class _Reader:
             folded=said is not thought,
             open_ended=not recipe.stage_part.samples and not all(tokens.ends_with(ends) for tokens in whole.sequences),
             unused=unused,
+            unit=unit,
         )
+
+
+def _unit(recipe: Recipe, record: Record) -> str | None:
+    """Whose the record is, by the column that the recipe names. Raises InputError for a record that does not say."""
+    terms = recipe.privacy.differential_privacy
+    if terms is None or terms.unit == EACH_RECORD:
+        return None
+    whose = record.fields.get(terms.unit)
+    if whose is None or isinstance(whose, dict | list) or not str(whose).strip():
+        raise InputError(
+            f"{record.place}: column '{terms.unit}' does not say whose this record is, which "
+            "privacy.differential_privacy.unit goes by; fill it in, name another column, or set unit: record"
+        )
+    return str(whose)
 
 
 def _usable(recipe: Recipe, record: Record) -> tuple[Record, list[str]]:

@@ -47,6 +47,11 @@ class TrainReport:
     seconds: Seconds
     figures: Figures = field(default_factory=dict)
 
+    @property
+    def withheld(self) -> TrainReport:
+        """The report without what the records decided: its weight is 0, and its losses are none."""
+        return TrainReport(self.steps, 0.0, 0.0, 0.0, weight=0, tokens=0, seconds=self.seconds)
+
 
 @dataclass(frozen=True)
 class StepFigures:
@@ -134,12 +139,16 @@ def total(reports: Mapping[str, EvalReport]) -> EvalReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """The counts of records: those that train and evaluate, those that were cut or had nothing to learn from."""
+    """The counts of records: those that train and evaluate, those that were cut or had nothing to learn from.
+
+    Under differential privacy, `units` are those that train and are hidden each (records, documents or patients).
+    """
 
     train_examples: Count
     eval_examples: Count
     truncated: Count
     dropped: Count
+    units: Count = 0
 
 
 @dataclass(frozen=True)

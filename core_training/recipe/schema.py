@@ -33,6 +33,7 @@ from core_training.parts.stages.stage_part import StagePart
 from core_training.parts.tuning_modes import NOT_AVERAGED, TUNING_MODES
 from core_training.parts.tuning_modes.lora import LORA
 from core_training.parts.tuning_modes.tuning_part import TuningPart
+from core_training.recipe.differential_privacy import DifferentialPrivacy
 from core_training.recipe.optimisation import (
     NEEDED_SETTINGS,
     NO_SHARE,
@@ -647,7 +648,9 @@ class Privacy(Parted):
         1.0,
         description="bf16 and rings: the share of the values that travel, drawn anew each round, for all alike.",
     )
-    differential_privacy: None = Field(None, description="Not available yet.")
+    differential_privacy: DifferentialPrivacy | None = Field(
+        None, description="What leaves a site tells little of any one record or patient (see below). Unset: off."
+    )
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:
@@ -736,6 +739,8 @@ class Recipe(_WithStages):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         self._check_stage()
+        if self.privacy.differential_privacy is not None:
+            self._check_differential_privacy()
         if self.topology.kind != "central":
             if self.topology.rounds is None:
                 raise ValueError(f"topology.rounds: a {self.topology.kind} run needs it, a whole number from 1 up")
@@ -801,6 +806,14 @@ class Recipe(_WithStages):
             raise ValueError(f"data.loss_on: it is for conversations, as of stage sft, not for stage {self.stage}")
         if self.training.packing and not part.packs:
             raise ValueError(f"training.packing: examples of stage {self.stage} cannot share a row; leave it out")
+
+    def _check_differential_privacy(self) -> None:
+        if "weights" not in self.aggregation.model_fields_set:
+            # The weight that is usual would tell how many tokens were drawn.
+            self.__dict__.update(aggregation=self.aggregation.model_copy(update={"weights": "equal"}))
+        for wrong, key, why in _undoing_privacy(self):
+            if wrong:
+                raise ValueError(f"{key}: under privacy.differential_privacy {why}")
 
     def _check_privacy(self) -> None:
         privacy, aggregation = self.privacy, self.aggregation
@@ -1045,6 +1058,47 @@ class Recipe(_WithStages):
     def to_yaml(self) -> str:
         """The recipe with every default written out."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _undoing_privacy(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    """What cannot go together with differential privacy: whether the recipe has it, the key, and why not."""
+    training, topology, part = recipe.training, recipe.topology, recipe.stage_part
+    by_held_out = "nothing goes by held-out records, which the noise does not cover; leave it out"
+    return [
+        (
+            part.samples or part.rows_compared is not None,
+            "stage",
+            f"the loss must be a sum over records, and that of {recipe.stage} is not; choose pretrain, sft, reward, "
+            "dpo, orpo or simpo",
+        ),
+        (bool(training.packing), "training.packing", "each record has a row of its own; leave it out"),
+        (
+            recipe.tuning_part.has_factors and bool(recipe.tuning.settings(LORA).site_ranks),
+            "tuning.lora.site_ranks",
+            "each unit's gradient is clipped as a whole; leave it out",
+        ),
+        (recipe.deepspeed.used, "deepspeed", "each unit's gradient is needed by itself, which DeepSpeed does not give"),
+        (training.torch_compile, "training.torch_compile", "a compiled model does not give each unit's gradient"),
+        (recipe.data.cache is not None, "data.cache", "whose a record is has to be read with it; leave it out"),
+        (
+            bool(recipe.model.router_aux_loss_coef),
+            "model.router_aux_loss_coef",
+            "each unit's loss must be its own, and a balance is one of all that are computed together; leave it out",
+        ),
+        (
+            recipe.aggregation.weights == "loss_units" and topology.kind != "central",
+            "aggregation.weights",
+            "a weight must not tell what was drawn, and loss_units does; choose equal, given or records",
+        ),
+        (topology.early_stopping_patience is not None, "topology.early_stopping_patience", by_held_out),
+        (training.load_best_model_at_end, "training.load_best_model_at_end", by_held_out),
+        (bool(topology.judged_by), "topology.judged_by", by_held_out),
+        (
+            topology.own_steps is not None and topology.kind != "central",
+            "topology.own_steps",
+            "a site's own model would be another release; leave it out",
+        ),
+    ]
 
 
 def _flat(document: Mapping[str, Any], prefix: str) -> dict[str, str | int | float | bool]:

@@ -72,6 +72,7 @@ class CentralStarted(Event):
     eval_examples: int
     truncated: int
     dropped: int
+    units: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -616,7 +617,7 @@ class NodeRound(InNodeRound):
     NAME = "epoch"
     round: int
     of: int
-    loss: float
+    loss: float | None
     eval_loss: float | None
     eval_weight: float
     weight: float

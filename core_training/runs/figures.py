@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from core_training.foundation.errors import VoidRoundsError
 from core_training.foundation.trainable import EvalReport, TrainReport
+from core_training.privacy.account import run_account
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import SiteSummary, Summary, peak_rss_bytes
 
@@ -63,9 +64,10 @@ class RunFigures:
         return patience is not None and self.evaluations_without_gain >= patience
 
     def trained(self, report: TrainReport) -> None:
-        """Add a slice of training in this process."""
-        self.train_loss_first = report.loss_first if self.train_loss_first is None else self.train_loss_first
-        self.train_loss_last = report.loss_last
+        """Add a slice of training in this process; a report may withhold its losses."""
+        if report.weight:
+            self.train_loss_first = report.loss_first if self.train_loss_first is None else self.train_loss_first
+            self.train_loss_last = report.loss_last
         self.tokens += report.tokens
         self.seconds_training += report.seconds
 
@@ -88,8 +90,16 @@ class RunFigures:
         eval_loss_initial: float | None,
         final: EvalReport,
         sites: dict[str, SiteSummary],
+        steps: Mapping[str, tuple[int, int]],
     ) -> Summary:
-        """The completed run's summary; `final` is the evaluation of its result, `sites` have their records' counts."""
+        """The completed run's summary; `final` is the evaluation of its result, `sites` have their records' counts.
+
+        `steps` are each party's units and the optimizer steps that it took (see `core_training.privacy.account`).
+        """
+        privacy, epsilons = run_account(recipe, steps)
+        for name, epsilon in epsilons.items():
+            if name in sites:
+                sites[name].epsilon = epsilon
         return Summary(
             topology=recipe.topology.kind,
             stage=recipe.stage,
@@ -107,6 +117,7 @@ class RunFigures:
             tokens_trained=self.tokens,
             truncated=sum(site.truncated or 0 for site in sites.values()),
             dropped=sum(site.dropped or 0 for site in sites.values()),
+            privacy=privacy,
             peak_rss_bytes=peak_rss_bytes(),
             sites=dict(sorted(sites.items())),
         )
@@ -131,8 +142,17 @@ class ExchangeFigures(RunFigures):
             self.saturated = (self.saturated or 0) + values
 
     def summary_of_rounds(self, recipe: Recipe, rounds: int | None, exchange: float, **more: Any) -> Summary:
-        """As `summary`, with what the exchanges add; `exchange` are their seconds."""
-        summary = self.summary(recipe, **more)
+        """As `summary`, with what the exchanges add; `exchange` are their seconds.
+
+        Void rounds were trained, too, at whoever was there: each site counts them all.
+        """
+        sites: dict[str, SiteSummary] = more["sites"]
+        local_steps = recipe.topology.local_steps or 0
+        steps = {
+            name: (site.units or 0, ((site.rounds or 0) + self.void_rounds) * local_steps)
+            for name, site in sites.items()
+        }
+        summary = self.summary(recipe, steps=steps, **more)
         summary.rounds, summary.void_rounds, summary.saturated = rounds, self.void_rounds, self.saturated
         summary.rounds_done = rounds
         summary.bytes_up, summary.bytes_down = self.bytes_up, self.bytes_down

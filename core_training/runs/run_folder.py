@@ -47,7 +47,10 @@ Kind = TypeVar("Kind", bound=Event)
 
 @dataclass
 class SiteSummary:
-    """One site's part in `summary.json`. What does not apply is None."""
+    """One site's part in `summary.json`. What does not apply is None.
+
+    Under differential privacy, `units` are hidden each, and `epsilon` is what the run came to for any of them.
+    """
 
     train_examples: int | None = None
     eval_examples: int | None = None
@@ -56,6 +59,8 @@ class SiteSummary:
     rounds: int | None = None
     truncated: int | None = None
     dropped: int | None = None
+    units: int | None = None
+    epsilon: float | None = None
 
 
 @dataclass
@@ -66,8 +71,9 @@ class Summary:
     `initial_digest` is of the model that the run started from, which is its reference policy all along, and of the
     reward model that judges, if one does. `rounds` (and `rounds_done`) are those that counted; `void_rounds` changed
     nothing, as too few sites answered, or were left to open the sum. A run that ended for them has `status` failed, and
-    no result. `saturated` values, over all rounds and sites, were cut at the clip of a ring codec. `curve` is the file
-    of the run folder that has the figures of each logged step, or round.
+    no result. `saturated` values, over all rounds and sites, were cut at the clip of a ring codec. `privacy` is the
+    account of differential privacy, at the site that it is weakest for (`core_training.privacy.account`). `curve` is
+    the file of the run folder that has the figures of each logged step, or round.
     """
 
     topology: str
@@ -93,6 +99,7 @@ class Summary:
     dropped: int | None = None
     void_rounds: int | None = None
     saturated: int | None = None
+    privacy: dict[str, Any] | None = None
     curve: str | None = None
     peak_rss_bytes: int | None = None
     sites: dict[str, SiteSummary] = field(default_factory=dict)

@@ -180,6 +180,7 @@ def status(folder: Folder = Path("node"), as_json: Json = False) -> None:
     lines += [
         f"  loss {loss:.4f}" + (f", held out {held_out:.4f}" if held_out is not None else "")
         for loss, held_out in list(zip(now.losses, now.eval_losses, strict=True))[-1:]
+        if loss is not None
     ]
     if now.certificate_ends is not None:
         lines.append(f"  certificate valid until {now.certificate_ends}")

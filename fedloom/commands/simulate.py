@@ -62,8 +62,9 @@ def simulate(
 
         def show_news() -> None:
             for event in folder.new_events():
-                if isinstance(event, Round) and event.loss is not None:
-                    ticker.advance(event.rounds_done or event.round, rounds, f"loss {event.loss:.4f}")
+                if isinstance(event, Round):
+                    words = f"loss {event.loss:.4f}" if event.loss is not None else ""
+                    ticker.advance(event.rounds_done or event.round, rounds, words)
                 elif event.note is not None and not quiet:
                     stderr.print(printable(event.note), soft_wrap=True)
 

@@ -1,0 +1,48 @@
+"""What a run releases about a site's units, on the site's account before it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core_training.privacy.ledger import PrivacyLedger
+from core_training.privacy.mechanism import RecordMechanism
+from core_training.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Releases:
+    """One run's releases at this site; of a run without differential privacy there is no account."""
+
+    run_id: str
+    ledger: PrivacyLedger
+    mechanism: RecordMechanism | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, units: int, run_id: str, ledger: PrivacyLedger) -> Releases:
+        """Those of a run at a site that trains on so many units.
+
+        Raises BudgetSpentError where the whole run would lead beyond the site's budget, and InputError where what it
+        comes to cannot be computed.
+        """
+        mechanism = RecordMechanism.of(recipe, units)
+        if mechanism is not None:
+            ledger.check(mechanism.run, but_for=run_id)
+        return cls(run_id, ledger, mechanism)
+
+    @property
+    def tell_losses(self) -> bool:
+        """Whether the run's losses and counts may leave the site."""
+        return self.mechanism is None or self.mechanism.terms.tell_losses
+
+    def check(self, steps: int) -> None:
+        """Raise BudgetSpentError, before any of them is taken, where so many steps would lead beyond the budget."""
+        if self.mechanism is not None:
+            self.ledger.check(self.mechanism.release(steps))
+
+    def charge(self, round_number: int, digest: str, steps: int) -> None:
+        """Write down that a state of this digest leaves, to which so many steps led; once, however often it leaves.
+
+        Raises BudgetSpentError where that would lead beyond the budget, and RunError where nothing can be written.
+        """
+        if self.mechanism is not None:
+            self.ledger.charge(self.run_id, round_number, digest, self.mechanism.release(steps))

@@ -1,11 +1,11 @@
-"""What a run releases about a site's units, on the site's account before it leaves."""
+"""What a run releases about a site or its units, on the site's account before it leaves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from core_training.privacy.ledger import PrivacyLedger
-from core_training.privacy.mechanism import RecordMechanism
+from core_training.privacy.mechanism import RecordMechanism, SiteMechanism, mechanism_of
 from core_training.recipe.schema import Recipe
 
 
@@ -15,7 +15,7 @@ class Releases:
 
     run_id: str
     ledger: PrivacyLedger
-    mechanism: RecordMechanism | None
+    mechanism: RecordMechanism | SiteMechanism | None
 
     @classmethod
     def of(cls, recipe: Recipe, units: int, run_id: str, ledger: PrivacyLedger) -> Releases:
@@ -24,7 +24,7 @@ class Releases:
         Raises BudgetSpentError where the whole run would lead beyond the site's budget, and InputError where what it
         comes to cannot be computed.
         """
-        mechanism = RecordMechanism.of(recipe, units)
+        mechanism = mechanism_of(recipe, units)
         if mechanism is not None:
             ledger.check(mechanism.run, but_for=run_id)
         return cls(run_id, ledger, mechanism)

@@ -14,7 +14,7 @@ from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import EvalReport, TrainReport
 from core_training.recipe.schema import Recipe
 from strategies.codec_of_round import ring_codec, state_codec
-from strategies.draws import rounding_key
+from strategies.draws import noise_key, rounding_key
 from strategies.figures import RoundFigures
 from strategies.messages import MaskedUpdate, TrainOrder, Update
 from strategies.ring import RingCodec, RingVector
@@ -146,6 +146,8 @@ class UpdateWriter:
     def _vector(self, codec: RingCodec, order: TrainOrder, trained: TrainedSlice) -> RingVector:
         figures = RoundFigures.of(trained.report, trained.evaluation).to_integers()
         key = self._rounding_key(order)
+        if self._recipe.privacy.hides_sites:
+            key = noise_key(self._rounding_secret, trained.start_digest, trained.trained.digest)
         return codec.encode(trained.trained, trained.start, int(self._weight(trained)), figures, key)
 
     def _weight(self, trained: TrainedSlice) -> float:

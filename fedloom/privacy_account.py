@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from core_training.foundation.errors import ProtocolError
 from core_training.privacy.accounting import epsilon_of
-from core_training.privacy.mechanism import RecordMechanism
+from core_training.privacy.mechanism import RecordMechanism, SiteMechanism
 from core_training.recipe.differential_privacy import EACH_RECORD, DifferentialPrivacy
 from core_training.recipe.schema import Recipe, SecureAggregation
 from security.secure_aggregation.graph import MOST_NEIGHBOURS
@@ -17,6 +17,9 @@ from security.secure_aggregation.terms import Terms, terms_of
 
 _EXAMPLES = (3, 6, 16)
 """Numbers of sites for which a rule is worked out."""
+
+_MOST_EPSILON = 10.0
+"""Beyond it, one site's part may show in full all the same."""
 
 _WORKED_OUT = (1_000, 10_000)
 """Numbers of units for which ε is worked out."""
@@ -30,7 +33,8 @@ def privacy_of(recipe: Recipe) -> dict[str, str]:
     """
     account = _of_parties(recipe)
     if recipe.privacy.differential_privacy is not None:
-        account["each record"] = _of_each_unit(recipe, recipe.privacy.differential_privacy)
+        hidden = recipe.privacy.differential_privacy.hidden
+        account[f"each {hidden}"] = _of_each_unit(recipe, recipe.privacy.differential_privacy)
     return account
 
 
@@ -44,7 +48,9 @@ def _of_parties(recipe: Recipe) -> dict[str, str]:
 
 
 def _of_each_unit(recipe: Recipe, terms: DifferentialPrivacy) -> str:
-    """What may be told of any one unit, by whoever sees all that a site sends."""
+    """What may be told of any one unit, by whoever sees all that a site sends; or of a site, by who sees the sums."""
+    if (of_sites := SiteMechanism.of(recipe)) is not None:
+        return _of_each_site(of_sites)
     of = "record" if terms.unit == EACH_RECORD else f"{terms.unit}, all its records together,"
     found = [mechanism for units in _WORKED_OUT if (mechanism := RecordMechanism.of(recipe, units)) is not None]
     if terms.epsilon is not None:
@@ -55,6 +61,17 @@ def _of_each_unit(recipe: Recipe, terms: DifferentialPrivacy) -> str:
         said = f"ε {worked_out}, at δ {terms.delta:g}"
     told = "; losses are told, and not covered" if terms.tell_losses else "; sites tell no losses"
     return f"what a site sends tells little of any one {of} it has: {said}, if no round is void{told}"
+
+
+def _of_each_site(mechanism: SiteMechanism) -> str:
+    terms, noise = mechanism.terms, mechanism.noise_multiplier
+    epsilon = epsilon_of([mechanism.run], terms.delta)
+    worth = "" if epsilon <= _MOST_EPSILON else ", which is no privacy: take more noise, or fewer rounds"
+    return (
+        f"the sums of {mechanism.rounds} rounds tell of a whole site ε {epsilon:.3g} at δ {terms.delta:g}{worth}, if "
+        f"no round is void; each sum has noise of {noise:.3g} times the most that one site can add, which few sites do "
+        "not bear (docs/privacy.md); sites tell no losses"
+    )
 
 
 def _remembers(recipe: Recipe) -> str:
@@ -224,7 +241,7 @@ def _and_losses(recipe: Recipe) -> str:
 
 
 def _text(recipe: Recipe) -> str:
-    private = recipe.privacy.differential_privacy is not None
+    private = recipe.privacy.hides_units
     return "what ε leaves of the training text" if private else "training text"
 
 

@@ -15,7 +15,7 @@ from p2p.progress import Progress
 from security.secure_aggregation.group import GroupFault, RingForm
 from security.secure_aggregation.masks import RingVector
 from strategies.codec_of_round import ring_codec
-from strategies.draws import rounding_key
+from strategies.draws import noise_key, rounding_key
 from strategies.figures import RoundFigures
 from strategies.messages import Digest, Update
 from strategies.ring import Outcome, RingCodec
@@ -83,6 +83,8 @@ class GroupUpdate:
         if scales:
             self._use(Scale.widest(scales.values()))
         key = rounding_key(self._recipe.training.seed, self._plan.rounding_secret, self._update.round)
+        if self._recipe.privacy.hides_sites:
+            key = noise_key(self._plan.rounding_secret, self._start.digest, self._trained.digest)
         figures = RoundFigures.of(self._update.train, self._update.evaluation).to_integers()
         return self._codec.encode(self._trained, self._start, int(self._update.weight), figures, key)
 

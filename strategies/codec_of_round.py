@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest
+from core_training.privacy.mechanism import SiteMechanism
 from core_training.recipe.schema import Recipe
 from strategies import figures
 from strategies.adapter_sharing import travels
 from strategies.codec import StateCodec
+from strategies.private_ring import PrivateRingCodec
 from strategies.ring import RingCodec
 from strategies.ring_scale import Scale, largest_change, most_weight_cap
 from strategies.selection import Selection, selection_of
@@ -33,6 +35,8 @@ def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Sca
         # On a scale so coarse that changes are far below a step, a 1 in the sum is of one site alone.
         raise ProtocolError(f"weight_cap {scale.weight_cap}: no site has so much in a round; {most} is enough")
     selection = _selection(recipe, manifest, round_number)
+    if (mechanism := SiteMechanism.of(recipe)) is not None:
+        return PrivateRingCodec(manifest, bits, sites, mechanism, scale, selection=selection, figures=figures.COUNT)
     return RingCodec(manifest, bits, sites, largest_change(recipe), scale, selection=selection, figures=figures.COUNT)
 
 

@@ -34,6 +34,15 @@ def rounding_key(seed: int, secret: str, round: int) -> bytes:
     return key_of("rounding", seed, secret, round)
 
 
+def noise_key(secret: str, start: str, trained: str) -> bytes:
+    """The key of the noise on one site's update, from the digests of the states before and after it.
+
+    The same update has the same noise however often it is asked for, and no other has it: the difference of two would
+    be without noise.
+    """
+    return key_of("noise", secret, start, trained)
+
+
 def draws(key: bytes, place: int, count: int) -> npt.NDArray[np.uint16]:
     """`count` numbers of 16 bits, uniform and independent, for the piece that begins at `place` of a state."""
     stream = Cipher(AES128(key), CTR(place.to_bytes(8, "big") + bytes(8))).encryptor()

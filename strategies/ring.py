@@ -171,15 +171,19 @@ class RingCodec:
                     "the scale would cut too many values of this site's update: more than an honest server's, unless "
                     "privacy.clip of the recipe is too small"
                 )
+        # `counted` rather than `weight`: the divisor must be the sum of what the values were multiplied by.
+        self._write_rest(vector, [*peaks, weight], [counted, saturated, *figures])
+        return vector
+
+    def _write_rest(self, vector: RingVector, largest: Sequence[float], numbers: Sequence[int]) -> None:
+        """Write what stands behind the values: the levels of each tensor's and the weight's largest, and numbers."""
         # One 1 in a row: the sum counts the sites on each level and names none.
         levels = np.zeros(self._level_shape, dtype=self.dtype)
-        for row, (value, limit) in enumerate(zip([*peaks, weight], [*self._limits, self._cap], strict=True)):
+        for row, (value, limit) in enumerate(zip(largest, [*self._limits, self._cap], strict=True)):
             if (level := level_of(value, limit)) is not None:
                 levels[row, level] = 1
-        vector[place : place + levels.size] = levels.ravel()
-        # `counted` rather than `weight`: the divisor must be the sum of what the values were multiplied by.
-        vector[place + levels.size :] = [limb for n in (counted, saturated, *figures) for limb in self._split(n)]
-        return vector
+        vector[self._values : self._values + levels.size] = levels.ravel()
+        vector[self._values + levels.size :] = [limb for number in numbers for limb in self._split(number)]
 
     def decode(self, total: RingVector, count: int, start: TrainableState) -> Outcome:
         """Read the sum of `count` sites' vectors.

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from core_training.foundation.bounded_reading import place_and_words
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.state import Manifest
+from core_training.privacy.mechanism import SiteMechanism
 from core_training.recipe.learning_rate import most_learning_rate, share_of_most, width_of
 from core_training.recipe.optimisation import ADAMS
 from core_training.recipe.schema import Recipe
@@ -32,6 +33,9 @@ _TENSOR_LEVEL = 3
 """The level for a tensor's largest change: between c/8 and c/4, since the next round may bring a larger one."""
 _WEIGHT_LEVEL = 2
 """The level for the largest weight: it varies less."""
+
+_FAR_NOISE = 10.0
+"""In standard deviations: noise beyond it, which is hardly ever drawn, might wrap round."""
 
 _ADAM_FIRST = 4.0
 _ADAM_MOST = 16.0
@@ -95,6 +99,8 @@ def largest_change(recipe: Recipe) -> float:
     """
     if recipe.privacy.clip is not None:
         return recipe.privacy.clip
+    if (mechanism := SiteMechanism.of(recipe)) is not None:
+        return largest_change_of(mechanism)
     training = recipe.training
     if _is_usual_adam(recipe):
         return _path(recipe) * _ADAM_MOST
@@ -111,6 +117,11 @@ def largest_change(recipe: Recipe) -> float:
     return _path(recipe) * _SGD_MOST * training.max_grad_norm
 
 
+def largest_change_of(mechanism: SiteMechanism) -> float:
+    """The same where sites are hidden: one value can have all of an update, and noise on it."""
+    return mechanism.terms.clip * (1 + _FAR_NOISE * mechanism.share)
+
+
 def most_weight_cap(recipe: Recipe) -> int:
     """The largest cap that a site's weight can call for."""
     return _next_power_of_two(most_weight_in_mean(recipe, recipe.topology.local_steps or 1))
@@ -118,6 +129,8 @@ def most_weight_cap(recipe: Recipe) -> int:
 
 def first_scale(recipe: Recipe, manifest: Manifest) -> Scale:
     """The scale of a run's first round, of which nothing is known but the recipe."""
+    if recipe.privacy.hides_sites:  # one grid for all values, whose sum of squares is bounded
+        return Scale(exponents=[0] * len(manifest.tensors), weight_cap=1)
     most = largest_change(recipe)
     # What the recipe alone allows is for the narrowest model; the tensors say how wide this one is.
     fitted = share_of_most(recipe, width_of(manifest))

@@ -284,3 +284,50 @@ def test_a_site_that_trains_under_deepspeed_refuses_it(make_recipe: MakeRecipe) 
 
 def test_enrolments_without_an_account_are_as_before() -> None:
     assert replace(Enrolment("federated", "secret")).ledger is None
+
+
+# Whole sites
+
+
+@pytest.mark.parametrize("kind", ["federated", "gossip"])
+def test_masked_sums_that_hide_whole_sites(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, kind: str
+) -> None:
+    recipe = make_recipe(
+        topology={"kind": kind, "rounds": 2, "local_steps": 2},
+        privacy={
+            "secure_aggregation": {"minimum_sites": 2},
+            "codec": "ring32",
+            "differential_privacy": {"level": "site", "clip": 0.1, "noise_multiplier": 0.5},
+        },
+        simulation={"sites": [str(file) for file in site_files]},
+    )
+    summary = simulate(recipe, RunFolder(tmp_path / "run"))
+    assert summary.privacy is not None
+    assert (summary.privacy["unit"], summary.train_loss_last, summary.eval_loss) == ("site", None, None)
+    lines = [PrivacyLedger(path).lines() for path in (tmp_path / "run").rglob(LEDGER_FILE)]
+    assert [[(line.unit, line.steps, line.noise_multiplier) for line in own] for own in lines] == [
+        [("site", 1, 0.5)] * 2
+    ] * len(site_files)
+    assert summary.privacy["epsilon"] == pytest.approx(epsilon_of([line.release for line in lines[0]], 1e-5))
+    again = simulate(recipe, RunFolder(tmp_path / "again"))
+    assert again.state_digest == summary.state_digest, (
+        "noise is by the sites' secrets, which a simulation makes of names"
+    )
+
+
+@pytest.mark.parametrize(
+    ("privacy", "more", "key"),
+    [
+        ({}, {}, "privacy.secure_aggregation"),
+        ({"secure_aggregation": True, "clip": 1.0}, {}, "privacy.clip"),
+        ({"secure_aggregation": True}, {"topology": {"kind": "central"}}, "topology.kind"),
+        ({"secure_aggregation": True}, {"aggregation": {"weights": "loss_units"}}, "aggregation.weights"),
+    ],
+)
+def test_what_would_not_hide_a_site_is_refused_by_its_key(
+    make_recipe: MakeRecipe, privacy: dict[str, Any], more: dict[str, Any], key: str
+) -> None:
+    terms = {"level": "site", "noise_multiplier": 1.0}
+    with pytest.raises(InputError, match=f"{key}: under privacy.differential_privacy"):
+        make_recipe(privacy={**privacy, "differential_privacy": terms}, **{"topology": ROUNDS, **more})

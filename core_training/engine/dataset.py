@@ -66,7 +66,7 @@ def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | 
             numbers.append(part)
             owners.append(owner)
         examples, parts = kept, np.array(numbers, dtype=np.int32)
-        if recipe.privacy.differential_privacy is not None:
+        if recipe.privacy.hides_units:
             return _arranged(recipe, stage, examples, parts, outcome, owners=np.array(owners, dtype=np.int64))
     else:
 

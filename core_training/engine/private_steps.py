@@ -37,7 +37,7 @@ _LIKE = 1e-3
 
 def check_private(recipe: Recipe) -> None:
     """Raise InputError for DeepSpeed, which may be a site's own choice (`site.yaml`) and not the recipe's."""
-    if recipe.privacy.differential_privacy is not None and recipe.deepspeed.used:
+    if recipe.privacy.hides_units and recipe.deepspeed.used:
         raise InputError(
             "deepspeed: under privacy.differential_privacy each unit's gradient is needed by itself, which DeepSpeed "
             "does not give; train without one of them"

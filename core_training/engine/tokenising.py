@@ -198,7 +198,7 @@ class _Reader:
 def _unit(recipe: Recipe, record: Record) -> str | None:
     """Whose the record is, by the column that the recipe names. Raises InputError for a record that does not say."""
     terms = recipe.privacy.differential_privacy
-    if terms is None or terms.unit == EACH_RECORD:
+    if terms is None or terms.of_sites or terms.unit == EACH_RECORD:
         return None
     whose = record.fields.get(terms.unit)
     if whose is None or isinstance(whose, dict | list) or not str(whose).strip():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core_training.privacy.account import ASSUMPTIONS
+from core_training.privacy.account import assumptions_of, words_of
 from core_training.privacy.accounting import ACCOUNTANT, ADJACENCY, epsilon_of
 from core_training.privacy.ledger import Budget, LedgerLine
 
@@ -30,10 +30,10 @@ class UnitAccount:
             "delta": self.delta,
             "releases": self.releases,
             "runs": runs,
-            "mechanism": "Gaussian noise on the sum of clipped gradients, of units drawn by chance",
+            "mechanism": words_of(self.unit),
             "adjacency": ADJACENCY,
             "accountant": ACCOUNTANT,
-            "assumptions": list(ASSUMPTIONS),
+            "assumptions": assumptions_of(self.unit),
         }
 
 

@@ -7,6 +7,7 @@ bits tell of the sum below (Mironov 2012) is not hidden.
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -18,7 +19,7 @@ _PIECE = 1 << 18
 
 
 class SecretRandom:
-    """A stream of random numbers. `key` is for tests; without one it comes from the operating system."""
+    """A stream of random numbers. Without a `key` (16 or 32 bytes, secret) it is the operating system's."""
 
     def __init__(self, key: bytes | None = None) -> None:
         cipher = Cipher(algorithms.AES(key or os.urandom(32)), modes.CTR(bytes(16)))
@@ -39,6 +40,25 @@ class SecretRandom:
             angle = 2 * np.pi * self.uniform(pairs)
             piece[:pairs] = radius * np.cos(angle)
             piece[pairs:] = (radius * np.sin(angle))[: len(piece) - pairs]
+        return values
+
+    def discrete_normal(self, count: int, deviation: float) -> npt.NDArray[np.int64]:
+        """So many numbers of the discrete Gaussian of this parameter (Canonne, Kamath and Steinke 2020, algorithm 3).
+
+        Drawn from a discrete Laplace distribution, and kept with the probability that makes up the difference.
+        """
+        width = math.floor(deviation) + 1
+        values = np.empty(count, dtype=np.int64)
+        done = 0
+        while done < count:
+            tries = 2 * (count - done) + 64
+            # The difference of two geometric numbers is a discrete Laplace number.
+            first, second = (np.floor(-width * np.log(self.uniform(tries))) for _ in range(2))
+            candidates = first - second
+            likely = np.exp(-((np.abs(candidates) - deviation**2 / width) ** 2) / (2 * deviation**2))
+            kept = candidates[self.uniform(tries) <= likely][: count - done]
+            values[done : done + len(kept)] = kept
+            done += len(kept)
         return values
 
     def drawn(self, count: int, rate: float) -> npt.NDArray[np.int64]:

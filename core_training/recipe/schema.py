@@ -681,6 +681,16 @@ class Privacy(Parted):
         return self
 
     @property
+    def hides_units(self) -> bool:
+        """Whether each site hides its own records, or whose they are, in every step that it takes."""
+        return self.differential_privacy is not None and not self.differential_privacy.of_sites
+
+    @property
+    def hides_sites(self) -> bool:
+        """Whether whole sites are hidden in the sum of their updates."""
+        return self.differential_privacy is not None and self.differential_privacy.of_sites
+
+    @property
     def secure(self) -> SecureAggregation | None:
         """The terms of secure aggregation; None where it is off."""
         if isinstance(self.secure_aggregation, SecureAggregation):
@@ -1062,8 +1072,24 @@ class Recipe(_WithStages):
 
 def _undoing_privacy(recipe: Recipe) -> list[tuple[bool, str, str]]:
     """What cannot go together with differential privacy: whether the recipe has it, the key, and why not."""
-    training, topology, part = recipe.training, recipe.topology, recipe.stage_part
+    training, topology, terms = recipe.training, recipe.topology, recipe.privacy.differential_privacy
     by_held_out = "nothing goes by held-out records, which the noise does not cover; leave it out"
+    level = _undoing_privacy_of_sites if terms is not None and terms.of_sites else _undoing_privacy_of_records
+    return [
+        *level(recipe),
+        (topology.early_stopping_patience is not None, "topology.early_stopping_patience", by_held_out),
+        (training.load_best_model_at_end, "training.load_best_model_at_end", by_held_out),
+        (bool(topology.judged_by), "topology.judged_by", by_held_out),
+        (
+            topology.own_steps is not None and topology.kind != "central",
+            "topology.own_steps",
+            "a site's own model would be another release; leave it out",
+        ),
+    ]
+
+
+def _undoing_privacy_of_records(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    training, part = recipe.training, recipe.stage_part
     return [
         (
             part.samples or part.rows_compared is not None,
@@ -1086,17 +1112,31 @@ def _undoing_privacy(recipe: Recipe) -> list[tuple[bool, str, str]]:
             "each unit's loss must be its own, and a balance is one of all that are computed together; leave it out",
         ),
         (
-            recipe.aggregation.weights == "loss_units" and topology.kind != "central",
+            recipe.aggregation.weights == "loss_units" and recipe.topology.kind != "central",
             "aggregation.weights",
             "a weight must not tell what was drawn, and loss_units does; choose equal, given or records",
         ),
-        (topology.early_stopping_patience is not None, "topology.early_stopping_patience", by_held_out),
-        (training.load_best_model_at_end, "training.load_best_model_at_end", by_held_out),
-        (bool(topology.judged_by), "topology.judged_by", by_held_out),
+    ]
+
+
+def _undoing_privacy_of_sites(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    privacy = recipe.privacy
+    return [
         (
-            topology.own_steps is not None and topology.kind != "central",
-            "topology.own_steps",
-            "a site's own model would be another release; leave it out",
+            recipe.topology.kind == "central",
+            "topology.kind",
+            "of level site there are sites that sum up; choose federated or gossip, or level: record",
+        ),
+        (
+            privacy.secure is None,
+            "privacy.secure_aggregation",
+            "of level site each site adds a share of the noise, which hides it in a masked sum alone; set it to true",
+        ),
+        (recipe.aggregation.weights != "equal", "aggregation.weights", "of level site all weigh the same; set equal"),
+        (
+            privacy.clip is not None,
+            "privacy.clip",
+            "of level site it follows from differential_privacy.clip; leave it out",
         ),
     ]
 

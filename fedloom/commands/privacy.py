@@ -57,6 +57,7 @@ def _budget(folder: Path) -> Any:
 
 
 def _of_summary(folder: Path) -> dict[str, Any]:
+    from core_training.privacy.account import assumptions_of
     from core_training.runs.run_folder import RunFolder
 
     summary = RunFolder(folder).summary()
@@ -65,9 +66,7 @@ def _of_summary(folder: Path) -> dict[str, Any]:
         why = "the run has no differential privacy" if summary else "no run that has ended, and no site"
         raise InputError(f"{folder}: {why}; name a site's folder, or a run with privacy.differential_privacy")
     sites = {name: site.get("epsilon") for name, site in summary["sites"].items() if isinstance(site, dict)}
-    from core_training.privacy.account import ASSUMPTIONS
-
-    return {**account, "sites": sites, "assumptions": list(ASSUMPTIONS)}
+    return {**account, "sites": sites, "assumptions": assumptions_of(str(account["unit"]))}
 
 
 def _in_words(account: dict[str, Any], budget: float | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Hello(_message.Message):
-    __slots__ = ("run_id", "sender", "version", "recipe_digest", "manifest_digest", "initial_digest", "committed", "contributors", "state_digest", "working", "working_seconds", "round_seconds", "catching_up", "finished", "void_rounds")
+    __slots__ = ("run_id", "sender", "version", "recipe_digest", "manifest_digest", "initial_digest", "committed", "contributors", "state_digest", "working", "working_seconds", "round_seconds", "catching_up", "finished", "void_rounds", "train_examples", "processes")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,8 @@ class Hello(_message.Message):
     CATCHING_UP_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     VOID_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     sender: str
     version: str
@@ -38,7 +40,9 @@ class Hello(_message.Message):
     catching_up: bool
     finished: bool
     void_rounds: int
-    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., version: _Optional[str] = ..., recipe_digest: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., initial_digest: _Optional[str] = ..., committed: _Optional[int] = ..., contributors: _Optional[_Iterable[str]] = ..., state_digest: _Optional[str] = ..., working: _Optional[int] = ..., working_seconds: _Optional[float] = ..., round_seconds: _Optional[float] = ..., catching_up: _Optional[bool] = ..., finished: _Optional[bool] = ..., void_rounds: _Optional[int] = ...) -> None: ...
+    train_examples: int
+    processes: int
+    def __init__(self, run_id: _Optional[str] = ..., sender: _Optional[str] = ..., version: _Optional[str] = ..., recipe_digest: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., initial_digest: _Optional[str] = ..., committed: _Optional[int] = ..., contributors: _Optional[_Iterable[str]] = ..., state_digest: _Optional[str] = ..., working: _Optional[int] = ..., working_seconds: _Optional[float] = ..., round_seconds: _Optional[float] = ..., catching_up: _Optional[bool] = ..., finished: _Optional[bool] = ..., void_rounds: _Optional[int] = ..., train_examples: _Optional[int] = ..., processes: _Optional[int] = ...) -> None: ...
 
 class UpdatePart(_message.Message):
     __slots__ = ("header", "chunk")

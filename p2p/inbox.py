@@ -10,8 +10,9 @@ import math
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.recipe.schema import Recipe
-from p2p.messages import UpdateHeader
+from p2p.messages import Hello, UpdateHeader
 from p2p.neighbour_codec import NeighbourCodec
+from strategies.bounds import check_weight
 from strategies.mixing import Contribution
 from strategies.weights import known_weight, most_weight_in_mean
 
@@ -24,13 +25,17 @@ class Inbox:
         self._manifest = manifest
         self._codec = codec
         self._recipe = recipe
-        self._most_weight = most_weight_in_mean(recipe, recipe.topology.local_steps or 1)
+        self._steps = recipe.topology.local_steps or 1
+        self._most_weight = most_weight_in_mean(recipe, self._steps)
         self._updates: dict[int, dict[str, Contribution]] = {}
         self._refused: set[tuple[int, str]] = set()
         self._told: set[tuple[int, str]] = set()
 
-    def check_header(self, sender: str, header: UpdateHeader) -> None:
-        """Refuse, before a byte of it is read, an update that cannot be right."""
+    def check_header(self, sender: str, header: UpdateHeader, hello: Hello) -> None:
+        """Refuse, before a byte of it is read, an update that cannot be right.
+
+        `hello` is the sender's newest greeting: its update weighs no more than what it announced there can.
+        """
         if header.sender != sender:
             raise ProtocolError(f"it says it comes from '{header.sender}'")
         if header.run_id != self._run_id:
@@ -41,8 +46,11 @@ class Inbox:
             raise ProtocolError(f"{header.size} bytes; a state takes at most {self._manifest.max_message_bytes}")
         if not (math.isfinite(header.weight) and 0 < header.weight <= self._most_weight):
             raise ProtocolError(f"weight {header.weight}; that of a round lies in 1 … {self._most_weight}")
-        if (known := known_weight(self._recipe, sender)) not in (None, header.weight):
+        known = known_weight(self._recipe, sender)
+        if known not in (None, header.weight):
             raise ProtocolError(f"weight {header.weight}; the recipe gives it {known}")
+        if known is None:
+            check_weight(self._recipe, self._steps, header.weight, hello.train_examples, hello.processes)
 
     def put(self, header: UpdateHeader, payload: bytes) -> None:
         """Keep a whole update. A second one of the same sender and round changes nothing."""

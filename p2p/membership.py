@@ -75,10 +75,13 @@ class Membership:
         differs = own.difference_from(hello)
         if differs is not None and differs != peer.differs:
             self._event(events.PeerRefused(peer=hello.sender, reason=differs))
-        was_live = peer.live
+        was_live, before = peer.live, peer.hello
         peer.hello, peer.heard_at, peer.misses, peer.down, peer.differs = hello, now, 0, False, differs
-        if peer.live and not was_live:
-            self._event(events.PeerUp(peer=hello.sender, committed=hello.committed))
+        if peer.live and (not was_live or before is None or _has(before) != _has(hello)):
+            records, processes = _has(hello)
+            self._event(
+                events.PeerUp(peer=hello.sender, committed=hello.committed, train_examples=records, processes=processes)
+            )
 
     def missed(self, name: str, reason: str, now: float) -> None:
         """Note a failed call."""
@@ -88,3 +91,8 @@ class Membership:
         peer.down = peer.misses >= DOWN_AFTER_CALLS and now - peer.heard_at >= DOWN_AFTER_SECONDS
         if was_live and not peer.live:
             self._event(events.PeerDown(peer=name, reason=reason))
+
+
+def _has(hello: Hello) -> tuple[int, int]:
+    """The records and processes that a peer announces."""
+    return hello.train_examples, hello.processes

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from core_training.foundation.bounded_reading import first_error
 from core_training.foundation.errors import ProtocolError
+from strategies.fedavg import MOST_PROCESSES
 from strategies.messages import SITE_NAME, Digest, Round, RoundOrStart, RunId, Version
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
@@ -62,6 +63,10 @@ class Hello(PeerMessage):
     """Whether its state will not change any more."""
     void_rounds: RoundOrStart = 0
     """The rounds on the way to its last commit that changed nothing."""
+    train_examples: Count = 0
+    """The records that it trains on; with its processes they bound what one of its updates can weigh."""
+    processes: Annotated[int, Field(ge=0, le=MOST_PROCESSES)] = 0
+    """The processes that it trains in."""
 
     @model_validator(mode="after")
     def _check_commit(self) -> Self:

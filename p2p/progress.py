@@ -151,4 +151,6 @@ class Progress:
             catching_up=self.catching_up,
             finished=self.finished,
             void_rounds=self.last.void_rounds,
+            train_examples=self.joined.data.train_examples,
+            processes=self.joined.processes,
         )

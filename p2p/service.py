@@ -51,10 +51,10 @@ class PeerService:
     async def on_update(self, sender: str, header: UpdateHeader, chunks: AsyncIterator[bytes]) -> Receipt:
         progress = self._opened()
         try:
-            _check_exchanges(progress, sender)
+            hello = _check_exchanges(progress, sender)
             if progress.plan.in_groups:
                 raise ProtocolError("this run's updates go to a group")
-            progress.inbox.check_header(sender, header)
+            progress.inbox.check_header(sender, header, hello)
             if (receipt := self._out_of_turn(progress, sender, header)) is not None:
                 return receipt
             payload = await self._upload(progress, sender, header, chunks)
@@ -179,11 +179,13 @@ def _check_known(progress: Progress, sender: str) -> None:
         raise ProtocolError("the sender is not in the roster")
 
 
-def _check_exchanges(progress: Progress, sender: str) -> None:
+def _check_exchanges(progress: Progress, sender: str) -> Hello:
+    """The newest greeting of a sender with whom this node exchanges updates. Raises ProtocolError for any other."""
     _check_known(progress, sender)
-    if progress.members.hello_of(sender) is None:
+    if (hello := progress.members.hello_of(sender)) is None:
         raise PeerUnreachable("this node has not been greeted yet")
     if (differs := progress.members.difference_of(sender)) is not None:
         raise ProtocolError(differs)
     if sender not in progress.plan.neighbours:
         raise ProtocolError("the sender is no neighbour on topology.graph")
+    return hello

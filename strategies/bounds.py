@@ -50,14 +50,28 @@ def check_report(recipe: Recipe, steps: int, report: TrainReport, data: DataRepo
 
     `data` and `processes` are what the site announced when it joined.
     """
+    check_weight(recipe, steps, report.weight, data.train_examples, processes)
     rows = most_rows(recipe, data.train_examples, processes)
-    announced = f"it announced {data.train_examples} records and {processes} process{'es' * (processes > 1)}"
-    if report.weight > (most := most_weight(recipe, steps, rows)):
-        raise BeyondAnnouncedError(f"weight {report.weight} is more than {steps} steps can have, {most}: {announced}")
     part, settings, training = recipe.stage_part, recipe.stage_settings, recipe.training
     sequences = rows * steps * part.answers(settings) * part.passes(settings) * _SEQUENCES_OF_A_ROW
     if report.tokens > (most := sequences * (training.max_length + recipe.rollout.max_new_tokens)):
+        announced = _announced(data.train_examples, processes)
         raise BeyondAnnouncedError(f"{report.tokens} tokens are more than {steps} steps can have, {most}: {announced}")
+
+
+def check_weight(recipe: Recipe, steps: int, weight: float, records: int, processes: int) -> None:
+    """Raise BeyondAnnouncedError for more weight than `steps` optimizer steps of a site can have.
+
+    `records` and `processes` are what the site announced.
+    """
+    if weight > (most := most_weight(recipe, steps, most_rows(recipe, records, processes))):
+        raise BeyondAnnouncedError(
+            f"weight {weight} is more than {steps} steps can have, {most}: {_announced(records, processes)}"
+        )
+
+
+def _announced(records: int, processes: int) -> str:
+    return f"it announced {records} records and {processes} process{'es' * (processes != 1)}"
 
 
 def check_evaluation(recipe: Recipe, evaluation: EvalReport, data: DataReport) -> None:

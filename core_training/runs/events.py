@@ -509,9 +509,13 @@ class OfPeer(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PeerUp(OfPeer):
+    """A peer is there, or says that it has other records or processes than before."""
+
     NAME = "peer_up"
     peer: str
     committed: int
+    train_examples: int = 0
+    processes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

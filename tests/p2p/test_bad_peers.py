@@ -25,6 +25,7 @@ from p2p.service import PeerService
 from p2p.transfer import split
 from p2p.transport import PeerUnreachable
 from security.certificates import create_node_certificate
+from strategies.fedavg import most_weight
 from tests.p2p.conftest import free_port
 from tests.p2p.linear_site import LinearSite, recipe_of
 
@@ -52,6 +53,7 @@ def hello_from(sender, **changes):
         run_id="run", sender=sender, version=__version__, recipe_digest=RECIPE.engine_digest,
         manifest_digest=SITE.manifest.digest, initial_digest=SITE.initial().digest, committed=0, contributors=[],
         state_digest="", working=0, working_seconds=0.0, round_seconds=0.0, catching_up=False, finished=False,
+        train_examples=20, processes=1,
     ).model_copy(update=changes)  # fmt: skip
 
 
@@ -90,6 +92,7 @@ def with_value(value):
 OTHER_SHAPE = TrainableState(Manifest.of({"bias": (1,), "weight": (5,)}), np.zeros(6, dtype=np.float32)).to_bytes()
 OTHER_NAME = TrainableState(Manifest.of({"bias": (1,), "waist": (6,)}), np.zeros(7, dtype=np.float32)).to_bytes()
 MOST = SITE.manifest.max_message_bytes
+MOST_WEIGHT = most_weight(RECIPE, 3, rows=RECIPE.training.per_device_train_batch_size)
 
 FAULTS = [
     Fault("another sender's name", "it says it comes from 'alpha'", {"sender": "alpha"}),
@@ -99,6 +102,9 @@ FAULTS = [
     Fault("negative weight", "weight -5.0", {"weight": -5.0}),
     Fault("weight NaN", "weight nan", {"weight": float("nan")}),
     Fault("absurd weight", "that of a round lies in", {"weight": 1e15}),
+    Fault(
+        "more weight than its records can have", "it announced 20 records and 1 process", {"weight": MOST_WEIGHT + 1.0}
+    ),
     Fault("NaN", "NaN or infinite", payload=with_value(np.nan)),
     Fault("Inf", "NaN or infinite", payload=with_value(np.inf)),
     Fault("another shape", "tensor 'weight' is float32", payload=OTHER_SHAPE),
@@ -206,6 +212,38 @@ def test_a_sound_update_by_the_same_means_is_averaged(tmp_path):
     asyncio.run(scenario())
     assert world.refusals() == []
     assert next(world.folder.lines("epoch"))["contributors"] == ["alpha", "beta"]
+
+
+def test_an_update_weighs_as_much_as_its_sender_said_last_that_it_has_records_for_and_what_it_said_is_told(tmp_path):
+    world = World(tmp_path)
+    beyond = {"weight": MOST_WEIGHT + 1.0}
+
+    async def scenario():
+        async with world.running() as beta:
+            await greet(beta)
+            await beta.greet("alpha", hello_from("beta", processes=2))
+            await beta.greet("alpha", hello_from("beta", processes=2))
+            await send(beta._channel("alpha"), Fault("none", "", beyond).wire_parts())
+
+    asyncio.run(scenario())
+    assert world.refusals() == []
+    told = [(event["train_examples"], event["processes"]) for event in world.folder.lines("peer_up")]
+    assert told == [(20, 1), (20, 2)]
+    assert next(world.folder.lines("epoch"))["contributors"] == ["alpha", "beta"]
+
+
+def test_where_the_recipe_says_the_weights_nobodys_records_count(tmp_path):
+    recipe = RECIPE.model_copy(update={"aggregation": RECIPE.aggregation.model_copy(update={"weights": "equal"})})
+    world = World(tmp_path, recipe)
+
+    async def scenario():
+        async with world.running() as beta:
+            await greet(beta, recipe)
+            await beta.greet("alpha", hello_from("beta", recipe_digest=recipe.engine_digest, train_examples=1))
+            await send(beta._channel("alpha"), Fault("none", "", {"weight": 1.0}).wire_parts())
+
+    asyncio.run(scenario())
+    assert world.refusals() == []
 
 
 def group_parts(payload=bytes(16), **changes):

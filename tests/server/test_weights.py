@@ -158,20 +158,21 @@ def test_the_scale_of_equal_weights_has_all_bits_and_no_other_cap(recipe: MakeRe
 
 
 def test_a_peer_that_claims_more_than_an_equal_weight_is_refused(recipe: MakeRecipe) -> None:
-    from p2p.messages import UpdateHeader
+    from p2p.messages import Hello, UpdateHeader
 
     inbox = Inbox("run", MANIFEST, recipe("equal", "gossip"), codec=None)  # type: ignore[arg-type]
     header = UpdateHeader(
         run_id="run", round=1, sender="a", manifest_digest=MANIFEST.digest, weight=1.0, degree=1, size=40,
         sha256="0" * 64, wants_to_stop=False,
     )  # fmt: skip
-    inbox.check_header("a", header)
+    nothing = Hello.model_construct(train_examples=0, processes=1)
+    inbox.check_header("a", header, nothing)
     with pytest.raises(ProtocolError, match=r"weight 1\.5; that of a round lies in 1 … 1"):
-        inbox.check_header("a", header.model_copy(update={"weight": 1.5}))
+        inbox.check_header("a", header.model_copy(update={"weight": 1.5}), nothing)
     given = Inbox("run", MANIFEST, recipe("given", "gossip"), codec=None)  # type: ignore[arg-type]
-    given.check_header("a", header.model_copy(update={"weight": 3.0}))
+    given.check_header("a", header.model_copy(update={"weight": 3.0}), nothing)
     with pytest.raises(ProtocolError, match=r"weight 5.0; the recipe gives it 3"):
-        given.check_header("a", header.model_copy(update={"weight": 5.0}))
+        given.check_header("a", header.model_copy(update={"weight": 5.0}), nothing)
 
 
 @pytest.mark.parametrize("weights", ["records", "sqrt_records"])

@@ -28,7 +28,7 @@ class TooMuchError(RuntimeError):
 def within(seconds: float, memory: int) -> Iterator[None]:
     """Raise TooMuchError in the block once it has run for so long, or where it asks for so many more bytes.
 
-    Only the main thread can be interrupted: in others the memory alone is bounded.
+    Only the main thread can be interrupted (`can_interrupt`): in others the memory alone is bounded.
     """
     with _for_so_long(seconds), _with_so_much(memory):
         try:
@@ -37,9 +37,14 @@ def within(seconds: float, memory: int) -> Iterator[None]:
             raise TooMuchError(f"it takes more than {memory >> 20} MiB of memory") from None
 
 
+def can_interrupt() -> bool:
+    """Whether this thread is the one that a time limit can end."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def _for_so_long(seconds: float) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
+    if not can_interrupt():
         yield
         return
 

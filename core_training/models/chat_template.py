@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from core_training.foundation.limits import within
+from core_training.foundation.limits import TooMuchError, can_interrupt, within
+from core_training.models.rendering import Renderer, Rendering, UnfinishedError
 from core_training.parts.data_kinds.values import Messages, Tools
 
 if TYPE_CHECKING:
@@ -141,15 +142,8 @@ class ChatTemplate:
         return self._rendered(messages, in_parts=self._takes_parts, to_answer=to_answer)
 
     def _rendered(self, messages: Messages, *, in_parts: bool, to_answer: bool = False) -> str:
-        with within(RENDERED_WITHIN, RENDERED_IN):
-            rendered = self.tokenizer.apply_chat_template(
-                [_plain(message, in_parts=in_parts) for message in messages],
-                tools=cast(Any, list(self.tools) if self.tools else None),
-                chat_template=self.source,
-                tokenize=False,
-                add_generation_prompt=to_answer,
-            )
-        return cast(str, rendered)
+        conversation = [_plain(message, in_parts=in_parts) for message in messages]
+        return rendered(self.tokenizer, self.source, conversation, tools=self.tools, to_answer=to_answer)
 
     def encoding(self, text: str) -> Encoding:
         """The tokens of a text, and the characters that each is of; for a fast tokenizer."""
@@ -163,14 +157,17 @@ class ChatTemplate:
 
         if not _MARKS.search(self.source):
             return self.text(messages), None
-        in_parts = self._takes_parts
+        conversation = [_plain(message, in_parts=self._takes_parts) for message in messages]
+        tools, names = list(self.tools) if self.tools else None, dict(self.tokenizer.special_tokens_map)
+        if not can_interrupt():
+            return _elsewhere(Rendering(self.source, conversation, tools, names, marks=True))
         with within(RENDERED_WITHIN, RENDERED_IN):
             rendered: Any = render_jinja_template(
-                conversations=[[_plain(message, in_parts=in_parts) for message in messages]],
-                tools=cast(Any, list(self.tools) if self.tools else None),
+                conversations=[conversation],
+                tools=cast(Any, tools),
                 chat_template=self.source,
                 return_assistant_tokens_mask=True,
-                **cast(dict[str, Any], self.tokenizer.special_tokens_map),
+                **cast(dict[str, Any], names),
             )
         (text,), (spans,) = rendered
         return text, [(start, end) for start, end in spans]
@@ -299,3 +296,41 @@ def _plain(message: dict[str, Any], *, in_parts: bool) -> dict[str, Any]:
     """A turn as templates know it."""
     plain = {part: value for part, value in message.items() if part != "learnt" and value is not None}
     return {**plain, "content": [{"type": "text", "text": plain["content"]}]} if in_parts else plain
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    conversation: list[dict[str, Any]],
+    *,
+    tools: Tools | None = None,
+    to_answer: bool = False,
+) -> str:
+    """A conversation's text by a template of somebody else's, in bounded time and memory, in whatever thread.
+
+    Raises TooMuchError where these do not suffice, and whatever the template raises.
+    """
+    given = list(tools) if tools else None
+    if not can_interrupt():
+        return _elsewhere(
+            Rendering(template, conversation, given, dict(tokenizer.special_tokens_map), to_answer=to_answer)
+        )[0]
+    with within(RENDERED_WITHIN, RENDERED_IN):
+        text = tokenizer.apply_chat_template(
+            conversation,
+            tools=cast(Any, given),
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=to_answer,
+        )
+    return cast(str, text)
+
+
+_renderer = Renderer()
+
+
+def _elsewhere(wanted: Rendering) -> tuple[str, list[Span]]:
+    try:
+        return _renderer.render(wanted, RENDERED_WITHIN, RENDERED_IN)
+    except UnfinishedError as error:
+        raise TooMuchError(str(error)) from None

@@ -14,14 +14,14 @@ import core_training.foundation.environment as environment
 from core_training.foundation.bounded_reading import ForeignTextError, read_bounded, shortened_text
 from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.hub_models import find_model, hub_model
-from core_training.foundation.limits import TooMuchError, within
+from core_training.foundation.limits import TooMuchError
 from core_training.foundation.model_files import (
     LARGEST_SMALL_FILE,
     check_model_folder,
     weight_names,
     weights_digest,
 )
-from core_training.models.chat_template import RENDERED_IN, RENDERED_WITHIN, named_template, template_names
+from core_training.models.chat_template import named_template, rendered, template_names
 from core_training.models.heads import add_value_head, with_score_head
 from core_training.models.loaded_digest import model_digests
 from core_training.models.merging import merged
@@ -298,8 +298,7 @@ def _use_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     try:
         own = named_template(name) or read_bounded(Path(name), _LONGEST_TEMPLATE).decode("utf-8")
         tokenizer.chat_template = own
-        with within(RENDERED_WITHIN, RENDERED_IN):
-            tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+        rendered(tokenizer, own, [{"role": "user", "content": ""}])
     except TooMuchError as error:
         raise InputError(f"model.chat_template: {name} does not tell an empty turn: {error}") from None
     except (OSError, UnicodeDecodeError, ForeignTextError) as error:
@@ -318,10 +317,7 @@ def _check_templates(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
         if len(template) > _LONGEST_TEMPLATE:
             raise InputError(f"{where}: a chat template of {len(template)} characters is longer than any")
         try:
-            with within(RENDERED_WITHIN, RENDERED_IN):
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": "Question"}], chat_template=template, tokenize=False
-                )
+            rendered(tokenizer, template, [{"role": "user", "content": "Question"}])
         except TooMuchError as error:
             raise InputError(f"{where}: its chat template does not tell one turn: {error}") from None
         except Exception:  # it does not take this conversation, and may raise anything

@@ -8,6 +8,8 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from core_training.engine.engine import open_engine
 from core_training.foundation.errors import InputError
 from core_training.foundation.limits import TooMuchError, within
 from core_training.models.base_model import BaseModel
+from core_training.models.chat_template import ChatTemplate, named_template, template_names
 from core_training.recipe.schema import Recipe
 from tests import tiny
 from tests.hostile.test_text import refused
@@ -42,9 +45,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for as long as a slow machine is given."""
     monkeypatch.setattr("core_training.models.tokenizer_trial._SECONDS", 3)
     monkeypatch.setattr("core_training.models.tokenizer_trial._MEMORY", 2**30)
-    for module in ("loading", "chat_template"):
-        monkeypatch.setattr(f"core_training.models.{module}.RENDERED_WITHIN", 1.0)
-        monkeypatch.setattr(f"core_training.models.{module}.RENDERED_IN", 2**27)
+    monkeypatch.setattr("core_training.models.chat_template.RENDERED_WITHIN", 1.0)
+    monkeypatch.setattr("core_training.models.chat_template.RENDERED_IN", 2**27)
 
 
 @pytest.fixture
@@ -78,6 +80,91 @@ def test_a_template_that_waits_for_a_word_does_not_go_on_either(
     said = refused(lambda: trained(make_recipe(model={"name_or_path": str(folder)})), InputError)
     assert "line 4: the chat template" in said
     assert "Case 0-3" not in said
+
+
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    """What `work` gives or raises in another thread than the main one."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(work).result(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def templates(tiny_model: Path) -> Callable[[str], ChatTemplate]:
+    """The tiny model's tokenizer with another chat template."""
+    from transformers import AutoTokenizer
+
+    def make(template: str) -> ChatTemplate:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        tokenizer.chat_template = template
+        return ChatTemplate(tokenizer, date(2026, 11, 30))
+
+    return make
+
+
+QUESTION = [{"role": "user", "content": "What?"}]
+IN_ONE_OPERATION = {
+    "squares of squares": "{% set n = namespace(x=3) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "lists that are alike": "{{ [[[0] * 9999] * 9999] * 9999 == [[[0.0] * 9999] * 9999] * 9999 }}",
+}
+
+
+@pytest.mark.parametrize("name", ["a text of gigabytes", *IN_ONE_OPERATION])
+def test_no_template_goes_on_without_an_end_in_another_thread_either(
+    templates: Callable[[str], ChatTemplate], name: str
+) -> None:
+    """Nothing can interrupt that thread, nor, while it computes in one operation, any other."""
+    template = templates((TEMPLATES | IN_ONE_OPERATION)[name])
+    began = time.monotonic()
+    with pytest.raises((TooMuchError, MemoryError)):
+        in_a_thread(lambda: template.text(QUESTION))
+    assert time.monotonic() - began < 30  # the start of a process included
+
+
+def test_a_model_whose_template_loops_is_refused_in_another_thread(make_recipe: MakeRecipe, folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(LOOP)
+    recipe = make_recipe(model={"name_or_path": str(folder)})
+    assert "more than 1 s" in refused(lambda: in_a_thread(lambda: BaseModel(recipe)), InputError)
+
+
+def test_a_run_in_another_thread_is_the_run_in_the_main_one(make_recipe: MakeRecipe) -> None:
+    def digest() -> str:
+        engine = open_engine(make_recipe())
+        engine.train(2)
+        return engine.read_state().digest
+
+    assert in_a_thread(digest) == digest()
+
+
+CONVERSATION: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be 😀 brief."},
+    {"role": "user", "content": "What is 2 + 2? <é>"},
+    {"role": "assistant", "content": "4"},
+]
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_a_published_template_tells_the_same_in_another_thread(
+    templates: Callable[[str], ChatTemplate], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("core_training.models.chat_template.RENDERED_WITHIN", 10.0)
+    template = templates(named_template(name) or "")
+
+    def told() -> list[Any]:
+        said = []
+        for look in (
+            lambda: template.text(CONVERSATION[1:2], to_answer=True),
+            lambda: template.text_and_marks(CONVERSATION),
+            lambda: template.with_tools(({"type": "function", "function": {"name": "f"}},)).text(CONVERSATION),  # type: ignore[arg-type]
+        ):
+            try:
+                said.append(look())
+            except Exception as error:
+                said.append((type(error), str(error)))
+        return said
+
+    here = told()
+    template.found_out.clear()
+    assert in_a_thread(told) == here
 
 
 def split(pattern: str) -> dict[str, Any]:

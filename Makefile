@@ -28,7 +28,8 @@ demo: $(VENV)/.installed ## Three hospitals, four ways of training, one picture:
 	$(BIN)/python -m examples.demo
 
 test: $(VENV)/.installed-all ## The whole suite, and the share of the code that it runs
-	$(BIN)/python -m pytest --cov
+	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+		$(BIN)/python -m pytest --cov
 
 quick: $(VENV)/.installed-all ## The tests that start no processes, wait for nothing and train for no more than a moment
 	$(BIN)/python -m pytest -m "not slow"

@@ -15,7 +15,9 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import grpc
 import pytest
@@ -25,6 +27,7 @@ needs_root = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as another account of this machine"
 )
 _WAITS = 2.0
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,16 @@ def main() -> None:
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)
-    answers = {}
+    calls: dict[str, Callable[[], str]] = {}
     for address in attempts.addresses:
         for path in attempts.paths:
-            answers[f"http://{address}{path}"] = _http(address, path, tls=False)
-            answers[f"https://{address}{path}"] = _http(address, path, tls=True)
+            calls[f"http://{address}{path}"] = partial(_http, address, path, tls=False)
+            calls[f"https://{address}{path}"] = partial(_http, address, path, tls=True)
         for method in attempts.methods:
-            answers[f"{address}{method}"] = _grpc(address, method)
+            calls[f"{address}{method}"] = partial(_grpc, address, method)
+    # Several at a time: some ports answer nothing at all, and each call waits for that.
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        answers = dict(zip(calls, threads.map(lambda call: call(), calls.values()), strict=True))
     haul = Haul(
         opened=[path for path in attempts.files if _succeeds(lambda path=path: _open(path))],
         connected=[path for path in attempts.sockets if _succeeds(lambda path=path: _connect(path))],

@@ -16,7 +16,19 @@ from tests import tiny
 from tests.core_training import preference_data
 from tests.core_training.stages.test_stage_losses import SETTINGS
 
+TOPOLOGIES = ("central", "federated", "gossip", "secure")
 CELLS = [(stage, mode) for stage in STAGES for mode in TUNING_MODES]
+SAMPLE = {
+    topology: [
+        (stage, mode)
+        for row, stage in enumerate(STAGES)
+        for column, mode in enumerate(TUNING_MODES)
+        if (row + column) % len(TOPOLOGIES) == number
+    ]
+    for number, topology in enumerate(TOPOLOGIES)
+}
+"""The cells of each topology that the suite tries: each stage with each mode once, and in each topology; `make matrix`
+tries all."""
 SAMPLED = [stage for stage, entry in STAGES.items() if entry.samples]
 STEPS = 6
 

@@ -15,7 +15,8 @@ import pytest
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
 
-TOPOLOGIES = ("central", "federated", "gossip", "secure")
+_TOPOLOGIES = ("central", "federated", "gossip", "secure")
+"""As in `tests.matrix.cells`, which a plugin is too early to import."""
 _CELL = re.compile(r"test_matrix\.py::test_(\w+)\[(\w+)-(\w+)\]$")
 _outcomes: dict[tuple[str, str, str], str] = {}
 
@@ -36,10 +37,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _table() -> str:
-    head = [f"{mode} {topology}" for mode in TUNING_MODES for topology in TOPOLOGIES]
+    head = [f"{mode} {topology}" for mode in TUNING_MODES for topology in _TOPOLOGIES]
     lines = ["| stage | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
     for stage in STAGES:
-        cells = [_outcomes.get((stage, mode, topology), "–") for mode in TUNING_MODES for topology in TOPOLOGIES]
+        cells = [_outcomes.get((stage, mode, topology), "–") for mode in TUNING_MODES for topology in _TOPOLOGIES]
         lines.append(f"| {stage} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -48,7 +49,8 @@ _HEAD = """\
 # The matrix
 
 Every stage with every tuning mode, in every topology, on a model of two layers. Written by `make matrix`, which runs
-`tests/matrix`; a cell holds the seconds its test took when it passed. What each test shows:
+all of `tests/matrix` (`make test` a quarter of it, in which every two of a stage, a mode and a topology meet); a cell
+holds the seconds its test took when it passed. What each test shows:
 
 - central: the loss before the first step is a closed form's (where nothing is sampled), and it falls; exactly the
   parameters that shall be trained change, all others (of quantised weights: their packed bytes) stay as they are; every

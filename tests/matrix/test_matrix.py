@@ -1,8 +1,12 @@
-"""Every stage × tuning mode, centrally, federated and by gossip. `make matrix` writes the table to docs/matrix.md."""
+"""Every stage × tuning mode × topology: a sample of the cells, and all of them where MATRIX_PAGE names a page.
+
+`make matrix` writes the table to docs/matrix.md.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,10 +27,15 @@ from core_training.stages.rollout import Sampler, prompt_lengths
 from server.run_store import RunStore
 from simulations import simulate
 from tests.core_training.stages.test_stage_losses import CLOSED_FORMS
-from tests.matrix.cells import CELLS, SAMPLED, STEPS, Workplace
+from tests.matrix.cells import CELLS, SAMPLE, SAMPLED, STEPS, TOPOLOGIES, Workplace
 
-pytestmark = pytest.mark.slow
-every_cell = pytest.mark.parametrize(("stage", "mode"), CELLS, ids=lambda value: value)
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+
+
+def cells_of(topology: str) -> pytest.MarkDecorator:
+    """The cells of a topology that are tried."""
+    tried = CELLS if os.environ.get("MATRIX_PAGE") else SAMPLE[topology]
+    return pytest.mark.parametrize(("stage", "mode"), tried, ids=lambda value: value)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,16 @@ def central_digest(place: Workplace) -> Callable[[str, str], str]:
     return digest
 
 
-@every_cell
+def test_every_two_of_stage_mode_and_topology_meet_in_the_sample() -> None:
+    tried = {(stage, mode, topology) for topology, cells in SAMPLE.items() for stage, mode in cells}
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        met = {(cell[first], cell[second]) for cell in tried}
+        parts = (dict(CELLS).keys(), {mode for _, mode in CELLS}, TOPOLOGIES)
+        assert len(met) == len(parts[first]) * len(parts[second])
+    assert 4 * len(tried) == len(CELLS) * len(TOPOLOGIES)
+
+
+@cells_of("central")
 def test_central(place: Workplace, central_digest: Callable[[str, str], str], stage: str, mode: str) -> None:
     """The first loss is the closed form; what shall be trained changes, all of it, and nothing else; it learns.
 
@@ -84,7 +102,7 @@ def test_central(place: Workplace, central_digest: Callable[[str, str], str], st
     resumed.close()
 
 
-@every_cell
+@cells_of("federated")
 def test_federated(
     place: Workplace,
     central_digest: Callable[[str, str], str],
@@ -108,7 +126,7 @@ def test_federated(
     np.testing.assert_allclose(committed[1].buffer, central.buffer, atol=1e-5)
 
 
-@every_cell
+@cells_of("gossip")
 def test_gossip(
     place: Workplace,
     central_digest: Callable[[str, str], str],
@@ -128,7 +146,7 @@ def test_gossip(
     assert gossip.state_digest == federated["state_digest"]
 
 
-@every_cell
+@cells_of("secure")
 def test_secure(place: Workplace, stage: str, mode: str) -> None:
     """Masked updates of three sites give the state that the same codec gives in the clear, federated and by gossip."""
     topology = {"rounds": 2, "local_steps": 1}

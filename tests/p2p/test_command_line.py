@@ -131,10 +131,10 @@ def test_a_run_goes_on_when_a_nodes_worker_is_killed(nodes):
     assert (folder / "n0" / "logs" / "worker.log").read_text().count("is ready") == 2
 
 
-@pytest.mark.parametrize("kind", ["memory", "optimizer"])
-def test_a_node_whose_site_fails_says_why_and_the_others_round_is_not_lost(nodes, kind):
+def test_a_node_whose_site_fails_says_why_and_the_others_round_is_not_lost(nodes):
     """Started again, it goes on with the others; in one process, every kind of failure is tried (test_failures)."""
     folder, founder = nodes
+    kind = "memory"
     for number in (0, 1):
         write_judge(folder / f"n{number}", kind, at=2 if number else 10**9)
         with (folder / f"n{number}" / "site.yaml").open("a") as config:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from client.worker_client import worker_lock
 from core_training.foundation import background
 from core_training.runs.run_folder import RunFolder
+from p2p.deployment import node_lock, stop_node
 from tests.broken_steps import SAID, TOLD, write_judge
 from tests.p2p.conftest import free_port
 
@@ -45,22 +47,30 @@ def answer(*words):
     return json.loads(done.stdout)
 
 
-@pytest.fixture
-def nodes(tmp_path, tiny_model, site_files):
-    """Two nodes' folders, the roster, the founder's key and a recipe; nodes are stopped at the end."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_model, site_files):
+    """Two nodes' folders and the roster, as the commands make them, and the founder's key."""
+    folder = tmp_path_factory.mktemp("made")
     entries = []
     for number in (0, 1):
         entry = answer(
-            "init", "--folder", tmp_path / f"n{number}", "--name", f"site{number}",
+            "init", "--folder", folder / f"n{number}", "--name", f"site{number}",
             "--listen", f"127.0.0.1:{free_port()}", "--data", f"notes={site_files[number]}",
             "--model", f"tiny={tiny_model}",
         )  # fmt: skip
         entries.append(entry["entry"])
-    made = answer("roster", *entries, "--out", tmp_path / "roster.json", "--founder-key-folder", tmp_path / "founder")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    yield tmp_path, made["founder"]
+    roster = answer("roster", *entries, "--out", folder / "roster.json", "--founder-key-folder", folder / "founder")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder, roster["founder"]
+
+
+@pytest.fixture
+def nodes(made, tmp_path):
+    """Two new nodes' folders, the roster, the founder's key and a recipe; nodes are stopped at the end."""
+    folder = Path(shutil.copytree(made[0], tmp_path / "nodes"))
+    yield folder, made[1]
     for number in (0, 1):
-        fedloom("stop", "--folder", tmp_path / f"n{number}")
+        stop_node(folder / f"n{number}")
 
 
 def test_two_nodes_from_init_to_one_adapter(nodes):
@@ -79,9 +89,9 @@ def test_two_nodes_from_init_to_one_adapter(nodes):
     again = fedloom("start", *words, "--detach", folder / "recipe.yaml")
     assert (again.returncode, "running already" in again.stderr) == (2, True)
     deadline = time.monotonic() + 120
-    while any(answer("status", "--folder", folder / f"n{n}")["process"] for n in (0, 1)):
+    while any(background.owner(node_lock(folder / f"n{n}")) for n in (0, 1)):
         assert time.monotonic() < deadline
-        time.sleep(1)
+        time.sleep(0.2)
     digests = set()
     for number in (0, 1):
         status = answer("status", "--folder", folder / f"n{number}")

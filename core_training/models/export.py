@@ -12,6 +12,7 @@ from core_training.foundation.hub_models import hub_model
 from core_training.models.base_model import BaseModel
 from core_training.models.endings import generation_settings
 from core_training.models.heads import innermost
+from core_training.models.padding import loading_empties_padding
 from core_training.models.parameters import as_array, other_names, persistent_buffers
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import (
@@ -32,14 +33,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def served_padding(base: BaseModel) -> Iterator[None]:
-    """No padding token in a reward model's configuration, where it is the one that ends answers.
+    """No padding token in the configuration of a model that would be read as another one for it.
 
-    Transformers' classifiers score the last token that is no padding: of one sequence they then score the last token,
-    and refuse several. With the padding token they would score the last token but one.
+    That is a reward model whose padding token is the one that ends answers: transformers' classifiers score the last
+    token that is no padding. Of one sequence they then score the last token, and refuse several; with the padding token
+    they would score the last token but one. And it is a language model that loses that token's row when it is loaded.
     """
-    config, scores = base.model.config, hasattr(innermost(base.model), "score")
-    kept = config.pad_token_id
-    if scores and kept == base.tokenizer.eos_token_id:
+    model = innermost(base.model)
+    config, kept = base.model.config, base.model.config.pad_token_id
+    scores = hasattr(model, "score")
+    if kept == base.tokenizer.eos_token_id if scores else loading_empties_padding(model):
         config.pad_token_id = None
     try:
         yield

@@ -12,6 +12,7 @@ from torch import nn
 
 from core_training.foundation.errors import RunError
 from core_training.models.heads import innermost
+from core_training.models.padding import loading_empties_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +71,8 @@ def check_adapter(model: PreTrainedModel, base: Path, folder: Path) -> None:
     kind: Any = type(inner)
     config = type(inner.config).from_pretrained(base, local_files_only=True)
     config.num_labels = inner.config.num_labels or 1
-    config.pad_token_id = inner.config.pad_token_id
+    if not loading_empties_padding(inner):
+        config.pad_token_id = inner.config.pad_token_id
     if isinstance(scored := getattr(inner.config, "scored_layers", None), str):
         config.scored_layers = scored
     plain = kind.from_pretrained(

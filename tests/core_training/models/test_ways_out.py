@@ -150,6 +150,36 @@ def test_a_reward_model_is_the_same_whatever_token_pads(
         exported(input_ids=ids.repeat(2, 1))
 
 
+@pytest.mark.parametrize("stated", [0, None])
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_the_row_of_a_token_that_pads_is_kept_where_transformers_would_empty_it(
+    make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path, stated: int | None, mode: str
+) -> None:
+    """Youtu's code does so when it loads a model; its embeddings are its output layer."""
+    base = make_family("youtu", tiny_model, tmp_path / "base", pad_token_id=stated)
+    recipe = make_recipe(
+        model={"name_or_path": str(base)},
+        tuning={"mode": mode},
+        training={"max_steps": 2, "learning_rate": 1e-2},
+        output=str(tmp_path / "run"),
+    )
+    folder = RunFolder(Path(recipe.output))
+    folder.prepare(recipe, resume=False)
+    engine = open_engine(recipe)
+    train(recipe, engine, folder)
+    logits, padding = logits_of(engine._base.model), engine._base.tokenizer.pad_token_id
+    engine.close()
+    assert logits[..., padding].all() or (stated, mode) == (0, "lora")  # an empty row, which no adapter stands on
+    export_model(find_result(folder.path), tmp_path / "whole")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert torch.allclose(logits_of(whole), logits, atol=1e-4)
+    if mode == "lora":
+        export_adapter(find_result(folder.path), tmp_path / "adapter")
+        plain = AutoModelForCausalLM.from_pretrained(base)
+        logits_again = logits_of(PeftModel.from_pretrained(plain, str(tmp_path / "adapter")))
+        assert torch.allclose(logits_again, logits, atol=1e-4)
+
+
 def test_buffers_that_training_changes_are_told_once_and_written(
     make_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,11 +22,15 @@ _MANY_LOCAL_STEPS, _MUCH_MOMENTUM, _MANY_ROUNDS = 20, 0.8, 100
 _HEADS = {"score": "the reward head", "value_head": "the value head"}
 
 
-def account_of(recipe: Recipe) -> dict[str, str]:
-    """The run's start, training, data, loss and steps; in this order, by a word for each."""
+def account_of(recipe: Recipe, reaches: str | None = None) -> dict[str, str]:
+    """The run's start, training, data, loss and steps; in this order, by a word for each.
+
+    `reaches` says what of the model adapters stand on, where there are any.
+    """
     account = {
         "starts from": _start(recipe),
         "trains": _trained(recipe),
+        **({"reaches": reaches} if reaches else {}),
         "reads": ", or ".join("+".join(columns) for columns in column_sets(recipe.stage)),
         "minimises": f"a mean over {recipe.stage_part.unit}{_weight(recipe)}",
         "steps": _steps(recipe),

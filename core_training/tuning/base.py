@@ -9,6 +9,8 @@ from core_training.recipe.schema import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from core_training.tuning.reach import Reach
+
 
 class TuningMode:
     """One recipe's choice of what is trained."""
@@ -23,6 +25,13 @@ class TuningMode:
         does not fit it.
         """
         raise NotImplementedError
+
+    def reach(self, model: PreTrainedModel) -> list[Reach]:
+        """What shares of a model the mode reaches, where it is one that adapts or holds some weights and not others.
+
+        `model` may be without values, on the meta device; it is changed. Raises InputError as `apply` does.
+        """
+        return []
 
     @property
     def held(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.lora import LORA, Lora
 from core_training.tuning.added_rows import rows_beside_adapters
 from core_training.tuning.base import TuningMode
-from core_training.tuning.reach import adapted_weights, tell_reach
+from core_training.tuning.reach import Reach, adapted_weights, reach_of, tell_reach
 from core_training.tuning.targets import Targets, experts, leaves, modules_named, targets_of
 from core_training.tuning.text_part import freeze_other_senses
 
@@ -27,18 +27,27 @@ class LoraTuning(TuningMode):
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with adapters. Raises InputError when a chosen module is not there."""
+        tuned, reach = self.adapted(model)
+        tell_reach(reach)
+        return tuned
+
+    def adapted(self, model: PreTrainedModel) -> tuple[PreTrainedModel, Reach]:
+        """The model with adapters, and what they reach of it. Raises InputError as `apply`."""
         return _with_adapters(
             model,
             self.recipe.tuning.settings(LORA),
             task_type="SEQ_CLS" if self.recipe.stage_part.head == "score" else "CAUSAL_LM",
         )
 
+    def reach(self, model: PreTrainedModel) -> list[Reach]:
+        return [self.adapted(model)[1]]
+
     @property
     def changes_frozen(self) -> bool:
         return self.recipe.tuning.settings(LORA).carves
 
 
-def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> PreTrainedModel:
+def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> tuple[PreTrainedModel, Reach]:
     from peft import LoraConfig, get_peft_model
 
     whole = modules_named(model, "tuning.lora.modules_to_save", settings.modules_to_save)
@@ -46,6 +55,8 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
     tied = _tied(model)
     _check_tied(settings, tied.intersection(targets.modules), tied.intersection(whole))
     hint = _hint(model, settings, targets)
+    # On the meta device there is nothing to take a start out of.
+    drawn = settings.init_lora_weights == "default" or model.device.type == "meta"
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
@@ -54,7 +65,7 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
         target_parameters=targets.parameters or None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
-        init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
+        init_lora_weights=True if drawn else settings.init_lora_weights,
         # Whole names, as PEFT would also take `input_layernorm` for `norm`.
         modules_to_save=whole or None,
         trainable_token_indices=rows_beside_adapters(model, targets.modules, whole) or None,
@@ -75,8 +86,8 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> Pr
         ) from None
     _check_adapters(tuned, settings)
     freeze_other_senses(tuned)  # a module that is trained whole may hold some
-    tell_reach("tuning.lora: adapters reach", tuned, model, adapted_weights(tuned), hint)
-    return cast("PreTrainedModel", tuned)  # it hands on to the model inside what it has not itself
+    reach = reach_of("tuning.lora: adapters reach", tuned, model, adapted_weights(tuned), hint)
+    return cast("PreTrainedModel", tuned), reach  # it hands on to the model inside what it has not itself
 
 
 def _hint(model: PreTrainedModel, settings: Lora, targets: Targets) -> str:

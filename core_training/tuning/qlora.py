@@ -14,9 +14,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.qlora import QLORA
-from core_training.tuning.four_bits import adapt_on_four_bits, quantise_parameter, quantised_layer
 from core_training.tuning.lora import LoraTuning
-from core_training.tuning.reach import tell_reach
+from core_training.tuning.reach import Reach, reach_of, tell_reach
 from core_training.tuning.targets import experts, is_linear, read_elsewhere
 
 if TYPE_CHECKING:
@@ -27,12 +26,11 @@ class QloraTuning(LoraTuning):
     """Adapters on weights that are quantised: all linear layers but the output, which is as LoRA leaves it."""
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        layers, tensors = _layers(model), [_place(model, name) for name in experts(model)]
-        if not layers and not tensors:
-            raise InputError(f"tuning.mode: a {type(model).__name__} has no linear layers to quantise; use lora")
+        from core_training.tuning.four_bits import adapt_on_four_bits, quantise_parameter, quantised_layer
+
+        layers, tensors = _to_quantise(model)
         tuned = super().apply(model)
-        held = {id(layer.weight) for layer in layers} | {id(getattr(module, name)) for module, name in tensors}
-        tell_reach("tuning.qlora: four bits hold", tuned, model, held)
+        tell_reach(_held(tuned, model, layers, tensors))
         settings = self.recipe.tuning.settings(QLORA)
         wrappers = [module for module in tuned.modules() if isinstance(module, ParamWrapper)]
         by_weight = {id(wrapper.get_base_layer()) for wrapper in wrappers}
@@ -53,9 +51,29 @@ class QloraTuning(LoraTuning):
                 adapt_on_four_bits(wrapper)
         return tuned
 
+    def reach(self, model: PreTrainedModel) -> list[Reach]:
+        layers, tensors = _to_quantise(model)
+        tuned, adapters = self.adapted(model)
+        return [adapters, _held(tuned, model, layers, tensors)]
+
     @property
     def held(self) -> dict[str, Any]:
         return self.recipe.tuning.settings(QLORA).model_dump()
+
+
+def _to_quantise(model: PreTrainedModel) -> tuple[set[nn.Module], list[tuple[nn.Module, str]]]:
+    """The layers, and the places of experts' tensors. Raises InputError where there is nothing."""
+    layers, tensors = _layers(model), [_place(model, name) for name in experts(model)]
+    if not layers and not tensors:
+        raise InputError(f"tuning.mode: a {type(model).__name__} has no linear layers to quantise; use lora")
+    return layers, tensors
+
+
+def _held(
+    tuned: PreTrainedModel, model: PreTrainedModel, layers: set[nn.Module], tensors: list[tuple[nn.Module, str]]
+) -> Reach:
+    weights: set[Any] = {layer.weight for layer in layers} | {getattr(module, name) for module, name in tensors}
+    return reach_of("tuning.qlora: four bits hold", tuned, model, {id(weight) for weight in weights})
 
 
 def _layers(model: PreTrainedModel) -> set[nn.Module]:

@@ -1,4 +1,4 @@
-"""The share of a model's weights that a tuning mode reaches, told where it is less than one would think."""
+"""The share of a model's weights that a tuning mode reaches: a run tells where it is less than one would think."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Container
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,27 @@ _NAMED = 4
 _WORTH = 0.01
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What share of the layers' weights is reached, and what is left out.
+
+    Embeddings and output layer count for nothing: they are left out by intention, as is what sees or hears.
+    """
+
+    what: str
+    """The mode and what reaches the weights, as the beginning of a sentence."""
+    share: float
+    left_out: dict[str, float]
+    """The shares of what is not reached, by parameters' names with a star for a layer's number; the largest first."""
+    hint: str = ""
+    """What to do about it, where anything is."""
+
+    def __str__(self) -> str:
+        said = f"{self.what} {self.share:.0%} of the layers' weights"
+        most = [f"{name} ({size:.0%})" for name, size in self.left_out.items() if size >= _WORTH][:_NAMED]
+        return said + (f"; left out: {', '.join(most)}{self.hint}" if most else "")
+
+
 def adapted_weights(tuned: nn.Module) -> set[int]:
     """The identities of the weights that have adapters."""
     from peft.tuners.lora.layer import ParamWrapper
@@ -37,12 +59,8 @@ def adapted_weights(tuned: nn.Module) -> set[int]:
     return adapted
 
 
-def tell_reach(what: str, tuned: nn.Module, model: PreTrainedModel, reached: Container[int], hint: str = "") -> None:
-    """Say what share of the frozen matrices is `reached`, where that is not nearly all, and what is left out.
-
-    `reached` has identities of parameters. Embeddings and output layer count for nothing: they are left out by
-    intention, as is what sees or hears.
-    """
+def reach_of(what: str, tuned: nn.Module, model: PreTrainedModel, reached: Container[int], hint: str = "") -> Reach:
+    """The share of the frozen matrices that is `reached`, which has identities of parameters."""
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     apart = {id(table.weight) for table in (*tables, model.get_output_embeddings()) if table is not None}
     total, left = 0, Counter[str]()
@@ -53,9 +71,13 @@ def tell_reach(what: str, tuned: nn.Module, model: PreTrainedModel, reached: Con
         if id(parameter) not in reached:
             left[_pattern(name)] += parameter.numel()
     share = 1 - sum(left.values()) / total if total else 1.0
-    if share < _ENOUGH:
-        most = [f"{name} ({size / total:.0%})" for name, size in left.most_common(_NAMED) if size / total >= _WORTH]
-        _tell(f"{what} {share:.0%} of the layers' weights; left out: {', '.join(most)}{hint}")
+    return Reach(what, share, {name: size / total for name, size in left.most_common()}, hint)
+
+
+def tell_reach(reach: Reach) -> None:
+    """Say what share is reached, where that is not nearly all."""
+    if reach.share < _ENOUGH:
+        _tell(str(reach))
 
 
 @cache

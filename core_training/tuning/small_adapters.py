@@ -8,7 +8,7 @@ from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.ia3 import IA3
 from core_training.parts.tuning_modes.vera import VERA
 from core_training.tuning.base import TuningMode
-from core_training.tuning.reach import adapted_weights, tell_reach
+from core_training.tuning.reach import Reach, adapted_weights, reach_of, tell_reach
 from core_training.tuning.targets import linear_layers, modules_named
 from core_training.tuning.text_part import freeze_other_senses
 
@@ -60,6 +60,14 @@ class VeraTuning(_SmallAdapters):
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with scales. Raises InputError when a chosen module is not there."""
+        tuned = self._with_scales(model)
+        tell_reach(_of_vera(tuned, model))
+        return tuned
+
+    def reach(self, model: PreTrainedModel) -> list[Reach]:
+        return [_of_vera(self._with_scales(model), model)]
+
+    def _with_scales(self, model: PreTrainedModel) -> PreTrainedModel:
         from peft import VeraConfig
 
         settings = self.recipe.tuning.settings(VERA)
@@ -74,6 +82,8 @@ class VeraTuning(_SmallAdapters):
             save_projection=False,  # whoever loads the adapter draws the same factors
             task_type=self._task,
         )
-        tuned = self._adapted(model, config)
-        tell_reach("tuning.vera: adapters reach", tuned, model, adapted_weights(tuned))
-        return tuned
+        return self._adapted(model, config)
+
+
+def _of_vera(tuned: PreTrainedModel, model: PreTrainedModel) -> Reach:
+    return reach_of("tuning.vera: adapters reach", tuned, model, adapted_weights(tuned))

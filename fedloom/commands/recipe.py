@@ -35,11 +35,14 @@ def check(
 ) -> None:
     """Say whether a recipe is valid, what it would do, and what it protects."""
     from core_training.recipe.reading import load_recipe
+    from fedloom.model_outlook import outlook_of
     from fedloom.privacy_account import privacy_of
     from fedloom.recipe_account import account_of, memory_of, warnings_of
 
     loaded = load_recipe(recipe, overrides)
-    account, privacy, warnings = account_of(loaded), privacy_of(loaded), warnings_of(loaded)
+    outlook = outlook_of(loaded)
+    account = account_of(loaded, outlook.words if outlook else None)
+    privacy, warnings = privacy_of(loaded), warnings_of(loaded)
     account["memory"], memory = memory_of(loaded)
     figures: dict[str, object] = {}
     if measure:
@@ -48,6 +51,7 @@ def check(
     if as_json:
         said: dict[str, object] = {"account": {**account, "privacy": privacy}, "warnings": warnings}
         said["memory"] = {**asdict(memory), "training": memory.training, "peak": memory.peak} if memory else None
+        said["reach"] = outlook.reach if outlook else None
         said |= {"measured": figures} if measure else {}
         typer.echo(strict_json({"valid": True, "recipe": loaded.model_dump(), **said}))
         return

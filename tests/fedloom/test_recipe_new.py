@@ -153,7 +153,10 @@ def test_check_says_what_a_recipe_would_do(fedloom: Command, tmp_path: Path) -> 
     assert account == {
         "starts from": "path/to/base-model in float32, with runs/sft merged in; that is the reference policy of the "
         "whole run",
-        "trains": "adapters of rank 4 on all linear layers but the output; this is what travels, and nothing else",
+        "trains": "adapters of rank 4 on the linear layers and a mixture's experts, without the output layer; this is "
+        "what travels, and nothing else",
+        "reaches": "what adapters do not reach is told with its share when the run starts: the model is not on this "
+        "machine",
         "reads": "prompt+chosen+rejected, or conversations+chosen+rejected, or messages+chosen+rejected, or "
         "instruction+chosen+rejected, or chosen+rejected",
         "minimises": "a mean over pairs; a site's update weighs as many of them as it was trained on",
@@ -174,7 +177,8 @@ def test_check_says_what_a_recipe_would_do(fedloom: Command, tmp_path: Path) -> 
 def test_check_says_how_much_memory_a_run_will_take(
     fedloom: Command, recipe_file: RecipeFile, tiny_model: Path
 ) -> None:
-    path = recipe_file(model={"dtype": "bfloat16"}, training={"per_device_train_batch_size": 64, "max_length": 256})
+    training = {"per_device_train_batch_size": 64, "max_length": 256}
+    path = recipe_file(model={"dtype": "bfloat16"}, tuning={"mode": "freeze"}, training=training)
     memory = json.loads(fedloom("recipe", "check", path, "--json").out)["memory"]
     assert memory["loading"] > memory["weights"] > 0.45 * (tiny_model / "model.safetensors").stat().st_size
     parts = ("libraries", "weights", "trained", "step")

@@ -69,15 +69,20 @@ class Lora(Section):
         return self.init_lora_weights in ("pissa", "olora")
 
 
-def adapters(tuning: Any, held: str = "") -> str:
-    """What is trained, in words; `held` says how the base is."""
+def adapters(tuning: Any) -> str:
+    """What is trained, in words."""
     settings: Lora = tuning.settings(LORA)
-    targets = settings.target_modules
-    where = "all linear layers but the output" if targets == "all-linear" else ", ".join(targets)
-    if targets == "all-linear" and (settings.experts is False or settings.bars_parameters):
-        where += " and a mixture's experts"
     beside = "".join(f", {module}" for module in settings.modules_to_save)
-    return f"adapters of rank {settings.r} on {where}{held}{beside}"
+    return f"adapters of rank {settings.r} on {_places(settings)}{beside}"
+
+
+def _places(settings: Lora) -> str:
+    if settings.target_modules != "all-linear":
+        return ", ".join(settings.target_modules) + (" and a mixture's experts" if settings.experts else "")
+    if settings.experts is False or settings.bars_parameters:
+        why = "tuning.lora.experts: false" if settings.experts is False else f"{settings.bars_parameters} bars them"
+        return f"the linear layers, without the output layer and a mixture's experts ({why})"
+    return "the linear layers and a mixture's experts, without the output layer"
 
 
 LORA = TuningPart[Lora](

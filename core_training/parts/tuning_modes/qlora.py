@@ -22,7 +22,8 @@ class Qlora(Section):
 
 
 def _trains(tuning: Any) -> str:
-    return adapters(tuning, held=f", which are held in {tuning.settings(QLORA).quant_type}")
+    held = tuning.settings(QLORA).quant_type
+    return f"{adapters(tuning)}, beside a base whose linear layers and experts are held in {held}"
 
 
 QLORA = TuningPart[Qlora](

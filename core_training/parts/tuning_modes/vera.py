@@ -24,7 +24,7 @@ class Vera(Section):
 def _trains(tuning: Any) -> str:
     settings: Vera = tuning.settings(VERA)
     targets = settings.target_modules
-    where = "all linear layers but the output" if targets == "all-linear" else ", ".join(targets)
+    where = "the linear layers, without the output layer and experts" if targets == "all-linear" else ", ".join(targets)
     return f"two scales a layer of shared factors of rank {settings.r} on {where}"
 
 

@@ -20,6 +20,10 @@ from core_training.foundation.model_files import check_model_folder
 _LAYER = re.compile(r"\.(\d+)\.")
 _LONGEST_HEADER = 100_000_000
 """Bytes; the safetensors library takes no longer one either."""
+_OF_NO_ATTENTION = re.compile(
+    r"(?:^|\.)(?:\w*conv\w*|A_log|A|linear_attn|rg_lru)(?:\.|$)"
+)
+"""Weights of layers that carry a state from token to token, by their names in the families that have such layers."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -81,8 +85,14 @@ class ModelShapes:
         if not (hidden and heads and vocabulary):
             raise InputError(f"the configuration of a model of type {kind} does not state the widths of its layers")
         per_head = config.get("head_dim") or hidden // heads
+        weights = tuple(_weights(folder, is_tied=bool(config.get("tie_word_embeddings", kind == "gpt2"))))
+        if any(_OF_NO_ATTENTION.search(weight.name) for weight in weights):
+            raise InputError(
+                f"models of type {kind} have layers that are no attention (state spaces, convolutions), whose "
+                "activations are not counted; --measure tries a few steps"
+            )
         return cls(
-            weights=tuple(_weights(folder, is_tied=bool(config.get("tie_word_embeddings", kind == "gpt2")))),
+            weights=weights,
             vocabulary=vocabulary,
             hidden=hidden,
             queries=heads * per_head,

@@ -55,8 +55,7 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> tu
     tied = _tied(model)
     _check_tied(settings, tied.intersection(targets.modules), tied.intersection(whole))
     hint = _hint(model, settings, targets)
-    # On the meta device there is nothing to take a start out of.
-    drawn = settings.init_lora_weights == "default" or model.device.type == "meta"
+    start, is_bare = settings.init_lora_weights, model.device.type == "meta"  # there is nothing to take a start out of
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
@@ -65,7 +64,7 @@ def _with_adapters(model: PreTrainedModel, settings: Lora, task_type: str) -> tu
         target_parameters=targets.parameters or None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
-        init_lora_weights=True if drawn else settings.init_lora_weights,
+        init_lora_weights=True if is_bare or start == "default" else start,
         # Whole names, as PEFT would also take `input_layernorm` for `norm`.
         modules_to_save=whole or None,
         trainable_token_indices=rows_beside_adapters(model, targets.modules, whole) or None,

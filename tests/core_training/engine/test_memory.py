@@ -55,6 +55,14 @@ def test_a_mixture_of_experts_is_refused_whatever_it_calls_their_number(tmp_path
             ModelShapes.of(tmp_path / family)
 
 
+@pytest.mark.parametrize("family", ["bamba", "falcon_h1", "lfm2", "olmo_hybrid", "recurrent_gemma", "zamba2"])
+def test_layers_that_are_no_attention_are_not_counted_as_if_they_were(family: str, tmp_path: Path) -> None:
+    settings = {"layer_types": ["conv", "full_attention"]} if family == "lfm2" else {}
+    AutoModelForCausalLM.from_config(tiny_config(family, 300, **settings)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"models of type {family} have layers that are no attention .*; --measure"):
+        ModelShapes.of(tmp_path)
+
+
 @pytest.mark.parametrize(
     "tuning",
     [

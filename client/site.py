@@ -247,12 +247,14 @@ class _SiteRun:
         missed = order.round - 1 - self._round
         self._round = _ASTRAY
         # Past the rounds that it missed, and back over one of its own that turned out to be void.
-        self._engine.skip((order.counted - self._counted) * (self.recipe.topology.local_steps or 0))
+        of_a_round = self._engine.total_steps // (self.recipe.topology.rounds or 1)
+        self._engine.skip((order.counted - self._counted) * of_a_round)
         part = trained_part(self.recipe, self.manifest, order.round, self._name)
         self._engine.begin_round(mine, missed_rounds=missed > 0, part=part)
         waited = time.monotonic() - arrived
         report = self._engine.train(
-            order.steps, on_figures=lambda figures: self.folder.event(events.StepsLogged.of(figures, order.round))
+            order.steps or of_a_round,
+            on_figures=lambda figures: self.folder.event(events.StepsLogged.of(figures, order.round)),
         )
         evaluation = None
         if self._evaluates(order):

@@ -89,6 +89,11 @@ def _what_stalls(recipe: Recipe) -> list[str]:
             f"topology.local_steps: in {topology.local_steps} steps between two exchanges the sites drift apart; more "
             "rounds of 5 learn more in as many steps"
         )
+    if topology.local_seconds is not None:
+        warnings.append(
+            "topology.local_seconds: how many steps a site takes goes by its speed, so no second run gives the same; "
+            "by local_steps or local_epochs it does"
+        )
     if (outer.momentum or 0) >= _MUCH_MOMENTUM and rounds < _MANY_ROUNDS:
         warnings.append(
             f"aggregation.outer.momentum: {outer.momentum:g} wants hundreds of rounds, and these are {rounds}; "
@@ -105,6 +110,8 @@ def _what_stalls(recipe: Recipe) -> list[str]:
 def _what_one_site_holds(recipe: Recipe) -> list[str]:
     """What follows where nearly all records of a simulation are one site's, by the sizes of the files."""
     sites = recipe.simulation.sites or {}
+    if recipe.topology.local_epochs is not None:  # who has more records takes more steps
+        return []
     files = list(sites.values()) if isinstance(sites, dict) else sites
     try:
         sizes = [sum(path.stat().st_size for path in data_files(site)) for site in files]
@@ -148,10 +155,20 @@ def _steps(recipe: Recipe) -> str:
     passes = f"{training.num_train_epochs:g} passes over the data"
     count = passes if recipe.total_steps is None else f"{recipe.total_steps} steps"
     if topology.kind != "central":
-        count += f" at each site, in {topology.rounds} rounds of {topology.local_steps}"
+        count = _steps_of_rounds(recipe)
     width = _width(recipe)
     rate = f"{learning_rate_of(recipe, width):.3g}"
     return f"{count} of {training.optim}, at a learning rate of up to {rate}{_why_this_rate(recipe, width)}"
+
+
+def _steps_of_rounds(recipe: Recipe) -> str:
+    """How far each site goes in all rounds."""
+    topology = recipe.topology
+    if topology.local_epochs is not None:
+        return f"{topology.rounds} rounds, each of {topology.local_epochs:g} passes over a site's own records, in steps"
+    if topology.local_seconds is not None:
+        return f"{topology.rounds} rounds, each of {topology.local_seconds:g} s at each site, in steps"
+    return f"{recipe.total_steps} steps at each site, in {topology.rounds} rounds of {topology.local_steps}"
 
 
 def _width(recipe: Recipe) -> int | None:

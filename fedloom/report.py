@@ -156,7 +156,7 @@ def draw_bars(axes: Any, report: Report) -> None:
 def _evaluations(run: Path, recipe: Recipe) -> Iterator[tuple[float, float]]:
     """(optimizer steps at all sites together, held-out loss) of each evaluation."""
     folder = RunFolder(run)
-    local_steps = recipe.topology.local_steps or 0
+    local_steps = recipe.topology.local_steps or 1  # where each site goes at a pace of its own, rounds
     if recipe.topology.kind == "central":
         points = folder.status().curve.values()
         yield from ((point.at, point.eval_loss) for point in points if point.eval_loss is not None)

@@ -25,7 +25,7 @@ class Inbox:
         self._manifest = manifest
         self._codec = codec
         self._recipe = recipe
-        self._steps = recipe.topology.local_steps or 1
+        self._steps = recipe.topology.most_local_steps or 1
         self._most_weight = most_weight_in_mean(recipe, self._steps)
         self._updates: dict[int, dict[str, Contribution]] = {}
         self._refused: set[tuple[int, str]] = set()

@@ -235,7 +235,7 @@ class GossipNode:
         progress, recipe = self._progress, self._plan.recipe
         for other in progress.inbox.take_new(number):
             try:
-                check_change(recipe, recipe.topology.local_steps or 1, other.state, progress.start)
+                check_change(recipe, recipe.topology.most_local_steps or 1, other.state, progress.start)
             except ProtocolError as error:
                 progress.event(events.Refused(peer=other.name, round=number, reason=f"update: {error}"))
                 progress.inbox.drop(number, other.name)

@@ -70,7 +70,7 @@ class SiteOrders:
         order = TrainOrder(
             run_id=self._plan.run_id,
             round=number,
-            steps=topology.local_steps or 1,
+            steps=topology.most_local_steps,
             evaluate=(number - 1) % topology.eval_every == 0,
             manifest_digest=manifest_digest,
             void_rounds=void_rounds,

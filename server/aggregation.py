@@ -17,7 +17,7 @@ from core_training.recipe.schema import Recipe
 from server.agreement import Offer, Terms
 from server.progress import RoundReport, SiteRound
 from strategies.aggregation_rule import AggregationRule, RememberingRule
-from strategies.bounds import check_change, check_evaluation, check_report
+from strategies.bounds import check_change, check_evaluation, check_report, most_steps
 from strategies.codec_of_round import ring_codec, state_codec
 from strategies.figures import RoundFigures
 from strategies.messages import EvaluateOrder, EvaluateReply, MaskedUpdate, Message, TrainOrder, Update
@@ -109,12 +109,13 @@ class _ClearAggregation(RoundAggregation):
         check_belongs(update, self._order)
         offer = self._announced[site]
         self._check_weight(site, update, offer)
-        check_report(self._recipe, self._order.steps, update.train, offer.data, offer.processes)
+        steps = most_steps(self._recipe, self._order.steps, offer.data, offer.processes)
+        check_report(self._recipe, steps, update.train, offer.data, offer.processes)
         if update.evaluation is not None:
             if not self._recipe.topology.judges(site):
                 raise ProtocolError("it sends an evaluation, and is none of topology.judged_by")
             check_evaluation(self._recipe, update.evaluation, offer.data)
-        self._add(update)
+        self._add(update, steps)
         self._figures += RoundFigures.of(update.train, update.evaluation)
         self.sites[site] = SiteRound(
             seconds=update.train.seconds,
@@ -133,7 +134,9 @@ class _ClearAggregation(RoundAggregation):
             raise ProtocolError(f"weight {update.weight} is not that of its report{of}, {weight:.10g}")
 
     @abstractmethod
-    def _add(self, update: Update) -> None: ...
+    def _add(self, update: Update, steps: int) -> None:
+        """Add one that is sound but for its payload; `steps` is the most that its site can have taken."""
+        ...
 
 
 class StateAggregation(_ClearAggregation):
@@ -151,9 +154,9 @@ class StateAggregation(_ClearAggregation):
         )
         self._rule: AggregationRule = self._part.make(wanted, *given)
 
-    def _add(self, update: Update) -> None:
+    def _add(self, update: Update, steps: int) -> None:
         state = self._codec.read(update.payload, self._start)
-        check_change(self._recipe, self._order.steps, state, self._start)
+        check_change(self._recipe, steps, state, self._start)
         self._rule.add(state, update.weight)
 
     def _outcome(self) -> Outcome:
@@ -173,13 +176,13 @@ class RingAggregation(_ClearAggregation):
         self._codec = ring_codec(attempt.recipe, attempt.terms.manifest, attempt.order.round, ring.scale, ring.sites)
         self._sum = RingSum(self._codec)
 
-    def _add(self, update: Update) -> None:
+    def _add(self, update: Update, steps: int) -> None:
         vector = self._codec.from_bytes(update.payload)
         # Read by itself: in the sum nobody could tell whose vector is none, or has another weight than the report.
         alone = self._codec.decode(vector, 1, self._start)
         if alone.weight != min(update.weight, self._cap):
             raise ProtocolError(f"the vector has weight {alone.weight}, its report {update.weight:.10g}")
-        check_change(self._recipe, self._order.steps, alone.state, self._start)
+        check_change(self._recipe, steps, alone.state, self._start)
         self._sum.add(vector)
 
     def _outcome(self) -> Outcome:

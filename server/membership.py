@@ -303,7 +303,8 @@ class Membership:
             return
         site = max(records, key=lambda name: records[name])
         share = records[site] / max(sum(records.values()), 1)
-        if share >= NEARLY_ALL and site != self._told_of_holder:
+        as_many_steps = self._recipe.topology.local_epochs is None
+        if as_many_steps and share >= NEARLY_ALL and site != self._told_of_holder:
             self._told_of_holder = site
             self._folder.event(events.OneSiteHolds(site=site, share=share))
 

@@ -247,7 +247,7 @@ class _RoundLoop:
         order = TrainOrder(
             run_id=self._folder.run_id,
             round=number,
-            steps=self._topology.local_steps or 0,
+            steps=self._topology.most_local_steps,
             evaluate=self._progress.counted == 0 or (number - 1) % self._topology.eval_every == 0,
             manifest_digest=terms.manifest.digest,
             void_rounds=self._progress.void_rounds,

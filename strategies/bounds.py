@@ -12,6 +12,7 @@ import numpy as np
 from core_training.foundation.errors import BeyondAnnouncedError, ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
+from core_training.recipe.pace import steps_of_a_round
 from core_training.recipe.schema import Recipe
 from strategies.draws import PIECE
 from strategies.fedavg import most_weight, units_of_a_row
@@ -43,6 +44,14 @@ def most_rows(recipe: Recipe, records: int, processes: int) -> int:
     batches = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes + processes - 1
     # No step takes rows of two epochs. A group with fewer records than processes takes some twice.
     return min(batches, max(records, 2 * processes if processes > 1 else 0))
+
+
+def most_steps(recipe: Recipe, ordered: int | None, data: DataReport, processes: int) -> int:
+    """The most steps of a round at a site that announced such data and so many processes.
+
+    `ordered` is the number that the round's order names, if it names one.
+    """
+    return ordered or steps_of_a_round(recipe, data.train_examples, processes)
 
 
 def check_report(recipe: Recipe, steps: int, report: TrainReport, data: DataReport, processes: int) -> None:
@@ -116,7 +125,7 @@ def check_distance(recipe: Recipe, rounds: int, state: TrainableState, initial: 
     if recipe.privacy.ring_bits is not None:
         most, key = largest_change(recipe) * math.sqrt(size), "privacy.clip, or what the optimizer can do"
     else:
-        most, key = _most_change(recipe, recipe.topology.local_steps or 1, size)
+        most, key = _most_change(recipe, recipe.topology.most_local_steps or 1, size)
     most = _reach(recipe, most, size)
     if (norm := _finite_norm(state, initial)) > rounds * most:
         raise ProtocolError(

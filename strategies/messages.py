@@ -180,7 +180,8 @@ class TrainOrder(Message):
     kind: ClassVar[str] = "train"
     run_id: RunId
     round: Round
-    steps: Steps
+    steps: Steps | None
+    """The optimizer steps of the slice, at most; None: those of the site's own records (`topology.local_epochs`)."""
     evaluate: bool
     manifest_digest: Digest
     void_rounds: RoundOrStart = 0

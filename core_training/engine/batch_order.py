@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from core_training.recipe.pace import batches_of_an_epoch
+
 
 @dataclass(frozen=True)
 class BatchOrder:
@@ -27,8 +29,7 @@ class BatchOrder:
     @property
     def batches(self) -> int:
         """Batches of an epoch, at each process."""
-        whole, rest = divmod(self.rows, self.batch_size * self.processes)
-        return max(1, whole + (rest >= self.processes))
+        return batches_of_an_epoch(self.rows, self.batch_size, self.processes)
 
     def epoch(self, number: int) -> list[list[int]]:
         """The epoch's batches, as indices of rows."""

@@ -77,6 +77,8 @@ def check_rounds(recipe: Recipe) -> None:
             f"deepspeed: {recipe.trains_parts} leaves parameters alone that DeepSpeed keeps to itself; train without "
             "it, or without them"
         )
+    if recipe.topology.local_seconds is not None:
+        raise InputError("deepspeed: the processes of a group have a clock each; train without it, or by local_steps")
     if recipe.topology.own_steps is not None:
         raise InputError("deepspeed: a group trains one state; train without it, or without topology.own_steps")
 

@@ -6,6 +6,7 @@ Several engines may share one base model: each parks its trainable state while a
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -29,6 +30,7 @@ from core_training.engine.failures import explained
 from core_training.engine.partial_training import only
 from core_training.engine.private_steps import check_private
 from core_training.engine.step_loop import StepLoop, read_progress
+from core_training.engine.timed_round import TimedRound
 from core_training.foundation.durable import commit_folder, scratch_of
 from core_training.foundation.errors import DivergedError, FedloomError, RunError
 from core_training.foundation.state import Manifest, TrainableState
@@ -47,6 +49,7 @@ from core_training.models.parameters import read_parameters, write_parameters
 from core_training.models.prepared_model import PreparedModel
 from core_training.models.probe import check_written
 from core_training.models.results import trained_state
+from core_training.recipe.pace import at_its_pace
 from core_training.recipe.schema import Recipe
 from core_training.runs.checkpoints import NOTES_FILE, STATE_FILE, read_checkpoint
 from core_training.runs.finished_run import Result
@@ -62,11 +65,11 @@ class Engine:
     """See `core_training.foundation.trainable.Trainable`, which this class fulfils in process."""
 
     def __init__(self, stage: Stage[Any], dataset: Dataset) -> None:
-        self._recipe = stage.recipe
-        self._base = stage.base
-        self._stage = stage
         self._dataset = dataset
         self._rows = ReferencedRows(stage.arrange(dataset.rows))
+        self._stage = stage = _at_its_pace(stage, len(self._rows))
+        self._recipe = stage.recipe
+        self._base = stage.base
         self._evaluation = {
             source: ReferencedRows(stage.arrange(rows)) for source, rows in sorted(dataset.evaluation.items())
         }
@@ -137,7 +140,7 @@ class Engine:
             with explained(f"training after step {loop.step}", self._recipe):
                 self._take_model()
                 with self._slice(loop):
-                    loop.advance(steps, on_step, on_figures)
+                    self._advance(loop, steps, on_step, on_figures)
                 report = loop.ledger.report(time.perf_counter() - start)
                 self._tell_changed_buffers()
                 return report
@@ -146,6 +149,23 @@ class Engine:
             if not self._is_lost and loop.ledger.steps and self._deepspeed_engine is None:
                 self._salvaged = [loop.ledger.report(time.perf_counter() - start)]
             raise
+
+    def _advance(
+        self,
+        loop: StepLoop,
+        steps: int,
+        on_step: Callable[[int, int], None] | None,
+        on_figures: OnFigures | None,
+    ) -> None:
+        """Take so many steps, or as many as there is time for."""
+        if (seconds := self._recipe.topology.local_seconds) is None or self._recipe.topology.kind == "central":
+            loop.advance(steps, on_step, on_figures)
+            return
+        round_ = TimedRound(loop, seconds, on_step)
+        loop.advance(steps, round_.after_step, on_figures)
+        round_.end()
+        if on_figures is not None and loop.step % self._recipe.training.logging_steps:
+            on_figures(loop.ledger.figures(loop.step))  # nobody knows beforehand which step is the run's last
 
     def salvage(self) -> list[TrainReport] | None:
         reports, self._salvaged = self._salvaged, []
@@ -315,6 +335,15 @@ class Engine:
                 changed[0],
                 alone,
             )
+
+
+def _at_its_pace(stage: Stage[Any], rows: int) -> Stage[Any]:
+    """The stage with the steps that its recipe's passes over so many rows come to; others may share the one given."""
+    if (recipe := at_its_pace(stage.recipe, rows)) is stage.recipe:
+        return stage
+    own = copy.copy(stage)
+    own.recipe = recipe
+    return own
 
 
 class ReferencedRows(Sequence[Row]):

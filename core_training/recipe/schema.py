@@ -258,7 +258,8 @@ class Training(Section):
     )
     max_steps: PositiveInt | None = Field(
         None,
-        description="Optimizer steps of a central run. Unset: rounds × local_steps of the topology, if it has them.",
+        description="Optimizer steps of a central run. Unset: rounds × local_steps (or local_epochs) of the topology, "
+        "if it has them.",
     )
     num_train_epochs: Annotated[float, Field(gt=0)] = Field(
         1.0, description="Passes over the data of a central run with neither `max_steps` nor rounds."
@@ -392,6 +393,12 @@ class DeepSpeed(Section):
 
 
 _FEW_LOCAL_STEPS = 5
+PACES = ("local_steps", "local_epochs", "local_seconds")
+"""The keys that say how far a site goes in a round."""
+MOST_SECONDS = 10**5
+"""Of a round: more than a day."""
+_BY_NUMBERS_OF_STEPS = ("inverse_sqrt", "warmup_stable_decay")
+"""The schedules that go by a number of steps, not by the share of the run that is over."""
 
 
 class Topology(Section):
@@ -403,6 +410,16 @@ class Topology(Section):
         None,
         description="Optimizer steps at each site between two exchanges. Unset: 5 where there are rounds; few keep the "
         "sites together (docs/results.md).",
+    )
+    local_epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None,
+        description="In place of `local_steps`: passes of each site over its own records between two exchanges, such "
+        "as 0.2; rounded up to steps, one or more. A larger site takes more of them.",
+    )
+    local_seconds: Annotated[float, Field(gt=0, le=MOST_SECONDS)] | None = Field(
+        None,
+        description="In place of `local_steps`: seconds that each site trains between two exchanges, for one step or "
+        "more. A faster site takes more of them, and no second run is the same.",
     )
     minimum_sites: PositiveInt | None = Field(
         None, description="Sites that must answer for a round to count. Unset: 1; among several gossip nodes 2."
@@ -452,11 +469,33 @@ class Topology(Section):
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:
-        if self.rounds is not None and self.local_steps is None:
+        given = [key for key in PACES if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[1]}: how far a round goes is said by {given[0]} already; give one of them")
+        if self.rounds is not None and not given:
             self.__dict__.update(local_steps=_FEW_LOCAL_STEPS)
+        if self.local_seconds is not None and self.local_seconds >= self.round_deadline:
+            raise ValueError(
+                f"local_seconds: a site that trains for {self.local_seconds:g} s has not answered by round_deadline, "
+                f"{self.round_deadline:g} s; give fewer"
+            )
         if self.asked_beyond and self.sites_per_round is None:
             raise ValueError("asked_beyond: a round that takes all sites has none beyond; give sites_per_round too")
         return self
+
+    @property
+    def most_local_steps(self) -> int | None:
+        """The steps of a round at each site, at most; None where they follow from a site's records (`local_epochs`).
+
+        By `local_seconds` its milliseconds: the learning rate goes by them, and no step is taken in less.
+        """
+        return self.local_steps if self.local_seconds is None else math.ceil(1000 * self.local_seconds)
+
+    @property
+    def own_pace(self) -> str | None:
+        """The key by which each site takes a number of steps of its own in a round; None where all take as many."""
+        given = {"topology.local_epochs": self.local_epochs, "topology.local_seconds": self.local_seconds}
+        return next((key for key, value in given.items() if value is not None), None)
 
     def in_round(self, sites: int) -> int:
         """How many of so many sites a round is of."""
@@ -751,6 +790,8 @@ class Recipe(_WithStages):
         self._check_stage()
         if self.privacy.differential_privacy is not None:
             self._check_differential_privacy()
+        if self.topology.own_pace is not None:
+            self._check_pace(self.topology.own_pace)
         if self.topology.kind != "central":
             if self.topology.rounds is None:
                 raise ValueError(f"topology.rounds: a {self.topology.kind} run needs it, a whole number from 1 up")
@@ -900,6 +941,37 @@ class Recipe(_WithStages):
         if self.topology.kind == "federated" and not self.aggregation.rule_part.is_weighted_mean:
             raise ValueError(f"{key}: it needs the mean of all sites, aggregation.rule 'fedavg'")
 
+    def _check_pace(self, key: str) -> None:
+        """Refuse what needs every site to take as many steps in a round, and all to know how many."""
+        by_time = self.topology.local_seconds is not None
+        if self.topology.kind == "central":
+            if by_time and self.training.max_steps is None:
+                raise ValueError(f"{key}: a central run has no rounds that time could end; give training.max_steps")
+            return
+        if by_time and self.deepspeed.used:
+            raise ValueError(f"{key}: the processes of a DeepSpeed group have a clock each; leave out deepspeed")
+        if self.topology.kind == "gossip" and not by_time:
+            raise ValueError(
+                f"{key}: gossip nodes do not know each other's records, and so not how much one can have learnt from; "
+                "give local_steps or local_seconds"
+            )
+        if self.privacy.ring_bits is not None:
+            raise ValueError(
+                f"{key}: {self.privacy.codec} is written on a scale that follows from the steps between two exchanges, "
+                "which all have to know; give local_steps, or codec fp32 or bf16 without secure aggregation"
+            )
+        if self.aggregation.scaffold:
+            raise ValueError(f"{key}: SCAFFOLD takes all sites to have gone as many steps; give local_steps")
+        if self.training.warmup_steps:
+            raise ValueError(
+                f"training.warmup_steps: by {key} no two sites take as many steps; give a share of them, below 1"
+            )
+        if (schedule := self.training.lr_scheduler_type) in _BY_NUMBERS_OF_STEPS:
+            raise ValueError(
+                f"training.lr_scheduler_type: {schedule} goes by a number of steps, and by {key} no two sites take as "
+                "many; choose constant_then_linear, linear or cosine"
+            )
+
     def _check_participation(self, sites: float) -> None:
         if self.topology.kind == "gossip":
             raise ValueError(
@@ -998,7 +1070,7 @@ class Recipe(_WithStages):
 
     def alone(self, steps: int) -> Recipe:
         """The recipe of one site that trains by itself for so many steps; its usual learning rate is that of one."""
-        topology = self.topology.model_copy(update={"kind": "central", "rounds": None, "local_steps": None})
+        topology = self.topology.model_copy(update={"kind": "central"} | dict.fromkeys(("rounds", *PACES)))
         training = self.training.model_copy(update={"max_steps": steps})
         return self.model_copy(update={"topology": topology, "training": training})
 
@@ -1045,8 +1117,11 @@ class Recipe(_WithStages):
 
     @property
     def total_steps(self) -> int | None:
-        """Optimizer steps of the whole run at one site; None where the number of epochs decides."""
-        in_rounds = (self.topology.rounds or 0) * (self.topology.local_steps or 0)
+        """Optimizer steps of the whole run at one site; None where a number of epochs decides.
+
+        By `topology.local_seconds` the most of them: its milliseconds.
+        """
+        in_rounds = (self.topology.rounds or 0) * (self.topology.most_local_steps or 0)
         if self.topology.kind == "central" and self.training.max_steps is not None:
             return self.training.max_steps
         return in_rounds or None

@@ -20,6 +20,7 @@ MakeRecipe = Callable[..., Recipe]
     [
         ({"topology": {"local_steps": 30}}, "topology.local_steps: in 30 steps between two exchanges the sites drift"),
         ({"aggregation": {"outer": {"step": "nesterov", "momentum": 0.9}}}, "0.9 wants hundreds of rounds"),
+        ({"topology": {"local_steps": None, "local_seconds": 2.0}}, "so no second run gives the same"),
         ({"aggregation": {"outer": {"step": "adam"}}}, "aggregation.outer.learning_rate: adam moves each value"),
     ],
 )
@@ -34,13 +35,25 @@ def test_nothing_is_said_of_the_defaults_or_of_central_training(make_recipe: Mak
     assert warnings_of(make_recipe(topology={"kind": "central", "rounds": 6, "local_steps": 30})) == []
 
 
+def test_how_far_a_site_goes_is_said_as_the_recipe_says_it(make_recipe: MakeRecipe) -> None:
+    def steps(**pace: float) -> str:
+        return account_of(make_recipe(topology={"kind": "federated", "rounds": 6, **pace}))["steps"]
+
+    assert "6 rounds, each of 0.5 passes over a site's own records, in steps of adamw" in steps(local_epochs=0.5)
+    assert "6 rounds, each of 2 s at each site, in steps of adamw" in steps(local_seconds=2.0)
+    assert "30 steps at each site, in 6 rounds of 5 of adamw" in steps()
+
+
 @pytest.mark.parametrize("many", [200, 20])
 def test_one_site_with_nearly_all_records_is_named(make_recipe: MakeRecipe, tmp_path: Path, many: int) -> None:
+    """But not where it takes steps in proportion."""
     large = tiny.write_jsonl(tmp_path / "large.jsonl", tiny.questions(0, many))
     small = tiny.write_jsonl(tmp_path / "small.jsonl", tiny.questions(1, 6))
     sites = {"large": str(large), "small": str(small)}
     warnings = warnings_of(make_recipe(topology={"kind": "federated", "rounds": 6}, simulation={"sites": sites}))
     assert [f"{large} holds 97% of all records" in warning for warning in warnings] == [True] * (many == 200)
+    by_passes = {"kind": "federated", "rounds": 6, "local_epochs": 1.0}
+    assert warnings_of(make_recipe(topology=by_passes, simulation={"sites": sites})) == []
 
 
 @pytest.mark.parametrize(

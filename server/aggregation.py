@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast
 
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
+from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.schema import Recipe
 from server.agreement import Offer, Terms
 from server.progress import RoundReport, SiteRound
@@ -38,6 +39,8 @@ class Outcome:
     state: TrainableState
     report: RoundReport
     scale: Scale | None = None
+    mean_square: float | None = None
+    """The weighted mean of the updates' squared norms; None where nobody sees one update by itself."""
     memory: Memory | None = None
     """What a rule remembers of the round; None where it remembers nothing."""
 
@@ -102,6 +105,7 @@ class _ClearAggregation(RoundAggregation):
     def __init__(self, attempt: _ClearRound) -> None:
         super().__init__(attempt.recipe, attempt.order, attempt.asked)
         self._figures = RoundFigures()
+        self._squares = self._weights = 0.0
         self._start = attempt.start
         self._announced = attempt.announced
 
@@ -115,7 +119,8 @@ class _ClearAggregation(RoundAggregation):
             if not self._recipe.topology.judges(site):
                 raise ProtocolError("it sends an evaluation, and is none of topology.judged_by")
             check_evaluation(self._recipe, update.evaluation, offer.data)
-        self._add(update, steps)
+        self._squares += update.weight * self._add(update, steps) ** 2
+        self._weights += update.weight
         self._figures += RoundFigures.of(update.train, update.evaluation)
         self.sites[site] = SiteRound(
             seconds=update.train.seconds,
@@ -126,6 +131,10 @@ class _ClearAggregation(RoundAggregation):
             weight=update.weight,
         )
 
+    @property
+    def _mean_square(self) -> float:
+        return self._squares / self._weights
+
     def _check_weight(self, site: str, update: Update, offer: Offer) -> None:
         """Raise ProtocolError for another weight than follows from the report and what the site announced."""
         records, weights = offer.data.train_examples, self._recipe.aggregation.weights
@@ -134,8 +143,8 @@ class _ClearAggregation(RoundAggregation):
             raise ProtocolError(f"weight {update.weight} is not that of its report{of}, {weight:.10g}")
 
     @abstractmethod
-    def _add(self, update: Update, steps: int) -> None:
-        """Add one that is sound but for its payload; `steps` is the most that its site can have taken."""
+    def _add(self, update: Update, steps: int) -> float:
+        """Add one that is sound but for its payload; returns its norm. `steps` is the most that its site can take."""
         ...
 
 
@@ -149,20 +158,23 @@ class StateAggregation(_ClearAggregation):
         self._part = wanted.rule_part
         given = (
             manifest,
+            *((attempt.recipe.tuning.settings(LORA).r,) if self._part.needs_rank else ()),
             *((attempt.start,) if self._part.needs_start else ()),
             *((attempt.memory, attempt.order.round) if self._part.remembers else ()),
         )
         self._rule: AggregationRule = self._part.make(wanted, *given)
 
-    def _add(self, update: Update, steps: int) -> None:
+    def _add(self, update: Update, steps: int) -> float:
         state = self._codec.read(update.payload, self._start)
-        check_change(self._recipe, steps, state, self._start)
+        norm = check_change(self._recipe, steps, state, self._start)
         self._rule.add(state, update.weight)
+        return norm
 
     def _outcome(self) -> Outcome:
         state = self._rule.result()
         memory = cast("RememberingRule", self._rule).memory if self._part.remembers else None
-        return Outcome(state, RoundReport(self._figures, self.sites), memory=memory)
+        report = RoundReport(self._figures, self.sites)
+        return Outcome(state, report, mean_square=self._mean_square, memory=memory)
 
 
 class RingAggregation(_ClearAggregation):
@@ -176,17 +188,18 @@ class RingAggregation(_ClearAggregation):
         self._codec = ring_codec(attempt.recipe, attempt.terms.manifest, attempt.order.round, ring.scale, ring.sites)
         self._sum = RingSum(self._codec)
 
-    def _add(self, update: Update, steps: int) -> None:
+    def _add(self, update: Update, steps: int) -> float:
         vector = self._codec.from_bytes(update.payload)
         # Read by itself: in the sum nobody could tell whose vector is none, or has another weight than the report.
         alone = self._codec.decode(vector, 1, self._start)
         if alone.weight != min(update.weight, self._cap):
             raise ProtocolError(f"the vector has weight {alone.weight}, its report {update.weight:.10g}")
-        check_change(self._recipe, steps, alone.state, self._start)
+        norm = check_change(self._recipe, steps, alone.state, self._start)
         self._sum.add(vector)
+        return norm
 
     def _outcome(self) -> Outcome:
-        return self._of_ring(self._sum.result(self._start), self._figures)
+        return replace(self._of_ring(self._sum.result(self._start), self._figures), mean_square=self._mean_square)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from core_training.foundation.errors import ProtocolError, RunError, VoidRoundsError
 from core_training.foundation.state import TrainableState
@@ -31,7 +31,7 @@ from server.order_exchange import OrderExchange
 from server.progress import Progress
 from server.run_store import RunStore
 from server.secure_rounds import SecureRounds
-from strategies.bounds import check_evaluation
+from strategies.bounds import change_norm, check_evaluation
 from strategies.messages import (
     EvaluateOrder,
     EvaluateReply,
@@ -40,7 +40,7 @@ from strategies.messages import (
     RingTerms,
     TrainOrder,
 )
-from strategies.outer_steps.outer_step import Memory, OuterStep, outer_step_of, take_step
+from strategies.outer_steps.outer_step import Memory, OuterStep, ScaledStep, outer_step_of, take_step
 from strategies.participation import drawn, wanted_sites
 from strategies.ring_scale import Scale, first_scale, widened
 
@@ -183,7 +183,8 @@ class _RoundLoop:
         start, after = self._state, outcome.state
         if self._outer_step is not None:
             assert start is not None, "an attempt begins with it"
-            after, self._memory = take_step(self._outer_step, start, after, self._memory)
+            step = self._step_of_round(number, self._outer_step, outcome)
+            after, self._memory = take_step(step, start, after, self._memory)
         elif outcome.memory is not None:
             self._memory = outcome.memory
         self._state, self._progress.scale = after, self._wider or outcome.scale
@@ -193,6 +194,16 @@ class _RoundLoop:
         if is_best and start is not None and self._recipe.training.load_best_model_at_end:
             keep_best(self._folder.checkpoints, number - 1, start, {})
         return outcome.report.loss
+
+    def _step_of_round(self, number: int, step: OuterStep, outcome: Outcome) -> OuterStep:
+        """The outer step as it is in this round."""
+        if not self._recipe.aggregation.outer.step_part.reads_norms:
+            return step
+        assert self._state is not None, "an attempt begins with it"
+        assert outcome.mean_square is not None, "the recipe was checked"
+        scaled = cast("ScaledStep", step).in_round(outcome.mean_square, change_norm(outcome.state, self._state) ** 2)
+        self._folder.event(events.OuterRate(round=number, rate=scaled.rate))
+        return scaled
 
     def _attempt(self, number: int, present: dict[int, str]) -> tuple[Outcome, float]:
         """One attempt at a round: what came of it, and the seconds it took. Raises TooFewSites, and RoundVoid."""

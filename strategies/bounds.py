@@ -105,14 +105,15 @@ def check_evaluation(recipe: Recipe, evaluation: EvalReport, data: DataReport) -
         )
 
 
-def check_change(recipe: Recipe, steps: int, trained: TrainableState, start: TrainableState) -> None:
-    """Raise ProtocolError for NaN and infinite values, and a change of L2 norm beyond `aggregation.max_update_norm`.
+def check_change(recipe: Recipe, steps: int, trained: TrainableState, start: TrainableState) -> float:
+    """The L2 norm of a change. Raises ProtocolError for NaN, infinite values, and a norm beyond the largest.
 
-    Where the recipe gives none: beyond what training can do in a round, by a wide margin.
+    That is `aggregation.max_update_norm`; unset, what training can do in a round, by a wide margin.
     """
     norm, (most, key) = _finite_norm(trained, start), _most_change(recipe, steps, trained.manifest.size)
     if norm > most:
         raise ProtocolError(f"the change has norm {norm:.4g}, and {most:.4g} is the most ({key})")
+    return norm
 
 
 def check_distance(recipe: Recipe, rounds: int, state: TrainableState, initial: TrainableState) -> None:

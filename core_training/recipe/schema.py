@@ -583,7 +583,7 @@ class Aggregation(Parted):
         description=" | ".join(AGGREGATION_RULES) + ". Federated: `fedavg` is the mean, weighted as `weights` says "
         "(McMahan 2017), and keeps no update. The others see each update by itself, so not in a ring, under masks or "
         "in gossip, and take the memory of one state for each site: `flower` is any strategy of Flower's, the rest "
-        "bear poisoned sites.",
+        "bear poisoned sites; `flexlora` averages the products of LoRA's factors.",
     )
     weights: Literal["loss_units", "records", "sqrt_records", "equal", "given"] = Field(
         "loss_units",
@@ -1016,6 +1016,8 @@ class Recipe(_WithStages):
         for key in rule.required:
             if getattr(self.aggregation.settings(rule), key) is None:
                 raise ValueError(f"aggregation.{rule.name}.{key}: rule '{rule.name}' needs it")
+        if rule.needs_rank:
+            self._check_factors(f"aggregation.rule: '{rule.name}'")
         if not rule.remembers:
             return
         if self.aggregation.outer.used:
@@ -1029,6 +1031,21 @@ class Recipe(_WithStages):
                 "it alone; choose both, ffa or fedsa"
             )
 
+    def _check_factors(self, key: str) -> None:
+        """Refuse what does not go together with factors that a server makes anew of their products."""
+        if not self.tuning_part.has_factors:
+            raise ValueError(
+                f"{key} is for the factors of LoRA, and tuning.mode is '{self.tuning.mode}'; choose rule 'fedavg', or "
+                "mode lora or qlora"
+            )
+        if self.trains_parts is not None:
+            raise ValueError(f"{key} makes both factors anew, all components; leave out {self.trains_parts}")
+        if self.aggregation.outer.used:
+            raise ValueError(
+                f"{key} makes factors that are no mean of the sites', and aggregation.outer goes by their "
+                "mean; leave out one of them"
+            )
+
     def _check_outer_step(self) -> None:
         in_group = self.aggregation.mixing_part.one_state and self.privacy.ring_bits is not None
         if self.topology.kind == "gossip" and not in_group:
@@ -1036,10 +1053,26 @@ class Recipe(_WithStages):
                 "aggregation.outer: it steps from one state that all nodes hold, which those of a ring's group make "
                 "sure of; choose mixing 'group' and a ring (privacy.codec), or leave it out"
             )
+        if self.aggregation.outer.step_part.reads_norms:
+            self._check_norms(f"aggregation.outer.step: {self.aggregation.outer.step}")
         if self.aggregation.scaffold:
             raise ValueError(
                 "aggregation.outer: SCAFFOLD takes the state that a site gets for the mean of what the sites sent; "
                 "leave out one of them"
+            )
+
+    def _check_norms(self, key: str) -> None:
+        if self.topology.kind == "gossip":
+            raise ValueError(f"{key} goes by each update's norm, and nodes of a ring's group see their sum alone")
+        if self.privacy.secure is not None:
+            raise ValueError(
+                f"{key} goes by each update's norm, which under privacy.secure_aggregation is a site's own word: one "
+                "could have the step be of any length; leave out one of them"
+            )
+        if not self.aggregation.rule_part.is_weighted_mean:
+            raise ValueError(
+                f"{key} goes by the norms of all updates, which rule '{self.aggregation.rule}' does not trust; choose "
+                "rule 'fedavg', or another step"
             )
 
     @property

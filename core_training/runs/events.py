@@ -383,6 +383,15 @@ class AttemptVoid(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OuterRate(Event):
+    """How often a round's outer step goes the way from its start to the mean, where the round's norms say it."""
+
+    NAME = "outer_rate"
+    round: int
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundVoid(Event):
     """A round changed nothing, and is not tried again."""
 

@@ -8,7 +8,7 @@ works with every rule and under masks. Pure: knows no rounds, no files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,18 @@ class OuterStep(Protocol):
 
     def step(self, start: Values, mean: Values, memory: Mapping[str, Values]) -> tuple[Values, Mapping[str, Values]]:
         """The next values, and what to remember of them. Each value by itself; what is given stays as it is."""
+        ...
+
+
+class ScaledStep(OuterStep, Protocol):
+    """A step whose part says that it `reads_norms`."""
+
+    rate: float
+    """How often it goes the way to the mean."""
+
+    def in_round(self, of_updates: float, of_mean: float) -> Self:
+        """The step of one round, by the weighted mean of its updates' squared L2 norms and the squared one of their
+        mean."""
         ...
 
 

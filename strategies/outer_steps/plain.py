@@ -12,9 +12,9 @@ class Plain:
     """Goes the way to the mean η times: beyond it for η above 1."""
 
     def __init__(self, outer: Outer) -> None:
-        self._rate = outer.rate
+        self.rate = outer.rate
         self.remembers: dict[str, float] = {}
 
     def step(self, start: Values, mean: Values, memory: Mapping[str, Values]) -> tuple[Values, Mapping[str, Values]]:
         """See `OuterStep.step`."""
-        return (mean if self._rate == 1 else mean + (self._rate - 1) * (mean - start)), {}
+        return (mean if self.rate == 1 else mean + (self.rate - 1) * (mean - start)), {}

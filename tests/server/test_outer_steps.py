@@ -11,6 +11,7 @@ import pytest
 
 from core_training.foundation.errors import InputError, RunError
 from core_training.recipe.schema import Recipe
+from core_training.runs.events import OuterRate
 from core_training.runs.run_folder import RunFolder
 from flower_transport.in_process import InProcessGrid
 from server.rewinding import rewind
@@ -21,7 +22,7 @@ from tests.failing_sites import federate as federate_trained
 from tests.server.arithmetic_sites import ArithmeticSite, federate
 
 MakeRecipe = Callable[..., Recipe]
-STEPS = ["momentum", "nesterov", "adagrad", "adam", "yogi"]
+STEPS = ["momentum", "nesterov", "adagrad", "adam", "yogi", "fedexp"]
 
 
 @pytest.fixture
@@ -69,6 +70,26 @@ def test_a_federation_with_nesterov_is_where_the_formula_says(tmp_path: Path, re
     """Every mean is 3 further on: v = 3, 4.5, 5.25, …, and a round moves by 3 + v/2."""
     federate(tmp_path / "run", recipe("nesterov", momentum=0.5), dict(sites()))
     np.testing.assert_allclose(states(tmp_path / "run"), np.cumsum([4.5, 5.25, 5.625, 5.8125]), rtol=1e-6)
+
+
+def rates(run: Path) -> list[float]:
+    return [event.rate for event in RunFolder(run).events(OuterRate)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "rate"),
+    [((-2.0, 4.0), 120 / (2 * (40 + 1e-3))), ((1.0, 4.0), 1.0), ((-8.0, 4.0), 320 / (2 * 1e-3))],
+    ids=["apart", "one way", "against each other"],
+)
+def test_fedexp_goes_as_far_beyond_the_mean_as_the_norms_say(
+    tmp_path: Path, recipe: MakeRecipe, numbers: tuple[float, float], rate: float
+) -> None:
+    """Ten values, weights 1/3 and 2/3: Σpᵢ‖dᵢ‖² = 10(a² + 2b²)/3, and ‖d̄‖² = 10((a + 2b)/3)²."""
+    there = {"a": ArithmeticSite(numbers[0], 10), "b": ArithmeticSite(numbers[1], 20)}
+    federate(tmp_path / "run", recipe("fedexp", rounds=2), dict(there))
+    mean = (numbers[0] + 2 * numbers[1]) / 3
+    np.testing.assert_allclose(rates(tmp_path / "run"), [rate] * 2, rtol=1e-6)
+    np.testing.assert_allclose(states(tmp_path / "run"), [rate * mean, 2 * rate * mean], rtol=1e-6)
 
 
 @pytest.mark.parametrize("outer", [{"step": "nesterov", "momentum": 0.0}, {"step": "none"}], ids=lambda o: o["step"])
@@ -124,6 +145,16 @@ def trained(make_recipe: MakeRecipe, site_files: list[Path]) -> MakeRecipe:
     return make
 
 
+def test_fedexp_reads_the_norms_of_every_codec(tmp_path: Path, trained: MakeRecipe) -> None:
+    fp32, bf16, ring = (
+        federate_trained(trained({"codec": codec}, "fedexp"), tmp_path / codec, nobody) and rates(tmp_path / codec)
+        for codec in ("fp32", "bf16", "ring32")
+    )
+    assert len(fp32) == 3
+    np.testing.assert_allclose(bf16, fp32, rtol=1e-2)
+    np.testing.assert_allclose(ring, fp32, rtol=1e-4)
+
+
 def nobody(site: str, order: Envelope) -> None:
     return None
 
@@ -172,6 +203,29 @@ def test_an_outer_step_that_cannot_be_is_refused_with_the_reason(
     topology = {"kind": "federated", "rounds": 2, "local_steps": 1, **sections.get("topology", {})}
     with pytest.raises(InputError, match=said):
         make_recipe(**{**sections, "aggregation": aggregation, "topology": topology})
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"privacy": MASKED},
+            "fedexp goes by each update's norm, which under privacy.secure_aggregation is a site's own",
+        ),
+        (
+            {"topology": {"kind": "gossip"}, "privacy": {"codec": "ring16"}},
+            "fedexp goes by each update's norm, and nodes of a ring's group see their sum alone",
+        ),
+        ({"aggregation": {"rule": "median"}}, "fedexp goes by the norms of all updates, which rule 'median' does not"),
+    ],
+)
+def test_fedexp_is_refused_where_nobody_sees_or_trusts_a_norm(
+    make_recipe: MakeRecipe, sections: dict[str, Any], said: str
+) -> None:
+    aggregation = {"outer": {"step": "fedexp"}, **sections.pop("aggregation", {})}
+    topology = {"kind": "federated", "rounds": 2, "local_steps": 1, **sections.pop("topology", {})}
+    with pytest.raises(InputError, match=said):
+        make_recipe(aggregation=aggregation, topology=topology, **sections)
 
 
 def test_a_recipe_writes_down_what_a_step_takes_and_reads_it_back(recipe: MakeRecipe) -> None:

@@ -19,6 +19,8 @@ class AggregationPart(Part[S]):
     """Whether it is there for what one site may send, and so for no run in which nobody sees each update by itself."""
     fewest: tuple[str, Callable[[Any], int]] | None = None
     """The key of its section that says how many updates it takes at least, and that number, of the section."""
+    needs_rank: bool = False
+    """Whether it is for the factors of adapters, and made of their rank, too, after the manifest."""
     needs_start: bool = False
     """Whether it is made of the state that the round began with, too, after the manifest."""
     required: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from typing import Any
 
 from core_training.parts.outer_steps.adagrad import ADAGRAD
 from core_training.parts.outer_steps.adam import ADAM
+from core_training.parts.outer_steps.fedexp import FEDEXP
 from core_training.parts.outer_steps.momentum import MOMENTUM
 from core_training.parts.outer_steps.nesterov import NESTEROV
 from core_training.parts.outer_steps.none import NONE
@@ -17,6 +18,6 @@ from core_training.parts.registry import Registry
 OUTER_STEPS: Registry[OuterStepPart[Any]] = Registry(
     OuterStepPart,
     "fedloom.outer_steps",
-    [NONE, MOMENTUM, NESTEROV, ADAGRAD, ADAM, YOGI],
+    [NONE, MOMENTUM, NESTEROV, ADAGRAD, ADAM, YOGI, FEDEXP],
     reserved=("step", "learning_rate", "momentum", "betas", "tau", "step_part", "rate", "used"),
 )

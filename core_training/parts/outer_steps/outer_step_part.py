@@ -18,3 +18,5 @@ class OuterStepPart(Part[S]):
     momentum: float | None = None
     betas: tuple[float, float] | None = None
     tau: float | None = None
+    reads_norms: bool = False
+    """Whether it goes by the norms of the round's updates: not where nobody sees one of them by itself."""

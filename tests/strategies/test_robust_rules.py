@@ -19,7 +19,11 @@ from strategies.draws import PIECE
 
 SIZE = PIECE + 77
 MANIFEST = Manifest.of({"a": (SIZE,)})
-RULES = [name for name, part in AGGREGATION_RULES.items() if part.needs_each_update and not part.remembers]
+RULES = [
+    name
+    for name, part in AGGREGATION_RULES.items()
+    if part.needs_each_update and not part.remembers and not part.needs_rank
+]
 Matrix = np.ndarray[Any, Any]
 
 

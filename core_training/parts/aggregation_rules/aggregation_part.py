@@ -16,7 +16,7 @@ class AggregationPart(Part[S]):
     is_weighted_mean: bool = False
     """Whether its result is the mean, weighted as `aggregation.weights` says: a sum in a ring says that and no more."""
     needs_each_update: bool = False
-    """Whether it is there for what one site may send, and so for no run in which nobody sees each update by itself."""
+    """Whether it looks at each update by itself, and so is for no run in which nobody sees one."""
     fewest: tuple[str, Callable[[Any], int]] | None = None
     """The key of its section that says how many updates it takes at least, and that number, of the section."""
     needs_rank: bool = False

@@ -247,8 +247,8 @@ class Engine:
     def layout(self, base_name: str) -> dict[str, str]:
         return layout_files(self._base, self._recipe, base_name, without_base=True)
 
-    def alone(self, steps: int) -> Engine:
-        return Engine(load_stage(self._recipe.alone(steps), self._base), self._dataset)
+    def alone(self, steps: int, learning_rate: float | None = None) -> Engine:
+        return Engine(load_stage(self._recipe.alone(steps, learning_rate), self._base), self._dataset)
 
     def close(self) -> None:
         self._loop = None

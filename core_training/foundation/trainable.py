@@ -274,7 +274,7 @@ class Trainable(Protocol):
         """
         ...
 
-    def alone(self, steps: int) -> Trainable:
+    def alone(self, steps: int, learning_rate: float | None = None) -> Trainable:
         """Another one on the same model and data, to be trained by itself for so many steps: see `Recipe.alone`.
 
         They take turns on the model: each holds its own state. Not under DeepSpeed.

@@ -448,8 +448,14 @@ class Topology(Section):
     own_steps: PositiveInt | None = Field(
         None,
         description="Federated and gossip: steps that each site trains the finished model on, on its own records, in "
-        "at most half of `round_deadline`. The best that it comes to is its own model (`own/` in its run folder) where "
-        "it is better on the site's held-out records than the common one, and never leaves it. Unset: none.",
+        "at most half of `round_deadline`, from where it is best there on the way from the run's start to it. The best "
+        "that it comes to is its own model (`own/` in its run folder) where it is better on the site's held-out "
+        "records than the common one, and never leaves it. Unset: none.",
+    )
+    own_learning_rate: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="The peak learning rate of `own_steps`. Unset: a quarter of `training.learning_rate` or, where "
+        "that is unset too, of what one site by itself would get.",
     )
     eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
     judged_by: list[Name] = Field(
@@ -1101,10 +1107,11 @@ class Recipe(_WithStages):
             return "tuning.lora.site_ranks"
         return None
 
-    def alone(self, steps: int) -> Recipe:
+    def alone(self, steps: int, learning_rate: float | None = None) -> Recipe:
         """The recipe of one site that trains by itself for so many steps; its usual learning rate is that of one."""
         topology = self.topology.model_copy(update={"kind": "central"} | dict.fromkeys(("rounds", *PACES)))
-        training = self.training.model_copy(update={"max_steps": steps})
+        rate = self.training.learning_rate if learning_rate is None else learning_rate
+        training = self.training.model_copy(update={"max_steps": steps, "learning_rate": rate})
         return self.model_copy(update={"topology": topology, "training": training})
 
     @property

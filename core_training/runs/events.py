@@ -326,7 +326,8 @@ class Late(Event):
 class OwnModelTuned(Event):
     """A site trained the common model on: the best that it came to, after `steps`; None where nothing was better.
 
-    `reason` says why it went no further, where it failed.
+    It began at `share` of the way from the run's start to the common model. `reason` says why it went no further,
+    where it failed.
     """
 
     NAME = "own_model"
@@ -334,6 +335,7 @@ class OwnModelTuned(Event):
     eval_loss: float | None = None
     common_eval_loss: float | None = None
     reason: str = ""
+    share: float = 1.0
 
     @property
     def note(self) -> str:
@@ -344,7 +346,8 @@ class OwnModelTuned(Event):
             common += f" (it went no further: {self.reason})"
         if self.eval_loss is None:
             return f"no model of this site's own was better on its records in {self.steps} steps: {common}"
-        return f"own model (own/) after {self.steps} steps: held-out loss {self.eval_loss:.4f}, {common}"
+        start = "" if self.share == 1 else f" from {self.share:.0%} of the way to the common model"
+        return f"own model (own/) after {self.steps} steps{start}: held-out loss {self.eval_loss:.4f}, {common}"
 
 
 @dataclass(frozen=True, kw_only=True)

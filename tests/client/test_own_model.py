@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from client.own_model import tune_own_model
 from core_training.engine.engine import open_engine
 from core_training.foundation.errors import DivergedError, InputError
+from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import total
 from core_training.recipe.schema import DeepSpeed, Recipe
 from core_training.runs import events
@@ -69,6 +71,61 @@ def test_where_nothing_is_better_nothing_is_left(
         assert told.eval_loss is None
         assert "no model of this site's own was better" in told.note
         assert not (folder / "own").exists()
+
+
+def spoilt(start: TrainableState, by: float) -> TrainableState:
+    """A common model that knows less than the base: the run's start and far too much of something."""
+    noise = np.random.default_rng(0).normal(size=start.manifest.size)
+    return TrainableState(start.manifest, start.buffer + np.float32(by) * noise.astype(np.float32))
+
+
+def own_recipe(make_recipe: MakeRecipe, site: Path, **topology: Any) -> Recipe:
+    return make_recipe(
+        topology={"kind": "federated", "rounds": 1, "local_steps": 1, "own_steps": 4, **topology},
+        data={"train": str(site), "eval_fraction": 0.3},
+    )
+
+
+def tuned_from(recipe: Recipe, common: TrainableState, folder: Path) -> events.OwnModelTuned:
+    engine = open_engine(recipe)
+    engine.write_state(common)
+    tune_own_model(engine, recipe, common, total(engine.evaluate()), RunFolder(folder))
+    (told,) = RunFolder(folder).events(events.OwnModelTuned)
+    return told
+
+
+@pytest.mark.parametrize("by", [0.02, 1.0])
+def test_it_begins_where_the_way_from_the_runs_start_to_the_common_model_is_best(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, by: float
+) -> None:
+    """At a rate of 0 it ends there, too: the best of the places is the own model."""
+    recipe = own_recipe(make_recipe, site_files[1], own_learning_rate=0.0)
+    engine = open_engine(recipe)
+    start = engine.initial_state
+    common = spoilt(start, by)
+    losses = {}
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        way = start.buffer + np.float32(share) * (common.buffer - start.buffer)
+        engine.write_state(TrainableState(start.manifest, way))
+        losses[share] = total(engine.evaluate()).loss
+    best = min(losses, key=lambda share: losses[share] or 0.0)
+    told = tuned_from(recipe, common, tmp_path)
+    assert best < 1
+    assert (told.share, told.eval_loss) == (best, pytest.approx(losses[best], rel=1e-6))
+    assert f"after 0 steps from {best:.0%} of the way" in told.note
+    engine.write_state(read_result(tmp_path / "own" / "adapter", engine.manifest))
+    assert total(engine.evaluate()).loss == pytest.approx(losses[best], rel=1e-5)
+
+
+@pytest.mark.parametrize(("given", "rate"), [(None, 0.0025), (3e-3, 3e-3)])
+def test_it_learns_at_a_quarter_of_the_rate_unless_another_is_given(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, given: float | None, rate: float
+) -> None:
+    recipe = own_recipe(make_recipe, site_files[1], own_learning_rate=given)
+    told = tuned_from(recipe, open_engine(recipe).initial_state, tmp_path)
+    assert (told.steps, told.share) == (4, 1.0)
+    written = RunFolder(tmp_path / "own").recipe
+    assert (written.training.learning_rate, written.training.max_steps) == (rate, 4)
 
 
 def test_training_that_fails_is_told_and_the_common_model_is_there(

@@ -17,7 +17,7 @@ from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.schema import Recipe
 from server.agreement import Offer, Terms
 from server.progress import RoundReport, SiteRound
-from strategies.aggregation_rule import AggregationRule, RememberingRule
+from strategies.aggregation_rule import AggregationRule, RememberingRule, SteppedRule
 from strategies.bounds import check_change, check_evaluation, check_report, most_steps
 from strategies.codec_of_round import ring_codec, state_codec
 from strategies.figures import RoundFigures
@@ -167,7 +167,12 @@ class StateAggregation(_ClearAggregation):
     def _add(self, update: Update, steps: int) -> float:
         state = self._codec.read(update.payload, self._start)
         norm = check_change(self._recipe, steps, state, self._start)
-        self._rule.add(state, update.weight)
+        if self._part.needs_steps:
+            if update.train.steps > steps:
+                raise ProtocolError(f"{update.train.steps} steps are more than its round has, {steps}")
+            cast("SteppedRule", self._rule).add(state, update.weight, update.train.steps)
+        else:
+            self._rule.add(state, update.weight)
         return norm
 
     def _outcome(self) -> Outcome:

@@ -21,6 +21,14 @@ class AggregationRule(Protocol):
         ...
 
 
+class SteppedRule(Protocol):
+    """A rule whose part says that it `needs_steps`."""
+
+    def add(self, state: TrainableState, weight: float, steps: int) -> None:
+        """Add one update of so many optimizer steps. Raises ProtocolError as any rule."""
+        ...
+
+
 class RememberingRule(AggregationRule, Protocol):
     """A rule whose part says that it `remembers`."""
 

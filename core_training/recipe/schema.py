@@ -588,8 +588,9 @@ class Aggregation(Parted):
         "fedavg",
         description=" | ".join(AGGREGATION_RULES) + ". Federated: `fedavg` is the mean, weighted as `weights` says "
         "(McMahan 2017), and keeps no update. The others see each update by itself, so not in a ring, under masks or "
-        "in gossip, and take the memory of one state for each site: `flower` is any strategy of Flower's, the rest "
-        "bear poisoned sites; `flexlora` averages the products of LoRA's factors.",
+        "in gossip, and take the memory of one state for each site: `flower` is any strategy of Flower's, `flexlora` "
+        "averages the products of LoRA's factors, `fednova` (which keeps none) each change over its steps, and the "
+        "rest bear poisoned sites.",
     )
     weights: Literal["loss_units", "records", "sqrt_records", "equal", "given"] = Field(
         "loss_units",
@@ -1024,6 +1025,8 @@ class Recipe(_WithStages):
                 raise ValueError(f"aggregation.{rule.name}.{key}: rule '{rule.name}' needs it")
         if rule.needs_rank:
             self._check_factors(f"aggregation.rule: '{rule.name}'")
+        if rule.needs_steps:
+            self._check_counted_steps(f"aggregation.rule: '{rule.name}'")
         if not rule.remembers:
             return
         if self.aggregation.outer.used:
@@ -1035,6 +1038,19 @@ class Recipe(_WithStages):
             raise ValueError(
                 f"aggregation.adapters: what rule '{rule.name}' remembers may move a factor in the rounds that leave "
                 "it alone; choose both, ffa or fedsa"
+            )
+
+    def _check_counted_steps(self, key: str) -> None:
+        """Refuse steps of which one does not lead as far as the next."""
+        training = self.training
+        if training.optim != "sgd" or training.optim_args:
+            raise ValueError(
+                f"{key} divides a change by the steps that led to it, which is right for plain SGD alone; under AdamW "
+                "it has learnt less than the mean: choose rule 'fedavg', or training.optim sgd without optim_args"
+            )
+        if self.aggregation.proximal_mu > 0:
+            raise ValueError(
+                f"{key} takes all steps to lead as far, and proximal_mu holds later ones back; leave it out"
             )
 
     def _check_factors(self, key: str) -> None:

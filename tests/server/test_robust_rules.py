@@ -17,11 +17,7 @@ from server.run_store import RunStore
 from tests.server.arithmetic_sites import ArithmeticSite, federate
 
 MakeRecipe = Callable[..., Recipe]
-RULES = [
-    name
-    for name, part in AGGREGATION_RULES.items()
-    if part.needs_each_update and not part.remembers and not part.needs_rank
-]
+RULES = [name for name, part in AGGREGATION_RULES.items() if str(part.target).startswith("strategies.robust_rules.")]
 ROUNDS = 3
 
 

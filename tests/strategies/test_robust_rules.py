@@ -19,11 +19,7 @@ from strategies.draws import PIECE
 
 SIZE = PIECE + 77
 MANIFEST = Manifest.of({"a": (SIZE,)})
-RULES = [
-    name
-    for name, part in AGGREGATION_RULES.items()
-    if part.needs_each_update and not part.remembers and not part.needs_rank
-]
+RULES = [name for name, part in AGGREGATION_RULES.items() if str(part.target).startswith("strategies.robust_rules.")]
 Matrix = np.ndarray[Any, Any]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from core_training.parts.aggregation_rules.aggregation_part import AggregationPart as AggregationPart
 from core_training.parts.aggregation_rules.fedavg import FEDAVG as FEDAVG
+from core_training.parts.aggregation_rules.fednova import FEDNOVA
 from core_training.parts.aggregation_rules.flexlora import FLEXLORA
 from core_training.parts.aggregation_rules.flower import FLOWER
 from core_training.parts.aggregation_rules.geometric_median import GEOMETRIC_MEDIAN
@@ -25,6 +26,6 @@ SECTION_KEYS = (
 AGGREGATION_RULES: Registry[AggregationPart[Any]] = Registry(
     AggregationPart,
     "fedloom.aggregation_rules",
-    [FEDAVG, MEDIAN, TRIMMED_MEAN, GEOMETRIC_MEDIAN, KRUM, MULTI_KRUM, NORM_CLIPPED_MEAN, FLEXLORA, FLOWER],
+    [FEDAVG, MEDIAN, TRIMMED_MEAN, GEOMETRIC_MEDIAN, KRUM, MULTI_KRUM, NORM_CLIPPED_MEAN, FEDNOVA, FLEXLORA, FLOWER],
     reserved=SECTION_KEYS,
 )

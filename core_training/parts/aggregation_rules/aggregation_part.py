@@ -23,6 +23,8 @@ class AggregationPart(Part[S]):
     """Whether it is for the factors of adapters, and made of their rank, too, after the manifest."""
     needs_start: bool = False
     """Whether it is made of the state that the round began with, too, after the manifest."""
+    needs_steps: bool = False
+    """Whether an update is added with the steps that its site took, after the weight."""
     required: tuple[str, ...] = ()
     """The keys of its section that have to be given."""
     remembers: bool = False

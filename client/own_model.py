@@ -74,7 +74,7 @@ def tune_own_model(
     rate = recipe.topology.own_learning_rate
     if rate is None:
         rate = _SHARE_OF_RATE * learning_rate_of(recipe.alone(steps), width_of(engine.manifest))
-    with closing(engine.alone(steps, rate)) as tuned:
+    with closing(engine.alone(steps, rate, recipe.topology.own_proximal_mu)) as tuned:
         search = _Search(loss)
         until = time.monotonic() + recipe.topology.round_deadline * _SHARE_OF_DEADLINE
         try:

@@ -157,7 +157,7 @@ class GroupEngine:
 
         self._call("begin_round", begin, missed_rounds=missed_rounds)
 
-    def alone(self, steps: int, learning_rate: float | None = None) -> Trainable:
+    def alone(self, steps: int, learning_rate: float | None = None, pull: float = 0.0) -> Trainable:
         raise RunError("a DeepSpeed group trains one state")
 
     def skip(self, steps: int) -> None:

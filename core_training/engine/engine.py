@@ -23,7 +23,7 @@ import core_training.foundation.environment  # noqa: F401  # isort: skip - befor
 import torch
 
 from core_training.data.examples import Row
-from core_training.engine.correction import Correction, Start, correction_of
+from core_training.engine.correction import Correction, FedProx, Start, correction_of
 from core_training.engine.dataset import Dataset, load_dataset
 from core_training.engine.deepspeed_config import check_rounds
 from core_training.engine.failures import explained
@@ -82,6 +82,7 @@ class Engine:
         self._has_told = False
         check_rounds(self._recipe)
         check_private(self._recipe)
+        self._pull = 0.0
         self._correction: Correction | None = correction_of(self._recipe)
         self._next_slice, self._part = Start.SAME_ROUND, WHOLE
         self._base.initial_state  # noqa: B018 - remembered before any engine on this base trains
@@ -247,8 +248,10 @@ class Engine:
     def layout(self, base_name: str) -> dict[str, str]:
         return layout_files(self._base, self._recipe, base_name, without_base=True)
 
-    def alone(self, steps: int, learning_rate: float | None = None) -> Engine:
-        return Engine(load_stage(self._recipe.alone(steps, learning_rate), self._base), self._dataset)
+    def alone(self, steps: int, learning_rate: float | None = None, pull: float = 0.0) -> Engine:
+        engine = Engine(load_stage(self._recipe.alone(steps, learning_rate), self._base), self._dataset)
+        engine._pull = pull
+        return engine
 
     def close(self) -> None:
         self._loop = None
@@ -279,7 +282,7 @@ class Engine:
             loop = self._loop = StepLoop(self._stage, self._rows, self._dataset.units)
             if resume_from is not None:
                 loop.load(resume_from)
-            self._correction = correction_of(self._recipe)
+            self._correction = FedProx(self._pull) if self._pull else correction_of(self._recipe)
             self._next_slice, self._part = Start.SAME_ROUND, WHOLE
             self._ask_reference(loop.prepared)
             write_parameters(self._base.trainable_parameters, state, self._deepspeed_engine)

@@ -274,9 +274,10 @@ class Trainable(Protocol):
         """
         ...
 
-    def alone(self, steps: int, learning_rate: float | None = None) -> Trainable:
+    def alone(self, steps: int, learning_rate: float | None = None, pull: float = 0.0) -> Trainable:
         """Another one on the same model and data, to be trained by itself for so many steps: see `Recipe.alone`.
 
+        `pull` is FedProx's μ, towards the state with which its training begins.
         They take turns on the model: each holds its own state. Not under DeepSpeed.
         """
         ...

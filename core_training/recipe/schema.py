@@ -457,6 +457,11 @@ class Topology(Section):
         description="The peak learning rate of `own_steps`. Unset: a quarter of `training.learning_rate` or, where "
         "that is unset too, of what one site by itself would get.",
     )
+    own_proximal_mu: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Ditto (Li 2021): μ of the pull of `own_steps` towards the state that they begin with, the common "
+        "one unless another is better at the site.",
+    )
     eval_every: PositiveInt = Field(1, description="Rounds between two evaluations on the sites' held-out records.")
     judged_by: list[Name] = Field(
         default_factory=list,
@@ -485,6 +490,9 @@ class Topology(Section):
                 f"local_seconds: a site that trains for {self.local_seconds:g} s has not answered by round_deadline, "
                 f"{self.round_deadline:g} s; give fewer"
             )
+        for key in ("own_learning_rate", "own_proximal_mu"):
+            if getattr(self, key) and self.own_steps is None:
+                raise ValueError(f"{key}: it is of the steps after the run, and there are none; give own_steps too")
         if self.asked_beyond and self.sites_per_round is None:
             raise ValueError("asked_beyond: a round that takes all sites has none beyond; give sites_per_round too")
         return self

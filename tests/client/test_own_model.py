@@ -128,6 +128,34 @@ def test_it_learns_at_a_quarter_of_the_rate_unless_another_is_given(
     assert (written.training.learning_rate, written.training.max_steps) == (rate, 4)
 
 
+def test_ditto_pulls_each_step_back_towards_where_the_first_began(
+    make_recipe: MakeRecipe, site_files: list[Path]
+) -> None:
+    """SGD: the second of two steps is shorter by η·μ·(what the first changed), and the first is the same."""
+    rate, mu = 0.5, 0.3
+    training = {"optim": "sgd", "lr_scheduler_type": "constant"}
+    engine = open_engine(make_recipe(training=training, data={"train": str(site_files[1])}))
+    start = engine.initial_state
+    states = []
+    for pull in (0.0, mu):
+        tuned = engine.alone(2, rate, pull)
+        tuned.write_state(start)
+        for _ in range(2):
+            tuned.train(1)
+            states.append(tuned.read_state().buffer)
+        tuned.close()
+    first, free, same, pulled = states
+    assert np.array_equal(first, same)
+    assert np.abs(pulled - free).max() > 1e-4
+    np.testing.assert_allclose(pulled, free - rate * mu * (first - start.buffer), atol=1e-7)
+
+
+@pytest.mark.parametrize("key", ["own_learning_rate", "own_proximal_mu"])
+def test_settings_of_steps_that_nobody_takes_are_refused(make_recipe: MakeRecipe, key: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}: it is of the steps after the run"):
+        make_recipe(topology={"kind": "federated", "rounds": 1, key: 0.1})
+
+
 def test_training_that_fails_is_told_and_the_common_model_is_there(
     make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

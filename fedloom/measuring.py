@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +52,9 @@ class Measured:
 def measured(recipe: Recipe) -> Measured:
     """Load model and data as the run would, and train a few steps. Nothing is written."""
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache": None})})
+    untimed = _untimed(recipe)
     with explained("loading the model and its data", recipe):
-        stage = load_stage(recipe, BaseModel(recipe))
+        stage = load_stage(untimed, BaseModel(untimed))
         data = load_dataset(recipe, stage)
     leaks = Leaks()
     for rows, held_out in [(data.rows, False), *((rows, True) for rows in data.evaluation.values())]:
@@ -64,10 +66,11 @@ def measured(recipe: Recipe) -> Measured:
         if engine.total_steps > _WARM_UP:
             engine.train(_WARM_UP)
         report = engine.train(min(_STEPS, engine.total_steps - engine.step))
+        per_step = report.seconds / report.steps
         return Measured(
-            seconds_per_step=report.seconds / report.steps,
+            seconds_per_step=per_step,
             tokens_per_second=report.tokens / report.seconds,
-            steps=engine.total_steps,
+            steps=engine.total_steps if untimed is recipe else _steps_in_time(recipe, per_step),
             sites=_sites(recipe),
             peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_rss_bytes(),
             train_examples=data.report.train_examples,
@@ -78,9 +81,23 @@ def measured(recipe: Recipe) -> Measured:
         engine.close()
 
 
+def _untimed(recipe: Recipe) -> Recipe:
+    """The recipe with rounds that no time ends: a few steps are to be tried, however long they take."""
+    topology = recipe.topology
+    if topology.local_seconds is None or topology.kind == "central":
+        return recipe
+    update = {"local_seconds": None, "local_steps": topology.most_local_steps}
+    return recipe.model_copy(update={"topology": topology.model_copy(update=update)})
+
+
+def _steps_in_time(recipe: Recipe, per_step: float) -> int:
+    """The steps that rounds of `local_seconds` have time for: the one that is begun is ended."""
+    return (recipe.topology.rounds or 1) * math.ceil((recipe.topology.local_seconds or 0.0) / per_step)
+
+
 def _sites(recipe: Recipe) -> int:
-    """The sites that a simulation trains on this machine."""
-    if recipe.topology.kind == "central":
+    """The sites that a simulation trains on this machine, each by as many steps: by passes, all records' are tried."""
+    if recipe.topology.kind == "central" or recipe.topology.local_epochs is not None:
         return 1
     simulation = recipe.simulation
     if simulation.sites is None and simulation.partition is None:

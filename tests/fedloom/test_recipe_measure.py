@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.families.building import make_family
 from tests.fedloom.conftest import Command
@@ -35,6 +36,26 @@ def test_the_steps_of_all_sites_of_a_simulation_count(
     path = recipe_file(topology=topology, simulation={"sites": [str(file) for file in site_files[:2]]})
     outcome = fedloom("recipe", "check", path, "--measure")
     assert "6 steps at each of 2 sites in about " in outcome.out
+
+
+def test_rounds_at_a_sites_own_pace_are_measured_by_records_and_by_time(
+    fedloom: Command, recipe_file: RecipeFile, site_files: list[Path]
+) -> None:
+    sites = {"sites": [str(file) for file in site_files[:2]]}
+
+    def measured(**pace: float) -> dict[str, Any]:
+        path = recipe_file(topology={"kind": "federated", "rounds": 3, **pace}, simulation=sites)
+        outcome = fedloom("recipe", "check", path, "--measure", "--json")
+        assert outcome.code == 0, outcome.err
+        result: dict[str, Any] = json.loads(outcome.out)["measured"]
+        return result
+
+    by_passes = measured(local_epochs=1.0)
+    batches = -(-by_passes["train_examples"] // 4)
+    assert (by_passes["steps"], by_passes["sites"]) == (3 * batches, 1)
+    by_time = measured(local_seconds=2.0)
+    assert by_time["sites"] == 2
+    assert 12 <= by_time["seconds"] <= 12 + 6 * by_time["seconds_per_step"]
 
 
 def test_a_model_that_cannot_be_trained_is_refused(

@@ -113,6 +113,23 @@ def test_a_site_that_missed_a_round_goes_on_at_the_rate_of_the_others(paced: Mak
     assert rates(tmp_path / "run" / "sites" / "site2" / "run") == pytest.approx(expected)
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it and tidy up."""
+
+
+def test_law_4_a_run_by_passes_that_was_killed_goes_on_as_if_it_never_was(paced: MakeRecipe, tmp_path: Path) -> None:
+    recipe = paced(local_epochs=0.6)
+    whole = run(recipe, tmp_path / "whole")
+
+    def kill(number: int, loss: float | None) -> None:
+        if number == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        simulate(recipe, RunFolder(tmp_path / "killed"), kill)
+    assert simulate(recipe, RunFolder(tmp_path / "killed"), resume=True).state_digest == whole.state_digest
+
+
 @pytest.mark.parametrize("kind", ["federated", "gossip"])
 def test_a_round_by_time_takes_one_step_at_least_and_starts_at_the_same_rate_everywhere(
     paced: MakeRecipe, site_files: list[Path], tmp_path: Path, kind: str

@@ -260,6 +260,7 @@ def test_nothing_leaves_that_is_not_on_the_account(
         ({"model": {"router_aux_loss_coef": 0.1}}, "model.router_aux_loss_coef"),
         ({"topology": {**ROUNDS, "early_stopping_patience": 2}}, "topology.early_stopping_patience"),
         ({"topology": {**ROUNDS, "own_steps": 3}}, "topology.own_steps"),
+        ({"topology": {"kind": "federated", "rounds": 2, "local_epochs": 0.5}}, "topology.local_epochs"),
         ({"topology": ROUNDS, "aggregation": {"weights": "loss_units"}}, "aggregation.weights"),
         ({"topology": ROUNDS, "tuning": {"lora": {"site_ranks": {"a": 2}}}}, "tuning.lora.site_ranks"),
     ],

@@ -1216,6 +1216,11 @@ def _undoing_privacy(recipe: Recipe) -> list[tuple[bool, str, str]]:
     level = _undoing_privacy_of_sites if terms is not None and terms.of_sites else _undoing_privacy_of_records
     return [
         *level(recipe),
+        (
+            topology.own_pace is not None,
+            topology.own_pace or "",
+            "what a round releases is counted in steps that the recipe names; give topology.local_steps",
+        ),
         (topology.early_stopping_patience is not None, "topology.early_stopping_patience", by_held_out),
         (training.load_best_model_at_end, "training.load_best_model_at_end", by_held_out),
         (bool(topology.judged_by), "topology.judged_by", by_held_out),

@@ -20,9 +20,7 @@ from core_training.foundation.model_files import check_model_folder
 _LAYER = re.compile(r"\.(\d+)\.")
 _LONGEST_HEADER = 100_000_000
 """Bytes; the safetensors library takes no longer one either."""
-_OF_NO_ATTENTION = re.compile(
-    r"(?:^|\.)(?:\w*conv\w*|A_log|A|linear_attn|rg_lru)(?:\.|$)"
-)
+_OF_NO_ATTENTION = re.compile(r"(?:^|\.)(?:\w*conv\w*|A_log|A|linear_attn|rg_lru)(?:\.|$)")
 """Weights of layers that carry a state from token to token, by their names in the families that have such layers."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 

@@ -241,19 +241,18 @@ class _SiteRun:
         start_digest = incoming.digest
         if (done := self._already_trained(order, incoming, start_digest, arrived)) is not None:
             return done
-        self._releases.check(order.steps)
+        self._releases.check(self._steps_of(order))
         self._stand_after(order.round - 1)
         mine = self._with_own(incoming)
         missed = order.round - 1 - self._round
         self._round = _ASTRAY
         # Past the rounds that it missed, and back over one of its own that turned out to be void.
-        of_a_round = self._engine.total_steps // (self.recipe.topology.rounds or 1)
-        self._engine.skip((order.counted - self._counted) * of_a_round)
+        self._engine.skip((order.counted - self._counted) * self._of_a_round)
         part = trained_part(self.recipe, self.manifest, order.round, self._name)
         self._engine.begin_round(mine, missed_rounds=missed > 0, part=part)
         waited = time.monotonic() - arrived
         report = self._engine.train(
-            order.steps or of_a_round,
+            self._steps_of(order),
             on_figures=lambda figures: self.folder.event(events.StepsLogged.of(figures, order.round)),
         )
         evaluation = None
@@ -331,6 +330,15 @@ class _SiteRun:
         trained_slice = self._slice(order, incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
 
+    @property
+    def _of_a_round(self) -> int:
+        """The steps of a round at this site."""
+        return self._engine.total_steps // (self.recipe.topology.rounds or 1)
+
+    def _steps_of(self, order: TrainOrder) -> int:
+        """The steps that an order is for, at most."""
+        return order.steps or self._of_a_round
+
     def _evaluates(self, order: TrainOrder) -> bool:
         return order.evaluate and self.recipe.topology.judges(self._name)
 
@@ -346,7 +354,7 @@ class _SiteRun:
         """The slice as others may know it, and on the site's account: what is this site's own stays as it was."""
         if keeps_own(self.recipe):
             trained = with_own(self.recipe, trained, own=start)
-        self._releases.charge(order.round, trained.digest, order.steps)
+        self._releases.charge(order.round, trained.digest, self._steps_of(order))
         if self._releases.tell_losses:
             return TrainedSlice(start, trained, report, evaluation, start_digest)
         return TrainedSlice(start, trained, report.withheld, None, start_digest)

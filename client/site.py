@@ -8,7 +8,7 @@ its last commit, is answered with the same bytes; after a restart the engine is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,14 @@ from client.secure_side import SecureSide
 from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
 from core_training.engine.failures import explained
-from core_training.foundation.errors import FedloomError, InputError, NarrowScaleError, ProtocolError, RunError
+from core_training.foundation.errors import (
+    DivergedError,
+    FedloomError,
+    InputError,
+    NarrowScaleError,
+    ProtocolError,
+    RunError,
+)
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.trainable import (
     EVAL_REPORT,
@@ -39,6 +46,7 @@ from core_training.runs.checkpoints import KEPT_CHECKPOINTS, prune_checkpoints, 
 from core_training.runs.result_format import result_name
 from core_training.runs.run_folder import RunFolder
 from strategies.adapter_sharing import keeps_own, trained_part, with_own
+from strategies.group_gate import Ballot
 from strategies.messages import (
     Envelope,
     EvaluateOrder,
@@ -48,10 +56,13 @@ from strategies.messages import (
     JoinOrder,
     JoinReply,
     MaskedUpdate,
+    MaskedVote,
     Refusal,
     SecureOrder,
     TrainOrder,
     Update,
+    Vote,
+    VoteOrder,
 )
 
 SECRETS = "secure-aggregation.json"
@@ -95,6 +106,11 @@ class SiteService:
                 run = self._run_of(train.run_id)
                 with explained(f"round {train.round}", run.recipe):
                     return run.train(train, arrived).envelope()
+            if order.kind == VoteOrder.kind:
+                vote = VoteOrder.open(order)
+                run = self._run_of(vote.run_id)
+                with explained(f"the vote of round {vote.round}", run.recipe):
+                    return run.vote(vote).envelope()
             if order.kind == EvaluateOrder.kind:
                 evaluate = EvaluateOrder.open(order)
                 run = self._run_of(evaluate.run_id)
@@ -281,6 +297,39 @@ class _SiteRun:
         trained_slice = self._slice(order, incoming, trained, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, waited)
 
+    def vote(self, order: VoteOrder) -> Vote | MaskedVote:
+        """Try the means of a round's groups, of one of which this site's update is a part."""
+        self._writer.check_vote(order)
+        folder = self._checkpoint(order.round)
+        if not folder.exists():
+            raise ProtocolError(f"this site has not trained in round {order.round}")
+        self._stand_after(order.round)
+        notes = read_checkpoint(folder, self.manifest)[1]
+        if notes["evaluation"] is None:
+            raise ProtocolError(f"the state that round {order.round} began with was not evaluated here")
+        start = EVAL_REPORT.validate_python(notes["evaluation"])
+        tried = [self._tried(state) for state in self._candidates(order)]
+        return self._writer.vote(order, Ballot.of(self.recipe, start, tried))
+
+    def _candidates(self, order: VoteOrder) -> Iterator[TrainableState]:
+        self._check_manifest(order)
+        length, rest = divmod(len(order.payload), order.candidates)
+        if rest or not length:
+            raise ProtocolError(f"{len(order.payload)} bytes are no {order.candidates} states of one length")
+        for first in range(0, len(order.payload), length):
+            yield TrainableState.from_bytes(order.payload[first : first + length], self.manifest)
+
+    def _tried(self, state: TrainableState) -> EvalReport | None:
+        """The evaluation of a state; None where its loss is no finite number."""
+        own = self._engine.read_state()
+        self._engine.write_state(self._with_own(state))
+        try:
+            return total(self._engine.evaluate()) if state.is_finite() else None
+        except DivergedError:
+            return None
+        finally:
+            self._engine.write_state(own)
+
     def evaluate(self, order: EvaluateOrder) -> EvaluateReply:
         state = self._incoming(order)
         if self._writer.secure_side is not None:
@@ -303,12 +352,15 @@ class _SiteRun:
 
     def _incoming(self, order: TrainOrder | EvaluateOrder) -> TrainableState:
         """The state an order brings, or this site's initial state where it brings none."""
-        if order.manifest_digest != self.manifest.digest:
-            raise ProtocolError("the order's manifest differs from this site's: another base model or another recipe")
+        self._check_manifest(order)
         state = TrainableState.from_bytes(order.payload, self.manifest) if order.payload else self._engine.initial_state
         if not state.is_finite():
             raise ProtocolError("the state that was sent holds NaN or infinite values")
         return state
+
+    def _check_manifest(self, order: TrainOrder | VoteOrder | EvaluateOrder) -> None:
+        if order.manifest_digest != self.manifest.digest:
+            raise ProtocolError("the order's manifest differs from this site's: another base model or another recipe")
 
     def _already_trained(
         self, order: TrainOrder, incoming: TrainableState, start_digest: str, arrived: float

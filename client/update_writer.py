@@ -12,11 +12,13 @@ from client.secure_side import SecureSide
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import EvalReport, TrainReport
+from core_training.parts.aggregation_rules.group_gate import GROUP_GATE
 from core_training.recipe.schema import Recipe
-from strategies.codec_of_round import ring_codec, state_codec
+from strategies.codec_of_round import NO_VALUES, ring_codec, state_codec, vote_codec
 from strategies.draws import noise_key, rounding_key
 from strategies.figures import RoundFigures
-from strategies.messages import MaskedUpdate, TrainOrder, Update
+from strategies.group_gate import Ballot, mask_number
+from strategies.messages import MaskedUpdate, MaskedVote, TrainOrder, Update, Vote, VoteOrder
 from strategies.ring import RingCodec, RingVector
 from strategies.weights import weight_in_mean
 
@@ -86,6 +88,40 @@ class UpdateWriter:
         if order.void_rounds >= (most := self._recipe.most_void_rounds):
             raise ProtocolError(f"{order.void_rounds} void rounds; a run of {topology.rounds} rounds ends at {most}")
 
+    def check_vote(self, order: VoteOrder) -> None:
+        """Raise ProtocolError for an order to vote where nobody votes, on more states than there are groups, in the
+        open where votes are masked, or with room for more sites than there are."""
+        if not self._recipe.tries_groups:
+            raise ProtocolError("the rule of this run asks for no vote")
+        if order.candidates > (most := self._recipe.aggregation.settings(GROUP_GATE).most_groups):
+            raise ProtocolError(f"{order.candidates} states to try; a round of this run has {most} groups at most")
+        side = self.secure_side
+        if (order.masking is None) != (side is None):
+            raise ProtocolError("the order would have the vote leave in another form than the recipe says")
+        if side is not None and order.sites > side.most_sites:
+            raise ProtocolError(
+                f"the order leaves room for {order.sites} sites; this site's roster has {side.most_sites}"
+            )
+
+    def vote(self, order: VoteOrder, ballot: Ballot) -> Vote | MaskedVote:
+        """The answer to an order to vote that `check_vote` let pass."""
+        run_id, number, manifest = order.run_id, order.round, order.manifest_digest
+        if self.secure_side is None:
+            return Vote(run_id=run_id, round=number, manifest_digest=manifest, ballot=ballot.to_integers())
+        assert order.masking is not None, "the order was checked"
+        codec = vote_codec(self._recipe, order.candidates, order.sites)
+        # It has no values, so there is nothing that a key would round.
+        vector = codec.encode(NO_VALUES, NO_VALUES, 1, ballot.to_integers(), b"")
+        context = order.context(self._recipe_text, self._initial_digest)
+        place = mask_number(self._recipe, number, vote=True)
+        return MaskedVote(
+            run_id=run_id,
+            round=number,
+            manifest_digest=manifest,
+            statement=self.secure_side.mask(place, order.masking, context, vector),
+            payload=codec.view(vector),
+        )
+
     def write(
         self, order: TrainOrder, trained: TrainedSlice, arrived: float, resident_seconds: float
     ) -> Update | MaskedUpdate:
@@ -126,7 +162,8 @@ class UpdateWriter:
         vector = self._vector(codec, order, trained)
         began = time.monotonic()
         context = order.context(trained.start_digest, self._recipe_text, self._initial_digest)
-        statement = side.mask(order.round, order.ring.masking, context, vector)
+        number = mask_number(self._recipe, order.round)
+        statement = side.mask(number, order.ring.masking, context, vector)
         return MaskedUpdate(
             run_id=order.run_id,
             round=order.round,

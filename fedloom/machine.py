@@ -152,6 +152,7 @@ def _extras() -> Iterator[Finding]:
     for package, extra, purpose in (
         ("deepspeed", "deepspeed", "a recipe's deepspeed section"),
         ("ray", "simulation", "simulation.engine: ray"),
+        ("dp-accounting", "privacy", "privacy.differential_privacy"),
     ):
         if (version := _version(package)) is not None:
             yield Finding(package, State.OK, version)

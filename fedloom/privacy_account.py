@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from core_training.foundation.errors import ProtocolError
+from core_training.parts.aggregation_rules.group_gate import GROUP_GATE
 from core_training.privacy.accounting import epsilon_of
 from core_training.privacy.mechanism import RecordMechanism, SiteMechanism
 from core_training.recipe.differential_privacy import EACH_RECORD, DifferentialPrivacy
@@ -97,15 +98,16 @@ def _federated_masked(recipe: Recipe, secure: SecureAggregation) -> dict[str, st
     else:
         worked_out = ", ".join(f"{terms.threshold_of(count)} of {count}" for count in _EXAMPLES)
         rule = f"more than {secure.threshold or '⅔'} of those that began remain ({worked_out})"
-    least, league = secure.minimum_sites, _sites(_league(terms))
+    least, league = terms.minimum_sites, _sites(_league(terms))
     return _account(
-        sees=f"the server sees sums over at least {least} sites, of changes{_and_figures(recipe)}, never a "
+        sees=f"the server sees sums over at least {least} sites, of changes{_figures_seen(recipe)}, never a "
         f"site's own; of each site its number of records, its times{_and_final_loss(recipe)}",
         server="alone it opens no single update and takes no site's place; but it can choose who takes part, so that "
         "two runs over sites that differ by one leave that one's update as the difference, unless the sites demand "
         f"minimum_sites of them all; it can send states of its own making{_and_judge(recipe)}; with {league} in league "
         f"it opens another's update{_is_refused(terms)}",
-        site=f"it sees the mean, so of {least} sites the sum of the other {least - 1}; unseen, it can {_push(recipe)}",
+        site=f"it sees {_mean_seen(recipe)}, so of {least} sites the sum of the other {least - 1}; unseen, it can "
+        f"{_push(recipe)}{_gated(recipe)}",
         drop_outs=f"a round counts when {rule}, and at least {max(least, recipe.topology.fewest_sites)}, within "
         f"{recipe.topology.round_deadline:g} s; else it is void, the state stays, and the next round begins",
         unprotected=f"the difference between sums over different sites; {_signs(recipe)}{_remembers(recipe)}",
@@ -118,7 +120,7 @@ def _federated(recipe: Recipe) -> dict[str, str]:
         sees=f"the server sees every site's own {_update(recipe)}, its weight{_and_losses(recipe)} and times",
         server=f"it can read {_text(recipe)} out of single updates, send states of its own making, leave sites out, "
         "and make any state the result",
-        site=f"it sees the mean of all sites; it can {_push(recipe)}",
+        site=f"it sees {_mean_seen(recipe, 'the mean of all sites')}; it can {_push(recipe)}{_gated(recipe)}",
         drop_outs=f"a round counts with at least {_sites(recipe.needed_sites)} within {topology.round_deadline:g} "
         "s; else it is tried again, and after three times the run stops at its last commit",
         unprotected=f"single updates, from the server{_codec_hides_nothing(recipe)}; privacy.secure_aggregation: true "
@@ -210,6 +212,29 @@ def _push(recipe: Recipe) -> str:
     return f"push each value of the state by up to {clip} in a round, or make it void"
 
 
+def _mean_seen(recipe: Recipe, otherwise: str = "the mean") -> str:
+    return "the mean of each group" if recipe.tries_groups else otherwise
+
+
+def _figures_seen(recipe: Recipe) -> str:
+    if not _tells(recipe):
+        return " and weights"
+    if not recipe.tries_groups:
+        return ", weights and training losses"
+    return ", weights and losses, also of each group's mean on held-out records"
+
+
+def _gated(recipe: Recipe) -> str:
+    """What becomes of a round in which a site did its worst."""
+    if not recipe.tries_groups:
+        return ""
+    tolerance = recipe.aggregation.settings(GROUP_GATE).tolerance
+    return (
+        f"; but its group is left out of a round in which the group's mean makes the held-out loss worse than the "
+        f"middle group's by more than {tolerance:g}"
+    )
+
+
 def _is_believed(recipe: Recipe, least: int) -> str:
     """A gossip node's power where a state that it alone holds is taken. Of a sum of three, two others hold it."""
     if recipe.privacy.ring_bits is not None and least >= 3:
@@ -230,10 +255,6 @@ def _tells(recipe: Recipe) -> bool:
     """Whether sites tell their losses."""
     terms = recipe.privacy.differential_privacy
     return terms is None or terms.tell_losses
-
-
-def _and_figures(recipe: Recipe) -> str:
-    return ", weights and training losses" if _tells(recipe) else " and weights"
 
 
 def _and_losses(recipe: Recipe) -> str:

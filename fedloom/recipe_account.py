@@ -16,6 +16,7 @@ from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.learning_rate import USUAL_WIDTH, for_sites, learning_rate_of
 from core_training.recipe.schema import Recipe
+from core_training.recipe.site_groups import bearable
 from core_training.recipe.site_shares import NEARLY_ALL, said_of_one_that_holds
 
 _MANY_LOCAL_STEPS, _MUCH_MOMENTUM, _MANY_ROUNDS = 20, 0.8, 100
@@ -35,6 +36,8 @@ def account_of(recipe: Recipe, reaches: str | None = None) -> dict[str, str]:
         "minimises": f"a mean over {recipe.stage_part.unit}{_weight(recipe)}",
         "steps": _steps(recipe),
     }
+    if recipe.tries_groups:
+        account["bears"] = _borne(recipe)
     if recipe.stage_part.samples:
         rollout = recipe.rollout
         judge = f"reward model {rollout.reward_model}" if rollout.reward_model else _functions(rollout.reward_functions)
@@ -121,6 +124,21 @@ def _what_one_site_holds(recipe: Recipe) -> list[str]:
     if len(sizes) < 2 or not largest or largest < NEARLY_ALL * sum(sizes):
         return []
     return [said_of_one_that_holds(str(files[sizes.index(largest)]), largest / sum(sizes))]
+
+
+def _borne(recipe: Recipe) -> str:
+    """The poisoned sites that a gate of groups bears, and what it costs; where the sites are not known, of some."""
+    least, simulation = recipe.least_group, recipe.simulation
+    given = len(simulation.sites) if isinstance(simulation.sites, dict) else simulation.count
+    known = recipe.topology.sites or given
+    examples = [known] if known is not None else [max(recipe.needed_sites, count * least) for count in (3, 5, 8)]
+    parts = {count: recipe.groups_among(recipe.topology.in_round(count)) for count in examples}
+    each = f"of {least} or more" if least > 1 else "of one or more"
+    told = [f"{bearable(groups)} poisoned of {count} sites in {groups} groups" for count, groups in parts.items()]
+    return (
+        f"{', '.join(told)} {each}, drawn anew each round; each site tries the mean of every group on its held-out "
+        "records, in every round"
+    )
 
 
 def _weight(recipe: Recipe) -> str:

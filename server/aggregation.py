@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import TrainableState
@@ -21,7 +21,17 @@ from strategies.aggregation_rule import AggregationRule, RememberingRule, Steppe
 from strategies.bounds import check_change, check_evaluation, check_report, most_steps
 from strategies.codec_of_round import ring_codec, state_codec
 from strategies.figures import RoundFigures
-from strategies.messages import EvaluateOrder, EvaluateReply, MaskedUpdate, Message, TrainOrder, Update
+from strategies.messages import (
+    EvaluateOrder,
+    EvaluateReply,
+    MaskedUpdate,
+    MaskedVote,
+    Message,
+    TrainOrder,
+    Update,
+    Vote,
+    VoteOrder,
+)
 from strategies.outer_steps.outer_step import Memory
 from strategies.ring import Outcome as RingOutcome
 from strategies.ring import RingSum
@@ -43,13 +53,15 @@ class Outcome:
     """The weighted mean of the updates' squared norms; None where nobody sees one update by itself."""
     memory: Memory | None = None
     """What a rule remembers of the round; None where it remembers nothing."""
+    weight: float = 0.0
+    """The weight of its updates, all together."""
 
 
 class RoundAggregation(ABC):
     """One attempt at a round, in which the sites of `asked` are sent `order`."""
 
-    reply: ClassVar[type[Update] | type[MaskedUpdate]] = Update
-    repeatable: ClassVar[bool] = True
+    reply: type[Update] | type[MaskedUpdate] = Update
+    repeatable: bool = True
     """Whether the sites can be asked again when nothing came of it."""
 
     def __init__(self, recipe: Recipe, order: TrainOrder, asked: Nodes) -> None:
@@ -79,7 +91,8 @@ class RoundAggregation(ABC):
     def _of_ring(self, opened: RingOutcome, figures: RoundFigures) -> Outcome:
         assert self._order.ring is not None
         report = RoundReport(figures, self.sites, opened.saturated)
-        return Outcome(opened.state, report, next_scale(self._order.ring.scale, opened.levels, self._recipe))
+        scale = next_scale(self._order.ring.scale, opened.levels, self._recipe)
+        return Outcome(opened.state, report, scale, weight=opened.weight)
 
 
 @dataclass(frozen=True)
@@ -179,7 +192,8 @@ class StateAggregation(_ClearAggregation):
         state = self._rule.result()
         memory = cast("RememberingRule", self._rule).memory if self._part.remembers else None
         report = RoundReport(self._figures, self.sites)
-        return Outcome(state, report, mean_square=self._mean_square, memory=memory)
+        weight = sum(site.weight or 0.0 for site in self.sites.values())
+        return Outcome(state, report, mean_square=self._mean_square, memory=memory, weight=weight)
 
 
 class RingAggregation(_ClearAggregation):
@@ -213,6 +227,13 @@ class Cohort:
 
     sites: list[str]
     asked: Nodes
+    groups: Mapping[int, Cohort] = field(default_factory=dict)
+    """Where sums are of groups: these, by number, and all sites are in one of them."""
+
+    @property
+    def room(self) -> int:
+        """The most updates that are in one sum."""
+        return max((len(group.sites) for group in self.groups.values()), default=len(self.sites))
 
 
 class Rounds(Protocol):
@@ -256,7 +277,9 @@ class ClearRounds:
         """Do nothing: no round keeps anything."""
 
 
-def check_belongs(reply: Update | MaskedUpdate | EvaluateReply, order: TrainOrder | EvaluateOrder) -> None:
+def check_belongs(
+    reply: Update | MaskedUpdate | Vote | MaskedVote | EvaluateReply, order: TrainOrder | VoteOrder | EvaluateOrder
+) -> None:
     """Raise ProtocolError for the answer to another order."""
     if reply.run_id != order.run_id:
         raise ProtocolError(f"the reply belongs to run {reply.run_id}")

@@ -121,6 +121,9 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
     check_trackers(recipe)
     if recipe.topology.kind != "federated":
         raise InputError(f"topology.kind: a server runs 'federated' recipes, not '{recipe.topology.kind}'")
+    able = federation.sites() if recipe.privacy.secure is None else federation.identities()
+    if said := recipe.too_few_for_groups(len(able)):
+        raise InputError(said)
     if recipe.privacy.secure is not None:
         _check_identities(federation, recipe)
     if background.owner(federation.server_lock) is None:

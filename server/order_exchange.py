@@ -52,7 +52,7 @@ class OrderExchange:
         reply: type[Answer],
         round_number: int,
         patience: float = math.inf,
-        payload: bytes = b"",
+        payload: bytes | memoryview = b"",
     ) -> Iterator[tuple[str, Answer]]:
         """Send `order` to nodes (id: site) and yield (site, reply) as replies arrive, until all have or the deadline.
 

@@ -26,10 +26,12 @@ from core_training.runs.run_folder import RunFolder, Summary
 from core_training.runs.trackers import reporting
 from flower_transport.grid import Grid
 from server.aggregation import ClearRounds, Outcome, RoundAggregation, Rounds, check_belongs
+from server.group_rounds import ClearGroups, Grouping, GroupRounds
 from server.membership import Membership, Participants
 from server.order_exchange import OrderExchange
 from server.progress import Progress
 from server.run_store import RunStore
+from server.secure_groups import SecureGroups
 from server.secure_rounds import SecureRounds
 from strategies.bounds import change_norm, check_evaluation
 from strategies.messages import (
@@ -104,14 +106,18 @@ class _RoundLoop:
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline, self._progress)
         self._membership = Membership(grid, folder, recipe, self._exchange, participants, goes_on=self._goes_on)
         self._rounds: Rounds = ClearRounds(recipe, self._membership.announced)
+        grouping: Grouping = ClearGroups(recipe, self._membership.announced)
         if recipe.privacy.secure:
-            self._rounds = SecureRounds(
+            masked = (
                 folder,
                 recipe,
                 self._exchange,
                 self._progress,
                 lambda: participants.roster_of(self._membership.roster_digest),
             )
+            self._rounds, grouping = SecureRounds(*masked), SecureGroups(*masked)
+        if recipe.tries_groups:
+            self._rounds = GroupRounds(folder, recipe, self._exchange, grouping)
         self._wider: Scale | None = None
         self._failed: set[str] = set()
         """The sites that an attempt at the present round asked in vain."""
@@ -254,12 +260,14 @@ class _RoundLoop:
         if recipe.privacy.ring_bits is not None:
             scale = self._wider or self._progress.scale or first_scale(recipe, terms.manifest)
             self._progress.scale, self._wider = scale, None
-            ring = RingTerms(scale=scale, sites=len(cohort.sites))
+            ring = RingTerms(scale=scale, sites=cohort.room)
         order = TrainOrder(
             run_id=self._folder.run_id,
             round=number,
             steps=self._topology.most_local_steps,
-            evaluate=self._progress.counted == 0 or (number - 1) % self._topology.eval_every == 0,
+            evaluate=recipe.tries_groups
+            or self._progress.counted == 0
+            or (number - 1) % self._topology.eval_every == 0,
             manifest_digest=terms.manifest.digest,
             void_rounds=self._progress.void_rounds,
             ring=ring,

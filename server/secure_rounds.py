@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,7 +36,7 @@ from strategies.ring_scale import largest_change
 ROUNDS_AHEAD = 16
 """The rounds that masks are set up for at a time: two exchanges for all."""
 
-_ANSWERED_WITHIN = 120.0
+ANSWERED_WITHIN = 120.0
 """Seconds for a step in which nothing is trained: whoever hangs in it must not hold up the others for a round."""
 
 
@@ -159,7 +159,7 @@ class SecureRounds:
     def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None:
         """Have the survivors of a round open its sum. Raises ProtocolError when they cannot."""
         began = time.perf_counter()
-        orders = self._orders("unmask", masked.unmask_orders())
+        orders = secure_orders(self._folder.run_id, "unmask", masked.unmask_orders())
         for site, reply in self._ask(orders, nodes, number):
             with self._exchange.quarantine(site, number):
                 masked.add_unmasked(site, bytes(reply.payload))
@@ -177,7 +177,7 @@ class SecureRounds:
         for site, reply in self._ask(dict.fromkeys(present.values(), order), present, number):
             with self._exchange.quarantine(site, number):
                 batch.add_keys(site, bytes(reply.payload))
-        orders = self._orders("shares", batch.shares_orders())
+        orders = secure_orders(self._folder.run_id, "shares", batch.shares_orders())
         for site, reply in self._ask(orders, present, number):
             with self._exchange.quarantine(site, number):
                 batch.add_shares(site, bytes(reply.payload))
@@ -212,13 +212,28 @@ class SecureRounds:
             )
             self._spent = spent
 
-    def _orders(self, step: Literal["shares", "unmask"], payloads: Mapping[str, bytes]) -> dict[str, SecureOrder]:
-        run_id = self._folder.run_id
-        return {site: SecureOrder(run_id=run_id, step=step, payload=payload) for site, payload in payloads.items()}
-
     def _ask(self, orders: Mapping[str, SecureOrder], nodes: Nodes, number: int) -> Iterator[tuple[str, SecureReply]]:
         asked = {node: site for node, site in nodes.items() if site in orders}
-        yield from self._exchange.ask(orders, asked, SecureReply, number, _ANSWERED_WITHIN)
+        yield from self._exchange.ask(orders, asked, SecureReply, number, ANSWERED_WITHIN)
+
+
+def secure_orders(
+    run_id: str, step: Literal["shares", "unmask"], payloads: Mapping[str, bytes]
+) -> dict[str, SecureOrder]:
+    """The orders of a step, by site, around the protocol's own documents."""
+    return {site: SecureOrder(run_id=run_id, step=step, payload=payload) for site, payload in payloads.items()}
+
+
+class Masks(Protocol):
+    """The masks of one cohort, as its aggregation needs them: see `SecureRounds`."""
+
+    def spend(
+        self, order: TrainOrder, participants: list[str], terms: Terms, start: TrainableState, length: int
+    ) -> ServerRound: ...
+
+    def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None: ...
+
+    def note(self, number: int, delivered: Collection[str], missing: Collection[str]) -> None: ...
 
 
 class MaskedAggregation(RoundAggregation):
@@ -229,7 +244,7 @@ class MaskedAggregation(RoundAggregation):
 
     def __init__(
         self,
-        masks: SecureRounds,
+        masks: Masks,
         recipe: Recipe,
         order: TrainOrder,
         cohort: Cohort,
@@ -241,21 +256,22 @@ class MaskedAggregation(RoundAggregation):
         self._masks = masks
         self._codec = ring_codec(recipe, terms.manifest, order.round, order.ring.scale, order.ring.sites)
         self._start = start
-        self._masked = masks.spend(order, cohort.sites, terms, start, self._codec.length)
+        self.masked = masks.spend(order, cohort.sites, terms, start, self._codec.length)
+        """The protocol's side of it."""
 
     def orders(self) -> Mapping[str, Message]:
         ring = self._order.ring
         assert ring is not None
         return {
             site: self._order.model_copy(
-                update={"ring": ring.model_copy(update={"masking": self._masked.mask_order(site)})}
+                update={"ring": ring.model_copy(update={"masking": self.masked.mask_order(site)})}
             )
-            for site in self._masked.participants
+            for site in self.masked.participants
         }
 
     def take(self, site: str, update: MaskedUpdate) -> None:
         check_belongs(update, self._order)
-        self._masked.add(site, update.statement, self._codec.from_bytes(update.payload))
+        self.masked.add(site, update.statement, self._codec.from_bytes(update.payload))
         self.sites[site] = SiteRound(
             seconds=update.training_seconds,
             seconds_in_all=update.seconds,
@@ -269,6 +285,6 @@ class MaskedAggregation(RoundAggregation):
 
     def _outcome(self) -> Outcome:
         survivors = {node: site for node, site in self.asked.items() if site in self.sites}
-        self._masks.open(self._order.round, self._masked, survivors)
-        opened = self._codec.decode(self._masked.finish(), len(self.sites), self._start)
+        self._masks.open(self._order.round, self.masked, survivors)
+        opened = self._codec.decode(self.masked.finish(), len(self.sites), self._start)
         return self._of_ring(opened, RoundFigures.from_integers(opened.figures))

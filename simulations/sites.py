@@ -36,6 +36,8 @@ def simulated_sites(recipe: Recipe) -> Partition:
             raise InputError(
                 f"simulation.sites: '{name}': a site's name is letters, digits, '.', '_', '-'; name it otherwise"
             )
+    if said := recipe.too_few_for_groups(len(sites)):
+        raise InputError(said)
     for key, least in recipe.fewest_sites.items():
         if least > len(sites):
             raise InputError(f"{key}: {least} is more than the {len(sites)} sites")

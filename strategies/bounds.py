@@ -96,13 +96,18 @@ def check_evaluation(recipe: Recipe, evaluation: EvalReport, data: DataReport) -
             f"have, {most}: it announced {data.eval_examples} held-out records"
         )
     part, weight = recipe.stage_part, evaluation.weight
-    highest = (_MOST_NATS if part.unit == "tokens" else _MOST_LOSS) * weight
+    highest = highest_loss(recipe, weight)
     lowest = -highest if part.negative else -_ROUNDING * weight
     if not lowest <= evaluation.loss_sum <= highest:
         raise ProtocolError(
             f"an evaluation of loss {evaluation.loss_sum:.4g} over weight {weight} is beyond what stage {part.name} "
             f"can give: {lowest:.4g} to {highest:.4g}"
         )
+
+
+def highest_loss(recipe: Recipe, weight: int) -> float:
+    """The largest sum of losses over so many units that counts as one of the recipe's stage."""
+    return (_MOST_NATS if recipe.stage_part.unit == "tokens" else _MOST_LOSS) * weight
 
 
 def check_change(recipe: Recipe, steps: int, trained: TrainableState, start: TrainableState) -> float:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from core_training.foundation.errors import ProtocolError
-from core_training.foundation.state import Manifest
+from core_training.foundation.state import Manifest, TrainableState
 from core_training.privacy.mechanism import SiteMechanism
 from core_training.recipe.schema import Recipe
 from strategies import figures
 from strategies.adapter_sharing import travels
 from strategies.codec import StateCodec
+from strategies.group_gate import figures_of_a_ballot
 from strategies.private_ring import PrivateRingCodec
 from strategies.ring import RingCodec
 from strategies.ring_scale import Scale, largest_change, most_weight_cap
 from strategies.selection import Selection, selection_of
+
+NO_VALUES = TrainableState(Manifest.of({}), np.zeros(0, dtype=np.float32))
+"""The state of a ballot."""
 
 
 def state_codec(recipe: Recipe, manifest: Manifest, round_number: int) -> StateCodec:
@@ -38,6 +44,14 @@ def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Sca
     if (mechanism := SiteMechanism.of(recipe)) is not None:
         return PrivateRingCodec(manifest, bits, sites, mechanism, scale, selection=selection, figures=figures.COUNT)
     return RingCodec(manifest, bits, sites, largest_change(recipe), scale, selection=selection, figures=figures.COUNT)
+
+
+def vote_codec(recipe: Recipe, candidates: int, sites: int) -> RingCodec:
+    """The ring in which ballots on so many states are added up: it carries no values, each ballot with weight 1."""
+    bits = recipe.privacy.ring_bits
+    assert bits is not None, "the recipe's codec is a ring"
+    scale = Scale(exponents=[], weight_cap=1)
+    return RingCodec(NO_VALUES.manifest, bits, sites, 1.0, scale, figures=figures_of_a_ballot(candidates))
 
 
 def _selection(recipe: Recipe, manifest: Manifest, round_number: int) -> Selection | None:

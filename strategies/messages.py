@@ -24,6 +24,7 @@ from core_training.foundation.bounded_reading import (
 from core_training.foundation.errors import LONGEST, NarrowScaleError, ProtocolError
 from core_training.foundation.state import Manifest
 from core_training.foundation.trainable import DataReport, EvalReport, Number, Seconds, TrainReport
+from core_training.parts.aggregation_rules.group_gate import MOST_GROUPS
 from core_training.parts.section import MOST, MOST_ROUNDS
 from strategies.fedavg import MOST_PROCESSES
 from strategies.ring_scale import Scale
@@ -236,6 +237,53 @@ class MaskedUpdate(Message):
     training_seconds: Seconds
     masking_seconds: Seconds
     seconds: Seconds
+
+
+class VoteOrder(Message):
+    """Server to site: try the states in the payload, one after the other, on the held-out records.
+
+    They are the means of the groups of a round that the site has trained in.
+    """
+
+    kind: ClassVar[str] = "vote"
+    run_id: RunId
+    round: Round
+    manifest_digest: Digest
+    candidates: Annotated[int, Field(ge=1, le=MOST_GROUPS)]
+    """The states in the payload, all of one length."""
+    sites: Annotated[int, Field(ge=1, le=100_000)]
+    """The most ballots that a sum has room for."""
+    masking: Annotated[str, Field(max_length=4 * 2**20)] | None = None
+    """The protocol's own document on how to mask; None where the sum is not secret."""
+
+    def context(self, recipe: str, initial: str) -> bytes:
+        """SHA-256 over all that those who vote together must see alike, the states among it: see `TrainOrder`."""
+        alike = self.model_dump(mode="json", exclude={"masking"})
+        tried = hashlib.sha256(self.payload).hexdigest()
+        return hashlib.sha256(json.dumps(["vote", alike, tried, recipe, initial], sort_keys=True).encode()).digest()
+
+
+Figure = Annotated[int, Field(ge=-(2**62), le=2**62)]
+
+
+class Vote(Message):
+    """Site to server: its ballot on the states that were sent (`strategies.group_gate.Ballot`)."""
+
+    kind: ClassVar[str] = "voted"
+    run_id: RunId
+    round: Round
+    manifest_digest: Digest
+    ballot: Annotated[list[Figure], Field(min_length=3, max_length=2 + MOST_GROUPS)]
+
+
+class MaskedVote(Message):
+    """Site to server: the masked vector of a ballot (payload), and the protocol's signed statement on it."""
+
+    kind: ClassVar[str] = "masked_vote"
+    run_id: RunId
+    round: Round
+    manifest_digest: Digest
+    statement: Annotated[str, Field(max_length=65536)]
 
 
 class EvaluateOrder(Message):

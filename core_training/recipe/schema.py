@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from core_training.parts.adapter_sharing import ADAPTER_SHARING, AdapterSharingPart
 from core_training.parts.aggregation_rules import AGGREGATION_RULES, AggregationPart
+from core_training.parts.aggregation_rules.group_gate import FEWEST_GROUPS, GROUP_GATE
 from core_training.parts.codecs import CODECS
 from core_training.parts.codecs.codec_part import CodecPart
 from core_training.parts.data_kinds import CONVERSATION
@@ -44,6 +45,7 @@ from core_training.recipe.optimisation import (
     why_not,
     wrong_argument,
 )
+from core_training.recipe.site_groups import LEAST_MASKED_GROUP, said_of_too_few
 
 if TYPE_CHECKING:
     StageName: TypeAlias = str
@@ -595,10 +597,11 @@ class Aggregation(Parted):
     rule: RuleName = Field(
         "fedavg",
         description=" | ".join(AGGREGATION_RULES) + ". Federated: `fedavg` is the mean, weighted as `weights` says "
-        "(McMahan 2017), and keeps no update. The others see each update by itself, so not in a ring, under masks or "
+        "(McMahan 2017), and keeps no update. Most others see each update by itself, so not in a ring, under masks or "
         "in gossip, and take the memory of one state for each site: `flower` is any strategy of Flower's, `flexlora` "
         "averages the products of LoRA's factors, `fednova` (which keeps none) each change over its steps, and the "
-        "rest bear poisoned sites.",
+        "rest bear poisoned sites. `group_gate` bears them with sums over groups alone, so in a ring and under masks, "
+        "too.",
     )
     weights: Literal["loss_units", "records", "sqrt_records", "equal", "given"] = Field(
         "loss_units",
@@ -889,12 +892,13 @@ class Recipe(_WithStages):
                 f"privacy.codec: {privacy.codec} carries sums, and mixing '{aggregation.mixing}' needs each "
                 "neighbour's state by itself; choose mixing 'group', or codec fp32 or bf16 without secure aggregation"
             )
-        if in_gossip and aggregation.rule_part.needs_each_update:
+        if in_gossip and (aggregation.rule_part.needs_each_update or aggregation.rule_part.in_groups):
             raise ValueError(
                 f"aggregation.rule: '{aggregation.rule}' is a server's, and gossip nodes average by "
                 "aggregation.mixing, which no rule guards; choose rule 'fedavg', or topology.kind 'federated'"
             )
-        if not in_gossip and in_ring and not aggregation.rule_part.is_weighted_mean:
+        sums_do = aggregation.rule_part.is_weighted_mean or aggregation.rule_part.in_groups
+        if not in_gossip and in_ring and not sums_do:
             raise ValueError(
                 f"privacy.codec: {privacy.codec} carries sums, and rule '{aggregation.rule}' needs each site's "
                 "state by itself; choose rule 'fedavg', or codec fp32 or bf16 without secure aggregation"
@@ -1028,6 +1032,8 @@ class Recipe(_WithStages):
 
     def _check_rule(self) -> None:
         rule = self.aggregation.rule_part
+        if rule.in_groups and self.topology.kind == "federated":
+            self._check_groups(rule)
         for key in rule.required:
             if getattr(self.aggregation.settings(rule), key) is None:
                 raise ValueError(f"aggregation.{rule.name}.{key}: rule '{rule.name}' needs it")
@@ -1075,6 +1081,18 @@ class Recipe(_WithStages):
                 f"{key} makes factors that are no mean of the sites', and aggregation.outer goes by their "
                 "mean; leave out one of them"
             )
+
+    def _check_groups(self, rule: AggregationPart[Any]) -> None:
+        key = f"aggregation.rule: {rule.name}"
+        if self.topology.judged_by:
+            raise ValueError(
+                f"topology.judged_by: under {key} every site tries each group's mean; leave out one of them"
+            )
+        if self.topology.asked_beyond:
+            raise ValueError(f"topology.asked_beyond: under {key} a round waits for all of a group; leave it out")
+        sites = self.topology.sites
+        if sites is not None and (said := self.too_few_for_groups(sites)):
+            raise ValueError(said)
 
     def _check_outer_step(self) -> None:
         in_group = self.aggregation.mixing_part.one_state and self.privacy.ring_bits is not None
@@ -1146,6 +1164,7 @@ class Recipe(_WithStages):
             "topology.early_stopping_patience": self.topology.early_stopping_patience is not None,
             "topology.judged_by": bool(self.topology.judged_by),
             "topology.own_steps": self.topology.own_steps is not None and self.topology.kind != "central",
+            f"aggregation.rule: {self.aggregation.rule}": self.tries_groups,
         }
         return next((key for key, judges in keys.items() if judges), None)
 
@@ -1166,8 +1185,34 @@ class Recipe(_WithStages):
         rule = self.aggregation.rule_part
         if rule.fewest is not None and self.topology.kind == "federated":
             key, of = rule.fewest
-            fewest[f"aggregation.{rule.name}.{key}"] = of(self.aggregation.settings(rule))
+            each = self.least_group if rule.in_groups else 1
+            fewest[f"aggregation.{rule.name}.{key}"] = of(self.aggregation.settings(rule)) * each
         return fewest
+
+    @property
+    def tries_groups(self) -> bool:
+        """Whether each round's sites are drawn into groups, whose means are tried by all sites."""
+        return self.topology.kind == "federated" and self.aggregation.rule_part.in_groups
+
+    @property
+    def least_group(self) -> int:
+        """The sites that a group has at least: one, or under masks as many as a sum is opened of, and three."""
+        secure = self.privacy.secure
+        if secure is None:
+            return 1
+        opens = secure.threshold if isinstance(secure.threshold, int) else 0
+        return max(LEAST_MASKED_GROUP, secure.minimum_sites, opens)
+
+    def groups_among(self, sites: int) -> int:
+        """The groups that a round draws so many sites into, none of them too small."""
+        return min(self.aggregation.settings(GROUP_GATE).most_groups, sites // self.least_group)
+
+    def too_few_for_groups(self, sites: int) -> str:
+        """The reason why so many sites are too few for groups, and what to do; empty where they are not."""
+        groups = self.aggregation.settings(GROUP_GATE).groups or FEWEST_GROUPS
+        if not self.tries_groups or sites >= groups * self.least_group:
+            return ""
+        return said_of_too_few(groups, self.least_group, sites)
 
     @property
     def needed_sites(self) -> int:
@@ -1216,6 +1261,11 @@ def _undoing_privacy(recipe: Recipe) -> list[tuple[bool, str, str]]:
     level = _undoing_privacy_of_sites if terms is not None and terms.of_sites else _undoing_privacy_of_records
     return [
         *level(recipe),
+        (
+            recipe.tries_groups,
+            f"aggregation.rule: {recipe.aggregation.rule}",
+            "nothing goes by held-out records, which the noise does not cover; choose fedavg",
+        ),
         (
             topology.own_pace is not None,
             topology.own_pace or "",

@@ -364,6 +364,38 @@ class NotAwaited(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupLeftOut(Event):
+    """A group's sites are not in a round's mean: their mean's held-out loss is above that of the start by `rise`.
+
+    None: it was not tried, for the `reason`.
+    """
+
+    NAME = "group_left_out"
+    round: int
+    group: int
+    sites: Sequence[str]
+    reason: str
+    rise: float | None = None
+
+    @property
+    def note(self) -> str:
+        return f"round {self.round} leaves out group {self.group} ({', '.join(self.sites)}): {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupsTried(Event):
+    """The means of a round's groups were tried on all sites' held-out records.
+
+    `groups` has of each, by number, its `sites`, its `rise` of the held-out loss over that of the start (a median over
+    the groups' votes), whether it is in the round's mean (`kept`), and whether its own vote counted (`voted`).
+    """
+
+    NAME = "groups_tried"
+    round: int
+    groups: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MasksSetUp(Event):
     """From `round` on, for so many rounds, these sites' masks meet; setting them up took so many seconds."""
 

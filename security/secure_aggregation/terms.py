@@ -111,4 +111,5 @@ def terms_of(recipe: Recipe, clip: float) -> Terms:
     secure, ring_bits = recipe.privacy.secure, recipe.privacy.ring_bits
     assert secure is not None, "there are terms where there is secure aggregation"
     assert ring_bits is not None, "secure aggregation has a ring"
-    return Terms(secure.threshold, secure.minimum_sites, ring_bits, clip)
+    fewest = recipe.least_group if recipe.tries_groups else secure.minimum_sites
+    return Terms(secure.threshold, fewest, ring_bits, clip)

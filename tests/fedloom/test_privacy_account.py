@@ -23,6 +23,7 @@ def recipe(kind: str, aggregation: dict[str, Any] | None = None, minimum: int = 
         "stage": "sft",
         "topology": {"kind": kind, "minimum_sites": minimum},
         "aggregation": aggregation or {},
+        "data": {"eval_fraction": 0.1},
         "privacy": privacy,
     }
     if kind != "central":
@@ -150,3 +151,18 @@ def test_the_check_prints_them_under_privacy_and_json_has_them(fedloom: Command,
     said = {line[:22].strip(): line[22:].strip() for line in lines[place + 1 :]}
     assert said == privacy_of(recipe("federated", **SECURE))
     assert json.loads(fedloom("recipe", "check", path, "--json").out)["account"]["privacy"] == said
+
+
+def test_groups_are_what_is_summed_and_seen_under_the_group_gate() -> None:
+    gate: dict[str, Any] = {"rule": "group_gate"}
+    lines = privacy_of(recipe("federated", gate, secure_aggregation={"minimum_sites": 2}))
+    assert (
+        "sums over at least 3 sites, of changes, weights and losses, also of each group's mean"
+        in lines["who sees what"]
+    )
+    assert "it sees the mean of each group, so of 3 sites the sum of the other 2" in lines["a dishonest site"]
+    for privacy in ({}, SECURE):
+        assert (
+            "its group is left out of a round in which"
+            in privacy_of(recipe("federated", gate, **privacy))["a dishonest site"]
+        )

@@ -57,6 +57,24 @@ def test_one_site_with_nearly_all_records_is_named(make_recipe: MakeRecipe, tmp_
 
 
 @pytest.mark.parametrize(
+    ("sites", "privacy", "said"),
+    [
+        (8, {}, "3 poisoned of 8 sites in 8 groups of one or more"),
+        (12, {"secure_aggregation": True}, "1 poisoned of 12 sites in 4 groups of 3 or more"),
+        (None, {}, "1 poisoned of 3 sites in 3 groups, 2 poisoned of 5 sites in 5 groups, 3 poisoned of 8 sites in 8"),
+        (None, {"secure_aggregation": True}, "1 poisoned of 9 sites in 3 groups, 2 poisoned of 15 sites in 5 groups"),
+    ],
+)
+def test_what_a_gate_of_groups_bears_is_said(
+    make_recipe: MakeRecipe, sites: int | None, privacy: dict[str, Any], said: str
+) -> None:
+    topology = {"kind": "federated", "rounds": 6, "sites": sites}
+    recipe = make_recipe(topology=topology, aggregation={"rule": "group_gate"}, privacy=privacy)
+    assert said in account_of(recipe)["bears"]
+    assert "bears" not in account_of(make_recipe(topology=topology, privacy=privacy))
+
+
+@pytest.mark.parametrize(
     ("adapters", "said"),
     [("both", "this is what travels"), ("ffa", "only B trains and travels"), ("fedsa", "only A travels")],
 )

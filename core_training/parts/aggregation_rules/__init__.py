@@ -10,6 +10,7 @@ from core_training.parts.aggregation_rules.fednova import FEDNOVA
 from core_training.parts.aggregation_rules.flexlora import FLEXLORA
 from core_training.parts.aggregation_rules.flower import FLOWER
 from core_training.parts.aggregation_rules.geometric_median import GEOMETRIC_MEDIAN
+from core_training.parts.aggregation_rules.group_gate import GROUP_GATE
 from core_training.parts.aggregation_rules.krum import KRUM
 from core_training.parts.aggregation_rules.median import MEDIAN
 from core_training.parts.aggregation_rules.multi_krum import MULTI_KRUM
@@ -26,6 +27,9 @@ SECTION_KEYS = (
 AGGREGATION_RULES: Registry[AggregationPart[Any]] = Registry(
     AggregationPart,
     "fedloom.aggregation_rules",
-    [FEDAVG, MEDIAN, TRIMMED_MEAN, GEOMETRIC_MEDIAN, KRUM, MULTI_KRUM, NORM_CLIPPED_MEAN, FEDNOVA, FLEXLORA, FLOWER],
+    [
+        *(FEDAVG, MEDIAN, TRIMMED_MEAN, GEOMETRIC_MEDIAN, KRUM, MULTI_KRUM, NORM_CLIPPED_MEAN, GROUP_GATE, FEDNOVA),
+        *(FLEXLORA, FLOWER),
+    ],
     reserved=SECTION_KEYS,
 )

@@ -192,9 +192,10 @@ class GroupAggregation(RoundAggregation):
     def orders(self) -> Message | Mapping[str, Message]:
         orders: dict[str, Message] = {}
         for part in self._parts.values():
-            own = part.orders()
-            orders |= dict.fromkeys(part.asked.values(), own) if isinstance(own, Message) else own
-        return self._order if self.reply.kind == "update" else orders
+            if isinstance(own := part.orders(), Message):  # nothing in it is of one site or group
+                return own
+            orders |= own
+        return orders
 
     def take(self, site: str, update: Any) -> None:
         part = self._part_of[site]

@@ -2,8 +2,9 @@
 
 Attacks: a site sends its change the other way, or ten times as much of it, or noise of ten times its length; or it
 trains on answers whose words are in disorder, and holds such records out. `multi_krum` is told how many are poisoned;
-the group gate has 4 groups, so of 2 or 3 sites, which with 12 is what masks take. Losses are the mean over the honest
-sites, of the result on their held-out records. One seed; runs that `runs/bench/poisoned` holds already are kept.
+the group gate has 4 groups, so of 2 or 3 sites, which with 12 is what masks take. Losses are the mean over those sites
+that are honest in all rows, of the result on their held-out records. One seed; runs that `runs/bench/poisoned` holds
+already, completed and of the same recipe, are not run again.
 
 The figure: the loss that the group gate's result has above plain averaging's without any poisoned site, at the worst.
 """
@@ -68,7 +69,7 @@ def measure(places: Places) -> Figure:
 
 
 def _of_so_many(places: Places, count: int) -> dict[str, dict[str, float]]:
-    """The honest sites' loss by attack, and by rule."""
+    """The loss of the sites that are always honest, by attack and by rule."""
     clean = {name: _written(places, name, number, shuffled=False) for number, name in enumerate(_names(places, count))}
     spoilt = {name: _written(places, name, number, shuffled=True) for number, name in enumerate(clean)}
     examiner = Examiner(_recipe(places, clean, "fedavg", 1))
@@ -84,7 +85,7 @@ def _of_so_many(places: Places, count: int) -> dict[str, dict[str, float]]:
                 with poisoned(bad, ATTACKS[attack]) if attack in ATTACKS else nullcontext():
                     run = trained_together(recipe, path)
                 marks = examiner.examine(run / "adapter").hospitals
-                rows[label][rule] = mean(marks[files[name].stem].eval_loss for name in clean if name not in bad)
+                rows[label][rule] = mean(marks[name].eval_loss for name in _honest(list(clean)))
     finally:
         examiner.close()
     return rows
@@ -95,6 +96,11 @@ def _attacks(names: list[str]) -> Iterator[tuple[str, list[str]]]:
     for attack in (*ATTACKS, LABELS):
         for count in POISONED:
             yield attack, names[1 : 1 + count]
+
+
+def _honest(names: list[str]) -> list[str]:
+    """Those that are poisoned in no row."""
+    return [names[0], *names[1 + max(POISONED) :]]
 
 
 def _names(places: Places, count: int) -> list[str]:

@@ -40,7 +40,7 @@ def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
     from core_training.models.scored_model import ScoredModel
 
-    config = model.config
+    config, width = model.config, _width(model)
     config.num_labels = 1
     try:
         with torch.device("meta"):  # nothing of it is kept but its forward
@@ -60,7 +60,7 @@ def with_score_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
             ) from None
     layers = getattr(config, "scored_layers", model.base_model_prefix)
     setattr(classifier, classifier.base_model_prefix, getattr(model, layers))
-    score = Head(_width(model), bias=False)
+    score = Head(width, bias=False)
     # A score of zeros would leave the layers below without a gradient; this is the spread of the model's own layers.
     spread = getattr(config, "initializer_range", 0.02)  # OPT's configuration has none
     nn.init.normal_(score.weight, std=spread, generator=torch.Generator().manual_seed(seed))
@@ -115,4 +115,10 @@ def innermost(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _width(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config().hidden_size)
+    """The width of what the output layer is given. Raises InputError where the configuration does not say it."""
+    if (width := getattr(model.config.get_text_config(), "hidden_size", None)) is None:
+        raise InputError(
+            f"stage: the configuration of a {type(model).__name__} does not state its width (hidden_size), so there is "
+            "no place for a head; name another model"
+        )
+    return int(width)

@@ -95,6 +95,8 @@ def tune(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     from transformers import set_seed
 
     head = recipe.stage_part.head
+    if recipe.tuning_part.result != "adapter" and head != "score":
+        check_loads_whole(model, "tuning.mode", "use lora")
     if head == "score":
         model = with_score_head(model, recipe.training.seed)
     set_seed(recipe.training.seed)
@@ -103,6 +105,20 @@ def tune(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     if head == "value_head":
         add_value_head(model)
     return model
+
+
+def check_loads_whole(model: PreTrainedModel, key: str, remedy: str) -> None:
+    """Raise InputError, which begins with `key`, for a model that nobody could load again once it is written whole.
+
+    Transformers takes some models of text out of larger ones, and knows no configuration of theirs alone (Mllama's).
+    """
+    from transformers import AutoModelForCausalLM
+
+    if type(model.config) not in AutoModelForCausalLM._model_mapping:
+        raise InputError(
+            f"{key}: a {type(model).__name__} written whole would not be loaded again: transformers has no language "
+            f"model of a {type(model.config).__name__}; {remedy}"
+        )
 
 
 def unquantised(recipe: Recipe) -> Recipe:

@@ -71,6 +71,11 @@ def reading_of(model: PreTrainedModel, where: str, rows: int = 2) -> Reading:
             f"{where}: a {type(model).__name__} reads something else than tokens: {_first_line(error)}; name a "
             "language model"
         ) from None
+    except AssertionError as error:  # Reformer computes its layers backwards, from dropout's random state
+        raise InputError(
+            f"{where}: a {type(model).__name__} has no gradient without dropout: {_first_line(error)}; name another "
+            "model"
+        ) from None
     finally:
         hook.remove()
         model.train(training)

@@ -18,7 +18,7 @@ from core_training.foundation.state import TrainableState
 from core_training.models.base_model import BaseModel
 from core_training.models.endings import generation_settings, own_settings_aside
 from core_training.models.export import base_reference, served_padding
-from core_training.models.loading import load_tokenizer, restore_buffers, unquantised
+from core_training.models.loading import check_loads_whole, load_tokenizer, restore_buffers, unquantised
 from core_training.models.merging import merged
 from core_training.models.parameters import write_parameters
 from core_training.models.probe import check_adapter, check_written, has_room_for
@@ -131,6 +131,8 @@ def export_model(result: Result, to: Path) -> None:
     to = new_folder(to)
     base = _load(result, unquantised(result.recipe))
     model = merged(base.model)
+    if not hasattr(model, "score"):
+        check_loads_whole(model, "--merge", "export the adapter")
     ends = generation_settings(model, base.end_tokens)
     with commit_folder(to) as scratch:
         with served_padding(base), own_settings_aside(model):

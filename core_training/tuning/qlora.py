@@ -16,7 +16,7 @@ from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.qlora import QLORA
 from core_training.tuning.lora import LoraTuning
 from core_training.tuning.reach import Reach, reach_of, tell_reach
-from core_training.tuning.targets import experts, is_linear, read_elsewhere
+from core_training.tuning.targets import experts, inside_routers, is_linear, read_elsewhere
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,12 +77,12 @@ def _held(
 
 
 def _layers(model: PreTrainedModel) -> set[nn.Module]:
-    """The linear layers that can be held in four bits: no other code reads their weights."""
-    by_hand, output = read_elsewhere(model), model.get_output_embeddings()
+    """The linear layers that can be held in four bits: no other code reads their weights, and they route nothing."""
+    left_alone, output = read_elsewhere(model) | inside_routers(model), model.get_output_embeddings()
     return {
         module
         for name, module in model.named_modules()
-        if module is not output and name not in by_hand and is_linear(module)
+        if module is not output and name not in left_alone and is_linear(module)
     }
 
 

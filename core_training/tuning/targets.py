@@ -25,6 +25,9 @@ _KEY = "tuning.lora.target_modules"
 _READ = re.compile(r"(?<![\"\w.])((?:\w+\.)+)(\w+)\.weight\b(?!\s*\[|\.(?:dtype|device|shape)\b)")
 """A layer's weight in the code around it. Bloom reads a slice of some in a mode that it is not in."""
 
+_ROUTER = re.compile("Router|TopKGating")
+"""In the names of classes."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -130,12 +133,23 @@ def modules_named(model: nn.Module, key: str, names: list[str]) -> list[str]:
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """The linear layers but for the output, and those that no adapter can stand on."""
     apart = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}
-    by_hand = read_elsewhere(model)
+    left_alone = read_elsewhere(model) | inside_routers(model)
     return [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and id(module) not in apart and name not in by_hand and is_of_text(name)
+        if is_linear(module) and id(module) not in apart and name not in left_alone and is_of_text(name)
     ]
+
+
+def inside_routers(model: nn.Module) -> set[str]:
+    """The names of modules inside what chooses experts: it stays as it is, whatever it is made of."""
+    return {
+        f"{name}.{inside}"
+        for name, module in model.named_modules()
+        if _ROUTER.search(type(module).__name__)
+        for inside, _ in module.named_modules()
+        if inside
+    }
 
 
 def _text_places(model: nn.Module) -> list[str]:

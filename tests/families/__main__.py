@@ -1,6 +1,6 @@
 """`python -m tests.families [NAME …]`: every cell of families, as a page on standard output (docs/families.md).
 
-Without a name: all decoders of transformers that become small, in about half an hour; `sample` stands for the suite's.
+Without a name: all decoders of transformers, in about half an hour; `sample` stands for the suite's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _page(found: list[Found], not_built: list[str]) -> str:
     if not_built:
         lines += [
             "\n## Not built\n",
-            "What transformers lists as decoders, and what does not become small by its configuration's sizes alone:\n",
+            "What transformers lists as decoders, and why it could not be built:\n",
             *(f"- {one}" for one in not_built),
         ]
     return "\n".join(lines) + "\n"

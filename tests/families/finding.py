@@ -17,7 +17,7 @@ from core_training.foundation.errors import InputError
 from core_training.models.base_model import BaseModel
 from core_training.models.context import UNLIMITED, context_length
 from core_training.tuning import reach
-from tests.families.building import TooLarge, make_family
+from tests.families.building import UNBUILT, TooLarge, make_family
 from tests.families.tokenizers import KINDS, make_tokenizer
 from tests.families.walk import WALKS, Family
 
@@ -64,7 +64,7 @@ def walk_through(name: str) -> Found | str:
         except TooLarge as error:
             return str(error)
         except Exception as error:  # a configuration that cannot be guessed raises anything
-            return f"{name}: {_line(error)}"
+            return f"{name}: {UNBUILT.get(name) or _line(error)}"
         _look(found, Family(name, model, folder / "look"))
         for cell, walk in WALKS.items():
             (folder / cell).mkdir()

@@ -71,6 +71,21 @@ def test_a_model_that_cannot_write_is_refused_where_it_would_have_to(tiny_model:
     assert Conversation(BaseModel(family.recipe("sft")), Sampling(max_tokens=2)).reply("fever?").tokens == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "cell", "said"),
+    [
+        ("reformer", "loss", "a ReformerModelWithLMHead has no gradient without dropout: "),
+        ("blt", "reward", r"the configuration of a BltForCausalLM does not state its width \(hidden_size\)"),
+        ("mllama", "full", "tuning.mode: a MllamaForCausalLM written whole would not be loaded again: .*; use lora"),
+        ("mllama", "adapter", "--merge: a MllamaForCausalLM written whole .*; export the adapter"),
+        ("emu3", "loss", "its weights lack 21 tensors"),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused(tmp_path: Path, tiny_model: Path, name: str, cell: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        WALKS[cell](Family(name, make_family(name, tiny_model, tmp_path / name), tmp_path))
+
+
 def test_the_value_of_a_token_is_found_in_a_model_that_gives_all_of_a_rows(tiny_model: Path, tmp_path: Path) -> None:
     """Whisper's decoder does not keep to the positions that are asked for."""
     WALKS["ppo"](Family("whisper", make_family("whisper", tiny_model, tmp_path / "whisper"), tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,17 @@ def test_layers_that_are_linear_by_name_alone_are_left_alone(
     assert engine.train(2).steps == 2
     assert "router" not in trained(engine._base)
     engine.close()
+
+
+@pytest.mark.parametrize("family", ["dbrx", "afmoe", "jetmoe", "zaya"])
+def test_routers_that_are_made_of_plain_layers_are_left_alone(build: Build, family: str) -> None:
+    """What chooses experts is neither trained nor rounded to four bits."""
+    held = build(family, "qlora")
+    assert held.trainable_parameters
+    assert not re.search(r"\.(router|gate)\.", trained(held))
+    routers = {n: p for n, p in held.model.named_parameters() if re.search(r"\.(router|gate)\..*weight$", n)}
+    assert routers
+    assert all(parameter.dtype == torch.float32 for parameter in routers.values())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "falcon"])

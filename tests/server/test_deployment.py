@@ -454,6 +454,24 @@ def test_a_site_starts_once(deployed):
 
 
 @pytest.mark.slow
+def test_another_run_starts_from_a_runs_result_at_the_sites_that_name_their_copy_of_it(deployed, undisturbed):
+    """As docs/deploy.md says of a run that should have had more rounds."""
+    federation, folder = deployed
+    first = next(run for run in federation.run_ids() if RunFolder(federation.runs / run).summary() == undisturbed)
+    for name in ("north", "south"):
+        assert (folder / name / "runs" / first / "adapter").is_dir()
+        stop_site(folder / name)
+        with (folder / name / "site.yaml").open("a") as file:
+            file.write(f"\nruns: {{together: runs/{first}}}\n")
+        assert start_site(folder / name)[1].state == "connected"
+    more = submit_run(federation, folder / "recipe.yaml", ["model.adapters=[together]", "topology.rounds=1"])
+    summary = outcome(federation, more)
+    assert summary["status"] == "completed"
+    assert summary["rounds"] == 1
+    assert summary["eval_loss_initial"] == pytest.approx(undisturbed["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_model_that_a_site_does_not_have_is_told_by_name(deployed):
     federation, folder = deployed
     run_id = submit_run(

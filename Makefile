@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TRACKERS := wandb mlflow trackio
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test quick elsewhere check bench docs matrix families faults proto clean help
+.PHONY: demo test quick elsewhere check trackers bench docs matrix families faults proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -42,6 +43,19 @@ check: $(VENV)/.installed-all ## Style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# Each in an environment of its own, over the one of all others: mlflow wants older libraries than fedloom's.
+$(VENV)/trackers/%/.installed: | $(VENV)/.installed-all
+	$(BIN)/python -m venv --without-pip $(@D)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/fedloom.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $*
+	@touch $@
+
+trackers: $(TRACKERS:%=$(VENV)/trackers/%/.installed) ## The tests of trackers beside the real libraries (half a gigabyte)
+	for tracker in $(TRACKERS); do \
+		$(VENV)/trackers/$$tracker/bin/python -m pytest -n 0 -k $$tracker tests/core_training/runs/test_trackers.py || exit 1; \
+	done
 
 bench: $(VENV)/.installed-all ## The figures in docs/results.md
 	$(BIN)/python -m benchmarks

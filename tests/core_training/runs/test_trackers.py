@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,21 @@ def run(recipe: Recipe, path: Path) -> RunFolder:
 def needs(library: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(library) is None
     return pytest.mark.skipif(missing, reason=f"{library} is not installed")
+
+
+@pytest.fixture
+def nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every address of the network is behind a proxy of ours, and nobody comes there."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0)
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            for name in (variable, variable.lower()):
+                monkeypatch.setenv(name, address)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        yield
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 def test_csv_is_the_curve_as_a_table(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -174,6 +190,7 @@ def test_tensorboard_has_each_point_once_also_after_a_resume(make_recipe: MakeRe
 
 
 @needs("wandb")
+@pytest.mark.usefixtures("nothing_is_sent")
 @pytest.mark.slow
 def test_wandb_writes_offline_into_the_run_folder(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -186,6 +203,7 @@ def test_wandb_writes_offline_into_the_run_folder(
 
 
 @needs("mlflow")
+@pytest.mark.usefixtures("nothing_is_sent")
 @pytest.mark.slow
 def test_mlflow_writes_into_the_run_folder(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     run(make_recipe(training={"max_steps": 3, "logging_steps": 1, "report_to": "mlflow"}), tmp_path / "run")
@@ -199,6 +217,7 @@ def test_mlflow_writes_into_the_run_folder(make_recipe: MakeRecipe, tmp_path: Pa
 
 
 @needs("trackio")
+@pytest.mark.usefixtures("nothing_is_sent")
 @pytest.mark.slow
 def test_trackio_writes_into_the_run_folder(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -164,7 +164,8 @@ def test_a_node_whose_site_fails_says_why_and_the_others_round_is_not_lost(nodes
     answer(*starts[0], "--detach")
     failed = fedloom(*starts[1])
     assert failed.returncode == 1, failed.stderr
-    (line,) = failed.stderr.strip().splitlines()
+    # A slow machine's node tells before it of connections that took long to prove who they are.
+    (line,) = (line for line in failed.stderr.splitlines() if line.startswith("error: "))
     assert re.fullmatch("error: site 'site1' could not train round 2: " + TOLD[kind].format(step=2), line), line
     assert re.search(SAID[kind].format(step=2), (folder / "n1" / "logs" / "worker.log").read_text())
     (own,) = (RunFolder(run) for run in (folder / "n1" / "runs").iterdir())

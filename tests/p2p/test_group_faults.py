@@ -133,9 +133,22 @@ class Outcome:
         assert digest in {ring_average(self.sites, last, self.recipe, members).digest for members in groups}
 
 
-@pytest.mark.parametrize("count", [3, 5, 8])
-@pytest.mark.parametrize("phase", [phase.value for phase in Phase])
-@pytest.mark.parametrize("kind", FAULTS)
+PHASES = [phase.value for phase in Phase]
+COUNTS = (3, 5, 8)
+SAMPLE = [
+    (kind, phase, COUNTS[(row + column) % len(COUNTS)])
+    for row, kind in enumerate(FAULTS)
+    for column, phase in enumerate(PHASES)
+]
+"""Each kind of fault in each phase, once; and both with each size of a group."""
+
+
+def test_every_two_of_kind_phase_and_size_meet_in_the_sample():
+    for first, second, many in ((0, 1, len(FAULTS) * len(PHASES)), (0, 2, len(FAULTS) * 3), (1, 2, len(PHASES) * 3)):
+        assert len({(one[first], one[second]) for one in SAMPLE}) == many
+
+
+@pytest.mark.parametrize(("kind", "phase", "count"), SAMPLE)
 def test_survivors_agree_on_the_exact_mean_of_a_group_or_on_none(tmp_path, kind, phase, count):
     everybody = [f"site{n}" for n in range(count)]
     outcome = Outcome(tmp_path, count, Fault(kind, phase, f"site{count // 2}"))

@@ -119,12 +119,21 @@ def test_training_changes_the_trained_tensors_and_no_others(make_recipe: MakeRec
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
+TRAINED = [
+    *((MODES[mode], stage, row + column) for row, mode in enumerate(MODES) for column, stage in enumerate(HEADS)),
+    *(
+        ({"mode": mode, "lora": {"r": 4, **variant}}, "sft", row + column)
+        for row, mode in enumerate(("lora", "qlora"))
+        for column, variant in enumerate(VARIANTS.values())
+    ),
+]
+"""With a number: its being odd changes from each mode, stage and variant to the next."""
+
+
 @pytest.mark.parametrize(
-    ("tuning", "stage"),
-    [(MODES[mode], stage) for mode, stage in CELLS]
-    + [({"mode": m, "lora": {"r": 4, **v}}, "sft") for m in ("lora", "qlora") for v in VARIANTS.values()],
+    ("tuning", "stage", "dtype"),
+    [(tuning, stage, ("float32", "bfloat16")[number % 2]) for tuning, stage, number in TRAINED],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_trained_tensor_has_a_gradient_before_and_after_an_evaluation(
     make_recipe: MakeRecipe, tuning: Any, stage: str, dtype: str
 ) -> None:

@@ -36,6 +36,7 @@ def test_it_describes_this_machine_in_a_table_and_as_json(fedloom: Command) -> N
         "ninja",
         "deepspeed",
         "ray",
+        "dp-accounting",
         "Flower",
         "calls home",
     } <= findings.keys()

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
+from core_training.foundation.state import TrainableState
 from core_training.privacy.ledger import PrivacyLedger
 from core_training.privacy.mechanism import RecordMechanism, SiteMechanism, mechanism_of
 from core_training.recipe.schema import Recipe
+from strategies.messages import TrainOrder
+
+
+def released_digest(order: TrainOrder, trained: TrainableState) -> str:
+    """The digest (hex) of what leaves in answer to an order: of the state, and of the room that the ring has for sites.
+
+    With other room the noise that hides a whole site is another one.
+    """
+    room = order.ring.sites if order.ring is not None else 0
+    return hashlib.sha256(f"{trained.digest} {room}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

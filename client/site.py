@@ -14,7 +14,7 @@ from pathlib import Path
 
 from client.enrolment import Enrolment
 from client.own_model import tune_own_model
-from client.releases import Releases
+from client.releases import Releases, released_digest
 from client.secure_side import SecureSide
 from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
@@ -406,7 +406,7 @@ class _SiteRun:
         """The slice as others may know it, and on the site's account: what is this site's own stays as it was."""
         if keeps_own(self.recipe):
             trained = with_own(self.recipe, trained, own=start)
-        self._releases.charge(order.round, trained.digest, self._steps_of(order))
+        self._releases.charge(order.round, released_digest(order, trained), self._steps_of(order))
         if self._releases.tell_losses:
             return TrainedSlice(start, trained, report, evaluation, start_digest)
         return TrainedSlice(start, trained, report.withheld, None, start_digest)

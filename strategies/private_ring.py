@@ -16,6 +16,7 @@ from core_training.foundation.errors import InputError, ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.privacy.mechanism import SiteMechanism
 from core_training.privacy.noise import SecretRandom
+from strategies.draws import key_of
 from strategies.ring import RingCodec, RingVector
 from strategies.ring_scale import Scale, largest_change_of
 from strategies.selection import Selection
@@ -76,13 +77,18 @@ class PrivateRingCodec(RingCodec):
         if not math.isfinite(norm):
             raise ProtocolError("the change holds NaN or infinite values")
         change *= min(1.0, self._clip / norm if norm else 1.0) / self._step
-        random = SecretRandom(key)
+        random = SecretRandom(self._key_of_terms(key))
         numbers = self._rounded(change, random) + random.discrete_normal(self._values, self._share)
         vector = np.empty(self.length, dtype=self.dtype)
         # The cast to unsigned turns a negative number into its complement, which is how the ring writes it.
         vector[: self._values] = numbers.astype(np.int32)
         self._write_rest(vector, [0.0] * len(self._limits) + [1], [1, 0, *figures])
         return vector
+
+    def _key_of_terms(self, key: bytes) -> bytes:
+        """The key of the noise on these terms: of one update with half the noise, the same noise could be taken off."""
+        terms = (self._step, self._share, self._clip, float(self._values))
+        return key_of("noise on terms", key.hex(), *(term.hex() for term in terms))
 
     def _change(self, trained: TrainableState, start: TrainableState) -> npt.NDArray[np.float64]:
         """The change of the values that travel."""

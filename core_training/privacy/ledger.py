@@ -66,11 +66,16 @@ class PrivacyLedger:
         self.budget = budget
 
     def lines(self) -> list[LedgerLine]:
-        """All lines, oldest first. Raises RunError for a damaged file: what was spent is not known then."""
-        if not self.path.exists():
+        """All lines, oldest first. Raises RunError where the file cannot be read or is damaged: what was spent is not
+        known then.
+        """
+        try:
+            with self._opened() as file:
+                return self._read(file)
+        except FileNotFoundError:
             return []
-        with self._opened() as file:
-            return self._read(file)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be read ({error}); what was released is not known") from error
 
     def check(self, release: Release, but_for: str | None = None) -> None:
         """Raise BudgetSpentError where `release`, after all that is in the ledger, would lead beyond the budget.

@@ -94,6 +94,19 @@ def test_the_same_update_has_the_same_bytes_and_another_another_noise(make_recip
     assert np.count_nonzero(one != other) > 0.9 * MANIFEST.size
 
 
+def test_two_runs_on_other_terms_do_not_have_the_same_noise(make_recipe: MakeRecipe) -> None:
+    """Of x + n and x + n/2 anybody could tell x."""
+    start, (trained,) = states(1, norm=0.5)
+    key = noise_key("secret", start.digest, trained.digest)
+    values = []
+    for noise in (2.0, 1.0):
+        recipe = recipe_of(make_recipe, terms={"noise_multiplier": noise})
+        codec: Any = ring_codec(recipe, MANIFEST, 1, first_scale(recipe, MANIFEST), 4)
+        vector = codec.encode(trained, start, 1, NOTHING, key)[: MANIFEST.size].astype(np.int32)
+        values.append(vector * codec._step - (trained.buffer.astype(np.float64) - start.buffer))
+    assert abs(np.corrcoef(values)[0, 1]) < 0.05
+
+
 def test_the_scale_stays_and_no_server_chooses_another(make_recipe: MakeRecipe) -> None:
     recipe = recipe_of(make_recipe)
     scale = first_scale(recipe, MANIFEST)

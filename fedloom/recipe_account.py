@@ -102,6 +102,11 @@ def _what_stalls(recipe: Recipe) -> list[str]:
             f"aggregation.outer.momentum: {outer.momentum:g} wants hundreds of rounds, and these are {rounds}; "
             "0.5 learns more in few"
         )
+    if outer.step_part.reads_norms and recipe.training.learning_rate is None:
+        warnings.append(
+            f"training.learning_rate: unset it goes with the number of sites, and {outer.step} goes further by itself; "
+            "give what one site would take"
+        )
     if outer.step_part.betas is not None and outer.learning_rate == outer.step_part.learning_rate:
         warnings.append(
             f"aggregation.outer.learning_rate: {outer.step} moves each value by about it a round, whatever the sites "

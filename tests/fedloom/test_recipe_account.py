@@ -21,6 +21,10 @@ MakeRecipe = Callable[..., Recipe]
         ({"topology": {"local_steps": 30}}, "topology.local_steps: in 30 steps between two exchanges the sites drift"),
         ({"aggregation": {"outer": {"step": "nesterov", "momentum": 0.9}}}, "0.9 wants hundreds of rounds"),
         ({"topology": {"local_steps": None, "local_seconds": 2.0}}, "so no second run gives the same"),
+        (
+            {"aggregation": {"outer": {"step": "fedexp"}}, "training": {"learning_rate": None}},
+            "training.learning_rate: unset it goes with the number of sites, and fedexp goes further by itself",
+        ),
         ({"aggregation": {"outer": {"step": "adam"}}}, "aggregation.outer.learning_rate: adam moves each value"),
     ],
 )

@@ -16,6 +16,8 @@ from core_training.foundation.errors import InputError
 ADJACENCY = "add or remove one unit"
 ACCOUNTANT = "privacy loss distributions (dp-accounting)"
 
+_NO_PRIVACY = 200.0
+"""Beyond it the bound will do: distributions of such losses take more memory than there is."""
 _HALVINGS = 6
 _COARSE = 1e-3
 _LEAST_NOISE, _MOST_NOISE = 0.1, 1e4
@@ -53,7 +55,14 @@ def _epsilon(steps: tuple[tuple[float, float, int], ...], delta: float, interval
     """By losses rounded up to multiples of `interval`: a coarser one takes less time and says more than it is."""
     if not steps:
         return 0.0
+    if (bound := _by_moments(steps, delta)) > _NO_PRIVACY:
+        return bound
     return _composed(_library("pld").PLDAccountant(value_discretization_interval=interval), steps, delta)
+
+
+def _by_moments(steps: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    """An upper bound of ε, by Rényi's moments (Mironov 2017)."""
+    return _composed(_library("rdp").RdpAccountant(_ORDERS), steps, delta)
 
 
 def _composed(accountant: Any, steps: Iterable[tuple[float, float, int]], delta: float) -> float:
@@ -71,12 +80,9 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
     Raises InputError where none is enough, or dp-accounting is not installed.
     """
 
-    def by_moments(noise: float) -> float:
-        return _composed(_library("rdp").RdpAccountant(_ORDERS), [(sampling_rate, noise, steps)], delta)
-
     # Rényi's moments take milliseconds and say more than it is: they tell where to look.
     above = _LEAST_NOISE
-    while by_moments(above) > epsilon:
+    while _by_moments(((sampling_rate, above, steps),), delta) > epsilon:
         if (above := above * 1.25) > _MOST_NOISE:
             raise InputError(
                 f"privacy.differential_privacy.epsilon: no noise makes {steps} steps come to {epsilon:g} at delta "

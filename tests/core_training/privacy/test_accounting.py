@@ -44,6 +44,12 @@ def test_another_accountant_says_the_same(rate: float, noise: float, steps: int)
     assert epsilon_of([Release("record", rate, noise, steps)], 1e-5) == pytest.approx(prv.get_epsilon(1e-5), rel=0.02)
 
 
+@pytest.mark.parametrize("noise", [1e-9, 1e-3, 0.05])
+def test_noise_that_hides_nothing_is_told_as_such(noise: float) -> None:
+    """By privacy loss distributions it would take more memory than there is."""
+    assert 200 < epsilon_of([Release("record", 0.1, noise, 50)], 1e-5) < math.inf
+
+
 def test_releases_add_up_whatever_their_order() -> None:
     releases = [Release("record", 0.02, 1.0, 30), Release("record", 0.05, 2.0, 10), Release("record", 0.02, 1.0, 20)]
     together = epsilon_of(releases, 1e-5)

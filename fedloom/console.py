@@ -156,6 +156,11 @@ def show_protection(summary: Mapping[str, Any]) -> None:
         stderr.print(f"secure aggregation: {seconds:.1f} s of it")
     if summary.get("saturated"):
         stderr.print(f"{summary['saturated']:,} values of all updates were cut at privacy.clip", soft_wrap=True)
+    if account := summary.get("privacy"):
+        epsilon = "not known here" if account["epsilon"] is None else f"{account['epsilon']:.3g} at most"
+        told = "" if account["losses_told"] or summary["topology"] == "central" else "; sites tell no losses"
+        words = f"privacy: ε {epsilon} at δ {account['delta']:g} for each {account['unit']} (fedloom privacy RUN){told}"
+        stderr.print(printable(words), soft_wrap=True)
 
 
 def _shown(value: float | int | None) -> str:

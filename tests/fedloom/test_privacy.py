@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from core_training.engine import central
+from core_training.engine.engine import open_engine
 from core_training.foundation.errors import InputError
 from core_training.privacy.accounting import Release, epsilon_of
 from core_training.privacy.ledger import LEDGER_FILE, PrivacyLedger
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
 from fedloom.commands.privacy import app
+from fedloom.console import show_summary
 from simulations import simulate
 
 MakeRecipe = Callable[..., Recipe]
@@ -63,6 +67,16 @@ def test_a_federated_runs_account_is_that_of_its_summary(
     assert document["epsilon"] == summary.privacy["epsilon"]
     assert set(document["sites"]) == set(summary.sites)
     assert "  site " in said(str(tmp_path / "run"))
+
+
+def test_a_runs_end_says_what_it_came_to(
+    make_recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(privacy={"differential_privacy": {"noise_multiplier": 4.0}}, training={"max_steps": 2})
+    summary = central.train(recipe, open_engine(recipe), RunFolder(tmp_path / "run"))
+    show_summary(asdict(summary), "run", as_json=False, quiet=False)
+    assert summary.privacy is not None
+    assert f"privacy: ε {summary.privacy['epsilon']:.3g} at most at δ 1e-05 for each record" in capsys.readouterr().err
 
 
 def test_other_folders_are_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.pinned_roster import IDENTITY_KEY, load_identity, pinned_roster
 from client.site_config import SiteConfig
 from core_training.foundation.errors import InputError
-from core_training.privacy.ledger import LEDGER_FILE, Budget, PrivacyLedger
+from core_training.privacy.ledger import LEDGER_FILE, PrivacyLedger
 from core_training.recipe.schema import Recipe
 from security.private_files import read_private_file
 from security.secure_aggregation.terms import Minimums, terms_of
@@ -45,8 +45,17 @@ class Enrolment:
             raise InputError(
                 f"topology.kind: this site takes part in {self.topology} runs, not in {recipe.topology.kind}"
             )
-        if self.ledger is not None and self.ledger.budget is not None:
-            self._check_privacy(recipe, self.ledger.budget)
+        terms = recipe.privacy.differential_privacy
+        if terms is not None and terms.tell_losses and self.ledger is not None:
+            raise InputError(
+                "privacy.differential_privacy.tell_losses: it is for simulations, as no ε covers losses; leave it out"
+            )
+        if terms is None and self.ledger is not None and self.ledger.budget is not None:
+            budget = self.ledger.budget
+            raise InputError(
+                f"privacy.differential_privacy: this site takes part in no run without it (privacy in its site.yaml: ε "
+                f"{budget.epsilon:g} at δ {budget.delta:g} for each {budget.unit} in all); give it"
+            )
         if recipe.privacy.secure is not None:
             self.minimums.check(terms_of(recipe, largest_change(recipe)))
         elif self.required:
@@ -56,19 +65,6 @@ class Enrolment:
             )
         elif self.max_update_norm is not None:
             self._check_norm(recipe.aggregation.max_update_norm, self.max_update_norm)
-
-    @staticmethod
-    def _check_privacy(recipe: Recipe, budget: Budget) -> None:
-        terms, key = recipe.privacy.differential_privacy, "privacy.differential_privacy"
-        if terms is None:
-            raise InputError(
-                f"{key}: this site takes part in no run without it (privacy in its site.yaml: ε {budget.epsilon:g} at "
-                f"δ {budget.delta:g} for each {budget.unit} in all); give it"
-            )
-        if terms.tell_losses:
-            raise InputError(
-                f"{key}.tell_losses: this site has a budget, which losses are not counted in; leave it out"
-            )
 
     @staticmethod
     def _check_norm(offered: float | None, most: float) -> None:

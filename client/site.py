@@ -14,7 +14,7 @@ from pathlib import Path
 
 from client.enrolment import Enrolment
 from client.own_model import tune_own_model
-from client.releases import Releases, released_digest
+from client.releases import Releases
 from client.secure_side import SecureSide
 from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
@@ -246,7 +246,7 @@ class _SiteRun:
             initial_digest=self._engine.initial_digest,
             initial_state_digest=self._engine.initial_state.digest,
             roster_digest=secure_side.roster_digest if secure_side else None,
-            data=self._engine.data_report,
+            data=self._releases.announced(self._engine.data_report),
             processes=processes,
             layout=self._engine.layout(base_name=self.recipe.model.name_or_path),
         )
@@ -267,17 +267,23 @@ class _SiteRun:
         part = trained_part(self.recipe, self.manifest, order.round, self._name)
         self._engine.begin_round(mine, missed_rounds=missed > 0, part=part)
         waited = time.monotonic() - arrived
-        report = self._engine.train(
-            self._steps_of(order),
-            on_figures=lambda figures: self.folder.event(events.StepsLogged.of(figures, order.round)),
-        )
+        try:
+            report = self._engine.train(
+                self._steps_of(order),
+                on_figures=lambda figures: self.folder.event(events.StepsLogged.of(figures, order.round)),
+            )
+        except FedloomError:
+            self._releases.charge_failure(order, self._steps_of(order))
+            raise
         evaluation = None
         if self._evaluates(order):
             # After training, so that nothing delays it; the losses are those of the state that came in.
             with holding(self._engine, mine) as trained:
-                evaluation = total(self._engine.evaluate())
+                evaluation = self._evaluation()
         else:
             trained = self._engine.read_state()
+        # Before the checkpoint: what is in it, as moments of an optimizer, goes on into later rounds.
+        self._releases.charge(order, self._sent(incoming, trained), self._steps_of(order))
         notes = {
             "incoming": start_digest,
             "steps": order.steps,
@@ -338,7 +344,7 @@ class _SiteRun:
             self._stand_after(order.round)
             state = self._with_own(state)
         with holding(self._engine, state):
-            evaluation = total(self._engine.evaluate())
+            evaluation = self._evaluation() or NOTHING_EVALUATED
             if order.final:
                 self._engine.save_model(self.folder.path / result_name(self.recipe))
                 self.folder.event(events.RoundsCompleted(round=order.round, eval_loss=evaluation.loss))
@@ -404,12 +410,24 @@ class _SiteRun:
         start_digest: str,
     ) -> TrainedSlice:
         """The slice as others may know it, and on the site's account: what is this site's own stays as it was."""
-        if keeps_own(self.recipe):
-            trained = with_own(self.recipe, trained, own=start)
-        self._releases.charge(order.round, released_digest(order, trained), self._steps_of(order))
+        trained = self._sent(start, trained)
+        self._releases.charge(order, trained, self._steps_of(order))
         if self._releases.tell_losses:
             return TrainedSlice(start, trained, report, evaluation, start_digest)
         return TrainedSlice(start, trained, report.withheld, None, start_digest)
+
+    def _sent(self, start: TrainableState, trained: TrainableState) -> TrainableState:
+        """The trained state as others may know it."""
+        return with_own(self.recipe, trained, own=start) if keeps_own(self.recipe) else trained
+
+    def _evaluation(self) -> EvalReport | None:
+        """The held-out loss of what the engine holds; None where it is no number, if nobody is to know."""
+        try:
+            return total(self._engine.evaluate())
+        except DivergedError:
+            if self._releases.tell_losses:
+                raise
+            return None
 
     def _with_own(self, common: TrainableState) -> TrainableState:
         """The common state with what is this site's own, as the engine holds it."""

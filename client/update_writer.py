@@ -184,7 +184,9 @@ class UpdateWriter:
         figures = RoundFigures.of(trained.report, trained.evaluation).to_integers()
         key = self._rounding_key(order)
         if self._recipe.privacy.hides_sites:
-            key = noise_key(self._rounding_secret, trained.start_digest, trained.trained.digest)
+            key = noise_key(
+                self._rounding_secret, order.run_id, order.round, trained.start_digest, trained.trained.digest
+            )
         return codec.encode(trained.trained, trained.start, int(self._weight(trained)), figures, key)
 
     def _weight(self, trained: TrainedSlice) -> float:

@@ -84,7 +84,8 @@ class GroupUpdate:
             self._use(Scale.widest(scales.values()))
         key = rounding_key(self._recipe.training.seed, self._plan.rounding_secret, self._update.round)
         if self._recipe.privacy.hides_sites:
-            key = noise_key(self._plan.rounding_secret, self._start.digest, self._trained.digest)
+            own, run_id, number = self._plan.rounding_secret, self._plan.run_id, self._update.round
+            key = noise_key(own, run_id, number, self._start.digest, self._trained.digest)
         figures = RoundFigures.of(self._update.train, self._update.evaluation).to_integers()
         return self._codec.encode(self._trained, self._start, int(self._update.weight), figures, key)
 

@@ -34,13 +34,13 @@ def rounding_key(seed: int, secret: str, round: int) -> bytes:
     return key_of("rounding", seed, secret, round)
 
 
-def noise_key(secret: str, start: str, trained: str) -> bytes:
-    """The key of the noise on one site's update, from the digests of the states before and after it.
+def noise_key(secret: str, run_id: str, round: int, start: str, trained: str) -> bytes:
+    """The key of the noise on one site's update in a round, from the digests of the states before and after it.
 
-    The same update has the same noise however often it is asked for, and no other has it: the difference of two would
-    be without noise.
+    The same update has the same noise however often a round asks for it, and no other has it: the difference of two
+    would be without noise. So would that of two runs' sums be, of which one lacks a site.
     """
-    return key_of("noise", secret, start, trained)
+    return key_of("noise", secret, run_id, round, start, trained)
 
 
 def draws(key: bytes, place: int, count: int) -> npt.NDArray[np.uint16]:

@@ -14,16 +14,17 @@ import pytest
 from client.enrolment import Enrolment
 from client.site import SiteService
 from core_training.engine import central
-from core_training.engine.engine import open_engine
-from core_training.foundation.errors import InputError
+from core_training.engine.engine import Engine, open_engine
+from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.state import TrainableState
+from core_training.foundation.trainable import NOTHING_EVALUATED, DataReport
 from core_training.privacy.accounting import epsilon_of
 from core_training.privacy.ledger import LEDGER_FILE, Budget, PrivacyLedger
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from simulations import simulate
-from strategies.messages import EvaluateOrder, EvaluateReply, JoinOrder, Refusal, TrainOrder, Update
+from strategies.messages import EvaluateOrder, EvaluateReply, JoinOrder, JoinReply, Refusal, TrainOrder, Update
 
 MakeRecipe = Callable[..., Recipe]
 ROUNDS = {"kind": "federated", "rounds": 2, "local_steps": 2}
@@ -190,6 +191,90 @@ def test_the_final_evaluation_tells_nothing(one_site: Recipe, tmp_path: Path) ->
     assert (reply.evaluation.loss_sum, reply.evaluation.weight, reply.evaluation.examples) == (0.0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": {"eval_fraction": 0.0}},
+        {"data": {"eval_fraction": 0.7}},
+        {"data": {"eval_fraction": 0.999999}},
+        {"training": {"max_length": 8}},
+        {"data": {"on_error": "skip"}},
+    ],
+    ids=str,
+)
+def test_what_a_site_says_of_its_data_does_not_go_by_what_a_recipe_does_with_it(
+    make_recipe: MakeRecipe, site_files: list[Path], tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    """A server that could choose which record is held out, or too long, would ask for one after the other."""
+    records = sum(len(path.read_text().splitlines()) for path in site_files)
+    site = Asked(make_recipe(topology=ROUNDS, privacy={"differential_privacy": TERMS}, **sections), tmp_path / "site")
+    reply = JoinReply.open(site.join())
+    assert reply.data == DataReport(records, 0, 0, 0, records)
+    assert isinstance(site.train(site.order(1)), Update), "also where nothing is left to train on"
+
+
+def test_a_state_that_makes_records_diverge_is_answered_and_charged_as_any_other(
+    one_site: Recipe, tmp_path: Path
+) -> None:
+    """A refusal would tell that a record, for which the state was made, is there."""
+    site = Asked(one_site, tmp_path / "site")
+    site.join()
+    start = open_engine(one_site).initial_state
+    huge = TrainableState(start.manifest, np.full_like(start.buffer, 1e30))
+    update = site.train(site.order(1, huge))
+    assert isinstance(update, Update)
+    assert TrainableState.from_bytes(bytes(update.payload), start.manifest).is_finite()
+    assert len(site.ledger.lines()) == 1
+    order = EvaluateOrder(
+        run_id="run", round=1, final=False, manifest_digest=start.manifest.digest, payload=huge.to_bytes()
+    )
+    reply = EvaluateReply.open(site.service.handle(order.envelope()))
+    assert reply.evaluation == NOTHING_EVALUATED
+
+
+def test_a_slice_that_fails_is_charged_each_time(
+    one_site: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Asked(one_site, tmp_path / "site")
+    site.join()
+    monkeypatch.setattr(Engine, "train", lambda *_, **__: (_ for _ in ()).throw(RunError("no memory")))
+    for _ in range(2):
+        assert isinstance(site.train(site.order(1)), Refusal)
+    assert [line.at for line in site.ledger.lines()] == [1, 1]
+
+
+def test_what_is_in_a_checkpoint_is_on_the_account(
+    one_site: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moments in it go on into later rounds, also when a kill came before the answer."""
+    site = Asked(one_site, tmp_path / "site")
+    site.join()
+    monkeypatch.setattr(Engine, "checkpoint", lambda *_, **__: (_ for _ in ()).throw(RunError("killed")))
+    assert isinstance(site.train(site.order(1)), Refusal)
+    assert len(site.ledger.lines()) == 1
+
+
+def test_the_epsilon_that_a_recipe_names_is_kept_to_without_a_budget(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    terms = {"epsilon": 20.0, "clip": 0.5}
+    recipe = make_recipe(
+        topology=ROUNDS,
+        training={"per_device_train_batch_size": 1000},
+        privacy={"differential_privacy": terms},
+    )
+    site = Asked(recipe, tmp_path / "site")
+    site.join()
+    start = open_engine(recipe).initial_state
+    states = [TrainableState(start.manifest, start.buffer + np.float32(1e-3 * number)) for number in range(3)]
+    answers = [site.train(site.order(1, state)) for state in states]
+    assert [type(answer) for answer in answers] == [Update, Update, Refusal]
+    assert "its recipe says 20" in answers[2].reason
+
+
+def test_a_real_site_tells_no_losses_whatever_its_budget(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(topology=ROUNDS, privacy={"differential_privacy": {**TERMS, "tell_losses": True}})
+    assert "it is for simulations" in Refusal.open(Asked(recipe, tmp_path / "site").join()).reason
+
+
 def test_a_run_that_would_spend_more_than_the_budget_is_refused_before_it_begins(
     one_site: Recipe, tmp_path: Path
 ) -> None:
@@ -223,7 +308,6 @@ def test_a_site_stops_when_its_budget_is_spent_whatever_it_was_promised(one_site
     ("privacy", "said"),
     [
         ({}, "takes part in no run without it"),
-        ({"differential_privacy": {**TERMS, "tell_losses": True}}, "tell_losses"),
         ({"differential_privacy": {**TERMS, "unit": "question"}}, "this site's budget is for each record"),
     ],
 )
@@ -257,6 +341,8 @@ def test_nothing_leaves_that_is_not_on_the_account(
         ({"training": {"torch_compile": True}}, "training.torch_compile"),
         ({"deepspeed": {"stage": 0, "processes": 2}}, "deepspeed"),
         ({"data": {"cache": "here"}}, "data.cache"),
+        ({"data": {"mix": {"alpha": 1.0}}}, "data.mix"),
+        ({"data": {"max_samples": 5}}, "data.max_samples"),
         ({"model": {"router_aux_loss_coef": 0.1}}, "model.router_aux_loss_coef"),
         ({"topology": {**ROUNDS, "early_stopping_patience": 2}}, "topology.early_stopping_patience"),
         ({"topology": {**ROUNDS, "own_steps": 3}}, "topology.own_steps"),
@@ -274,6 +360,12 @@ def test_what_would_undo_it_is_refused_by_its_key(make_recipe: MakeRecipe, secti
 def test_either_noise_or_epsilon_is_given(make_recipe: MakeRecipe, terms: dict[str, float]) -> None:
     with pytest.raises(InputError, match="give either noise_multiplier or epsilon"):
         make_recipe(privacy={"differential_privacy": terms})
+
+
+def test_a_column_of_sites_is_no_unit(make_recipe: MakeRecipe) -> None:
+    """An account of whole sites would take it for one of theirs."""
+    with pytest.raises(InputError, match="level: site"):
+        make_recipe(privacy={"differential_privacy": {**TERMS, "unit": "site"}})
 
 
 def test_a_site_that_trains_under_deepspeed_refuses_it(make_recipe: MakeRecipe) -> None:
@@ -311,10 +403,9 @@ def test_masked_sums_that_hide_whole_sites(
         [("site", 1, 0.5)] * 2
     ] * len(site_files)
     assert summary.privacy["epsilon"] == pytest.approx(epsilon_of([line.release for line in lines[0]], 1e-5))
-    again = simulate(recipe, RunFolder(tmp_path / "again"))
-    assert again.state_digest == summary.state_digest, (
-        "noise is by the sites' secrets, which a simulation makes of names"
-    )
+    again, other = (simulate(recipe, RunFolder(tmp_path / "again" / name)) for name in ("run", "other"))
+    assert again.state_digest == summary.state_digest, "noise is by secrets, which a simulation makes of names"
+    assert kind == "gossip" or other.state_digest != summary.state_digest, "no other run has its noise"
 
 
 @pytest.mark.parametrize(

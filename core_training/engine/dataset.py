@@ -31,6 +31,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Units:
+    """Whose the training rows are, as numbers from 0 up: `of_rows`; `count` is of all units, also of those without."""
+
+    of_rows: npt.NDArray[np.int64]
+    count: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """The training and evaluation data of one engine. `training_sources` counts examples by source, like `evaluation`.
 
@@ -42,7 +50,7 @@ class Dataset:
     training_sources: dict[str, int]
     evaluation: dict[str, Sequence[Row]]
     report: DataReport
-    units: npt.NDArray[np.int64] | None = None
+    units: Units | None = None
 
 
 def load_dataset(recipe: Recipe, stage: Stage[Any], records: Sequence[Record] | None = None) -> Dataset:
@@ -145,19 +153,21 @@ def _arranged(
     training = _Selected(examples, chosen)
     for warning in outcome.warnings():
         _log.warning("%s", warning)
-    if not len(training):
+    # Whether a site has anything left to train on is not told where each record is hidden: it trains on noise then.
+    if not len(training) and (owners is None or recipe.topology.kind == "central"):
         raise NothingToTrainError(_nothing_to_train(recipe, outcome, len(examples)))
     stage.check(training)
     room = min(recipe.training.max_length, context_length(stage.base.model))  # the padding counts on from the last one
     sources = {i: source for i, (_, source) in enumerate(outcome.parts)}
     dropped = outcome.dropped + outcome.skipped
-    units = np.unique(owners[chosen], return_inverse=True)[1] if owners is not None else None
-    hidden = int(units.max()) + 1 if units is not None else 0
+    units = None
+    if owners is not None:
+        units = Units(np.unique(owners[chosen], return_inverse=True)[1], outcome.units)
     return Dataset(
         rows=_Rows(training, pack(training.lengths, room)) if packs else _Rows(training),
         training_sources={sources[i]: number for i, number in _counts(parts[chosen]).items()},
         evaluation={sources[i]: _Rows(_Selected(examples, np.flatnonzero(parts == i))) for i in _counts(parts[apart])},
-        report=DataReport(len(training), len(apart), outcome.truncated, dropped, hidden),
+        report=DataReport(len(training), len(apart), outcome.truncated, dropped, outcome.units),
         units=units,
     )
 

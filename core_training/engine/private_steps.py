@@ -59,10 +59,10 @@ class PrivateSteps:
         self._stage = stage
         self._prepared = prepared
         self._rows = rows
-        self._sequences = len(rows[0][0].sequences)
+        self._sequences = len(rows[0][0].sequences) if len(rows) else 1
         order = np.argsort(units, kind="stable")
-        self._rows_of = np.split(order, np.flatnonzero(np.diff(units[order])) + 1)
-        """The rows of each unit."""
+        self._rows_of = np.split(order, np.flatnonzero(np.diff(units[order])) + 1) if len(rows) else []
+        """The rows of each unit that has any: to draw one that has none adds nothing."""
         self._rate, self._batch = mechanism.sampling_rate, mechanism.sampling_rate * mechanism.units
         self._clip = mechanism.terms.clip
         self._deviation = mechanism.noise_multiplier * self._clip
@@ -94,12 +94,11 @@ class PrivateSteps:
         """Add the clipped gradients of units with one row each."""
         losses: list[BatchLoss] = []
         for batch in self._parts_of(rows) if len(rows) else []:
-            if not self._is_checked:
-                self._check(batch)
-            if self._together is not None and (loss := self._add_together(self._together, batch, sums)) is not None:
+            together = self._together if self._is_checked or self._check(batch) else None
+            if together is not None and (loss := self._add_together(together, batch, sums)) is not None:
                 losses.append(loss)
                 continue
-            self._together, count = None, self._rows_in(batch)
+            count = self._rows_in(batch)
             losses += [self._add_unit([batch_row(batch, row, count)], sums) for row in range(count)]
         return losses
 
@@ -112,7 +111,8 @@ class PrivateSteps:
         if not record.of:
             raise nothing_trained(self._stage.recipe)
         # Of each row's own mean loss, at most `clip` long.
-        weights = (self._clip / (record.norms() * scale).clamp(min=self._clip)) * scale
+        norms = record.finite_norms()
+        weights = (self._clip / (norms * scale).clamp(min=self._clip)) * scale
         for parameter, total in sums.items():
             record.add_weighted(weights, parameter, total)
         return loss
@@ -122,17 +122,18 @@ class PrivateSteps:
     ) -> tuple[BatchLoss, RowGradients, torch.Tensor]:
         """The batch's loss, its rows' gradients of their sums, and what makes of each the gradient of its mean."""
         rows = self._rows_in(batch)
-        with together.recorded(rows) as record:
+        with together.recorded(rows, self._sequences) as record:
             loss = self._stage.loss(self._prepared.model, batch)
             self._prepared.accelerator.backward(loss.total)
         units = torch.stack([self._stage.weight(batch_row(batch, row, rows)) for row in range(rows)])
-        return loss.detached(), record, 1 / units.clamp(min=1).float()
+        return _if_finite(loss.detached()), record, 1 / units.clamp(min=1).float()
 
     def _add_unit(self, parts: Sequence[Batch], sums: Sums) -> BatchLoss:
         """Add the clipped gradient of one unit, whose rows these are."""
         loss, norm, scale = self._leave_unit(parts)
         weight = self._clip / torch.clamp(norm * scale, min=self._clip) * scale
-        for parameter, total in sums.items():
+        # What is no number adds nothing: to fail by it would tell that the unit was drawn.
+        for parameter, total in sums.items() if torch.isfinite(norm) else ():
             if parameter.grad is not None:
                 total.add_(parameter.grad * weight)
         self._forget_gradients()
@@ -152,17 +153,17 @@ class PrivateSteps:
         if not gradients:
             raise nothing_trained(self._stage.recipe)
         loss = reduce(add, losses)
-        return loss, torch.nn.utils.get_total_norm(gradients).float(), 1 / loss.weight.clamp(min=1).float()
+        return _if_finite(loss), torch.nn.utils.get_total_norm(gradients).float(), 1 / loss.weight.clamp(min=1).float()
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: Batch) -> bool:
         """Give up on one pass for all rows where it does not give what a pass for each gives, as told by their norms.
 
-        Layers may be given something else than the rows in their first dimension, which no shape tells.
+        Layers may be given something else than the rows in their first dimension, which no shape tells. Returns whether
+        the batch could tell: one row, or rows without a gradient, cannot, and have a pass each.
         """
-        self._is_checked = True
-        if self._together is None:
-            return
         model, rows = self._prepared.model, self._rows_in(batch)
+        if self._together is None or rows < 2:
+            return False
         model.eval()  # without dropout, which draws anew in each pass
         try:
             _, record, scale = self._gradients_together(self._together, batch)
@@ -174,10 +175,14 @@ class PrivateSteps:
                 self._forget_gradients()
         finally:
             model.train()
-        alike = record.are_apart and torch.allclose(record.norms() * scale, torch.stack(alone), rtol=_LIKE, atol=1e-7)
-        if not alike:
+        expected = torch.stack(alone)
+        if not bool(torch.isfinite(expected).all() and (expected > 0).all()):
+            return False
+        self._is_checked = True
+        if not (record.are_apart and torch.allclose(record.norms() * scale, expected, rtol=_LIKE, atol=1e-7)):
             self._together = None
             _log.warning("each record has a pass of its own: this model does not keep the rows of a batch apart")
+        return True
 
     def _parts_of(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[Batch]:
         """The rows as batches that are computed at once."""
@@ -192,6 +197,12 @@ class PrivateSteps:
     def _forget_gradients(self) -> None:
         for parameter in self._trained.values():
             parameter.grad = None
+
+
+def _if_finite(loss: BatchLoss) -> BatchLoss:
+    """The loss without its figures, which an empty batch has none of; that of nothing where it is no number."""
+    is_number = bool(torch.isfinite(loss.total))
+    return BatchLoss(loss.total, loss.weight, loss.tokens) if is_number else _nothing(loss.total.device)
 
 
 def _nothing(device: torch.device) -> BatchLoss:

@@ -18,8 +18,6 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from accelerate.utils import set_seed
@@ -28,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from core_training.data.examples import Batch, Row
 from core_training.engine.batch_order import BatchOrder
+from core_training.engine.dataset import Units
 from core_training.engine.failures import nothing_trained, run_error
 from core_training.engine.preparation import prepare, torch_optimizer
 from core_training.engine.private_steps import PrivateSteps
@@ -46,13 +45,13 @@ _DEEPSPEED_FOLDER = "deepspeed"
 class StepLoop:
     """A run's optimizer steps on a stage's model and rows. Every process of a group makes one, and the same calls."""
 
-    def __init__(self, stage: Stage[Any], rows: Sequence[Row], units: npt.NDArray[np.int64] | None = None) -> None:
+    def __init__(self, stage: Stage[Any], rows: Sequence[Row], units: Units | None = None) -> None:
         """Prepare model, optimizer and schedule up to just before the first step.
 
         `units` says whose each row is, where the recipe hides whose rows are trained on (differential privacy).
         """
         training = stage.recipe.training
-        mechanism = RecordMechanism.of(stage.recipe, len(np.unique(units))) if units is not None else None
+        mechanism = RecordMechanism.of(stage.recipe, units.count) if units is not None else None
         self._stage = stage
         self._rows = rows
         self._order = BatchOrder(
@@ -71,7 +70,7 @@ class StepLoop:
         self._trained = [p for p in stage.base.model.parameters() if p.requires_grad]
         self._private: PrivateSteps | None = None
         if mechanism is not None and units is not None:
-            self._private = PrivateSteps(stage, self.prepared, rows, units, mechanism)
+            self._private = PrivateSteps(stage, self.prepared, rows, units.of_rows, mechanism)
         self.step = 0
         """Optimizer steps of the run so far; one of a sampling stage makes several updates."""
         self._led_nowhere = 0
@@ -258,9 +257,7 @@ class StepLoop:
         """Leave the gradient of each update that the step is made of; yield the losses that it is from."""
         self._phase = "reading the data"
         if self._private is not None:
-            losses = self._private.leave_gradient()
-            self._check_loss(losses)
-            yield losses
+            yield self._private.leave_gradient()
             return
         batches = self._next_batches()
         self._phase = "the rollout" if self._stage.recipe.stage_part.samples else self._phase

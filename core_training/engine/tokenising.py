@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -46,6 +47,8 @@ class Outcome:
     first_error: str = ""
     unused: dict[str, int] = field(default_factory=dict)
     """Parts that were left out under `data.unknown: warn`: in how many records each."""
+    units: int = 0
+    """Those that differential privacy hides: of all records that were read for training, whatever became of them."""
     files: dict[str, None] = field(default_factory=dict)
     parts: list[tuple[bool, str]] = field(default_factory=list)
 
@@ -129,6 +132,8 @@ def tokenised_records(
     )
     kept_for_evaluation: set[bytes] = set()
     read = _Reader(recipe, stage)
+    if recipe.privacy.hides_units:
+        sources = _counted(sources, recipe, outcome)
     for one in in_processes(read, sources, processes):
         outcome.records += 1
         if isinstance(one, InputError):
@@ -145,6 +150,24 @@ def tokenised_records(
             continue
         outcome.add(one)
         yield one
+
+
+def _counted(sources: Iterator[Source], recipe: Recipe, outcome: Outcome) -> Iterator[Source]:
+    """Count whose the records for training are, before anything is done to them.
+
+    Their number is told to others, who choose what a recipe does: how many it holds out, or leaves out as too short,
+    would tell of single records.
+    """
+    owners: set[str] = set()
+    for is_evaluation, record in sources:
+        if not is_evaluation:
+            whose = None
+            with suppress(InputError):  # it is told where the record is read
+                whose = _unit(recipe, record)
+            outcome.units += whose not in owners
+            if whose is not None:
+                owners.add(whose)
+        yield is_evaluation, record
 
 
 @dataclass(frozen=True)
@@ -206,7 +229,7 @@ def _unit(recipe: Recipe, record: Record) -> str | None:
             f"{record.place}: column '{terms.unit}' does not say whose this record is, which "
             "privacy.differential_privacy.unit goes by; fill it in, name another column, or set unit: record"
         )
-    return str(whose)
+    return str(whose).strip()
 
 
 def _usable(recipe: Recipe, record: Record) -> tuple[Record, list[str]]:

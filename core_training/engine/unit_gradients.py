@@ -25,8 +25,10 @@ class RowGradients:
     A batch of n rows with k sequences each holds k·n sequences, all first ones before all second ones (`data.rows`).
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, sequences: int) -> None:
+        """`rows` of so many `sequences` each."""
         self.rows = rows
+        self.sequences = sequences
         self.of: dict[torch.Tensor, torch.Tensor] = {}
         """Of each parameter that was reached, float32, shape (rows, *parameter)."""
         self.are_apart = True
@@ -35,6 +37,15 @@ class RowGradients:
     def norms(self) -> torch.Tensor:
         """The L2 norm of each row's gradient over all parameters, shape (rows,)."""
         return torch.stack([one.flatten(1).square().sum(dim=1) for one in self.of.values()]).sum(dim=0).sqrt()
+
+    def finite_norms(self) -> torch.Tensor:
+        """The same; a row whose gradient is no number has none from now on, and its norm is 0."""
+        norms = self.norms()
+        for lost in torch.nonzero(~torch.isfinite(norms)).flatten().tolist():
+            for gradients in self.of.values():
+                gradients[lost] = 0
+            norms[lost] = 0
+        return norms
 
     def add_weighted(self, weights: torch.Tensor, parameter: torch.Tensor, to: torch.Tensor) -> None:
         """Add the rows' gradients of a parameter, times `weights` of shape (rows,), to a tensor of its shape."""
@@ -67,9 +78,9 @@ class LinearGradients:
         return cls(layers) if held == wanted else None
 
     @contextmanager
-    def recorded(self, rows: int) -> Iterator[RowGradients]:
-        """Record the gradients of a batch of so many rows, whose loss is computed and led back within."""
-        record = RowGradients(rows)
+    def recorded(self, rows: int, sequences: int = 1) -> Iterator[RowGradients]:
+        """Record the gradients of a batch of so many rows of `sequences` each, whose loss is led back within."""
+        record = RowGradients(rows, sequences)
         handles = [
             layer.register_forward_hook(partial(_watch, record, weight, bias))
             for layer, (weight, bias) in self._layers.items()
@@ -93,7 +104,7 @@ def _watch(
     if not output.requires_grad:  # the first pass of gradient checkpointing, or a layer that this round leaves alone
         return
     given = inputs[0].detach() if inputs else output.new_empty(0)  # asked by a keyword
-    if given.dim() < 2 or given.shape[0] % record.rows:
+    if given.dim() < 2 or given.shape[0] not in (record.rows, record.rows * record.sequences):
         record.are_apart = False
         return
 

@@ -45,8 +45,8 @@ class DifferentialPrivacy(Section):
     )
     tell_losses: bool = Field(
         False,
-        description="Whether sites tell their losses and counts of tokens, which no ε covers: for simulations. A site "
-        "with a budget refuses it.",
+        description="Whether sites tell their losses and counts of tokens, which no ε covers: for simulations. A real "
+        "site refuses it.",
     )
 
     @model_validator(mode="after")
@@ -55,6 +55,8 @@ class DifferentialPrivacy(Section):
             raise ValueError("give either noise_multiplier or epsilon")
         if self.level == "site" and self.unit not in (EACH_RECORD, EACH_SITE):
             raise ValueError("unit: it is the site where level is site; leave it out")
+        if self.level == "record" and self.unit == EACH_SITE:
+            raise ValueError("unit: whole sites are hidden by level: site; name another column")
         if self.level == "site" and self.tell_losses:
             raise ValueError("tell_losses: where level is site no figures are in the sums; leave it out")
         return self

@@ -1300,6 +1300,12 @@ def _undoing_privacy_of_records(recipe: Recipe) -> list[tuple[bool, str, str]]:
         (recipe.deepspeed.used, "deepspeed", "each unit's gradient is needed by itself, which DeepSpeed does not give"),
         (training.torch_compile, "training.torch_compile", "a compiled model does not give each unit's gradient"),
         (recipe.data.cache is not None, "data.cache", "whose a record is has to be read with it; leave it out"),
+        (bool(recipe.data.mix), "data.mix", "one record more or less would have others drawn; leave it out"),
+        (
+            recipe.data.max_samples is not None,
+            "data.max_samples",
+            "one record more or less would bring in another; leave it out",
+        ),
         (
             bool(recipe.model.router_aux_loss_coef),
             "model.router_aux_loss_coef",

@@ -44,7 +44,9 @@ def summed(recipe: Recipe, start: TrainableState, trained: list[TrainableState])
     codec = ring_codec(recipe, MANIFEST, 1, first_scale(recipe, MANIFEST), len(trained))
     total = RingSum(codec)
     for number, state in enumerate(trained):
-        total.add(codec.encode(state, start, 1, NOTHING, noise_key(f"site {number}", start.digest, state.digest)))
+        total.add(
+            codec.encode(state, start, 1, NOTHING, noise_key(f"site {number}", "run", 1, start.digest, state.digest))
+        )
     return total.result(start)
 
 
@@ -87,17 +89,23 @@ def test_the_same_update_has_the_same_bytes_and_another_another_noise(make_recip
     codec = ring_codec(recipe, MANIFEST, 1, first_scale(recipe, MANIFEST), 4)
     start, (first, second) = states(2, norm=1e-9)
     one, again, other = (
-        codec.encode(state, start, 1, NOTHING, noise_key("secret", start.digest, state.digest))
+        codec.encode(state, start, 1, NOTHING, noise_key("secret", "run", 1, start.digest, state.digest))
         for state in (first, first, second)
     )
     np.testing.assert_array_equal(one, again)
     assert np.count_nonzero(one != other) > 0.9 * MANIFEST.size
 
 
+def test_no_two_runs_or_rounds_have_the_same_noise() -> None:
+    """Their sums' difference, where one lacks a site, would have hardly any."""
+    keys = {noise_key("secret", run, number, "start", "trained") for run in ("one", "two") for number in (1, 2)}
+    assert len(keys) == 4
+
+
 def test_two_runs_on_other_terms_do_not_have_the_same_noise(make_recipe: MakeRecipe) -> None:
     """Of x + n and x + n/2 anybody could tell x."""
     start, (trained,) = states(1, norm=0.5)
-    key = noise_key("secret", start.digest, trained.digest)
+    key = noise_key("secret", "run", 1, start.digest, trained.digest)
     values = []
     for noise in (2.0, 1.0):
         recipe = recipe_of(make_recipe, terms={"noise_multiplier": noise})

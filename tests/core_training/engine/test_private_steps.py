@@ -170,8 +170,8 @@ def test_layers_that_are_not_given_the_rows_one_by_one_are_found_out(
     assert steps._together is not None
 
     @contextmanager
-    def turned_around(rows: int) -> Iterator[Any]:
-        with type(steps._together).recorded(together, rows) as record:
+    def turned_around(rows: int, sequences: int) -> Iterator[Any]:
+        with type(steps._together).recorded(together, rows, sequences) as record:
             note = record.note
             record.note = lambda parameter, gradients: note(parameter, gradients.roll(1, 0) * (1 + gradients.sum()))
             yield record
@@ -181,6 +181,51 @@ def test_layers_that_are_not_given_the_rows_one_by_one_are_found_out(
     found, _ = left_gradient(engine)
     assert "does not keep the rows of a batch apart" in caplog.text
     assert_alike(found, clipped_by_hand(engine, 0.5, list(range(9))), 9)
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["one row", "no gradient"])
+def test_what_cannot_tell_whether_rows_are_apart_is_no_check(
+    make_recipe: MakeRecipe, tmp_path: Any, *, zeros: bool
+) -> None:
+    records = records_of("sft")[: 9 if zeros else 1]
+    engine = open_engine(private(make_recipe, tmp_path, records=records))
+    engine.launch()
+    if zeros:
+        with torch.no_grad():
+            for parameter in engine._base.trainable_parameters.values():
+                parameter.zero_()
+    _, steps = left_gradient(engine)
+    assert not steps._is_checked
+    assert steps._together is not None
+
+
+def test_rows_in_one_with_their_tokens_are_not_apart(make_recipe: MakeRecipe, tmp_path: Any) -> None:
+    """Some models give their layers (rows × tokens, width): each token would be clipped as a row."""
+    engine = open_engine(private(make_recipe, tmp_path))
+    engine.launch()
+    moved(engine)
+    steps = engine._current._private
+    assert steps is not None
+    for module in engine._base.model.modules():
+        if type(module).__name__ == "LlamaMLP":
+            inner = module.forward
+            module.forward = lambda x, inner=inner: inner(x.flatten(0, 1)).view_as(x)
+    found, _ = left_gradient(engine)
+    assert steps._together is None
+    assert_alike(found, clipped_by_hand(engine, 0.5, list(range(9))), 9)
+
+
+def test_a_unit_whose_gradient_is_no_number_adds_nothing(make_recipe: MakeRecipe, tmp_path: Any) -> None:
+    """Not an error: it would tell that the unit is there."""
+    engine = open_engine(private(make_recipe, tmp_path))
+    engine.launch()
+    with torch.no_grad():
+        for parameter in engine._base.trainable_parameters.values():
+            parameter.fill_(1e30)
+    found, _ = left_gradient(engine)
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+    report = engine.train(1)
+    assert (report.weight, report.loss_last) == (0, 0.0)
 
 
 def test_no_unit_adds_more_than_the_clip(make_recipe: MakeRecipe, tmp_path: Any) -> None:

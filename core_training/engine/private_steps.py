@@ -70,6 +70,7 @@ class PrivateSteps:
         self._together = LinearGradients.of(stage.base.model, self._trained)
         """Gets at the gradients of a batch's units in one pass; None where it cannot, and each has one of its own."""
         self._is_checked = False
+        self._has_told = False
 
     def leave_gradient(self) -> list[BatchLoss]:
         """Draw a batch and leave its noised gradient in the parameters; return the losses, which nobody may be told.
@@ -111,7 +112,8 @@ class PrivateSteps:
         if not record.of:
             raise nothing_trained(self._stage.recipe)
         # Of each row's own mean loss, at most `clip` long.
-        norms = record.finite_norms()
+        norms, lost = record.finite_norms()
+        self._tell(lost)
         weights = (self._clip / (norms * scale).clamp(min=self._clip)) * scale
         for parameter, total in sums.items():
             record.add_weighted(weights, parameter, total)
@@ -133,8 +135,10 @@ class PrivateSteps:
         loss, norm, scale = self._leave_unit(parts)
         weight = self._clip / torch.clamp(norm * scale, min=self._clip) * scale
         # What is no number adds nothing: to fail by it would tell that the unit was drawn.
-        for parameter, total in sums.items() if torch.isfinite(norm) else ():
-            if parameter.grad is not None:
+        is_number = bool(torch.isfinite(norm))
+        self._tell(int(not is_number))
+        for parameter, total in sums.items():
+            if is_number and parameter.grad is not None:
                 total.add_(parameter.grad * weight)
         self._forget_gradients()
         return loss
@@ -190,6 +194,14 @@ class PrivateSteps:
         size = self._stage.recipe.training.per_device_train_batch_size
         groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         return [self._prepared.placed(part) for group in groups for part in self._prepared.batches(group)]
+
+    def _tell(self, lost: int) -> None:
+        """Say once, here alone, that so many units' gradients are no numbers."""
+        if lost and not self._has_told:
+            self._has_told = True
+            _log.warning(
+                "the gradients of %d units are no numbers, and add nothing: is training.learning_rate too high?", lost
+            )
 
     def _rows_in(self, batch: Batch) -> int:
         return len(batch["input_ids"]) // self._sequences

@@ -38,14 +38,14 @@ class RowGradients:
         """The L2 norm of each row's gradient over all parameters, shape (rows,)."""
         return torch.stack([one.flatten(1).square().sum(dim=1) for one in self.of.values()]).sum(dim=0).sqrt()
 
-    def finite_norms(self) -> torch.Tensor:
-        """The same; a row whose gradient is no number has none from now on, and its norm is 0."""
+    def finite_norms(self) -> tuple[torch.Tensor, int]:
+        """The same, and how many rows' gradients are no numbers: these have none from now on, and their norm is 0."""
         norms = self.norms()
-        for lost in torch.nonzero(~torch.isfinite(norms)).flatten().tolist():
-            for gradients in self.of.values():
-                gradients[lost] = 0
-            norms[lost] = 0
-        return norms
+        lost = torch.nonzero(~torch.isfinite(norms)).flatten()
+        for gradients in self.of.values() if len(lost) else ():
+            gradients[lost] = 0
+        norms[lost] = 0
+        return norms, len(lost)
 
     def add_weighted(self, weights: torch.Tensor, parameter: torch.Tensor, to: torch.Tensor) -> None:
         """Add the rows' gradients of a parameter, times `weights` of shape (rows,), to a tensor of its shape."""

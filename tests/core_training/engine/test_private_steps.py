@@ -215,7 +215,9 @@ def test_rows_in_one_with_their_tokens_are_not_apart(make_recipe: MakeRecipe, tm
     assert_alike(found, clipped_by_hand(engine, 0.5, list(range(9))), 9)
 
 
-def test_a_unit_whose_gradient_is_no_number_adds_nothing(make_recipe: MakeRecipe, tmp_path: Any) -> None:
+def test_a_unit_whose_gradient_is_no_number_adds_nothing(
+    make_recipe: MakeRecipe, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Not an error: it would tell that the unit is there."""
     engine = open_engine(private(make_recipe, tmp_path))
     engine.launch()
@@ -226,6 +228,7 @@ def test_a_unit_whose_gradient_is_no_number_adds_nothing(make_recipe: MakeRecipe
     assert all(torch.isfinite(gradient).all() for gradient in found.values())
     report = engine.train(1)
     assert (report.weight, report.loss_last) == (0, 0.0)
+    assert caplog.text.count("add nothing") == 1
 
 
 def test_no_unit_adds_more_than_the_clip(make_recipe: MakeRecipe, tmp_path: Any) -> None:

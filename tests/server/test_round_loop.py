@@ -472,6 +472,6 @@ def test_summary_holds_every_key_of_the_interface(tmp_path: Path, recipe: Callab
         "schema", "topology", "stage", "tuning", "status", "rounds", "trainable_parameters", "state_digest",
         "train_loss_first", "train_loss_last", "eval_loss_initial", "eval_loss", "metrics", "bytes_up", "bytes_down",
         "seconds", "tokens_trained", "peak_rss_bytes", "sites", "initial_digest", "truncated", "dropped",
-        "rounds_done", "void_rounds", "saturated", "curve",
+        "rounds_done", "void_rounds", "saturated", "curve", "privacy",
     }  # fmt: skip
     assert summary["state_digest"] == final_state(tmp_path / "run").digest

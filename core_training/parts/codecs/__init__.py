@@ -20,6 +20,6 @@ CODECS: Registry[CodecPart[Any]] = Registry(
     [FP32, BF16, *RINGS],
     reserved=(
         *("secure_aggregation", "codec", "clip", "keep", "differential_privacy"),
-        *("secure", "codec_part", "ring_bits"),
+        *("secure", "codec_part", "ring_bits", "hides_sites", "hides_units"),
     ),
 )

@@ -25,7 +25,7 @@ _KEY = "tuning.lora.target_modules"
 _READ = re.compile(r"(?<![\"\w.])((?:\w+\.)+)(\w+)\.weight\b(?!\s*\[|\.(?:dtype|device|shape)\b)")
 """A layer's weight in the code around it. Bloom reads a slice of some in a mode that it is not in."""
 
-_ROUTER = re.compile("Router|TopKGating")
+_ROUTER = re.compile("Router|TopKGating|MoE\\w*Gate$")
 """In the names of classes."""
 
 

@@ -60,7 +60,7 @@ def test_layers_that_are_linear_by_name_alone_are_left_alone(
     engine.close()
 
 
-@pytest.mark.parametrize("family", ["dbrx", "afmoe", "jetmoe", "zaya"])
+@pytest.mark.parametrize("family", ["dbrx", "afmoe", "jetmoe", "zaya", "hunyuan_v1_moe"])
 def test_routers_that_are_made_of_plain_layers_are_left_alone(build: Build, family: str) -> None:
     """What chooses experts is neither trained nor rounded to four bits."""
     held = build(family, "qlora")

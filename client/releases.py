@@ -11,6 +11,7 @@ from core_training.foundation.trainable import DataReport
 from core_training.privacy.accounting import Release, epsilon_of
 from core_training.privacy.ledger import BudgetSpentError, PrivacyLedger
 from core_training.privacy.mechanism import RecordMechanism, SiteMechanism, mechanism_of
+from core_training.recipe.differential_privacy import DifferentialPrivacy
 from core_training.recipe.schema import Recipe
 from strategies.messages import TrainOrder
 
@@ -54,14 +55,17 @@ class Releases:
     def check(self, steps: int) -> None:
         """Raise BudgetSpentError, before any of them is taken, where so many steps would lead too far."""
         if self.mechanism is not None:
-            self._check_run(self.mechanism.release(steps))
-            self.ledger.check(self.mechanism.release(steps))
+            release = self.mechanism.release(steps)
+            self._check_run(release, self.mechanism.terms)
+            self.ledger.check(release)
 
     def charge(self, order: TrainOrder, sent: TrainableState, steps: int) -> None:
         """Write down that a state leaves, to which so many steps led; once, however often it leaves.
 
         Raises BudgetSpentError where that would lead beyond the budget, and RunError where nothing can be written.
         """
+        if self.mechanism is None:  # a large state's digest takes long
+            return
         # With other room in the ring for sites, the noise that hides a whole one is another, too.
         room = order.ring.sites if order.ring is not None else 0
         self._charge(order.round, hashlib.sha256(f"{sent.digest} {room}".encode()).hexdigest(), steps)
@@ -74,10 +78,8 @@ class Releases:
         if self.mechanism is not None:
             self.ledger.charge(self.run_id, round_number, digest, self.mechanism.release(steps))
 
-    def _check_run(self, release: Release) -> None:
+    def _check_run(self, release: Release, terms: DifferentialPrivacy) -> None:
         """Raise BudgetSpentError where the run would come to more than the ε that its recipe names."""
-        assert self.mechanism is not None, "it has releases"
-        terms = self.mechanism.terms
         if terms.epsilon is None:
             return
         so_far = [line.release for line in self.ledger.lines() if line.run == self.run_id]

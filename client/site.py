@@ -283,7 +283,8 @@ class _SiteRun:
         else:
             trained = self._engine.read_state()
         # Before the checkpoint: what is in it, as moments of an optimizer, goes on into later rounds.
-        self._releases.charge(order, self._sent(incoming, trained), self._steps_of(order))
+        sent = self._sent(incoming, trained)
+        self._releases.charge(order, sent, self._steps_of(order))
         notes = {
             "incoming": start_digest,
             "steps": order.steps,
@@ -300,7 +301,7 @@ class _SiteRun:
         self._round, self._counted = order.round, order.counted + 1
         eval_loss = evaluation.loss if evaluation else None
         self.folder.event(events.SliceTrained(round=order.round, loss=report.loss_mean, eval_loss=eval_loss))
-        trained_slice = self._slice(order, incoming, trained, report, evaluation, start_digest)
+        trained_slice = self._slice(incoming, sent, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, waited)
 
     def vote(self, order: VoteOrder) -> Vote | MaskedVote:
@@ -385,7 +386,9 @@ class _SiteRun:
         evaluated = notes["evaluation"] is not None and self._evaluates(order)
         evaluation = EVAL_REPORT.validate_python(notes["evaluation"]) if evaluated else None
         report = TRAIN_REPORT.validate_python(notes["train"])
-        trained_slice = self._slice(order, incoming, trained, report, evaluation, start_digest)
+        sent = self._sent(incoming, trained)
+        self._releases.charge(order, sent, self._steps_of(order))
+        trained_slice = self._slice(incoming, sent, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
 
     @property
@@ -402,19 +405,16 @@ class _SiteRun:
 
     def _slice(
         self,
-        order: TrainOrder,
         start: TrainableState,
-        trained: TrainableState,
+        sent: TrainableState,
         report: TrainReport,
         evaluation: EvalReport | None,
         start_digest: str,
     ) -> TrainedSlice:
-        """The slice as others may know it, and on the site's account: what is this site's own stays as it was."""
-        trained = self._sent(start, trained)
-        self._releases.charge(order, trained, self._steps_of(order))
+        """The slice as others may know it; `sent` is on the site's account."""
         if self._releases.tell_losses:
-            return TrainedSlice(start, trained, report, evaluation, start_digest)
-        return TrainedSlice(start, trained, report.withheld, None, start_digest)
+            return TrainedSlice(start, sent, report, evaluation, start_digest)
+        return TrainedSlice(start, sent, report.withheld, None, start_digest)
 
     def _sent(self, start: TrainableState, trained: TrainableState) -> TrainableState:
         """The trained state as others may know it."""

@@ -47,10 +47,7 @@ class RecordMechanism:
 
         Raises InputError where it follows from an ε and dp-accounting is not installed, or no noise is enough.
         """
-        if self.terms.noise_multiplier is not None:
-            return self.terms.noise_multiplier
-        assert self.terms.epsilon is not None, "one of the two is given"
-        return noise_multiplier_for(self.terms.epsilon, self.terms.delta, self.sampling_rate, self.steps)
+        return _noise_of(self.terms, self.sampling_rate, self.steps)
 
     def release(self, steps: int) -> Release:
         """What so many steps release about one unit."""
@@ -84,10 +81,7 @@ class SiteMechanism:
     @property
     def noise_multiplier(self) -> float:
         """The standard deviation of the noise in a sum, in clips. Raises InputError: see `RecordMechanism`."""
-        if self.terms.noise_multiplier is not None:
-            return self.terms.noise_multiplier
-        assert self.terms.epsilon is not None, "one of the two is given"
-        return noise_multiplier_for(self.terms.epsilon, self.terms.delta, 1.0, self.rounds)
+        return _noise_of(self.terms, 1.0, self.rounds)
 
     @property
     def share(self) -> float:
@@ -102,6 +96,14 @@ class SiteMechanism:
     def run(self) -> Release:
         """What the whole run releases."""
         return self.release(self.rounds * self.local_steps)
+
+
+def _noise_of(terms: DifferentialPrivacy, sampling_rate: float, steps: int) -> float:
+    """The noise that is named or, where an ε is, the least that keeps so many steps within it."""
+    if terms.noise_multiplier is not None:
+        return terms.noise_multiplier
+    assert terms.epsilon is not None, "one of the two is given"
+    return noise_multiplier_for(terms.epsilon, terms.delta, sampling_rate, steps)
 
 
 def mechanism_of(recipe: Recipe, units: int) -> RecordMechanism | SiteMechanism | None:

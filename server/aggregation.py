@@ -16,6 +16,7 @@ from core_training.foundation.state import TrainableState
 from core_training.parts.tuning_modes.lora import LORA
 from core_training.recipe.schema import Recipe
 from server.agreement import Offer, Terms
+from server.order_exchange import Awaited
 from server.progress import RoundReport, SiteRound
 from strategies.aggregation_rule import AggregationRule, RememberingRule, SteppedRule
 from strategies.bounds import check_change, check_evaluation, check_report, most_steps
@@ -68,6 +69,8 @@ class RoundAggregation(ABC):
         self.asked = asked
         self.sites: dict[str, SiteRound] = {}
         """The parts of those whose updates were taken in."""
+        self.awaited = Awaited()
+        """The orders that are out, those of earlier rounds among them where a round does not wait for all."""
         self._recipe = recipe
         self._order = order
 
@@ -96,7 +99,7 @@ class RoundAggregation(ABC):
 
 
 @dataclass(frozen=True)
-class _ClearRound:
+class ClearRound:
     """One attempt at a round whose updates are seen one by one, and what they are read by and held against.
 
     `start` is the state that the round begins with, `memory` what the rule remembered before it, `announced` what the
@@ -115,7 +118,7 @@ class _ClearRound:
 class _ClearAggregation(RoundAggregation):
     """Updates whose figures the sites report in the clear, and which are held against what each site can have done."""
 
-    def __init__(self, attempt: _ClearRound) -> None:
+    def __init__(self, attempt: ClearRound) -> None:
         super().__init__(attempt.recipe, attempt.order, attempt.asked)
         self._figures = RoundFigures()
         self._squares = self._weights = 0.0
@@ -123,16 +126,17 @@ class _ClearAggregation(RoundAggregation):
         self._announced = attempt.announced
 
     def take(self, site: str, update: Update) -> None:
-        check_belongs(update, self._order)
+        order, start = self._asked(site)
+        check_belongs(update, order)
         offer = self._announced[site]
         self._check_weight(site, update, offer)
-        steps = most_steps(self._recipe, self._order.steps, offer.data, offer.processes)
+        steps = most_steps(self._recipe, order.steps, offer.data, offer.processes)
         check_report(self._recipe, steps, update.train, offer.data, offer.processes)
         if update.evaluation is not None:
             if not self._recipe.topology.judges(site):
                 raise ProtocolError("it sends an evaluation, and is none of topology.judged_by")
             check_evaluation(self._recipe, update.evaluation, offer.data)
-        self._squares += update.weight * self._add(update, steps) ** 2
+        self._squares += update.weight * self._add(update, steps, start) ** 2
         self._weights += update.weight
         self._figures += RoundFigures.of(update.train, update.evaluation)
         self.sites[site] = SiteRound(
@@ -143,6 +147,10 @@ class _ClearAggregation(RoundAggregation):
             eval_loss=update.evaluation.loss if update.evaluation else None,
             weight=update.weight,
         )
+
+    def _asked(self, site: str) -> tuple[TrainOrder, TrainableState]:
+        """What a site was asked for, and the state that it was to begin from."""
+        return self._order, self._start
 
     @property
     def _mean_square(self) -> float:
@@ -156,15 +164,18 @@ class _ClearAggregation(RoundAggregation):
             raise ProtocolError(f"weight {update.weight} is not that of its report{of}, {weight:.10g}")
 
     @abstractmethod
-    def _add(self, update: Update, steps: int) -> float:
-        """Add one that is sound but for its payload; returns its norm. `steps` is the most that its site can take."""
+    def _add(self, update: Update, steps: int, start: TrainableState) -> float:
+        """Add one that is sound but for its payload; returns its norm.
+
+        `steps` is the most that its site can take, `start` the state that it began from.
+        """
         ...
 
 
 class StateAggregation(_ClearAggregation):
     """Updates that are read as states, each by itself."""
 
-    def __init__(self, attempt: _ClearRound) -> None:
+    def __init__(self, attempt: ClearRound) -> None:
         super().__init__(attempt)
         manifest, wanted = attempt.terms.manifest, attempt.recipe.aggregation
         self._codec = state_codec(attempt.recipe, manifest, attempt.order.round)
@@ -177,9 +188,9 @@ class StateAggregation(_ClearAggregation):
         )
         self._rule: AggregationRule = self._part.make(wanted, *given)
 
-    def _add(self, update: Update, steps: int) -> float:
-        state = self._codec.read(update.payload, self._start)
-        norm = check_change(self._recipe, steps, state, self._start)
+    def _add(self, update: Update, steps: int, start: TrainableState) -> float:
+        state = self._codec.read(update.payload, start)
+        norm = check_change(self._recipe, steps, state, start)
         if self._part.needs_steps:
             if update.train.steps > steps:
                 raise ProtocolError(f"{update.train.steps} steps are more than its round has, {steps}")
@@ -199,7 +210,7 @@ class StateAggregation(_ClearAggregation):
 class RingAggregation(_ClearAggregation):
     """Updates in a ring, not masked: their sum is that of a masked round, number by number."""
 
-    def __init__(self, attempt: _ClearRound) -> None:
+    def __init__(self, attempt: ClearRound) -> None:
         super().__init__(attempt)
         ring = attempt.order.ring
         assert ring is not None
@@ -207,13 +218,13 @@ class RingAggregation(_ClearAggregation):
         self._codec = ring_codec(attempt.recipe, attempt.terms.manifest, attempt.order.round, ring.scale, ring.sites)
         self._sum = RingSum(self._codec)
 
-    def _add(self, update: Update, steps: int) -> float:
+    def _add(self, update: Update, steps: int, start: TrainableState) -> float:
         vector = self._codec.from_bytes(update.payload)
         # Read by itself: in the sum nobody could tell whose vector is none, or has another weight than the report.
-        alone = self._codec.decode(vector, 1, self._start)
+        alone = self._codec.decode(vector, 1, start)
         if alone.weight != min(update.weight, self._cap):
             raise ProtocolError(f"the vector has weight {alone.weight}, its report {update.weight:.10g}")
-        norm = check_change(self._recipe, steps, alone.state, self._start)
+        norm = check_change(self._recipe, steps, alone.state, start)
         self._sum.add(vector)
         return norm
 
@@ -271,7 +282,7 @@ class ClearRounds:
         self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState, memory: Memory
     ) -> RoundAggregation:
         kind = StateAggregation if order.ring is None else RingAggregation
-        return kind(_ClearRound(self._recipe, order, cohort.asked, terms, start, memory, self._announced))
+        return kind(ClearRound(self._recipe, order, cohort.asked, terms, start, memory, self._announced))
 
     def renew(self) -> None:
         """Do nothing: no round keeps anything."""

@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from core_training.foundation.errors import BeyondAnnouncedError, NarrowScaleError, ProtocolError
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from flower_transport.grid import Grid
+from flower_transport.reply import Reply
 from server.progress import Progress
 from strategies.messages import Message
 
@@ -26,6 +27,24 @@ _KEPT_AFTER_DEADLINE = 30.0
 """Seconds after the deadline for which an answer that came in time is still to be had."""
 
 Answer = TypeVar("Answer", bound=Message)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An order that is out: to which site, of which kind and round, and until when it is waited for (monotonic)."""
+
+    site: str
+    kind: str
+    round: int
+    until: float
+
+
+@dataclass
+class Awaited:
+    """Orders that are out, by the ids of their messages, and the answers that were there and not looked at yet."""
+
+    orders: dict[str, Asked] = field(default_factory=dict)
+    arriving: Iterator[Reply] = field(default_factory=lambda: iter(()))
 
 
 class OrderExchange:
@@ -53,40 +72,59 @@ class OrderExchange:
         round_number: int,
         patience: float = math.inf,
         payload: bytes | memoryview = b"",
+        awaited: Awaited | None = None,
     ) -> Iterator[tuple[str, Answer]]:
         """Send `order` to nodes (id: site) and yield (site, reply) as replies arrive, until all have or the deadline.
 
         `order` is the same for all, or one for each site; `patience` is an earlier end of the waiting, in seconds. A
-        `payload` goes with each of them, and is not kept once it was sent.
+        `payload` goes with each of them, and is not kept once it was sent. With those that are `awaited` already,
+        theirs are waited for, too; what is out still, when the caller has enough, stays in it.
         A reply that is malformed, of another kind or an error is quarantined; one that was not there at the deadline is
         an event `late`. However long it takes to take in the others', no reply that was there is late.
         """
+        awaited = awaited or Awaited()
+        self.send(order, to, round_number, awaited, patience, payload)
+        del payload
+        out, is_over = awaited.orders, set[str]()
+        while True:
+            for answer in awaited.arriving:
+                if (asked := out.pop(answer.order, None)) is not None:
+                    with self.quarantine(asked.site, round_number):
+                        opened = reply.open(answer.envelope())
+                        self._progress.bytes_up += len(opened.payload)
+                        self.reasons.pop(asked.site, None)
+                        yield asked.site, opened
+                        del opened  # its payload, before the next ones are fetched
+                del answer  # before the next ones are fetched
+            for late in [out.pop(message) for message in list(out) if message in is_over]:
+                self._folder.event(events.Late(site=late.site, round=late.round, order=late.kind))
+            if not out:
+                break
+            now = time.monotonic()
+            is_over = {message for message, asked in out.items() if asked.until <= now}
+            left = min(asked.until for asked in out.values()) - now
+            awaited.arriving = self._grid.replies(list(out), min(_LOOKS_AGAIN_AFTER, max(left, 0.0)))
+
+    def send(
+        self,
+        order: Message | Mapping[str, Message],
+        to: Mapping[int, str],
+        round_number: int,
+        awaited: Awaited,
+        patience: float = math.inf,
+        payload: bytes | memoryview = b"",
+    ) -> None:
+        """Send as `ask` does, and add to what is awaited."""
         self.hopeless.difference_update(to.values())
         shared = order.envelope() if isinstance(order, Message) else None
         envelopes = {node: shared or order[site].envelope() for node, site in to.items()}  # type: ignore[index]
         if payload:
             envelopes = {node: replace(envelope, payload=payload) for node, envelope in envelopes.items()}
-        kind = next((envelope.kind for envelope in envelopes.values()), "")
-        deadline = time.monotonic() + min(self._deadline_seconds, patience)
+        until = time.monotonic() + min(self._deadline_seconds, patience)
         self._progress.bytes_down += sum(len(envelope.payload) for envelope in envelopes.values())
         ttl = self._deadline_seconds + _KEPT_AFTER_DEADLINE
-        waiting = {message: to[node] for message, node in self._grid.send(envelopes, ttl).items()}
-        del envelopes, shared, payload
-        is_over = False
-        while waiting and not is_over:
-            is_over = (left := deadline - time.monotonic()) <= 0
-            for answer in self._grid.replies(list(waiting), min(_LOOKS_AGAIN_AFTER, max(left, 0.0))):
-                site = waiting.pop(answer.order, None)
-                if site is not None:
-                    with self.quarantine(site, round_number):
-                        opened = reply.open(answer.envelope())
-                        self._progress.bytes_up += len(opened.payload)
-                        self.reasons.pop(site, None)
-                        yield site, opened
-                        del opened  # its payload, before the next ones are fetched
-                del answer  # before the next ones are fetched
-        for site in waiting.values():
-            self._folder.event(events.Late(site=site, round=round_number, order=kind))
+        for message, node in self._grid.send(envelopes, ttl).items():
+            awaited.orders[message] = Asked(to[node], envelopes[node].kind, round_number, until)
 
     def recent_reasons(self) -> str:
         """The latest reasons for setting sites aside."""

@@ -33,9 +33,13 @@ class SiteRound:
     loss: float | None = None
     eval_loss: float | None = None
     weight: float | None = None
+    stale: int | None = None
+    """The rounds that had passed since its start; None where all parts of a round begin with it."""
 
     def to_json(self) -> dict[str, float | None]:
+        stale = {} if self.stale is None else {"stale": self.stale}
         return {
+            **stale,
             "loss": self.loss,
             "eval_loss": self.eval_loss,
             "weight": self.weight,
@@ -72,6 +76,8 @@ class Progress(ExchangeFigures):
     scale: Scale | None = None
     seconds_exchange: float = 0.0
     sites: dict[str, SiteSummary] = field(default_factory=dict)
+    at_work: dict[str, int] = field(default_factory=dict)
+    """The sites that a round did not wait for, and the rounds that their orders are of (`topology.buffer`)."""
 
     @property
     def counted(self) -> int:
@@ -112,7 +118,8 @@ class Progress(ExchangeFigures):
         self.tokens += figures.tokens
         self.note_saturated(report.saturated)
         self.seconds_training += of_all(part.seconds for part in sites.values())
-        self.seconds_exchange += seconds - of_all(part.seconds_in_all for part in sites.values())
+        # Who began in an earlier round may have taken longer than this one.
+        self.seconds_exchange += max(0.0, seconds - of_all(part.seconds_in_all for part in sites.values()))
         self.seconds_protection += of_all(part.masking_seconds for part in sites.values())
         return Round(
             round=number,

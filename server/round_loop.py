@@ -26,6 +26,7 @@ from core_training.runs.run_folder import RunFolder, Summary
 from core_training.runs.trackers import reporting
 from flower_transport.grid import Grid
 from server.aggregation import ClearRounds, Outcome, RoundAggregation, Rounds, check_belongs
+from server.buffered_rounds import BufferedRounds
 from server.group_rounds import ClearGroups, Grouping, GroupRounds
 from server.membership import Membership, Participants
 from server.order_exchange import OrderExchange
@@ -97,7 +98,9 @@ class _RoundLoop:
         self._topology = recipe.topology
         self._on_round = on_round
         self._of_all: Callable[[Iterable[float]], float] = sum if participants.in_process else max
-        self._store = RunStore(folder, recipe.topology.keep_rounds)
+        # An update may begin from a state that is so many rounds older than the newest.
+        stale = 0 if recipe.topology.buffer is None else recipe.topology.most_stale + 1
+        self._store = RunStore(folder, max(recipe.topology.keep_rounds, stale))
         committed = self._store.latest()
         self._goes_on = bool(committed)
         self._progress: Progress = committed[0] if committed else Progress()
@@ -118,6 +121,8 @@ class _RoundLoop:
             self._rounds, grouping = SecureRounds(*masked), SecureGroups(*masked)
         if recipe.tries_groups:
             self._rounds = GroupRounds(folder, recipe, self._exchange, grouping)
+        self._buffer = self._buffered() if self._topology.buffer is not None else None
+        self._rounds = self._buffer or self._rounds
         self._wider: Scale | None = None
         self._failed: set[str] = set()
         """The sites that an attempt at the present round asked in vain."""
@@ -132,6 +137,18 @@ class _RoundLoop:
         if committed is None or not committed[0].counted:
             return step, {}
         return step, self._store.memory(committed[0].round, names, committed[1].manifest)
+
+    def _buffered(self) -> BufferedRounds:
+        return BufferedRounds(
+            self._folder,
+            self._recipe,
+            self._exchange,
+            self._progress,
+            self._store,
+            self._membership.announced,
+            self._order_of,
+            lambda present: self._fetch_initial_state(self._progress.round + 1, present),
+        )
 
     @property
     def _minimum(self) -> int:
@@ -161,6 +178,8 @@ class _RoundLoop:
                 self._progress.scale = self._wider or self._progress.scale
                 self._folder.event(events.RoundVoid(round=number, reason=str(void)))
             self._progress.seconds_total = time.perf_counter() - began
+            if self._buffer is not None:
+                self._buffer.note()
             assert self._state is not None, "a round that is void changes a state that is there"
             self._state = self._store.commit(self._progress, self._state, self._memory)
             self._memory = self._store.memory(number, self._memory, self._state.manifest)
@@ -222,6 +241,7 @@ class _RoundLoop:
             aggregation.reply,
             number,
             payload=self._state.to_bytes() if number > 1 and self._state is not None else b"",
+            awaited=aggregation.awaited,
         )
         wanted = wanted_sites(self._recipe, len(present))
         self._failed |= set(aggregation.asked.values())  # until its update is taken in
@@ -230,6 +250,8 @@ class _RoundLoop:
                 aggregation.take(site, update)
                 self._failed.discard(site)
             del update  # its payload, before the next ones are fetched
+            if len(aggregation.sites) == wanted and self._buffer is not None:
+                break
             if len(aggregation.sites) == wanted and self._topology.asked_beyond:
                 spare = sorted(set(aggregation.asked.values()) - set(aggregation.sites))
                 self._folder.event(events.NotAwaited(round=number, sites=spare))
@@ -246,7 +268,7 @@ class _RoundLoop:
 
     def _begin(self, number: int, present: dict[int, str]) -> RoundAggregation:
         """The round's aggregation, begun. Raises TooFewSites."""
-        recipe, terms = self._recipe, self._membership.terms
+        recipe = self._recipe
         if self._state is None:  # changes are measured from it, whatever the codec
             self._state = self._fetch_initial_state(number, present)
         chosen = set(drawn(recipe, number, present.values(), self._failed))
@@ -256,25 +278,26 @@ class _RoundLoop:
         except ProtocolError as error:
             self._failed |= chosen
             raise TooFewSites((), f"secure aggregation cannot be set up: {error}") from None
-        ring = None
+        ring, terms = None, self._membership.terms
         if recipe.privacy.ring_bits is not None:
             scale = self._wider or self._progress.scale or first_scale(recipe, terms.manifest)
             self._progress.scale, self._wider = scale, None
             ring = RingTerms(scale=scale, sites=cohort.room)
-        order = TrainOrder(
+        return self._rounds.begin(self._order_of(number, ring), cohort, terms, self._state, self._memory)
+
+    def _order_of(self, number: int, ring: RingTerms | None = None) -> TrainOrder:
+        first, every = self._progress.counted == 0, self._topology.eval_every
+        return TrainOrder(
             run_id=self._folder.run_id,
             round=number,
             steps=self._topology.most_local_steps,
-            evaluate=recipe.tries_groups
-            or self._progress.counted == 0
-            or (number - 1) % self._topology.eval_every == 0,
-            manifest_digest=terms.manifest.digest,
+            evaluate=self._recipe.tries_groups or first or (number - 1) % every == 0,
+            manifest_digest=self._membership.terms.manifest.digest,
             void_rounds=self._progress.void_rounds,
             ring=ring,
         )
-        return self._rounds.begin(order, cohort, terms, self._state, self._memory)
 
-    def _fetch_initial_state(self, number: int, present: dict[int, str]) -> TrainableState:
+    def _fetch_initial_state(self, number: int, present: Mapping[int, str]) -> TrainableState:
         """The state that all sites begin with, from the first that sends it. Raises TooFewSites when none does.
 
         One is asked, and the others at once where it does not send it: so no more than two wait in vain.
@@ -310,6 +333,8 @@ class _RoundLoop:
 
     def _finish(self, began: float) -> Summary:
         """Have the result evaluated and kept by every site, and write the run folder's last files."""
+        if self._progress.at_work:
+            self._folder.event(events.NotAwaited(round=self._progress.round, sites=sorted(self._progress.at_work)))
         number, state = self._progress.round, self._choose_result()
         final = self._evaluation_of(state, final=True)
         self._progress.note_final(final)

@@ -16,7 +16,7 @@ def drawn(recipe: Recipe, number: int, present: Collection[str], failed: Collect
     Those that `failed` in an earlier attempt at the round come last.
     """
     wanted = wanted_sites(recipe, len(present))
-    if wanted is None:
+    if wanted is None or recipe.topology.buffer is not None:
         return sorted(present)
     asked = math.ceil(wanted * (1 + recipe.topology.asked_beyond))
     seed = recipe.training.seed
@@ -26,6 +26,6 @@ def drawn(recipe: Recipe, number: int, present: Collection[str], failed: Collect
 
 def wanted_sites(recipe: Recipe, present: int) -> int | None:
     """The updates that a round takes, of `present` sites; None where it takes all that come in time."""
-    if recipe.topology.sites_per_round is None:
+    if recipe.topology.sites_per_round is None and recipe.topology.buffer is None:
         return None
     return min(max(recipe.topology.in_round(present), recipe.needed_sites), present)

@@ -441,6 +441,21 @@ class Topology(Section):
         description="The share of sites that are asked beyond `sites_per_round`: a round goes on as soon as so many "
         "have answered, without the slowest. Not under masks.",
     )
+    buffer: PositiveInt | None = Field(
+        None,
+        description="Federated, asynchronous (FedBuff, Nguyen 2022): a round is of the first so many updates, and who "
+        "has not answered works on from the state that it was given. A site is asked anew once it has answered and a "
+        "round is over, so a fast one takes part more often. Unset: a round waits for all that it asked.",
+    )
+    most_stale: Annotated[int, Field(ge=0, le=1000)] = Field(
+        10,
+        description="Of `buffer`: the most rounds that may have passed since an update's start; an older one is left "
+        "out, with an event. The states of so many rounds stay on the server's disk.",
+    )
+    stale_power: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.5,
+        description="Of `buffer`: an update that began s rounds ago counts (1 + s)^−p, and this is p; 0: all alike.",
+    )
     round_deadline: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="Seconds after which a round goes on without the sites that have not answered."
     )
@@ -497,6 +512,10 @@ class Topology(Section):
                 raise ValueError(f"{key}: it is of the steps after the run, and there are none; give own_steps too")
         if self.asked_beyond and self.sites_per_round is None:
             raise ValueError("asked_beyond: a round that takes all sites has none beyond; give sites_per_round too")
+        if self.buffer is not None and self.sites_per_round is not None:
+            raise ValueError(
+                "buffer: all sites work, and a round takes the first that answer; leave out it or sites_per_round"
+            )
         return self
 
     @property
@@ -515,7 +534,7 @@ class Topology(Section):
 
     def in_round(self, sites: int) -> int:
         """How many of so many sites a round is of."""
-        wanted = self.sites_per_round
+        wanted = self.buffer if self.sites_per_round is None else self.sites_per_round
         if wanted is None:
             return sites
         return min(sites, wanted if isinstance(wanted, int) else math.ceil(wanted * sites))
@@ -831,6 +850,8 @@ class Recipe(_WithStages):
                 )
             if self.topology.sites_per_round is not None:
                 self._check_participation(self.topology.sites_per_round)
+            if self.topology.buffer is not None:
+                self._check_buffer(self.topology.buffer)
             if self.trains_parts is not None:
                 self._check_parts(self.trains_parts)
             if self.aggregation.weights in ("records", "sqrt_records"):
@@ -1009,6 +1030,28 @@ class Recipe(_WithStages):
                 "topology.asked_beyond: under masks whoever is asked has to be waited for, or its masks to be taken "
                 "out; leave it out"
             )
+
+    def _check_buffer(self, updates: int) -> None:
+        """Refuse what does not go together with updates that began from different states."""
+        key, synchronous = "topology.buffer", "leave it out, or choose topology.sites_per_round"
+        if self.topology.kind == "gossip":
+            raise ValueError(f"{key}: it is a server that gathers updates; leave it out")
+        if updates < self.needed_sites:
+            most = max(self.fewest_sites, key=lambda name: self.fewest_sites[name])
+            raise ValueError(f"{key}: {updates} is less than {most}, {self.needed_sites}")
+        if self.privacy.ring_bits is not None:
+            raise ValueError(
+                f"{key}: a ring adds up changes from one state, and a buffer's began from several; {synchronous}"
+            )
+        if self.aggregation.scaffold:
+            raise ValueError(f"{key}: SCAFFOLD takes all sites to step from one state; {synchronous}")
+        rule = self.aggregation.rule_part
+        if rule.in_groups or rule.needs_steps or rule.remembers:
+            raise ValueError(
+                f"{key}: rule '{rule.name}' goes by changes from one state; {synchronous}, or rule 'fedavg'"
+            )
+        if self.topology.judged_by:
+            raise ValueError(f"topology.judged_by: a buffer may have none of those who judge; {synchronous}")
 
     def _check_parts(self, key: str) -> None:
         if not self.tuning_part.has_factors:

@@ -364,6 +364,20 @@ class NotAwaited(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AskedAgain(Event):
+    """A server that was away asks the sites that were at work for the same: each for the update of its round."""
+
+    NAME = "asked_again"
+    round: int
+    sites: Mapping[str, int]
+
+    @property
+    def note(self) -> str:
+        began = ", ".join(f"{site} (round {number})" for site, number in sorted(self.sites.items()))
+        return f"the updates that were on their way are asked for again: {began}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupLeftOut(Event):
     """A group's sites are not in a round's mean: their mean's held-out loss is above that of the start by `rise`.
 

@@ -320,6 +320,22 @@ def test_a_run_goes_on_after_each_of_a_sites_processes_is_killed(deployed, undis
     assert follow(federation.runs / run_id, lambda event: None)["state_digest"] == undisturbed["state_digest"]
 
 
+@pytest.mark.slow
+def test_asynchronous_rounds_go_on_after_the_process_that_holds_them_is_killed(deployed):
+    federation, folder = deployed
+    asynchronous = ["topology.buffer=1", "topology.minimum_sites=1", "topology.rounds=6"]
+    run_id = submit_run(federation, folder / "recipe.yaml", asynchronous)
+
+    wait_for_round(federation, run_id, 3)
+    kill(federation.run_lock(run_id))
+
+    summary = outcome(federation, run_id)
+    assert (summary["status"], summary["rounds_done"]) == ("completed", 6)
+    parts = [part for line in RunFolder(federation.runs / run_id).lines("round") for part in line["sites"].items()]
+    assert {site for site, _ in parts} == {"north", "south"}
+    assert max(part["stale"] for _, part in parts) >= 1
+
+
 EVIL = {
     "evil.py": b"""
 import pathlib

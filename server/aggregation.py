@@ -69,6 +69,8 @@ class RoundAggregation(ABC):
         self.asked = asked
         self.sites: dict[str, SiteRound] = {}
         """The parts of those whose updates were taken in."""
+        self.wanted: int | None = None
+        """The updates after which it waits for no more; None where it takes all that come in time."""
         self.awaited = Awaited()
         """The orders that are out, those of earlier rounds among them where a round does not wait for all."""
         self._recipe = recipe
@@ -77,6 +79,11 @@ class RoundAggregation(ABC):
     def orders(self) -> Message | Mapping[str, Message]:
         """The sites' orders: the same for all, or one for each."""
         return self._order
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it waits for nobody else: it has the updates that it `wanted`, where it does not want all."""
+        return self.wanted is not None and len(self.sites) >= self.wanted
 
     @abstractmethod
     def take(self, site: str, update: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -73,12 +73,13 @@ class OrderExchange:
         patience: float = math.inf,
         payload: bytes | memoryview = b"",
         awaited: Awaited | None = None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[str, Answer]]:
         """Send `order` to nodes (id: site) and yield (site, reply) as replies arrive, until all have or the deadline.
 
         `order` is the same for all, or one for each site; `patience` is an earlier end of the waiting, in seconds. A
         `payload` goes with each of them, and is not kept once it was sent. With those that are `awaited` already,
-        theirs are waited for, too; what is out still, when the caller has enough, stays in it.
+        theirs are waited for, too; what is out still, when there are `enough`, stays in it.
         A reply that is malformed, of another kind or an error is quarantined; one that was not there at the deadline is
         an event `late`. However long it takes to take in the others', no reply that was there is late.
         """
@@ -86,7 +87,7 @@ class OrderExchange:
         self.send(order, to, round_number, awaited, patience, payload)
         del payload
         out, is_over = awaited.orders, set[str]()
-        while True:
+        while not enough():
             for answer in awaited.arriving:
                 if (asked := out.pop(answer.order, None)) is not None:
                     with self.quarantine(asked.site, round_number):
@@ -96,6 +97,8 @@ class OrderExchange:
                         yield asked.site, opened
                         del opened  # its payload, before the next ones are fetched
                 del answer  # before the next ones are fetched
+                if enough():
+                    return
             for late in [out.pop(message) for message in list(out) if message in is_over]:
                 self._folder.event(events.Late(site=late.site, round=late.round, order=late.kind))
             if not out:
@@ -115,6 +118,8 @@ class OrderExchange:
         payload: bytes | memoryview = b"",
     ) -> None:
         """Send as `ask` does, and add to what is awaited."""
+        if not to:
+            return
         self.hopeless.difference_update(to.values())
         shared = order.envelope() if isinstance(order, Message) else None
         envelopes = {node: shared or order[site].envelope() for node, site in to.items()}  # type: ignore[index]

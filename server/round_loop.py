@@ -27,7 +27,9 @@ from core_training.runs.trackers import reporting
 from flower_transport.grid import Grid
 from server.aggregation import ClearRounds, Outcome, RoundAggregation, Rounds, check_belongs
 from server.buffered_rounds import BufferedRounds
+from server.cohort_rounds import CohortRounds
 from server.group_rounds import ClearGroups, Grouping, GroupRounds
+from server.mask_exchange import MaskExchange
 from server.membership import Membership, Participants
 from server.order_exchange import OrderExchange
 from server.progress import Progress
@@ -108,20 +110,23 @@ class _RoundLoop:
         self._outer_step, self._memory = self._outer_step_of(committed)
         self._exchange = OrderExchange(grid, folder, recipe.topology.round_deadline, self._progress)
         self._membership = Membership(grid, folder, recipe, self._exchange, participants, goes_on=self._goes_on)
-        self._rounds: Rounds = ClearRounds(recipe, self._membership.announced)
+        clear = ClearRounds(recipe, self._membership.announced)
+        self._rounds: Rounds = clear
         grouping: Grouping = ClearGroups(recipe, self._membership.announced)
+        documents = None
         if recipe.privacy.secure:
-            masked = (
+            documents = MaskExchange(
                 folder,
                 recipe,
                 self._exchange,
                 self._progress,
                 lambda: participants.roster_of(self._membership.roster_digest),
             )
-            self._rounds, grouping = SecureRounds(*masked), SecureGroups(*masked)
+            self._rounds = SecureRounds(folder, recipe, documents, self._progress)
+            grouping = SecureGroups(folder, recipe, documents)
         if recipe.tries_groups:
             self._rounds = GroupRounds(folder, recipe, self._exchange, grouping)
-        self._buffer = self._buffered() if self._topology.buffer is not None else None
+        self._buffer = self._buffered(clear, documents) if self._topology.buffer is not None else None
         self._rounds = self._buffer or self._rounds
         self._wider: Scale | None = None
         self._failed: set[str] = set()
@@ -138,17 +143,16 @@ class _RoundLoop:
             return step, {}
         return step, self._store.memory(committed[0].round, names, committed[1].manifest)
 
-    def _buffered(self) -> BufferedRounds:
-        return BufferedRounds(
-            self._folder,
-            self._recipe,
-            self._exchange,
-            self._progress,
-            self._store,
-            self._membership.announced,
-            self._order_of,
-            lambda present: self._fetch_initial_state(self._progress.round + 1, present),
-        )
+    def _buffered(self, clear: ClearRounds, documents: MaskExchange | None) -> BufferedRounds | CohortRounds:
+        """Asynchronous rounds: of updates that are seen one by one, or of cohorts' sums."""
+        given = (self._folder, self._recipe, self._exchange, self._progress, self._store)
+
+        def initial(present: Mapping[int, str]) -> TrainableState:
+            return self._fetch_initial_state(self._progress.round + 1, present)
+
+        if self._recipe.privacy.ring_bits is None:
+            return BufferedRounds(*given, self._membership.announced, self._order_of, initial)
+        return CohortRounds(*given, clear, documents, lambda: self._membership.terms, initial)
 
     @property
     def _minimum(self) -> int:
@@ -234,6 +238,8 @@ class _RoundLoop:
         """One attempt at a round: what came of it, and the seconds it took. Raises TooFewSites, and RoundVoid."""
         began = time.perf_counter()
         aggregation = self._begin(number, present)
+        if self._topology.asked_beyond or self._topology.buffer is not None:
+            aggregation.wanted = wanted_sites(self._recipe, len(present))
         self._exchange.too_narrow = False
         replies = self._exchange.ask(
             aggregation.orders(),
@@ -242,20 +248,17 @@ class _RoundLoop:
             number,
             payload=self._state.to_bytes() if number > 1 and self._state is not None else b"",
             awaited=aggregation.awaited,
+            enough=lambda: aggregation.is_full,
         )
-        wanted = wanted_sites(self._recipe, len(present))
         self._failed |= set(aggregation.asked.values())  # until its update is taken in
         for site, update in replies:
             with self._exchange.quarantine(site, number):
                 aggregation.take(site, update)
                 self._failed.discard(site)
             del update  # its payload, before the next ones are fetched
-            if len(aggregation.sites) == wanted and self._buffer is not None:
-                break
-            if len(aggregation.sites) == wanted and self._topology.asked_beyond:
-                spare = sorted(set(aggregation.asked.values()) - set(aggregation.sites))
-                self._folder.event(events.NotAwaited(round=number, sites=spare))
-                break
+        if self._topology.asked_beyond and aggregation.is_full:
+            spare = sorted(set(aggregation.asked.values()) - set(aggregation.sites))
+            self._folder.event(events.NotAwaited(round=number, sites=spare))
         if self._exchange.too_narrow and self._progress.scale is not None:
             self._wider = widened(self._progress.scale, self._recipe, self._membership.terms.manifest)
         try:

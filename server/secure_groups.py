@@ -9,8 +9,8 @@ masks an update and a vote once a round, and gives no others.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -23,18 +23,15 @@ from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from security.secure_aggregation.server import ServerBatch, ServerRound
-from security.secure_aggregation.terms import terms_of
 from server.aggregation import Cohort, Nodes, RoundAggregation, check_belongs
 from server.agreement import Terms
 from server.group_rounds import Groups, Voting
-from server.order_exchange import OrderExchange
-from server.progress import Progress
-from server.secure_rounds import ANSWERED_WITHIN, MaskedAggregation, secure_orders
+from server.mask_exchange import MaskExchange
+from server.secure_rounds import MaskedAggregation
 from strategies.codec_of_round import NO_VALUES, vote_codec
 from strategies.group_gate import Ballot, mask_number
-from strategies.messages import MaskedVote, Message, SecureOrder, SecureReply, TrainOrder, VoteOrder
+from strategies.messages import MaskedVote, Message, TrainOrder, VoteOrder
 from strategies.outer_steps.outer_step import Memory
-from strategies.ring_scale import largest_change
 
 _UPDATES, _VOTES = 0, 1
 """The slots of a group."""
@@ -59,23 +56,12 @@ class _Kept(BaseModel):
 
 
 class SecureGroups:
-    """The masks of one run, whose seconds `progress` counts. `roster()`: see `SecureRounds`."""
+    """The masks of one run."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        recipe: Recipe,
-        exchange: OrderExchange,
-        progress: Progress,
-        roster: Callable[[], Mapping[str, str]],
-    ) -> None:
+    def __init__(self, folder: RunFolder, recipe: Recipe, exchange: MaskExchange) -> None:
         self._folder = folder
         self._recipe = recipe
-        self._recipe_text = recipe.to_yaml()
         self._exchange = exchange
-        self._progress = progress
-        self._roster = roster
-        self._terms = terms_of(recipe, largest_change(recipe))
         self._file = folder.path / "masks-groups.json"
         self._round = 0
         self._batches: dict[int, ServerBatch] = {}
@@ -104,63 +90,34 @@ class SecureGroups:
 
     def open(self, number: int, parts: Mapping[int, RoundAggregation]) -> None:
         """Have the survivors of all groups open their sums, in one exchange."""
-        masked = [part.masked for part in parts.values() if isinstance(part, MaskedAggregation)]
+        masked = {group: part.masked for group, part in parts.items() if isinstance(part, MaskedAggregation)}
         nodes = {node: site for part in parts.values() for node, site in part.asked.items()}
-        self.open_sums(number, masked, nodes)
+        self._exchange.open(masked, nodes, number)
 
     def voting(self, order: VoteOrder, voters: Groups, terms: Terms) -> Voting:
-        return MaskedVoting(self, self._recipe, order, voters, terms)
+        return MaskedVoting(self, self._exchange, self._recipe, order, voters, terms)
 
     def spend_update(
         self, group: int, order: TrainOrder, terms: Terms, start: TrainableState, length: int
     ) -> ServerRound:
         """The protocol's side of a group's updates."""
-        context = order.context(start.digest, self._recipe_text, terms.initial_digest)
+        context = self._exchange.context(order, start, terms)
         batch, place = self._batches[group], mask_number(self._recipe, order.round)
         return ServerRound(batch, _UPDATES, place, context, length, batch.sites)
 
     def spend_vote(self, group: int, order: VoteOrder, terms: Terms, sites: list[str], length: int) -> ServerRound:
         """The protocol's side of a group's votes, of those whose updates are in its sum. Raises ProtocolError."""
-        context = order.context(self._recipe_text, terms.initial_digest)
+        context = self._exchange.context_of_vote(order, terms)
         place = mask_number(self._recipe, order.round, vote=True)
         return ServerRound(self._batches[group], _VOTES, place, context, length, sites)
 
-    def open_sums(self, number: int, sums: list[ServerRound], nodes: Nodes) -> None:
-        """Have the survivors in several groups open their sums. One that cannot be is told by its `finish`."""
-        of_site = {site: one for one in sums for site in one.survivors}
-        orders: dict[str, SecureOrder] = {}
-        for one in sums:
-            with suppress(ProtocolError):  # too few survived
-                orders |= secure_orders(self._folder.run_id, "unmask", one.unmask_orders())
-        with self._counted():
-            for site, reply in self._ask(orders, nodes, number):
-                with self._exchange.quarantine(site, number):
-                    of_site[site].add_unmasked(site, bytes(reply.payload))
-
     def _set_up(self, number: int, groups: Groups, present: Nodes) -> None:
-        began, run_id = time.perf_counter(), self._folder.run_id
-        # The numbers must never come again in this run, also when the server is killed before anything is on disk.
-        first = time.time_ns() // 1000
-        roster = self._roster()
-        batches = {group: ServerBatch(run_id, first + group, 2, roster, self._terms) for group in groups}
-        of_site = {site: batches[group] for group, sites in groups.items() for site in sites}
-        with self._counted():
-            orders = {
-                site: SecureOrder(run_id=run_id, step="keys", payload=b.keys_order()) for site, b in of_site.items()
-            }
-            for site, reply in self._ask(orders, present, number):
-                with self._exchange.quarantine(site, number):
-                    of_site[site].add_keys(site, bytes(reply.payload))
-            orders = {}
-            for group in list(batches):
-                with self._or_left_out(number, group, groups[group], batches):
-                    orders |= secure_orders(run_id, "shares", batches[group].shares_orders())
-            for site, reply in self._ask(orders, present, number):
-                with self._exchange.quarantine(site, number):
-                    of_site[site].add_shares(site, bytes(reply.payload))
-            for group in list(batches):
-                with self._or_left_out(number, group, groups[group], batches):
-                    batches[group].check_together(batches[group].sites)
+        began = time.perf_counter()
+        batches = {group: self._exchange.new_batch(2, place=group) for group in groups}
+        for group, reason in self._exchange.set_up(batches, groups, present, number).items():
+            del batches[group]
+            said = f"its masks cannot be set up: {reason}"
+            self._folder.event(events.GroupLeftOut(round=number, group=group, sites=sorted(groups[group]), reason=said))
         if len(batches) < FEWEST_GROUPS:
             raise ProtocolError(f"the masks of {len(batches)} groups meet, and it takes {FEWEST_GROUPS}")
         kept = {str(group): _KeptGroup(batch_number=b.batch.number, batch=b.record) for group, b in batches.items()}
@@ -174,35 +131,13 @@ class SecureGroups:
     def _recall(self) -> None:
         """Take up the groups whose slots were being spent; without them, masks are set up anew."""
         kept = _Kept.model_validate_json(self._file.read_bytes())
-        with suppress(ProtocolError):  # the sites have another roster than when the masks were set up
-            run_id, roster = self._folder.run_id, self._roster()
-            self._batches = {
-                int(group): ServerBatch(run_id, one.batch_number, 2, roster, self._terms, one.batch)
-                for group, one in kept.groups.items()
-            }
-            self._round = kept.round
-
-    @contextmanager
-    def _or_left_out(
-        self, number: int, group: int, sites: list[str], batches: dict[int, ServerBatch]
-    ) -> Iterator[None]:
-        """A ProtocolError inside the block leaves the group out of the round."""
-        try:
-            yield
-        except ProtocolError as error:
-            del batches[group]
-            said = f"its masks cannot be set up: {error}"
-            self._folder.event(events.GroupLeftOut(round=number, group=group, sites=sorted(sites), reason=said))
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._progress.seconds_protection += time.perf_counter() - began
-
-    def _ask(self, orders: Mapping[str, SecureOrder], nodes: Nodes, number: int) -> Iterator[tuple[str, SecureReply]]:
-        asked = {node: site for node, site in nodes.items() if site in orders}
-        yield from self._exchange.ask(orders, asked, SecureReply, number, ANSWERED_WITHIN)
+        recalled = {
+            int(group): self._exchange.recalled_batch(one.batch_number, 2, one.batch)
+            for group, one in kept.groups.items()
+        }
+        batches = {group: batch for group, batch in recalled.items() if batch is not None}
+        if len(batches) == len(recalled):
+            self._batches, self._round = batches, kept.round
 
 
 class _MasksOfGroup:
@@ -229,8 +164,16 @@ class MaskedVoting:
 
     reply = MaskedVote
 
-    def __init__(self, masks: SecureGroups, recipe: Recipe, order: VoteOrder, voters: Groups, terms: Terms) -> None:
-        self._masks = masks
+    def __init__(
+        self,
+        masks: SecureGroups,
+        exchange: MaskExchange,
+        recipe: Recipe,
+        order: VoteOrder,
+        voters: Groups,
+        terms: Terms,
+    ) -> None:
+        self._exchange = exchange
         self._order = order
         self._codec = vote_codec(recipe, order.candidates, order.sites)
         self._sums: dict[int, ServerRound] = {}
@@ -248,7 +191,7 @@ class MaskedVoting:
         self._sum_of[site].add(site, vote.statement, self._codec.from_bytes(vote.payload))
 
     def ballots(self, nodes: Nodes) -> dict[int, Ballot]:
-        self._masks.open_sums(self._order.round, list(self._sums.values()), nodes)
+        self._exchange.open(self._sums, nodes, self._order.round)
         ballots = {}
         for group, one in self._sums.items():
             with suppress(ProtocolError):  # a group without a voice, which the event of the vote says

@@ -1,7 +1,6 @@
 """The server's side of secure aggregation in one run: masks set up ahead for many rounds, one slot spent on each.
 
-Carries the protocol's documents to the sites and back; what is in them is `security.secure_aggregation`'s affair. What
-is wrong with one site's answer is an event, as everywhere. The set-up and the slot that is being spent are on disk, so
+The set-up and the slot that is being spent are on disk, so
 that a server which was killed asks for the very same vectors again: a site gives no others for that round. After it,
 and after a round that was void, masks are set up anew, so that a site which lost its files is not left out for long.
 """
@@ -9,9 +8,9 @@ and after a round that was void, masks are set up anew, so that a site which los
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,22 +21,17 @@ from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from security.secure_aggregation.server import ServerBatch, ServerRound
-from security.secure_aggregation.terms import terms_of
 from server.aggregation import Cohort, Nodes, Outcome, RoundAggregation, check_belongs
 from server.agreement import Terms
-from server.order_exchange import OrderExchange
+from server.mask_exchange import MaskExchange
 from server.progress import Progress, SiteRound
 from strategies.codec_of_round import ring_codec
 from strategies.figures import RoundFigures
-from strategies.messages import MaskedUpdate, Message, SecureOrder, SecureReply, TrainOrder
+from strategies.messages import MaskedUpdate, Message, TrainOrder
 from strategies.outer_steps.outer_step import Memory
-from strategies.ring_scale import largest_change
 
 ROUNDS_AHEAD = 16
 """The rounds that masks are set up for at a time: two exchanges for all."""
-
-ANSWERED_WITHIN = 120.0
-"""Seconds for a step in which nothing is trained: whoever hangs in it must not hold up the others for a round."""
 
 
 class _Kept(BaseModel):
@@ -62,27 +56,14 @@ class _Spent(BaseModel):
 
 
 class SecureRounds:
-    """The masks of one run, whose seconds `progress` counts.
+    """The masks of one run."""
 
-    `roster()` maps the sites to their public identities, as all sites of the run pinned it: known once some joined.
-    """
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        recipe: Recipe,
-        exchange: OrderExchange,
-        progress: Progress,
-        roster: Callable[[], Mapping[str, str]],
-    ) -> None:
+    def __init__(self, folder: RunFolder, recipe: Recipe, exchange: MaskExchange, progress: Progress) -> None:
         self._folder = folder
         self._recipe = recipe
-        self._recipe_text = recipe.to_yaml()
         self._progress = progress
         self._rounds = recipe.topology.rounds or 0
-        self._terms = terms_of(recipe, largest_change(recipe))
         self._exchange = exchange
-        self._roster = roster
         self._batch_file = folder.path / "masks.json"
         self._slot_file = folder.path / "masks-slot.json"
         self._spent = _Spent()
@@ -153,43 +134,29 @@ class SecureRounds:
             )
             # On disk before a site is asked: a slot used for two rounds would show the difference of two updates.
             commit_file(self._slot_file, spent.model_dump_json().encode())
-        context = order.context(start.digest, self._recipe_text, terms.initial_digest)
+        context = self._exchange.context(order, start, terms)
         return ServerRound(batch, spent.slot, order.round, context, length, participants)
 
     def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None:
         """Have the survivors of a round open its sum. Raises ProtocolError when they cannot."""
-        began = time.perf_counter()
-        orders = secure_orders(self._folder.run_id, "unmask", masked.unmask_orders())
-        for site, reply in self._ask(orders, nodes, number):
-            with self._exchange.quarantine(site, number):
-                masked.add_unmasked(site, bytes(reply.payload))
-        self._progress.seconds_protection += time.perf_counter() - began
+        for reason in self._exchange.open({0: masked}, nodes, number).values():
+            raise ProtocolError(reason)
 
     def _set_up(self, number: int, present: Nodes) -> ServerBatch:
         began = time.perf_counter()
-        # The number must never come again in this run, also when the server is killed before anything is on disk.
-        number_of_batch = time.time_ns() // 1000
         # Where each round draws its sites, the masks of one round are those of no other.
         ahead = ROUNDS_AHEAD if self._recipe.topology.sites_per_round is None else 1
         slots = max(1, min(ahead, self._rounds - self._progress.counted))
-        batch = ServerBatch(self._folder.run_id, number_of_batch, slots, self._roster(), self._terms)
-        order = SecureOrder(run_id=self._folder.run_id, step="keys", payload=batch.keys_order())
-        for site, reply in self._ask(dict.fromkeys(present.values(), order), present, number):
-            with self._exchange.quarantine(site, number):
-                batch.add_keys(site, bytes(reply.payload))
-        orders = secure_orders(self._folder.run_id, "shares", batch.shares_orders())
-        for site, reply in self._ask(orders, present, number):
-            with self._exchange.quarantine(site, number):
-                batch.add_shares(site, bytes(reply.payload))
-        batch.check_together(batch.sites)
-        kept = _Kept(number=number_of_batch, slots=slots, batch=batch.record)
+        batch = self._exchange.new_batch(slots)
+        for reason in self._exchange.set_up({0: batch}, {0: list(present.values())}, present, number).values():
+            raise ProtocolError(reason)
+        kept = _Kept(number=batch.batch.number, slots=slots, batch=batch.record)
         commit_file(self._batch_file, kept.model_dump_json().encode())
         self._batch, self._spent, self._renew = batch, _Spent(), False
         self._due.clear()
         self.note(number, (), set(present.values()) - set(batch.sites))
-        seconds = time.perf_counter() - began
-        self._progress.seconds_protection += seconds
-        self._folder.event(events.MasksSetUp(round=number, rounds=slots, sites=batch.sites, seconds=round(seconds, 3)))
+        seconds = round(time.perf_counter() - began, 3)
+        self._folder.event(events.MasksSetUp(round=number, rounds=slots, sites=batch.sites, seconds=seconds))
         return batch
 
     @staticmethod
@@ -206,22 +173,9 @@ class SecureRounds:
         # The server was killed between a set-up and its first slot: the noted slot is of an older batch.
         if spent.batch != kept.number:
             return
-        with suppress(ProtocolError):  # the sites have another roster than when the masks were set up
-            self._batch = ServerBatch(
-                self._folder.run_id, kept.number, kept.slots, self._roster(), self._terms, kept.batch
-            )
+        self._batch = self._exchange.recalled_batch(kept.number, kept.slots, kept.batch)
+        if self._batch is not None:
             self._spent = spent
-
-    def _ask(self, orders: Mapping[str, SecureOrder], nodes: Nodes, number: int) -> Iterator[tuple[str, SecureReply]]:
-        asked = {node: site for node, site in nodes.items() if site in orders}
-        yield from self._exchange.ask(orders, asked, SecureReply, number, ANSWERED_WITHIN)
-
-
-def secure_orders(
-    run_id: str, step: Literal["shares", "unmask"], payloads: Mapping[str, bytes]
-) -> dict[str, SecureOrder]:
-    """The orders of a step, by site, around the protocol's own documents."""
-    return {site: SecureOrder(run_id=run_id, step=step, payload=payload) for site, payload in payloads.items()}
 
 
 class Masks(Protocol):

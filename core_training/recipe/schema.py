@@ -445,7 +445,8 @@ class Topology(Section):
         None,
         description="Federated, asynchronous (FedBuff, Nguyen 2022): a round is of the first so many updates, and who "
         "has not answered works on from the state that it was given. A site is asked anew once it has answered and a "
-        "round is over, so a fast one takes part more often. Unset: a round waits for all that it asked.",
+        "round is over, so a fast one takes part more often. In a ring, masked or not, so many sites begin together, "
+        "and a round is of the first such cohort's sum. Unset: a round waits for all that it asked.",
     )
     most_stale: Annotated[int, Field(ge=0, le=1000)] = Field(
         10,
@@ -1039,9 +1040,10 @@ class Recipe(_WithStages):
         if updates < self.needed_sites:
             most = max(self.fewest_sites, key=lambda name: self.fewest_sites[name])
             raise ValueError(f"{key}: {updates} is less than {most}, {self.needed_sites}")
-        if self.privacy.ring_bits is not None:
+        if self.privacy.hides_sites:
             raise ValueError(
-                f"{key}: a ring adds up changes from one state, and a buffer's began from several; {synchronous}"
+                f"{key}: nobody could say beforehand how often a site takes part, and so what its privacy comes to; "
+                f"{synchronous}"
             )
         if self.aggregation.scaffold:
             raise ValueError(f"{key}: SCAFFOLD takes all sites to step from one state; {synchronous}")

@@ -378,6 +378,20 @@ class AskedAgain(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CohortLeftOut(Event):
+    """What sites that began together came to is in no round, for the `reason`."""
+
+    NAME = "cohort_left_out"
+    round: int
+    sites: Sequence[str]
+    reason: str
+
+    @property
+    def note(self) -> str:
+        return f"round {self.round} leaves out {', '.join(self.sites)}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupLeftOut(Event):
     """A group's sites are not in a round's mean: their mean's held-out loss is above that of the start by `rise`.
 

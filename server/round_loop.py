@@ -36,6 +36,7 @@ from server.progress import Progress
 from server.run_store import RunStore
 from server.secure_groups import SecureGroups
 from server.secure_rounds import SecureRounds
+from strategies.adapter_sharing import remade
 from strategies.bounds import change_norm, check_evaluation
 from strategies.messages import (
     EvaluateOrder,
@@ -216,7 +217,7 @@ class _RoundLoop:
             after, self._memory = take_step(step, start, after, self._memory)
         elif outcome.memory is not None:
             self._memory = outcome.memory
-        self._state, self._progress.scale = after, self._wider or outcome.scale
+        self._state, self._progress.scale = remade(self._recipe, after), self._wider or outcome.scale
         self._folder.event(self._progress.record_round(number, outcome.report, seconds, self._of_all))
         # The evaluation was of the state that the round began with; the initial one can be had of any site.
         is_best = self._progress.best_at == number - 1
@@ -274,6 +275,7 @@ class _RoundLoop:
         recipe = self._recipe
         if self._state is None:  # changes are measured from it, whatever the codec
             self._state = self._fetch_initial_state(number, present)
+            remade(recipe, self._state)  # where adapters cannot be, it says so before anybody trains
         chosen = set(drawn(recipe, number, present.values(), self._failed))
         asked = {node: site for node, site in present.items() if site in chosen}
         try:

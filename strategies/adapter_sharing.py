@@ -54,6 +54,11 @@ def fedsa(_number: int) -> Turn:
     return Turn("AB", "A")
 
 
+def fedsvd(number: int) -> Turn:
+    """B alone trains and travels, and the server makes both factors anew (Lee et al. 2025, FedSVD)."""
+    return Turn("B", "B") if number else Turn()
+
+
 def turn_of(recipe: Recipe, number: int) -> Turn:
     """The recipe's turn in round `number`."""
     turns: Turns = recipe.aggregation.sharing_part.load()
@@ -89,6 +94,15 @@ def trained_part(recipe: Recipe, manifest: Manifest, number: int, site: str) -> 
                 )
             first[spec.name] = (axis, rank)
     return TrainedPart(frozen, first)
+
+
+def remade(recipe: Recipe, state: TrainableState) -> TrainableState:
+    """The state of a round as it is committed, where the recipe has a server make adapters anew; else as it is.
+
+    Raises InputError for adapters that cannot be made anew.
+    """
+    remake = recipe.aggregation.sharing_part.load_remaker()
+    return state if remake is None else remake(state, recipe.tuning.settings(LORA).r)
 
 
 def keeps_own(recipe: Recipe) -> bool:

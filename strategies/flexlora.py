@@ -33,7 +33,7 @@ class FlexLora(KeptUpdates):
     def __init__(self, manifest: Manifest, rank: int) -> None:
         """Raises InputError for adapters whose components are not all of one product."""
         super().__init__(manifest)
-        self._pairs = _pairs(manifest, rank)
+        self._pairs = pairs(manifest, rank, "aggregation.rule: 'flexlora'")
 
     def _of(self, states: Sequence[TrainableState], weights: Sequence[float]) -> TrainableState:
         shares = np.array(weights) / np.sum(weights)
@@ -43,7 +43,7 @@ class FlexLora(KeptUpdates):
         tensors = dict(result.tensors())
         of_sites = [dict(state.tensors()) for state in states]
         for first, second in self._pairs:
-            a_factors, b_factors = ([_flat(tensors[name]) for tensors in of_sites] for name in (first, second))
+            a_factors, b_factors = ([flat(tensors[name]) for tensors in of_sites] for name in (first, second))
             a, b = mean_product(a_factors, b_factors, shares)
             tensors[first][...] = a.reshape(tensors[first].shape)
             tensors[second][...] = b.reshape(tensors[second].shape)
@@ -80,22 +80,25 @@ def _balanced(rows: Matrix, columns: Matrix, sizes: Matrix, rank: int) -> tuple[
     return a, b
 
 
-def _pairs(manifest: Manifest, rank: int) -> list[tuple[str, str]]:
-    """The names of each adapter's A and B."""
+def pairs(manifest: Manifest, rank: int, key: str) -> list[tuple[str, str]]:
+    """The names of each adapter's A and B.
+
+    Raises InputError, which begins with `key`, for adapters whose components are not all of one product.
+    """
     shapes = {spec.name: spec.shape for spec in manifest.tensors}
-    pairs = []
+    found_pairs = []
     for first in shapes:
         if found := _FIRST.search(first):
             second = f"{first[: found.start()]}.lora_{found.group(1) or ''}B{first[found.end() :]}"
             if shapes[first][0] != rank or shapes[second][1] != rank:
                 raise InputError(
-                    f"aggregation.rule: 'flexlora' takes an adapter for one product, and '{first}' holds those of "
-                    "several experts, one after the other; set tuning.lora.experts to false, or choose another rule"
+                    f"{key} takes an adapter for one product, and '{first}' holds those of several experts, one after "
+                    "the other; set tuning.lora.experts to false, or choose another"
                 )
-            pairs.append((first, second))
-    return pairs
+            found_pairs.append((first, second))
+    return found_pairs
 
 
-def _flat(tensor: Float32Array) -> Matrix:
+def flat(tensor: Float32Array) -> Matrix:
     """A factor as a matrix: that of a convolution has more axes."""
     return tensor.reshape(len(tensor), -1).astype(np.float64)

@@ -645,8 +645,9 @@ class Aggregation(Parted):
         "both",
         description=" | ".join(ADAPTER_SHARING) + ". LoRA's factors: both train and travel; A stays as it began (FFA-"
         "LoRA, Sun 2024); B and A take turns, round by round (RoLoRA, Chen 2024); A is everybody's and each site keeps "
-        "a B of its own, with which it ends (FedSA-LoRA, Guo 2024). But for `both`, half the values go up. Federated "
-        "and gossip.",
+        "a B of its own, with which it ends (FedSA-LoRA, Guo 2024); B trains and travels, and the server makes A anew "
+        "of the singular vectors of B·A (FedSVD, Lee 2025). But for `both`, half the values go up. Federated and, but "
+        "for `fedsvd`, gossip.",
     )
     outer: Outer = Field(default_factory=Outer)
     max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
@@ -1069,10 +1070,37 @@ class Recipe(_WithStages):
                 f"{key}: a site cannot take its own factor back to the round that was best; leave out "
                 "training.load_best_model_at_end"
             )
+        if self.aggregation.sharing_part.remade_by is not None:
+            self._check_remade(key)
         if self.aggregation.sharing_part.leaves_alone and self.aggregation.outer.step != "none":
             raise ValueError(
                 f"{key}: what aggregation.outer remembers moves a factor in the rounds that leave it alone; choose "
                 "step none, or adapters both or ffa"
+            )
+
+    def _check_remade(self, key: str) -> None:
+        """Refuse what goes by factors of the round before; a site's moments of them are let go."""
+        if self.topology.kind == "gossip":
+            raise ValueError(
+                f"{key}: one server makes the factors anew, and gossip nodes on unlike machines would come to unlike "
+                "bits; choose ffa or rolora, or topology.kind 'federated'"
+            )
+        if self.aggregation.outer.step != "none":
+            raise ValueError(
+                f"{key}: what aggregation.outer remembers is of the factors before they were made anew; choose step "
+                "none, or adapters both or ffa"
+            )
+        if self.aggregation.rule_part.remembers:
+            raise ValueError(
+                f"{key}: what rule '{self.aggregation.rule}' remembers is of the factors before they were made anew; "
+                "choose rule 'fedavg', or adapters both or ffa"
+            )
+        if "keep_optimizer" not in self.training.model_fields_set:
+            self.__dict__.update(training=self.training.model_copy(update={"keep_optimizer": False}))
+        elif self.training.keep_optimizer:
+            raise ValueError(
+                f"{key}: the optimizer's moments are of the factors before they were made anew; set "
+                "training.keep_optimizer to false, or leave it out"
             )
 
     def _check_rule(self) -> None:

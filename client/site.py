@@ -261,11 +261,12 @@ class _SiteRun:
         self._stand_after(order.round - 1)
         mine = self._with_own(incoming)
         missed = order.round - 1 - self._round
+        left_out = self._was_left_out(order)
         self._round = _ASTRAY
         # Past the rounds that it missed, and back over one of its own that turned out to be void.
         self._engine.skip((order.counted - self._counted) * self._of_a_round)
         part = trained_part(self.recipe, self.manifest, order.round, self._name)
-        self._engine.begin_round(mine, missed_rounds=missed > 0, part=part)
+        self._engine.begin_round(mine, missed_rounds=missed > 0, left_out=left_out, part=part)
         waited = time.monotonic() - arrived
         try:
             report = self._engine.train(
@@ -296,7 +297,8 @@ class _SiteRun:
         # A server that was taken back to an earlier round: what came after that is no part of the run any more.
         remove_later(self.folder.checkpoints, "round-*", self._checkpoint(order.round).name)
         # What is the site's own cannot be had of anybody after a server was taken back to an earlier round.
-        keep = self.recipe.topology.keep_rounds if keeps_own(self.recipe) else KEPT_CHECKPOINTS
+        has_own = keeps_own(self.recipe) or self.recipe.aggregation.counts_rounds
+        keep = self.recipe.topology.keep_rounds if has_own else KEPT_CHECKPOINTS
         prune_checkpoints(self.folder.checkpoints, "round-*", keep)
         self._round, self._counted = order.round, order.counted + 1
         eval_loss = evaluation.loss if evaluation else None
@@ -390,6 +392,21 @@ class _SiteRun:
         self._releases.charge(order, sent, self._steps_of(order))
         trained_slice = self._slice(incoming, sent, report, evaluation, start_digest)
         return self._writer.write(order, trained_slice, arrived, resident_seconds=0.0)
+
+    def _was_left_out(self, order: TrainOrder) -> bool:
+        """Whether no mean has what this site trained last.
+
+        Raises ProtocolError where one has what the site lost, so that its memory would not fit the server's any more.
+        """
+        if order.taken_in is None:
+            return False
+        if self._round < order.taken_in:
+            raise ProtocolError(
+                f"this site does not have what it trained in round {order.taken_in} any more, which "
+                f"aggregation.outer.step {self.recipe.aggregation.outer.step} counts; bring back its folder of the run "
+                "from a copy, or go on without it"
+            )
+        return self._round > order.taken_in
 
     @property
     def _of_a_round(self) -> int:

@@ -78,6 +78,8 @@ class Progress(ExchangeFigures):
     sites: dict[str, SiteSummary] = field(default_factory=dict)
     at_work: dict[str, int] = field(default_factory=dict)
     """The sites that a round did not wait for, and the rounds that their orders are of (`topology.buffer`)."""
+    taken_in: dict[str, int] = field(default_factory=dict)
+    """The last round in whose mean each site's update is."""
 
     @property
     def counted(self) -> int:
@@ -106,6 +108,7 @@ class Progress(ExchangeFigures):
         if figures.eval_loss is not None:
             self.evaluated(figures.eval_loss, number - 1)  # it is of the state that the round began with
         for site, part in sites.items():
+            self.taken_in[site] = number
             self.sites[site].rounds = (self.sites[site].rounds or 0) + 1
             if part.eval_loss is not None:
                 self.sites[site].eval_loss = part.eval_loss

@@ -43,10 +43,11 @@ from strategies.messages import (
     EvaluateReply,
     InitialStateOrder,
     InitialStateReply,
+    Message,
     RingTerms,
     TrainOrder,
 )
-from strategies.outer_steps.outer_step import Memory, OuterStep, ScaledStep, outer_step_of, take_step
+from strategies.outer_steps.outer_step import CountingStep, Memory, OuterStep, ScaledStep, outer_step_of, take_step
 from strategies.participation import drawn, wanted_sites
 from strategies.ring_scale import Scale, first_scale, widened
 
@@ -227,6 +228,8 @@ class _RoundLoop:
 
     def _step_of_round(self, number: int, step: OuterStep, outcome: Outcome) -> OuterStep:
         """The outer step as it is in this round."""
+        if self._recipe.aggregation.counts_rounds:
+            return cast("CountingStep", step).of_sites(len(outcome.report.sites), len(self._progress.sites))
         if not self._recipe.aggregation.outer.step_part.reads_norms:
             return step
         assert self._state is not None, "an attempt begins with it"
@@ -243,7 +246,7 @@ class _RoundLoop:
             aggregation.wanted = wanted_sites(self._recipe, len(present))
         self._exchange.too_narrow = False
         replies = self._exchange.ask(
-            aggregation.orders(),
+            self._told(aggregation),
             aggregation.asked,
             aggregation.reply,
             number,
@@ -269,6 +272,19 @@ class _RoundLoop:
             if aggregation.repeatable:
                 raise TooFewSites(aggregation.sites, str(error)) from None
             raise RoundVoid(str(error)) from None
+
+    def _told(self, aggregation: RoundAggregation) -> Message | Mapping[str, Message]:
+        """The round's orders, which tell each site its last round that counted where it has to know."""
+        orders = aggregation.orders()
+        if not self._recipe.aggregation.counts_rounds:
+            return orders
+        last = self._progress.taken_in
+        return {
+            site: (orders if isinstance(orders, Message) else orders[site]).model_copy(
+                update={"taken_in": last.get(site, 0)}
+            )
+            for site in aggregation.asked.values()
+        }
 
     def _begin(self, number: int, present: dict[int, str]) -> RoundAggregation:
         """The round's aggregation, begun. Raises TooFewSites."""

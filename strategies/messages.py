@@ -187,6 +187,9 @@ class TrainOrder(Message):
     manifest_digest: Digest
     void_rounds: RoundOrStart = 0
     """The rounds before it that changed nothing: the learning rate goes by those that counted."""
+    taken_in: RoundOrStart | None = None
+    """The last round in whose mean this site's update is, 0 for none; told where its memory of its rounds has to fit
+    the server's (`aggregation.outer.step: feddyn`)."""
     ring: RingTerms | None = None
 
     @property
@@ -200,7 +203,7 @@ class TrainOrder(Message):
         `start` is the digest of the state it begins with, `recipe` the run's recipe as the server wrote it, `initial`
         the run's initial digest. Sites that were told different things get masks that do not cancel.
         """
-        alike = self.model_dump(mode="json", exclude={"ring": {"masking"}})
+        alike = self.model_dump(mode="json", exclude={"ring": {"masking"}, "taken_in": True})
         return hashlib.sha256(json.dumps([alike, start, recipe, initial], sort_keys=True).encode()).digest()
 
 

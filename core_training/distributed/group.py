@@ -148,7 +148,14 @@ class GroupEngine:
 
         self._call("write_state", write)
 
-    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False, part: TrainedPart = WHOLE) -> None:
+    def begin_round(
+        self,
+        state: TrainableState,
+        *,
+        missed_rounds: bool = False,
+        left_out: bool = False,
+        part: TrainedPart = WHOLE,
+    ) -> None:
         assert part.is_whole, "the engine lets no such recipe begin"
 
         def begin() -> None:

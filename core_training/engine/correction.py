@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ import torch
 from core_training.foundation.errors import InputError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.models.parameters import Parameters, read_parameters
+from core_training.parts.outer_steps.feddyn import DynamicRegularisation
 from core_training.recipe.schema import Recipe
 
 _STATE_FILE = "correction.safetensors"
@@ -39,8 +41,13 @@ class Start(Enum):
 class Correction(Protocol):
     """A site's own correction: it remembers from slice to slice what no other site is told."""
 
-    def during(self, parameters: Parameters, optimizer: Any, start: Start) -> AbstractContextManager[None]:
-        """Correct every step that `optimizer` (PyTorch's own) takes within. `parameters` hold the slice's start."""
+    def during(
+        self, parameters: Parameters, optimizer: Any, start: Start, *, left_out: bool = False
+    ) -> AbstractContextManager[None]:
+        """Correct every step that `optimizer` (PyTorch's own) takes within. `parameters` hold the slice's start.
+
+        `left_out`: what the round before led to here entered no mean.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -62,9 +69,12 @@ def correction_of(recipe: Recipe) -> Correction | None:
         return None
     if recipe.deepspeed.used:
         raise InputError(
-            "deepspeed: aggregation.proximal_mu and aggregation.scaffold change gradients that DeepSpeed keeps to "
-            "itself; train without it, or without them"
+            "deepspeed: aggregation.proximal_mu, scaffold and outer.step feddyn change gradients that DeepSpeed keeps "
+            "to itself; train without it, or without them"
         )
+    if settings.outer.step_part.correction is not None:
+        correction: Correction = settings.outer.step_part.make_correction(settings.outer)
+        return correction
     return Scaffold() if settings.scaffold else FedProx(settings.proximal_mu)
 
 
@@ -76,17 +86,11 @@ class FedProx:
         self._center: TrainableState | None = None
 
     @contextmanager
-    def during(self, parameters: Parameters, optimizer: Any, start: Start) -> Iterator[None]:
+    def during(self, parameters: Parameters, optimizer: Any, start: Start, *, left_out: bool = False) -> Iterator[None]:
         # A round may be trained in several slices: all are pulled to where it began.
         if self._center is None or start is not Start.SAME_ROUND:
             self._center = read_parameters(parameters)
-        centers = _beside(parameters, self._center)
-
-        def pull() -> None:
-            for parameter, center in zip(parameters.values(), centers, strict=True):
-                _add_gradient(parameter, parameter.detach() - center, self._mu)
-
-        with _before_each_step(optimizer, pull):
+        with _before_each_step(optimizer, partial(_pull, parameters, _beside(parameters, self._center), self._mu)):
             yield
 
     def save(self, folder: Path) -> None:
@@ -112,7 +116,7 @@ class Scaffold:
         """The sum over the steps that led to `_sent`."""
 
     @contextmanager
-    def during(self, parameters: Parameters, optimizer: Any, start: Start) -> Iterator[None]:
+    def during(self, parameters: Parameters, optimizer: Any, start: Start, *, left_out: bool = False) -> Iterator[None]:
         bends = self._bends(parameters, start)
         learning_rates = 0.0
 
@@ -153,6 +157,56 @@ class Scaffold:
             self._learning_rates = json.loads((folder / _NUMBERS_FILE).read_text())["learning_rates"]
 
 
+class FedDyn:
+    """FedDyn (Acar et al. 2021): adds −gᵢ + α(w − x), the gradient of −⟨gᵢ, w⟩ + α/2·‖w − x‖², where x is the state
+    that the round began with and gᵢ⁺ = gᵢ − α(yᵢ − x) of what the site sent.
+
+    With cᵢ = −gᵢ/α, the sum of the site's own changes that counted, that is α(w − (x − cᵢ)): FedProx's pull, away from
+    where the site itself has gone so far. The server has the sum of all cᵢ (`strategies.outer_steps.feddyn`), so a
+    change that entered no mean must not enter cᵢ. See docs/decisions/048.
+    """
+
+    def __init__(self, settings: DynamicRegularisation) -> None:
+        self._alpha = settings.alpha
+        self._center: TrainableState | None = None
+        """The state that the present round began with, x."""
+        self._counted: TrainableState | None = None
+        """cᵢ without the present round's change."""
+        self._trained: TrainableState | None = None
+        """What the present round led to, yᵢ."""
+
+    @contextmanager
+    def during(self, parameters: Parameters, optimizer: Any, start: Start, *, left_out: bool = False) -> Iterator[None]:
+        if self._center is None or start is not Start.SAME_ROUND:
+            if not left_out:
+                self._settle()
+            self._center = read_parameters(parameters)
+        pulled_to = self._center
+        if self._counted is not None:
+            pulled_to = TrainableState(pulled_to.manifest, pulled_to.buffer - self._counted.buffer)
+        with _before_each_step(optimizer, partial(_pull, parameters, _beside(parameters, pulled_to), self._alpha)):
+            yield
+        self._trained = read_parameters(parameters)
+
+    def _settle(self) -> None:
+        """Count the change of the round that has ended."""
+        if self._center is None or self._trained is None:
+            return
+        change = self._trained.buffer - self._center.buffer
+        before = 0.0 if self._counted is None else self._counted.buffer
+        self._counted = TrainableState(self._center.manifest, before + change)
+
+    def save(self, folder: Path) -> None:
+        for name, state in (("center", self._center), ("counted", self._counted), ("trained", self._trained)):
+            if state is not None:
+                state.write(folder / f"correction-{name}.safetensors")
+
+    def load(self, folder: Path, manifest: Manifest) -> None:
+        self._center, self._counted, self._trained = (
+            _read_state(folder, manifest, f"correction-{name}.safetensors") for name in ("center", "counted", "trained")
+        )
+
+
 @contextmanager
 def _before_each_step(optimizer: Any, correct: Callable[[], None]) -> Iterator[None]:
     hook = optimizer.register_step_pre_hook(lambda *_: correct())
@@ -160,6 +214,11 @@ def _before_each_step(optimizer: Any, correct: Callable[[], None]) -> Iterator[N
         yield
     finally:
         hook.remove()
+
+
+def _pull(parameters: Parameters, centers: Sequence[torch.Tensor], strength: float) -> None:
+    for parameter, center in zip(parameters.values(), centers, strict=True):
+        _add_gradient(parameter, parameter.detach() - center, strength)
 
 
 def _add_gradient(parameter: Any, gradient: torch.Tensor, scale: float = 1.0) -> None:
@@ -174,6 +233,6 @@ def _beside(parameters: Parameters, state: TrainableState) -> Sequence[torch.Ten
     return [torch.from_numpy(view).to(parameter.device) for (_, view), parameter in pairs]
 
 
-def _read_state(folder: Path, manifest: Manifest) -> TrainableState | None:
-    file = folder / _STATE_FILE
+def _read_state(folder: Path, manifest: Manifest, name: str = _STATE_FILE) -> TrainableState | None:
+    file = folder / name
     return TrainableState.from_bytes(file.read_bytes(), manifest) if file.exists() else None

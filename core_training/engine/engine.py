@@ -84,7 +84,7 @@ class Engine:
         check_private(self._recipe)
         self._pull = 0.0
         self._correction: Correction | None = correction_of(self._recipe)
-        self._next_slice, self._part = Start.SAME_ROUND, WHOLE
+        self._next_slice, self._part, self._left_out = Start.SAME_ROUND, WHOLE, False
         self._base.initial_state  # noqa: B018 - remembered before any engine on this base trains
 
     @property
@@ -121,9 +121,16 @@ class Engine:
     def write_state(self, state: TrainableState) -> None:
         self._take_model(state)
 
-    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False, part: TrainedPart = WHOLE) -> None:
+    def begin_round(
+        self,
+        state: TrainableState,
+        *,
+        missed_rounds: bool = False,
+        left_out: bool = False,
+        part: TrainedPart = WHOLE,
+    ) -> None:
         self.write_state(state)
-        self._part = part
+        self._part, self._left_out = part, left_out
         self._next_slice = Start.LATER_ROUND if missed_rounds else Start.NEXT_ROUND
 
     def skip(self, steps: int) -> None:
@@ -283,7 +290,7 @@ class Engine:
             if resume_from is not None:
                 loop.load(resume_from)
             self._correction = FedProx(self._pull) if self._pull else correction_of(self._recipe)
-            self._next_slice, self._part = Start.SAME_ROUND, WHOLE
+            self._next_slice, self._part, self._left_out = Start.SAME_ROUND, WHOLE, False
             self._ask_reference(loop.prepared)
             write_parameters(self._base.trainable_parameters, state, self._deepspeed_engine)
 
@@ -296,7 +303,9 @@ class Engine:
         parameters = self._base.trainable_parameters
         with ExitStack() as within:
             if self._correction is not None:
-                within.enter_context(self._correction.during(parameters, loop.optimizer, start))
+                within.enter_context(
+                    self._correction.during(parameters, loop.optimizer, start, left_out=self._left_out)
+                )
             if not self._part.is_whole:
                 within.enter_context(only(parameters, loop.optimizer, self._part))
             yield

@@ -236,8 +236,9 @@ class ShapedRun:
 
     @property
     def _corrections(self) -> int:
-        """States that FedProx or SCAFFOLD keep."""
-        return 2 * self._recipe.aggregation.scaffold + (self._recipe.aggregation.proximal_mu > 0)
+        """States that FedProx, SCAFFOLD or FedDyn keep, or hold while they train."""
+        settings = self._recipe.aggregation
+        return 2 * settings.scaffold + (settings.proximal_mu > 0) + 4 * settings.counts_rounds
 
     @property
     def _adapted(self) -> list[WeightShape]:

@@ -210,11 +210,19 @@ class Trainable(Protocol):
         """Put `state` in place of the trainable parameters."""
         ...
 
-    def begin_round(self, state: TrainableState, *, missed_rounds: bool = False, part: TrainedPart = WHOLE) -> None:
+    def begin_round(
+        self,
+        state: TrainableState,
+        *,
+        missed_rounds: bool = False,
+        left_out: bool = False,
+        part: TrainedPart = WHOLE,
+    ) -> None:
         """Put `state` in place too, and begin a round from it with the next slice of training.
 
-        `missed_rounds`: there were rounds since the last slice that this site took no part in. `part`: what the round
-        trains; under DeepSpeed all of it, as an engine lets no other recipe begin.
+        `missed_rounds`: there were rounds since the last slice that this site took no part in. `left_out`: what that
+        slice led to entered no mean. `part`: what the round trains; under DeepSpeed all of it, as an engine lets no
+        other recipe begin.
         """
         ...
 

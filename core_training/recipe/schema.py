@@ -563,7 +563,7 @@ class Outer(Parted):
     step: StepName = Field(
         "none",
         description=" | ".join(OUTER_STEPS) + ". What it remembers is committed with each round, and takes as much "
-        "memory as one state (`adam`, `yogi`: two).",
+        "memory as one state (`adam`, `yogi`: two). `feddyn` corrects the sites' local steps, too, and needs `sgd`.",
     )
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         None,
@@ -668,7 +668,12 @@ class Aggregation(Parted):
     @property
     def corrects(self) -> bool:
         """Whether local steps are corrected."""
-        return self.scaffold or self.proximal_mu > 0
+        return self.scaffold or self.proximal_mu > 0 or self.counts_rounds
+
+    @property
+    def counts_rounds(self) -> bool:
+        """Whether what each site remembers of its rounds is a part of what the server remembers of them."""
+        return self.outer.step_part.correction is not None
 
     @property
     def rule_part(self) -> AggregationPart[Any]:
@@ -967,8 +972,13 @@ class Recipe(_WithStages):
 
     def _check_correction(self) -> None:
         key = "aggregation.scaffold" if self.aggregation.scaffold else "aggregation.proximal_mu"
+        if self.aggregation.counts_rounds:
+            key = f"aggregation.outer.step: {self.aggregation.outer.step}"
         if self.deepspeed.used:
             raise ValueError(f"{key}: it changes gradients that DeepSpeed keeps to itself; leave out deepspeed")
+        if self.aggregation.counts_rounds:
+            self._check_counted_rounds(key)
+            return
         if not self.aggregation.scaffold:
             return
         if self.aggregation.proximal_mu > 0:
@@ -982,6 +992,42 @@ class Recipe(_WithStages):
             raise ValueError(f"{key}: it needs one mean of all sites, aggregation.mixing 'group'")
         if self.topology.kind == "federated" and not self.aggregation.rule_part.is_weighted_mean:
             raise ValueError(f"{key}: it needs the mean of all sites, aggregation.rule 'fedavg'")
+
+    def _check_counted_rounds(self, key: str) -> None:
+        """Refuse what would part the sum of the sites' changes at the server from what each of them remembers."""
+        aggregation, training = self.aggregation, self.training
+        if self.topology.kind == "gossip":
+            raise ValueError(
+                f"{key}: one server keeps the sum of all sites' changes, and tells each which of its own counted; "
+                "choose aggregation.scaffold, step nesterov (in a ring), or topology.kind 'federated'"
+            )
+        if aggregation.scaffold or aggregation.proximal_mu > 0:
+            raise ValueError(f"{key}: it corrects local steps itself; leave out aggregation.scaffold and proximal_mu")
+        if training.optim != "sgd" or training.optim_args:
+            raise ValueError(
+                f"{key}: it takes how far a site moved for its gradient, which holds for plain SGD alone; choose "
+                "training.optim sgd without optim_args, or step nesterov"
+            )
+        if not aggregation.rule_part.is_weighted_mean:
+            raise ValueError(f"{key}: it needs the mean of all sites, aggregation.rule 'fedavg'")
+        if "weights" not in aggregation.model_fields_set:
+            self.__dict__.update(aggregation=aggregation.model_copy(update={"weights": "equal"}))
+        elif aggregation.weights != "equal":
+            raise ValueError(
+                f"aggregation.weights: {aggregation.weights}: under {key} each site counts as one; choose equal"
+            )
+        if aggregation.outer.learning_rate != 1:
+            raise ValueError(
+                f"aggregation.outer.learning_rate: {key} goes as far as the sites' changes say; leave it out, and set "
+                "aggregation.outer.feddyn.alpha"
+            )
+        if self.privacy.keep < 1:
+            raise ValueError(f"privacy.keep: under {key} all of a change has to travel; leave it out")
+        if (dp := self.privacy.differential_privacy) is not None and dp.level == "site":
+            raise ValueError(
+                f"{key}: under differential privacy of level site what the server gets is not what a site remembers "
+                "of it; choose step nesterov, or level record"
+            )
 
     def _check_pace(self, key: str) -> None:
         """Refuse what needs every site to take as many steps in a round, and all to know how many."""
@@ -1064,7 +1110,7 @@ class Recipe(_WithStages):
         if self.deepspeed.used:
             raise ValueError(f"{key}: it leaves parameters alone that DeepSpeed keeps to itself; leave out deepspeed")
         if self.aggregation.corrects:
-            raise ValueError(f"{key}: proximal_mu and scaffold move all that is trained; leave out one of them")
+            raise ValueError(f"{key}: proximal_mu, scaffold and feddyn move all that is trained; leave out one of them")
         if self.aggregation.sharing_part.keeps_own and self.training.load_best_model_at_end:
             raise ValueError(
                 f"{key}: a site cannot take its own factor back to the round that was best; leave out "

@@ -48,6 +48,14 @@ class ScaledStep(OuterStep, Protocol):
         ...
 
 
+class CountingStep(OuterStep, Protocol):
+    """A step whose part says that it has a `correction` at each site."""
+
+    def of_sites(self, present: int, in_all: int) -> Self:
+        """The step of one round, whose mean is of so many sites of one weight, of so many in all."""
+        ...
+
+
 def outer_step_of(recipe: Recipe) -> OuterStep | None:
     """The recipe's outer step; None where the next state is the mean itself."""
     outer = recipe.aggregation.outer

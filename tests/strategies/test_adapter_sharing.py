@@ -115,7 +115,7 @@ def test_components_of_experts_are_refused_by_name(shared: MakeRecipe) -> None:
     ("sections", "said"),
     [
         ({"tuning": {"mode": "full"}}, "aggregation.adapters: ffa: it is for the factors of LoRA, and tuning.mode"),
-        ({"aggregation": {"adapters": "ffa", "proximal_mu": 0.1}}, "proximal_mu and scaffold move all"),
+        ({"aggregation": {"adapters": "ffa", "proximal_mu": 0.1}}, "proximal_mu, scaffold and feddyn move all"),
         ({"aggregation": {"adapters": "rolora", "outer": {"step": "nesterov"}}}, "aggregation.outer remembers moves"),
         ({"deepspeed": {"processes": 2}}, "leave out deepspeed"),
         (

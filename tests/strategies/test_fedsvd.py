@@ -196,7 +196,7 @@ def test_a_server_killed_between_rounds_goes_on_as_if_never_killed(tmp_path: Pat
         ({"training": {"keep_optimizer": True}}, "fedsvd: the optimizer's moments.*keep_optimizer to false"),
         ({"tuning": {"mode": "full"}}, "fedsvd: it is for the factors of LoRA"),
         ({"aggregation": {"rule": "flexlora"}}, "leave out aggregation.adapters: fedsvd"),
-        ({"aggregation": {"proximal_mu": 0.1}}, "fedsvd: proximal_mu and scaffold move all that is trained"),
+        ({"aggregation": {"proximal_mu": 0.1}}, "fedsvd: proximal_mu, scaffold and feddyn move all that is trained"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(make_recipe: MakeRecipe, sections: Any, said: str) -> None:

@@ -20,7 +20,7 @@ from core_training.parts.registry import Registry
 
 SECTION_KEYS = (
     *("rule", "weights", "mixing", "proximal_mu", "scaffold", "outer", "max_update_norm"),
-    *("adapters", "site_weights", "corrects", "rule_part", "mixing_part", "sharing_part"),
+    *("adapters", "site_weights", "corrects", "counts_rounds", "rule_part", "mixing_part", "sharing_part"),
 )
 """Names of the section `aggregation`, in which the rules' own sections are."""
 

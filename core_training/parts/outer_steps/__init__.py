@@ -7,6 +7,7 @@ from typing import Any
 
 from core_training.parts.outer_steps.adagrad import ADAGRAD
 from core_training.parts.outer_steps.adam import ADAM
+from core_training.parts.outer_steps.feddyn import FEDDYN
 from core_training.parts.outer_steps.fedexp import FEDEXP
 from core_training.parts.outer_steps.momentum import MOMENTUM
 from core_training.parts.outer_steps.nesterov import NESTEROV
@@ -18,6 +19,6 @@ from core_training.parts.registry import Registry
 OUTER_STEPS: Registry[OuterStepPart[Any]] = Registry(
     OuterStepPart,
     "fedloom.outer_steps",
-    [NONE, MOMENTUM, NESTEROV, ADAGRAD, ADAM, YOGI, FEDEXP],
+    [NONE, MOMENTUM, NESTEROV, ADAGRAD, ADAM, YOGI, FEDEXP, FEDDYN],
     reserved=("step", "learning_rate", "momentum", "betas", "tau", "step_part", "rate", "used"),
 )

@@ -1092,9 +1092,16 @@ class Recipe(_WithStages):
                 f"{key}: nobody could say beforehand how often a site takes part, and so what its privacy comes to; "
                 f"{synchronous}"
             )
-        if self.aggregation.scaffold:
-            raise ValueError(f"{key}: SCAFFOLD takes all sites to step from one state; {synchronous}")
-        rule = self.aggregation.rule_part
+        if self.aggregation.scaffold or self.aggregation.counts_rounds:
+            name = "SCAFFOLD" if self.aggregation.scaffold else "FedDyn"
+            raise ValueError(f"{key}: {name} takes all sites to step from one state; {synchronous}")
+        rule, sharing = self.aggregation.rule_part, self.aggregation.sharing_part
+        if rule.needs_rank or sharing.remade_by is not None:
+            name = f"rule '{rule.name}'" if rule.needs_rank else f"adapters '{sharing.name}'"
+            raise ValueError(
+                f"{key}: {name} makes factors anew in each round, and a change of older ones does not fit them; "
+                f"{synchronous}"
+            )
         if rule.in_groups or rule.needs_steps or rule.remembers:
             raise ValueError(
                 f"{key}: rule '{rule.name}' goes by changes from one state; {synchronous}, or rule 'fedavg'"

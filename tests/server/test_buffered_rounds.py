@@ -213,6 +213,15 @@ def test_models_learn_in_buffers(
             {"aggregation": {"scaffold": True}, "training": {"optim": "sgd", "learning_rate": 0.1}},
             r"topology.buffer: SCAFFOLD",
         ),
+        (
+            {
+                "aggregation": {"outer": {"step": "feddyn"}, "weights": "equal"},
+                "training": {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0},
+            },
+            r"topology.buffer: FedDyn",
+        ),
+        ({"aggregation": {"rule": "flexlora"}, "tuning": {"mode": "lora"}}, r"topology.buffer: rule 'flexlora' makes"),
+        ({"aggregation": {"adapters": "fedsvd"}, "tuning": {"mode": "lora"}}, r"topology.buffer: adapters 'fedsvd'"),
         ({"aggregation": {"rule": "flower", "flower": {"strategy": "flwr.serverapp.strategy:FedAvg"}}}, r"'flower'"),
     ],
 )

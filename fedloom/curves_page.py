@@ -54,14 +54,19 @@ def write_curves(runs: Sequence[RunCurves], target: Path) -> None:
 
 def _page(runs: Sequence[RunCurves]) -> str:
     title = ", ".join(run.label for run in runs)
-    parts = [f"<h1>{html.escape(title)}</h1>", table(*_account(runs))]
+    return page(title, [f"<h1>{html.escape(title)}</h1>", *parts_of(runs)])
+
+
+def parts_of(runs: Sequence[RunCurves]) -> list[str]:
+    """What a page says of runs, as HTML: a table of them, their curves, and where their recipes differ."""
+    parts = [table(*_account(runs))]
     if _names(runs):
         parts.append(image(_picture(runs), "Curves over optimizer steps at each site"))
     else:
         parts.append("<p>There are no figures yet to draw.</p>")
     if differing := _differences(runs):
         parts.append("<h2>Where the recipes differ</h2>" + table(["", *(run.label for run in runs)], differing))
-    return page(title, parts)
+    return parts
 
 
 def _picture(runs: Sequence[RunCurves]) -> Any:

@@ -12,18 +12,19 @@ from typing import Any
 STANDARD_INPUT = Path("-")
 """In the place of a recipe file: the recipe comes from standard input."""
 
-_PATHS = {
+PATHS = {
     "model": ("name_or_path", "chat_template", "adapters"),
     "rollout": ("reward_model", "reward_function"),
     "data": ("train", "eval", "cache"),
     "deepspeed": ("config",),
     "simulation": ("sites",),
 }
+"""The keys of each section that may hold paths, besides `output`."""
 
 
 def expand_home(document: dict[str, Any]) -> None:
     """Put the home folder in the place of `~` and `~user` where a path begins with them; the user must be known."""
-    for section, keys in _PATHS.items():
+    for section, keys in PATHS.items():
         values = document.get(section)
         if isinstance(values, dict):
             values |= {key: _expanded(values[key]) for key in keys if key in values}

@@ -47,17 +47,23 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     is_stream = Path(path) == STANDARD_INPUT
     source = "standard input" if is_stream else str(path)
-    try:
-        text = _content(Path(path)).decode("utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{source}: no such recipe file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: cannot be read as UTF-8 text: {shortened_text(error, 200)}") from None
-    except ForeignTextError as error:
-        raise InputError(f"{source}: not a recipe: {error}") from None
+    text = read_text(path, "recipe")
     if is_stream and not text.strip():
         raise InputError("standard input: there is no recipe on it; pipe one in, or name its file")
     return parse_recipe(text, source, overrides, at_home=True)
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The text of a file that a person wrote; `what` says in errors what it was to be. Raises InputError."""
+    source = "standard input" if Path(path) == STANDARD_INPUT else str(path)
+    try:
+        return _content(Path(path)).decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{source}: no such {what} file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: cannot be read as UTF-8 text: {shortened_text(error, 200)}") from None
+    except ForeignTextError as error:
+        raise InputError(f"{source}: not a {what}: {error}") from None
 
 
 def _content(path: Path) -> bytes:
@@ -82,7 +88,7 @@ def parse_recipe(
         parts.check()
     if both := AGGREGATION_RULES.keys() & MIXING_RULES.keys():
         raise InputError(f"an aggregation rule and a mixing rule are both called '{min(both)}'; rename one")
-    document = _parse_yaml(text, source)
+    document = parse_document(text, source)
     if not isinstance(document, dict):
         raise InputError(f"{source}: a recipe is a mapping of sections (model, stage, tuning, data, …)")
     if llamafactory.is_flat_yaml(document):
@@ -130,7 +136,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_document(text: str, source: str) -> Any:
+    """The value of a YAML text as recipes are written; `source` names it in errors. Raises InputError."""
     try:
         return parse_yaml(text, _Loader)
     except ForeignTextError as error:
@@ -150,7 +157,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise InputError(f"{key}: '{parent}' is a value, not a section")
         target = inner
-    target[last] = _parse_yaml(value, key)
+    target[last] = parse_document(value, key)
 
 
 _LONGEST_KEY = 60

@@ -30,6 +30,7 @@ COMMANDS = {
     "recipe": "Check, show or start a recipe.",
     "data": "Look at records as the model will read them.",
     "model": "Fetch a base model once.",
+    "tune": "Search for the values of a recipe's keys (extra `search`).",
     "pipeline": "Named steps that start from each other, each done once.",
     "report": "Curves and tables of runs that are there.",
     "privacy": "What runs have told of any one record or patient: ε, δ and what they rest on.",

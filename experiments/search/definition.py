@@ -130,7 +130,7 @@ def _parsed(document: Mapping[str, Any], source: str, home: Path, output: Path |
         objectives=objectives,
         trials=trials,
         seed=whole_at(document, "seed", 0, "", least=0),
-        sampler=_sampler(document, trials),
+        sampler=_sampler(document),
         pruner=Pruner("none"),
         confirm=_confirm(document),
         keep=choice_at(document, "keep", "best", ("best", "all"), ""),
@@ -157,10 +157,10 @@ def _settings_of(
     return settings
 
 
-def _sampler(document: Mapping[str, Any], trials: int) -> Sampler:
+def _sampler(document: Mapping[str, Any]) -> Sampler:
     settings = _settings_of(document, "sampler", "tpe", SAMPLERS, ("startup_trials",))
     name = settings.get("name", "tpe")
-    usual = max(2, min(10, trials // 3)) if name == "tpe" else 1
+    usual = 5 if name == "tpe" else 1
     return Sampler(name, whole_at(settings, "startup_trials", usual, "sampler."))
 
 
@@ -220,12 +220,11 @@ def _check(search: Search) -> None:
     if search.confirm is not None:
         if len(search.objectives) > 1:
             raise InputError("confirm: several objectives have no one winner; leave it out, or name one objective")
-        check_topology(confirmed_recipe(search, probes_first(search), search.output / "confirm"), "confirm: ")
-
-
-def probes_first(search: Search) -> dict[str, Any]:
-    """Some values of the search."""
-    return next(probes(search.keys))[1]
+        some = next(probes(search.keys))[1]
+        try:
+            check_topology(confirmed_recipe(search, some, search.output / "confirm"), "")
+        except InputError as error:
+            raise InputError(f"confirm: {error}") from None
 
 
 def confirmed_recipe(search: Search, values: Mapping[str, Any], output: Path) -> Recipe:

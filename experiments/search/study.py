@@ -32,6 +32,7 @@ from experiments.search.objectives import Objective
 from experiments.search.space import SearchedKey, grid_of, suggested
 
 _ORDINAL, _VALUES, _KILLED = "ordinal", "values", "killed"
+_OF_CMA = "cma:"
 _STUDY = "search"
 
 
@@ -137,6 +138,10 @@ class Study:
         self._study._storage.set_trial_user_attr(killed._trial_id, _KILLED, True)
         self._study.tell(killed.number, state=TrialState.FAIL)
         self._study.enqueue_trial(killed.params, user_attrs={_ORDINAL: killed.user_attrs[_ORDINAL]})
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))[-1]
+        for name, value in killed.system_attrs.items():
+            if name.startswith(_OF_CMA):  # of which generation it is, and how the distribution stood
+                self._study._storage.set_trial_system_attr(waiting._trial_id, name, value)
 
     def give_up_unasked(self) -> None:
         """Mark trials as failed whose process was killed while it asked: they have no values yet."""

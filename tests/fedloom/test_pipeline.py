@@ -163,7 +163,33 @@ def test_two_runs_are_put_together_by_a_step(fedloom: Command, write_pipeline: W
     assert json.loads((tmp_path / "runs" / "both" / "merge.json").read_text())["rule"] == "ties"
 
 
+@pytest.mark.slow
+def test_a_search_is_a_step_whose_best_recipe_is_a_later_ones(
+    fedloom: Command, write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    search = {
+        "recipe": "sft.yaml",
+        "set": {"model.adapters": ["${pretrain}"]},
+        "keys": {"training.learning_rate": [1e-5, 1e-2]},
+        "sampler": "grid",
+    }
+    path = write_pipeline(
+        sft=None,
+        search={"tune": search, "gates": {"best.value": "<= 20"}},
+        best={"recipe": "${search}/best.yaml", "gates": {"eval_loss": "<= 20"}},
+    )
+    assert statuses(fedloom("pipeline", path, "--json", "--dry-run"))["best"] == "planned"
+    first = fedloom("pipeline", path, "--json")
+    assert first.code == 0, first.err
+    assert statuses(first) == {"pretrain": "done", "search": "done", "best": "done"}
+    found = json.loads((tmp_path / "runs" / "search" / "search.json").read_text())["best"]
+    assert json.loads((tmp_path / "runs" / "best" / "summary.json").read_text())["eval_loss"] == found["value"]
+    assert set(statuses(fedloom("pipeline", path, "--json")).values()) == {"skipped"}
+
+
 BAD = [
+    ({"search": {"tune": {"keys": {}}}}, "steps.search.tune: keys: name at least one"),
+    ({"search": {"tune": "no.yaml"}}, "no.yaml: no such search file"),
     ({"sft": {"recipes": "sft.yaml"}}, "steps.sft: it says not what it does"),
     ({"sft": {"recipe": "sft.yaml", "sets": {}}}, "steps.sft.sets: unknown key; did you mean 'set'?"),
     ({"sft": {"recipe": "no.yaml"}}, "no.yaml: no such recipe file"),

@@ -1,0 +1,412 @@
+"""From the files that people have to items: PubMedQA, MedQA, MedMCQA, MMLU, HealthBench, conversations, plain texts.
+
+Which one a file is, its first record says. What is odd becomes a note, what is wrong an error.
+"""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from core_training.data.formats import column_sets, read_values
+from core_training.data.records import Record, data_files, read_records
+from core_training.data.turns import prompt_of, turn
+from core_training.foundation.bounded_reading import ForeignTextError, check_depth, read_json, reason_of, shortened
+from core_training.foundation.errors import InputError
+from core_training.parts.data_kinds.values import Conversation, Messages, Text
+from evaluation.items import Criterion, Item
+
+_LETTERS = string.ascii_uppercase
+_ANSWER = "Answer:"
+_BY_LETTER = "Answer with the letter of the right choice alone."
+_QUESTION_AND_ANSWER = {"prompt": "question", "completion": "answer"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is to be read: `columns` renames, `label_base` says what numbers of choices begin with.
+
+    `skip_unanswered` leaves out items without an answer, and counts them; else they are an error.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    label_base: int | None = None
+    skip_unanswered: bool = False
+    identifier: str | None = None
+    format: str | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An item whose label is as the file has it; `label` None says that there is no answer."""
+
+    item: Item
+    label: Any = None
+    has_label: bool = False
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: `fits` looks at a record's columns, `read` makes a draft of one."""
+
+    name: str
+    fits: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Record, Reading], Draft]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """The items of files, what kind they are (`choice`, `answer`, `text`, `rubric`), and what is to be said."""
+
+    items: list[Item]
+    format: str
+    kind: str
+    notes: tuple[str, ...]
+    unanswered: int = 0
+
+
+def read_items(patterns: str | list[str], reading: Reading | None = None) -> Read:
+    """The items of all files. Raises InputError for none, for unknown columns, and for wrong labels and identifiers."""
+    reading = reading or Reading()
+    records = [record for path in data_files(patterns) for record in _records(path)]
+    shown = patterns if isinstance(patterns, str) else ", ".join(patterns)
+    if not records:
+        raise InputError(f"{shown}: it holds no items; an evaluation needs one at least")
+    kind = _format_of(records[0], reading)
+    drafts = [kind.read(record, reading) for record in records]
+    lacking = [draft for draft in drafts if draft.has_label and draft.label in (None, "", -1)]
+    if lacking and not reading.skip_unanswered:
+        raise InputError(
+            f"{lacking[0].item.place}: no answer ({shortened(lacking[0].label)}); {len(lacking)} of {len(drafts)} "
+            "items have none. Leave them out of the file, or set missing: skip in a TASK.yaml"
+        )
+    drafts = [draft for draft in drafts if draft not in lacking] if lacking else drafts
+    if not drafts:
+        raise InputError(f"{shown}: none of its {len(lacking)} items has an answer to compare with")
+    items, notes = _labelled(drafts, reading)
+    check_identifiers(items)
+    if lacking:
+        notes = (*notes, f"{len(lacking)} items without an answer are left out (missing: skip)")
+    return Read(items, kind.name, kind.kind, notes, len(lacking))
+
+
+def _records(path: Path) -> Iterator[Record]:
+    """A file's records; of one JSON object by identifier, each with its own as `id`."""
+    if path.suffix == ".json":
+        try:
+            document = read_json(path, 512 * 2**20)
+        except (OSError, ForeignTextError) as error:
+            raise InputError(f"{path}: {reason_of(error)}") from None
+        if isinstance(document, dict):
+            if document and not all(isinstance(value, dict) for value in document.values()):
+                raise InputError(f"{path}: a .json file holds a list of records, or an object of them by identifier")
+            for number, (name, fields) in enumerate(document.items(), start=1):
+                check_depth(fields)
+                yield Record({"id": name, **fields}, path, number)
+            return
+    yield from read_records(path)
+
+
+def _format_of(record: Record, reading: Reading) -> Format:
+    if reading.format is not None:
+        if reading.format not in FORMATS:
+            raise InputError(f"format: '{reading.format}' is none of {', '.join(FORMATS)}")
+        return FORMATS[reading.format]
+    for kind in FORMATS.values():
+        if kind.fits(record.fields):
+            return kind
+    known = " or ".join("+".join(columns) for columns in column_sets("sft"))
+    raise InputError(
+        f"{record.place}: no kind of task has these columns ({', '.join(record.fields) or 'none'}). Known are "
+        "question+choices+answer (MMLU), sent1+ending0…+label (MedQA), question+opa…opd+cop (MedMCQA), "
+        f"QUESTION+CONTEXTS+final_decision (PubMedQA), prompt+rubrics (HealthBench), question+answer, {known}, text; "
+        "a TASK.yaml says how others are read"
+    )
+
+
+def _identifier(record: Record, reading: Reading) -> str:
+    names = [reading.identifier] if reading.identifier else ["id", "prompt_id", "question_id", "pubid", "PMID"]
+    for name in names:
+        value = record.fields.get(name)
+        if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
+            return str(value).strip()
+    if reading.identifier:
+        raise InputError(f"{record.place}: column '{reading.identifier}' does not name the item, which id: goes by")
+    return f"{record.source}:{record.line}"
+
+
+def _base(record: Record, reading: Reading, used: Sequence[str]) -> dict[str, Any]:
+    """What every item has: identifier, place, site, and the columns that are short enough to go by."""
+    plain = {
+        name: value
+        for name, value in record.fields.items()
+        if name not in used and isinstance(value, str | int | float | bool)
+    }
+    site = record.fields.get("site")
+    return {
+        "id": _identifier(record, reading),
+        "record": record,
+        "site": site if isinstance(site, str) and site else record.source,
+        "columns": plain,
+    }
+
+
+def _text(record: Record, name: str) -> str:
+    value = record.fields.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{record.place}: '{name}' must be a text, not {shortened(value)}")
+    return value.strip()
+
+
+def _by_letter(record: Record, reading: Reading, question: str, choices: Sequence[Any], label: Any) -> Draft:
+    """A question with its choices listed; the letters are scored."""
+    if (
+        len(choices) < 2
+        or len(choices) > len(_LETTERS)
+        or not all(isinstance(one, str | int | float) for one in choices)
+    ):
+        raise InputError(f"{record.place}: an item has 2 to {len(_LETTERS)} choices, which are texts")
+    letters = _LETTERS[: len(choices)]
+    listed = "\n".join(f"{letter}. {str(one).strip()}" for letter, one in zip(letters, choices, strict=True))
+    body = f"{question}\n{listed}"
+    used = (
+        "question",
+        "choices",
+        "answer",
+        "sent1",
+        "sent2",
+        "label",
+        "options",
+        "cop",
+        "opa",
+        "opb",
+        "opc",
+        "opd",
+        "exp",
+    )
+    item = Item(
+        **_base(record, reading, used),
+        prompt=[turn("user", f"{body}\n{_BY_LETTER}")],
+        plain=f"{body}\n{_ANSWER}",
+        choices=tuple(letters),
+        labels=tuple(letters),
+        references=tuple(str(one).strip() for one in choices),
+    )
+    return Draft(item, label, has_label=True)
+
+
+def _pubmedqa(record: Record, reading: Reading) -> Draft:
+    fields = {name.lower(): value for name, value in record.fields.items()}
+    contexts = fields.get("contexts", fields.get("context"))
+    if isinstance(contexts, dict):
+        contexts = contexts.get("contexts")
+    contexts = [contexts] if isinstance(contexts, str) else contexts
+    question = fields.get("question")
+    if not isinstance(question, str) or not isinstance(contexts, list) or not all(isinstance(c, str) for c in contexts):
+        raise InputError(f"{record.place}: PubMedQA has a text QUESTION and a list of texts CONTEXTS")
+    body = f"Abstract: {' '.join(contexts)}\nQuestion: {question.strip()}"
+    base = _base(record, reading, ("QUESTION", "question", "final_decision", "LONG_ANSWER", "long_answer"))
+    choices = ("yes", "no", "maybe")
+    label = fields.get("final_decision")
+    return Draft(
+        Item(
+            **base,
+            prompt=[turn("user", f"{body}\nAnswer yes, no or maybe.")],
+            plain=f"{body}\n{_ANSWER}",
+            choices=choices,
+            labels=choices,
+        ),
+        label.strip().lower() if isinstance(label, str) else label,
+        has_label=True,
+    )
+
+
+def _medqa(record: Record, reading: Reading) -> Draft:
+    endings = [record.fields[f"ending{n}"] for n in range(26) if f"ending{n}" in record.fields]
+    question = " ".join(filter(None, (_text(record, "sent1"), str(record.fields.get("sent2") or "").strip())))
+    return _by_letter(record, reading, question, endings, record.fields.get("label"))
+
+
+def _options(record: Record, reading: Reading) -> Draft:
+    """MedQA as its authors publish it: options by letter, and the letter of the right one."""
+    options = record.fields["options"]
+    letters = sorted(options)
+    label = record.fields.get("answer_idx")
+    at = letters.index(label) if label in letters else label
+    return _by_letter(record, reading, _text(record, "question"), [options[letter] for letter in letters], at)
+
+
+def _medmcqa(record: Record, reading: Reading) -> Draft:
+    choices = [record.fields.get(f"op{letter}") for letter in "abcd"]
+    return _by_letter(record, reading, _text(record, "question"), choices, record.fields.get("cop"))
+
+
+def _mmlu(record: Record, reading: Reading) -> Draft:
+    choices = record.fields["choices"]
+    if isinstance(choices, dict) and isinstance(choices.get("text"), list):  # as ARC has them
+        labels, key = choices.get("label"), record.fields.get("answerKey", record.fields.get("answer"))
+        at = labels.index(key) if isinstance(labels, list) and key in labels else key
+        return _by_letter(record, reading, _text(record, "question"), choices["text"], at)
+    if not isinstance(choices, list):
+        raise InputError(f"{record.place}: 'choices' must be a list of texts, not {shortened(choices)}")
+    return _by_letter(record, reading, _text(record, "question"), choices, record.fields.get("answer"))
+
+
+def _healthbench(record: Record, reading: Reading) -> Draft:
+    rubrics = record.fields["rubrics"]
+    criteria = [
+        Criterion(str(one["criterion"]), float(one["points"]))
+        for one in rubrics
+        if isinstance(one, dict)
+        and isinstance(one.get("criterion"), str)
+        and isinstance(one.get("points"), int | float)
+    ]
+    if len(criteria) != len(rubrics) or not any(one.points > 0 for one in criteria):
+        raise InputError(f"{record.place}: 'rubrics' must be a list of criterion and points, some of them above 0")
+    try:
+        prompt = prompt_of("prompt", record.fields["prompt"])
+    except ValueError as error:
+        raise InputError(f"{record.place}: {error}") from None
+    return Draft(Item(**_base(record, reading, ("prompt", "rubrics")), prompt=prompt, rubric=tuple(criteria)))
+
+
+def _conversation(record: Record, reading: Reading) -> Draft:
+    columns = dict(reading.columns)
+    if not columns and {"question", "answer"} <= record.fields.keys():
+        columns = dict(_QUESTION_AND_ANSWER)
+    values = read_values(record, "sft", columns)
+    assert isinstance(values, Conversation)
+    spoken = [number for number, message in enumerate(values.messages) if message["role"] == "assistant"]
+    prompt, answer = values.messages[: spoken[-1]], str(values.messages[spoken[-1]]["content"])
+    used = (*columns.values(), "prompt", "completion", "messages", "conversations", "instruction", "input", "output")
+    base = _base(record, reading, used) | {"record": _renamed(record, columns)}
+    return Draft(Item(**base, prompt=prompt, plain=_as_text(prompt), references=(answer,), is_readable=True))
+
+
+def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
+    """The record with its fields under the names that stages read them by."""
+    back = {theirs: ours for ours, theirs in columns.items()}
+    return replace(record, fields={back.get(name, name): value for name, value in record.fields.items()})
+
+
+def _as_text(prompt: Messages) -> str:
+    """What a model without a chat template continues: the words of a single turn; nothing of a conversation."""
+    alone = [message["role"] for message in prompt] == ["user"]
+    return str(prompt[0]["content"]) if alone else ""
+
+
+def _plain_text(record: Record, reading: Reading) -> Draft:
+    values = read_values(record, "pretrain", reading.columns)
+    assert isinstance(values, Text)
+    base = _base(record, reading, ("text", *reading.columns.values())) | {"record": _renamed(record, reading.columns)}
+    return Draft(Item(**base, plain=values.text, is_readable=True, is_text=True))
+
+
+def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda fields: all(name in fields for name in names)
+
+
+def _is_conversation(fields: Mapping[str, Any]) -> bool:
+    layouts = [*column_sets("sft"), ("question", "answer")]
+    return any(all(name in fields for name in layout) for layout in layouts)
+
+
+FORMATS = {
+    kind.name: kind
+    for kind in (
+        Format(
+            "pubmedqa", lambda f: {"question", "final_decision"} <= {name.lower() for name in f}, _pubmedqa, "choice"
+        ),
+        Format("medqa", _has("sent1", "ending0"), _medqa, "choice"),
+        Format("medmcqa", _has("question", "opa", "opb", "opc", "opd"), _medmcqa, "choice"),
+        Format("mmlu", _has("question", "choices"), _mmlu, "choice"),
+        Format("medqa_options", lambda f: isinstance(f.get("options"), dict) and "question" in f, _options, "choice"),
+        Format("healthbench", lambda f: isinstance(f.get("rubrics"), list) and "prompt" in f, _healthbench, "rubric"),
+        Format("chat", _is_conversation, _conversation, "answer"),
+        Format("text", _has("text"), _plain_text, "text"),
+    )
+}
+
+
+def _labelled(drafts: Sequence[Draft], reading: Reading) -> tuple[list[Item], tuple[str, ...]]:
+    """The items with the numbers of their right choices, and what is to be said of how these were counted."""
+    if not drafts[0].has_label:
+        return [draft.item for draft in drafts], ()
+    first, notes = _label_base(drafts, reading)
+    return [_with_gold(draft.item, _gold(draft, first)) for draft in drafts], notes
+
+
+def _with_gold(item: Item, gold: int) -> Item:
+    """The item with its right choice; its text and its letter are both right in words."""
+    said = dict.fromkeys([*item.references[gold : gold + 1], item.labels[gold]])
+    return replace(item, gold=gold, references=tuple(said))
+
+
+def _number(label: Any) -> int | None:
+    if isinstance(label, bool):
+        return None
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    return (
+        label if isinstance(label, int) else int(label) if isinstance(label, str) and label.strip().isdigit() else None
+    )
+
+
+def _label_base(drafts: Sequence[Draft], reading: Reading) -> tuple[int, tuple[str, ...]]:
+    """Whether numbers of choices begin with 0 or 1, by all of them. Raises InputError where they do with neither."""
+    numbered = [(draft, number) for draft in drafts if (number := _number(draft.label)) is not None]
+    if reading.label_base is not None or not numbered:
+        return reading.label_base or 0, ()
+    from_zero = next((draft for draft, number in numbered if number == 0), None)
+    past = next((draft for draft, number in numbered if number >= len(draft.item.choices)), None)
+    if past is None:
+        if from_zero is None and len(numbered) >= 20:
+            return 0, ("no answer is choice 0, and none is past the last: taken as counted from 0 (label_base)",)
+        return 0, ()
+    if from_zero is not None or _number(past.label) != len(past.item.choices):
+        most = len(past.item.choices) - 1
+        also = f", and {from_zero.item.place} has 0, so they are counted from 0" if from_zero is not None else ""
+        raise InputError(
+            f"{past.item.place}: label {_number(past.label)} is out of range: it has choices 0 to {most} "
+            f"(or 1 to {most + 1}){also}"
+        )
+    return 1, (f"answers are counted from 1 ({past.item.place} has {past.label} of {len(past.item.choices)} choices)",)
+
+
+def _gold(draft: Draft, first: int) -> int:
+    """The number of the right choice, from 0. Raises InputError for a label that is none of the item's."""
+    item, label = draft.item, draft.label
+    number = _number(label)
+    if number is not None:
+        if 0 <= number - first < len(item.choices):
+            return number - first
+    elif isinstance(label, str):
+        said = label.strip()
+        for names in (item.labels, item.references, item.choices):
+            if said in names:
+                return names.index(said)
+        if said.upper() in item.labels:
+            return item.labels.index(said.upper())
+    last = len(item.choices) - 1 + first
+    raise InputError(
+        f"{item.place}: the answer {shortened(label)} is none of its choices; it must be a number from {first} to "
+        f"{last}, or one of {', '.join(item.labels)}"
+    )
+
+
+def check_identifiers(items: Sequence[Item]) -> None:
+    """Raise InputError where two items have one identifier: answers are kept, and models compared, by it."""
+    counts = Counter(item.id for item in items)
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
+        places = [item.place for item in items if item.id == twice]
+        others = sum(count > 1 for count in counts.values()) - 1
+        more = f" (and {others} more are given twice)" if others else ""
+        raise InputError(
+            f"{places[1]}: identifier {shortened(twice)} is that of {places[0]}, too{more}; give each its own"
+        )

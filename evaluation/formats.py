@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from core_training.data.formats import column_sets, read_values
 from core_training.data.records import Record, data_files, read_records
@@ -34,6 +34,8 @@ class Reading:
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
+    usual_columns: Mapping[str, str] = field(default_factory=dict)
+    """Those of a run, which hold where a file has them all."""
     label_base: int | None = None
     skip_unanswered: bool = False
     identifier: str | None = None
@@ -42,11 +44,21 @@ class Reading:
 
 @dataclass(frozen=True)
 class Draft:
-    """An item whose label is as the file has it; `label` None says that there is no answer."""
+    """An item whose label is as the file has it; `label` None says that there is no answer.
+
+    `is_choice` says that the label is one of the item's choices.
+    """
 
     item: Item
     label: Any = None
     has_label: bool = False
+    is_choice: bool = False
+
+
+class Template(Protocol):
+    """Something that makes items of records in a person's own way."""
+
+    def draft(self, record: Record, reading: Reading) -> Draft: ...
 
 
 @dataclass(frozen=True)
@@ -61,24 +73,34 @@ class Format:
 
 @dataclass(frozen=True)
 class Read:
-    """The items of files, what kind they are (`choice`, `answer`, `text`, `rubric`), and what is to be said."""
+    """The items of files; their kind (`choice`, `answer`, `text`, `rubric`, `question`); and what is to be said."""
 
     items: list[Item]
-    format: str
     kind: str
     notes: tuple[str, ...]
-    unanswered: int = 0
 
 
-def read_items(patterns: str | list[str], reading: Reading | None = None) -> Read:
-    """The items of all files. Raises InputError for none, for unknown columns, and for wrong labels and identifiers."""
-    reading = reading or Reading()
-    records = [record for path in data_files(patterns) for record in _records(path)]
+def read_items(patterns: str | list[str], reading: Reading | None = None, template: Template | None = None) -> Read:
+    """The items of all files, by their format or by a template.
+
+    Raises InputError for none, for unknown columns, and for wrong labels and identifiers.
+    """
     shown = patterns if isinstance(patterns, str) else ", ".join(patterns)
+    records = [record for path in data_files(patterns) for record in _records(path)]
+    return items_of(records, shown, reading or Reading(), template)
+
+
+def items_of(records: Sequence[Record], shown: str, reading: Reading, template: Template | None = None) -> Read:
+    """The items of records, which errors call `shown`. Raises as `read_items`."""
     if not records:
         raise InputError(f"{shown}: it holds no items; an evaluation needs one at least")
-    kind = _format_of(records[0], reading)
-    drafts = [kind.read(record, reading) for record in records]
+    if template is None:
+        columns = reading.columns or _fitting(reading.usual_columns, records[0])
+        records = [_renamed(record, columns) for record in records] if columns else records
+    kind = None if template is not None else _format_of(records[0], reading)
+    read = kind.read if kind is not None else template.draft if template is not None else None
+    assert read is not None
+    drafts = [read(record, reading) for record in records]
     lacking = [draft for draft in drafts if draft.has_label and draft.label in (None, "", -1)]
     if lacking and not reading.skip_unanswered:
         raise InputError(
@@ -92,7 +114,14 @@ def read_items(patterns: str | list[str], reading: Reading | None = None) -> Rea
     check_identifiers(items)
     if lacking:
         notes = (*notes, f"{len(lacking)} items without an answer are left out (missing: skip)")
-    return Read(items, kind.name, kind.kind, notes, len(lacking))
+    return Read(items, kind.kind if kind is not None else _kind_of(drafts[0]), notes)
+
+
+def _kind_of(draft: Draft) -> str:
+    """What kind of items a template makes."""
+    if draft.is_choice:
+        return "choice"
+    return "answer" if draft.has_label else "question"
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -140,7 +169,7 @@ def _identifier(record: Record, reading: Reading) -> str:
     return f"{record.source}:{record.line}"
 
 
-def _base(record: Record, reading: Reading, used: Sequence[str]) -> dict[str, Any]:
+def common_parts(record: Record, reading: Reading, used: Sequence[str]) -> dict[str, Any]:
     """What every item has: identifier, place, site, and the columns that are short enough to go by."""
     plain = {
         name: value
@@ -190,14 +219,14 @@ def _by_letter(record: Record, reading: Reading, question: str, choices: Sequenc
         "exp",
     )
     item = Item(
-        **_base(record, reading, used),
+        **common_parts(record, reading, used),
         prompt=[turn("user", f"{body}\n{_BY_LETTER}")],
         plain=f"{body}\n{_ANSWER}",
         choices=tuple(letters),
         labels=tuple(letters),
         references=tuple(str(one).strip() for one in choices),
     )
-    return Draft(item, label, has_label=True)
+    return Draft(item, label, has_label=True, is_choice=True)
 
 
 def _pubmedqa(record: Record, reading: Reading) -> Draft:
@@ -210,7 +239,7 @@ def _pubmedqa(record: Record, reading: Reading) -> Draft:
     if not isinstance(question, str) or not isinstance(contexts, list) or not all(isinstance(c, str) for c in contexts):
         raise InputError(f"{record.place}: PubMedQA has a text QUESTION and a list of texts CONTEXTS")
     body = f"Abstract: {' '.join(contexts)}\nQuestion: {question.strip()}"
-    base = _base(record, reading, ("QUESTION", "question", "final_decision", "LONG_ANSWER", "long_answer"))
+    base = common_parts(record, reading, ("QUESTION", "question", "final_decision", "LONG_ANSWER", "long_answer"))
     choices = ("yes", "no", "maybe")
     label = fields.get("final_decision")
     return Draft(
@@ -223,6 +252,7 @@ def _pubmedqa(record: Record, reading: Reading) -> Draft:
         ),
         label.strip().lower() if isinstance(label, str) else label,
         has_label=True,
+        is_choice=True,
     )
 
 
@@ -272,20 +302,22 @@ def _healthbench(record: Record, reading: Reading) -> Draft:
         prompt = prompt_of("prompt", record.fields["prompt"])
     except ValueError as error:
         raise InputError(f"{record.place}: {error}") from None
-    return Draft(Item(**_base(record, reading, ("prompt", "rubrics")), prompt=prompt, rubric=tuple(criteria)))
+    return Draft(Item(**common_parts(record, reading, ("prompt", "rubrics")), prompt=prompt, rubric=tuple(criteria)))
 
 
 def _conversation(record: Record, reading: Reading) -> Draft:
-    columns = dict(reading.columns)
-    if not columns and {"question", "answer"} <= record.fields.keys():
-        columns = dict(_QUESTION_AND_ANSWER)
+    columns = dict(_QUESTION_AND_ANSWER) if {"question", "answer"} <= record.fields.keys() else {}
     values = read_values(record, "sft", columns)
     assert isinstance(values, Conversation)
     spoken = [number for number, message in enumerate(values.messages) if message["role"] == "assistant"]
     prompt, answer = values.messages[: spoken[-1]], str(values.messages[spoken[-1]]["content"])
     used = (*columns.values(), "prompt", "completion", "messages", "conversations", "instruction", "input", "output")
-    base = _base(record, reading, used) | {"record": _renamed(record, columns)}
+    base = common_parts(record, reading, used) | {"record": _renamed(record, columns)}
     return Draft(Item(**base, prompt=prompt, plain=_as_text(prompt), references=(answer,), is_readable=True))
+
+
+def _fitting(columns: Mapping[str, str], record: Record) -> Mapping[str, str]:
+    return columns if columns and set(columns.values()) <= record.fields.keys() else {}
 
 
 def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
@@ -301,9 +333,9 @@ def _as_text(prompt: Messages) -> str:
 
 
 def _plain_text(record: Record, reading: Reading) -> Draft:
-    values = read_values(record, "pretrain", reading.columns)
+    values = read_values(record, "pretrain", {})
     assert isinstance(values, Text)
-    base = _base(record, reading, ("text", *reading.columns.values())) | {"record": _renamed(record, reading.columns)}
+    base = common_parts(record, reading, ("text",))
     return Draft(Item(**base, plain=values.text, is_readable=True, is_text=True))
 
 
@@ -335,7 +367,7 @@ FORMATS = {
 
 def _labelled(drafts: Sequence[Draft], reading: Reading) -> tuple[list[Item], tuple[str, ...]]:
     """The items with the numbers of their right choices, and what is to be said of how these were counted."""
-    if not drafts[0].has_label:
+    if not drafts[0].is_choice:
         return [draft.item for draft in drafts], ()
     first, notes = _label_base(drafts, reading)
     return [_with_gold(draft.item, _gold(draft, first)) for draft in drafts], notes

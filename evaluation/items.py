@@ -140,5 +140,7 @@ class Answers:
     judged: dict[tuple[str, int], Judged] = field(default_factory=dict)
     values: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
     """Numbers that reward models and functions gave to written answers, by the metric's name."""
+    kept_under: set[str] = field(default_factory=set)
+    """The digests under which these numbers are kept."""
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

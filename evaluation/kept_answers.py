@@ -64,9 +64,13 @@ class KeptAnswers:
         """What is known already of a model's answers."""
         found = Answers()
         for row in self._rows.get(of, []):
-            if row["id"] in items:
+            if row["id"] in items and row["part"] in _READ:
                 _READ[row["part"]](row, found)
         return found
+
+    def values(self, of: str) -> dict[tuple[str, int], float]:
+        """The numbers that a judge or a function gave."""
+        return {(row["id"], row["sample"]): row["value"] for row in self._rows.get(of, []) if row["part"] == "value"}
 
     def add(self, of: str, names: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
         """Append answers, `names` being model and task. Raises RunError when the disk refuses."""
@@ -148,16 +152,11 @@ def _read_rubric(row: Mapping[str, Any], found: Answers) -> None:
     found.judged[row["id"], row["sample"]] = Judged(row["id"], row["sample"], tuple(row["met"]))
 
 
-def _read_value(row: Mapping[str, Any], found: Answers) -> None:
-    found.values.setdefault(row["metric"], {})[row["id"], row["sample"]] = row["value"]
-
-
 _READ: dict[str, Callable[[Mapping[str, Any], Answers], None]] = {
     "choice": _read_choice,
     "answer": _read_answer,
     "loss": _read_loss,
     "rubric": _read_rubric,
-    "value": _read_value,
 }
 
 

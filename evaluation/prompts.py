@@ -50,7 +50,7 @@ def opening(task: Task, item: Item, subject: Subject) -> list[int]:
     if uses_chat(task, item, subject):
         ids = prompt_tokens(item.prompt, subject.base, item.record).input_ids.tolist()
     else:
-        ids = opening_tokens(item.plain.rstrip(" "), subject.tokenizer)
+        ids = opening_tokens(item.plain, subject.tokenizer)
     subject.base.check_tokens(np.array(ids, dtype=np.int64), item.place)
     return cast(list[int], ids)
 
@@ -67,9 +67,9 @@ def continued(task: Task, item: Item, continuations: tuple[str, ...], subject: S
         ids = [_encoded(text + one, subject) for one in continuations]
         start = len(_encoded(text, subject))
     else:
-        text = item.plain.rstrip(" ")
+        text = item.plain
         ids = [opening_tokens(text + item.delimiter + one, subject.tokenizer) for one in continuations]
-        start = len(opening_tokens(text, subject.tokenizer))
+        start = len(opening_tokens(text.rstrip(), subject.tokenizer))
     if not start:  # an empty prompt: something must stand before the first token
         first = subject.tokenizer.bos_token_id
         first = subject.tokenizer.eos_token_id if first is None else first

@@ -31,6 +31,8 @@ class Result:
     model: str
     task: str
     document: dict[str, Any]
+    items: Sequence[Item]
+    answers: Answers
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
@@ -62,7 +64,7 @@ def result_of(model: str, task: Task, answers: Answers, grouping: Grouping) -> R
         }
     document["left_out"] = dict(answers.left_out)
     document["notes"] = [*task.notes, *answers.notes]
-    return Result(model, task.name, document, figures)
+    return Result(model, task.name, document, task.items, answers, figures)
 
 
 def _applies(name: str, answers: Answers) -> bool:
@@ -71,9 +73,10 @@ def _applies(name: str, answers: Answers) -> bool:
 
 
 def _columns(task: Task, grouping: Grouping) -> list[str]:
-    """Those that were asked for, and the sites where there are several."""
+    """Those that were asked for and are there, and the sites where there are several."""
     several = len({item.site for item in task.items}) > 1
-    return list(dict.fromkeys([*grouping.by, *([SITE] if several else [])]))
+    by = [column for column in grouping.by if any(value_of(item, column) is not None for item in task.items)]
+    return list(dict.fromkeys([*by, *([SITE] if several else [])]))
 
 
 def _told(sums: Sums) -> dict[str, Any]:

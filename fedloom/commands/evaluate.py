@@ -1,44 +1,264 @@
-"""`fedloom evaluate`: how good a run or a model is, on questions, records and conversations of one's own."""
+"""`fedloom evaluate`: how good runs and models are, on questions, records and conversations of one's own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.foreign_text import printable
 from core_training.foundation.strict_json import strict_json
-from fedloom.console import results_only_on_stdout
+from fedloom.console import console, results_only_on_stdout, stderr, ticking
 from fedloom.options import Base, Json, Quiet, Site
 
+if TYPE_CHECKING:
+    from evaluation.gates import Verdict
+    from evaluation.items import Task
+    from evaluation.running import Evaluation
+    from fedloom.console import Ticker
+
 app = typer.Typer()
+
+RESULTS = "results.json"
 
 
 @app.command()
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="RUN|MODEL...", help="Run folders, exported folders, base models.", show_default=False),
+        typer.Argument(
+            metavar="RUN|MODEL...",
+            help="Run folders, exported folders, base models (a folder, or a hub name in the cache).",
+            show_default=False,
+        ),
     ],
     on: Annotated[
         list[str],
-        typer.Option("--on", metavar="FILE|TASK.yaml", help="What to evaluate on; may be given several times."),
+        typer.Option(
+            "--on",
+            metavar="FILE|TASK.yaml",
+            help="What to evaluate on: records, questions, a TASK.yaml, or held-out (what the first run held out). "
+            "May be given several times.",
+            show_default=False,
+        ),
     ],
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="RUN|MODEL", help="A model to compare with; the first is a gate's base."),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metrics",
+            metavar="NAME,…",
+            help="What to measure, in place of what fits the items: names, regex:PATTERN, FILE.py:name, module:name.",
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", metavar="COLUMN", help="Figures by the values of a column, too; site is the file."),
+    ] = None,
+    suppress_below: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Tell no figures of groups with fewer items than that.")
+    ] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first so many items alone.")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--plain", help="Through the chat template, or not. Unset: where the model has one."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each item, at a temperature above 0.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Where a loss cuts records. Unset: at the first run's training.max_length."),
+    ] = None,
+    reward: Annotated[
+        Path | None, typer.Option("--reward", metavar="RUN", help="A reward model that scores the answers, too.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="RUN|MODEL", help="A local model that judges by rubrics.")
+    ] = None,
+    gates: Annotated[
+        Path | None, typer.Option("--gates", metavar="FILE", help="What must be reached; exit code 1 where it is not.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="The gates' outcome as JUnit XML.")
+    ] = None,
+    overlap: Annotated[
+        bool, typer.Option("--overlap/--no-overlap", help="Look for the items in the runs' training records.")
+    ] = True,
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="Folder of answers, results and report.")
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            help="Folder of answers.jsonl, results.json and report.html. Unset: evaluations/MODEL-TASK beside the "
+            "first run, or here. Answers that are there already are not asked for again.",
+        ),
     ] = None,
     base: Base = None,
     site: Site = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate models."""
-    from evaluation.running import Settings, documents
+    """Evaluate runs and models: loss, multiple choice, answers in words, each figure with a 95 % interval."""
+    from evaluation.gates import junit as as_junit
+    from evaluation.gates import read_gates, tried
+    from evaluation.items import Sampling
+    from evaluation.results import Grouping
+    from evaluation.running import Settings
     from evaluation.running import evaluate as carry_out
-    from evaluation.tasks import load_task
 
-    tasks = [load_task(one) for one in on]
-    with results_only_on_stdout():
-        found = carry_out(models, tasks, Settings(base=base, site=site), to or Path("evaluations"), lambda *_: None)
+    if junit is not None and gates is None:
+        raise InputError("--junit: it is the outcome of gates; name their file with --gates")
+    if samples > 1 and temperature == 0:
+        raise InputError(f"--samples {samples}: at temperature 0 all are the same; set --temperature")
+    wanted_gates = read_gates(gates) if gates is not None else None
+    others = against or []
+    if wanted_gates is not None and wanted_gates.need_base and not others:
+        raise InputError("--gates: a gate is held against base; name that model with --against")
+    tasks = _tasks(on, models, _metrics(metrics or []), limit=limit, chat=chat, reward=reward is not None)
+    columns = list(by or [])
+    if wanted_gates is not None:
+        wanted_gates.check(tasks)
+        columns += wanted_gates.columns
+    folder = to or _folder(models[0], tasks)
+    settings = Settings(
+        Sampling(max_tokens, temperature, samples, seed),
+        Grouping(tuple(columns), suppress_below),
+        max_length=max_length,
+        base=base,
+        site=site,
+        reward=reward,
+        judge=judge,
+        overlap=overlap,
+    )
+    _check_columns(tasks, columns)
+    with results_only_on_stdout(), _progress(quiet=quiet) as on_progress:
+        found = carry_out(models, tasks, settings, folder, on_progress, others)
+    verdicts = tried(wanted_gates, found.results, models, others[0] if others else None) if wanted_gates else []
+    _tell(found, verdicts, as_json=as_json, quiet=quiet)
+    if junit is not None:
+        from core_training.foundation.durable import commit_file
+
+        commit_file(junit, as_junit(verdicts))
+    if failed := [one for one in verdicts if not one.passed]:
+        said = "; ".join(f"{one.model}: {one.words}" for one in failed[:3])
+        raise RunError(f"{len(failed)} of {len(verdicts)} gates failed: {said}")
+
+
+def _metrics(listed: list[str]) -> tuple[str, ...]:
+    """The names; a pattern may have commas of its own."""
+    return tuple(
+        name
+        for one in listed
+        for name in ([one] if one.startswith("regex:") else [part.strip() for part in one.split(",")])
+        if name
+    )
+
+
+def _tasks(on: list[str], models: list[str], metrics: tuple[str, ...], **more: Any) -> list[Task]:
+    from core_training.recipe.reading import load_recipe
+    from evaluation.tasks import Wanted, load_task
+
+    run = next((Path(name) for name in models if (Path(name) / "recipe.yaml").is_file()), None)
+    columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
+    wanted = Wanted(metrics, run=run, columns=columns, **more)
+    tasks = [load_task(one, wanted) for one in on]
+    names = [task.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"--on: two tasks are called '{twice}'; call one otherwise, with name in a TASK.yaml")
+    return tasks
+
+
+def _check_columns(tasks: list[Task], by: list[str]) -> None:
+    from evaluation.results import value_of
+
+    items = [item for task in tasks for item in task.items]
+    for column in by:
+        if all(value_of(item, column) is None for item in items):
+            known = dict.fromkeys(["site", *(name for item in items for name in item.columns)])
+            raise InputError(f"--by {column}: no item has anything there; there are {', '.join(known)}")
+
+
+def _folder(model: str, tasks: list[Task]) -> Path:
+    place = Path(model)
+    beside = place.parent if (place / "recipe.yaml").is_file() else Path()
+    names = "-".join(task.name.replace("/", "_") for task in tasks)
+    return beside / "evaluations" / f"{place.name or 'model'}-{names}"
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each thing that is done, one after the other."""
+    with ExitStack() as stack:
+        bars: dict[str, Ticker] = {}
+
+        def advance(doing: str, done: int, total: int) -> None:
+            if doing not in bars:
+                stack.pop_all().close()
+                bars.clear()
+                bars[doing] = stack.enter_context(ticking(doing, "item", quiet=quiet))
+            bars[doing].advance(done, total)
+
+        yield advance
+
+
+def _tell(found: Evaluation, verdicts: list[Verdict], *, as_json: bool, quiet: bool) -> None:
+    """Write results and report, and tell them."""
+    from core_training.foundation.durable import commit_file
+    from fedloom.evaluation_page import write_report
+
+    document = found.document()
+    if verdicts:
+        document["gates"] = [one.document() for one in verdicts]
+    commit_file(found.folder / RESULTS, (strict_json(document, indent=2) + "\n").encode())
+    report = write_report(found, verdicts)
+    for note in found.notes:
+        stderr.print(printable(note), soft_wrap=True)
     if as_json:
-        typer.echo(strict_json({"results": documents(found)}))
+        typer.echo(strict_json(document))
+        return
+    if quiet:
+        return
+    for task in dict.fromkeys(result.task for result in found.results):
+        _print_task(found, task)
+    _print_comparisons(found)
+    for one in verdicts:
+        stderr.print(printable(f"{'passed' if one.passed else 'FAILED'}: {one.model}: {one.words}"), soft_wrap=True)
+    stderr.print(printable(f"wrote {report}"), soft_wrap=True)
+
+
+def _print_task(found: Evaluation, task: str) -> None:
+    from rich.table import Table
+
+    from fedloom.evaluation_page import figure_rows, named
+
+    results = [result for result in found.results if result.task == task]
+    shown = Table(title=printable(f"{task} · {results[0].document['n']} items"), title_justify="left")
+    shown.add_column("")
+    for result in results:
+        shown.add_column(printable(named(result.model)), justify="right", overflow="fold")
+    for row in figure_rows(results):
+        shown.add_row(*map(printable, row))
+    console().print(shown)
+    for result in results:
+        told = [*result.document["notes"], *(f"{n} records {what}" for what, n in result.document["left_out"].items())]
+        for note in told:
+            stderr.print(printable(f"{named(result.model)}: {note}"), soft_wrap=True)
+
+
+def _print_comparisons(found: Evaluation) -> None:
+    from fedloom.evaluation_page import named, shown
+
+    for one in found.comparisons:
+        gap = shown({"value": one.difference.value, "low": one.difference.low, "high": one.difference.high})
+        pair = f"{named(one.model)} − {named(one.against)}"
+        words = f"{one.task}: {one.metric}: {pair}: {gap}, p {one.difference.p:.3g}, by Holm {one.adjusted:.3g}"
+        console().print(printable(words), soft_wrap=True)

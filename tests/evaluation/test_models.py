@@ -15,7 +15,7 @@ from evaluation.prompts import continued, opening
 from evaluation.running import Settings, evaluate
 from evaluation.scoring import Scorer
 from evaluation.subjects import Subject, load_subject
-from evaluation.tasks import load_task
+from evaluation.tasks import Wanted, load_task
 from evaluation.writing import Writer
 from tests import tiny
 
@@ -109,7 +109,7 @@ def held_out(site_files: list[Path]) -> list[dict[str, str]]:
 def test_the_loss_on_held_out_records_is_the_runs_own(run, site_files, tmp_path):
     file = tiny.write_jsonl(tmp_path / "held.jsonl", held_out(site_files))
     found = evaluate(
-        [str(run)], [load_task(str(file), ["loss", "perplexity"])], Settings(), tmp_path, lambda *_: None
+        [str(run)], [load_task(str(file), Wanted(("loss", "perplexity")))], Settings(), tmp_path, lambda *_: None
     ).results[0]
     own = json.loads((run / "summary.json").read_text())["eval_loss"]
     assert found.document["metrics"]["loss"]["value"] == pytest.approx(own, abs=1e-6)
@@ -119,7 +119,7 @@ def test_the_loss_on_held_out_records_is_the_runs_own(run, site_files, tmp_path)
 def test_a_base_model_is_cut_where_the_run_beside_it_is(run, tiny_model, site_files, tmp_path):
     file = tiny.write_jsonl(tmp_path / "held.jsonl", held_out(site_files))
     ours, base = evaluate(
-        [str(run), str(tiny_model)], [load_task(str(file), ["loss"])], Settings(), tmp_path, lambda *_: None
+        [str(run), str(tiny_model)], [load_task(str(file), Wanted(("loss",)))], Settings(), tmp_path, lambda *_: None
     ).results
     before = json.loads((run / "summary.json").read_text())["eval_loss_initial"]
     assert base.document["metrics"]["loss"]["value"] == pytest.approx(before, abs=1e-6)
@@ -141,7 +141,7 @@ def test_an_interrupted_evaluation_asks_only_what_is_left(run, pubmedqa_file, tm
 
 def test_answers_to_other_questions_are_removed_and_it_is_told(run, pubmedqa_file, tmp_path):
     evaluate([str(run)], [load_task(str(pubmedqa_file))], Settings(), tmp_path, lambda *_: None)
-    fewer = load_task(str(pubmedqa_file), limit=4)
+    fewer = load_task(str(pubmedqa_file), Wanted(limit=4))
     found = evaluate([str(run)], [fewer], Settings(), tmp_path, lambda *_: None)
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
     assert "16 lines" in found.notes[0]

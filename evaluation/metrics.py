@@ -265,7 +265,7 @@ def metric(name: str) -> Metric:
     if colon and rest.isidentifier():
         return Metric(name, _ANSWER, _given(name))
     close = difflib.get_close_matches(name, METRICS, n=1)
-    meant = f"; did you mean {close[0]}?" if close else ""
+    meant = f"; did you mean {close[0]}?" if close else "."
     raise InputError(
         f"metrics: there is no metric '{name}'{meant} There are {', '.join(METRICS)}, regex:PATTERN, and a function of "
         "your own as FILE.py:name or module:name"

@@ -49,6 +49,7 @@ MODULES = {
     "gossip_at_rest": "gossip.at_rest",
     "defaults": "learning.defaults",
     "rules": "learning.rules",
+    "skewed": "learning.skewed",
     "medquad": "learning.medquad",
     "quantised": "learning.quantised",
     "private_step": "engine.private_step",
@@ -58,7 +59,8 @@ MODULES = {
 ASKED_FOR = {
     "against_llamafactory": "installs LLaMA-Factory into an environment of its own, from the package index",
     **dict.fromkeys(
-        ("defaults", "rules", "medquad", "quantised", "private", "poisoned"), "takes a quarter of an hour and more"
+        ("defaults", "rules", "skewed", "medquad", "quantised", "private", "poisoned"),
+        "takes a quarter of an hour and more",
     ),
 }
 """Those that are measured where they are named, and why not otherwise."""

@@ -60,7 +60,7 @@ def measure(places: Places) -> Figure:
     try:
         alone = {name: _alone(places, examiner, name, path) for name, path in records.items()}
         recipes = {rule: recipe_of(places, records.values(), SEED, *keys) for rule, keys in RULES.items()}
-        table = {rule: _row(rule, recipe, examiner) for rule, recipe in recipes.items()}
+        table = {rule: row_of(rule, recipe, FOLDER, examiner) for rule, recipe in recipes.items()}
     finally:
         examiner.close()
     own, common = table[OWN]["own"], table[PLAIN]["sites"]
@@ -78,15 +78,15 @@ def _alone(places: Places, examiner: Examiner, name: str, path: Path) -> float:
     """The loss on a site's own records of a model that was trained on them alone, at the best of three rates."""
     steps = ROUNDS * (recipe_of(places, [path], SEED).topology.local_steps or 0)
     runs = trained_at_each_rate(places, [path], SEED, steps, FOLDER / f"alone-{name}")
-    return min(_losses(examiner, run / "adapter")[name] for run in runs)
+    return min(losses_of(examiner, run / "adapter")[name] for run in runs)
 
 
-def _row(rule: str, recipe: Recipe, examiner: Examiner) -> dict[str, Any]:
+def row_of(rule: str, recipe: Recipe, folder: Path, examiner: Examiner) -> dict[str, Any]:
     """The losses by site of the model of all and of the sites' own, the bytes sent up, and the seconds."""
-    run = trained_together(recipe, FOLDER / ("federated" if rule == PLAIN else f"rule-{rule.replace(' ', '-')}"))
+    run = trained_together(recipe, folder / ("federated" if rule == PLAIN else f"rule-{rule.replace(' ', '-')}"))
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    sites = _losses(examiner, run / "adapter")
-    own = {name: _losses(examiner, _result_of(run, name))[name] for name in sites}
+    sites = losses_of(examiner, run / "adapter")
+    own = {name: losses_of(examiner, _result_of(run, name))[name] for name in sites}
     return {
         "mean": mean(sites.values()),
         "worst": max(sites.values()),
@@ -98,7 +98,7 @@ def _row(rule: str, recipe: Recipe, examiner: Examiner) -> dict[str, Any]:
     }
 
 
-def _losses(examiner: Examiner, adapter: Path) -> dict[str, float]:
+def losses_of(examiner: Examiner, adapter: Path) -> dict[str, float]:
     return {name: part.eval_loss for name, part in examiner.examine(adapter).hospitals.items()}
 
 

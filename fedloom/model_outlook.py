@@ -11,6 +11,7 @@ from typing import Any
 from core_training.foundation.errors import InputError
 from core_training.foundation.hub_models import find_model
 from core_training.parts.tuning_modes.lora import LORA
+from core_training.parts.tuning_modes.lora_xs import LORA_XS
 from core_training.parts.tuning_modes.vera import VERA
 from core_training.recipe.schema import Recipe
 
@@ -33,7 +34,7 @@ def outlook_of(recipe: Recipe) -> Outlook | None:
 
     Raises InputError where the recipe does not go together with its model.
     """
-    if not {LORA.name, VERA.name}.intersection(recipe.tuning_part.sections):
+    if not {LORA.name, VERA.name, LORA_XS.name}.intersection(recipe.tuning_part.sections):
         return None
     if find_model(recipe.model.name_or_path) is None:
         return Outlook(f"{_LATER}: the model is not on this machine")

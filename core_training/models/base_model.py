@@ -180,8 +180,7 @@ def _frozen_digest(model: PreTrainedModel, recipe: Recipe) -> str:
     mode = load_tuning(recipe)
     settings: dict[str, Any] = {"dtype": recipe.model.dtype, **mode.held}
     hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    if mode.changes_frozen:
-        for _, parameter in sorted(model.named_parameters()):
-            if not parameter.requires_grad:
-                hasher.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad and not mode.is_as_in_files(name):
+            hasher.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
     return hasher.hexdigest()

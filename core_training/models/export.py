@@ -79,6 +79,8 @@ def layout_files(base: BaseModel, recipe: Recipe, base_name: str, *, without_bas
         config |= base_reference(base_name)
         config["base_model_name_or_path"] += runs
         config["inference_mode"] = True
+        if recipe.tuning_part.is_folded:  # nobody shall take it for an adapter that PEFT can load as it is
+            config["peft_type"] = recipe.tuning.mode.upper()
         plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
         files[ADAPTER_CONFIG] = json.dumps(plain, indent=2, sort_keys=True)
     return files

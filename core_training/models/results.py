@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from core_training.runs.result_format import (
     read_origin,
     read_result,
 )
+from core_training.tuning.base import load_tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -195,7 +197,11 @@ def _fit_to_plain_peft(result: Result, folder: Path) -> None:
     except (SafetensorError, ProtocolError) as error:
         raise InputError(f"{result.folder} cannot be read: {error}") from None
     lora = result.recipe.tuning.settings(LORA)
-    if lora.carves:
+    if result.recipe.tuning_part.is_folded:
+        _require_base(result, "the adapter's fixed factors come from its weights; name it with --base DIR")
+        tensors = _folded(result, tensors)
+        _update_config(folder, peft_type="LORA")
+    elif lora.carves:
         _require_base(result, "the adapter started from its weights, so they are needed; name it with --base DIR")
         initial = dict(BaseModel(unquantised(result.recipe)).initial_state.tensors())
         tensors = {name: _joined(name, t, initial[name.removeprefix(ADAPTER_PREFIX)]) for name, t in tensors.items()}
@@ -207,6 +213,15 @@ def _fit_to_plain_peft(result: Result, folder: Path) -> None:
             raise InputError(f"{result.folder}: fedloom.json: copies: '{copy}' cannot be a copy of '{name}' here")
         tensors[ADAPTER_PREFIX + copy] = tensors[ADAPTER_PREFIX + name]
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def _folded(result: Result, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The adapter's tensors with PEFT's factors in the place of what is trained between frozen ones."""
+    base = BaseModel(unquantised(result.recipe))
+    write_parameters(base.trainable_parameters, trained_state(result, base))
+    plain = {name.removeprefix(ADAPTER_PREFIX): values for name, values in tensors.items()}
+    folded = load_tuning(result.recipe).folded(base.model, plain)
+    return {ADAPTER_PREFIX + name: values for name, values in folded.items()}
 
 
 def _joined(name: str, trained: npt.NDArray[Any], initial: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -659,6 +659,16 @@ class Aggregation(Parted):
         ),
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _say_where_it_is(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("adapters") == "fedsb" and "fedsb" not in ADAPTER_SHARING:
+            raise ValueError(
+                "adapters: Fed-SB is tuning.mode lora_xs: its cores are all that is trained and travels; set that, and "
+                "leave out adapters"
+            )
+        return given
+
     @model_validator(mode="after")
     def _check_given(self) -> Self:
         if (self.weights == "given") != bool(self.site_weights):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from core_training.recipe.schema import Recipe
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import nn
     from transformers import PreTrainedModel
 
     from core_training.tuning.reach import Reach
@@ -42,6 +45,18 @@ class TuningMode:
     def changes_frozen(self) -> bool:
         """Whether frozen weights lose what the trained ones start with: sites must have them alike, bit for bit."""
         return False
+
+    def is_as_in_files(self, name: str) -> bool:
+        """Whether a frozen parameter, by its name in the tuned model, is as in the model's files; else sites must have
+        it alike, bit for bit."""
+        return not self.changes_frozen
+
+    def folded(self, model: nn.Module, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The trained tensors by name, with PEFT's in the place of those that the part says are to be folded.
+
+        `model` is the tuned one, and holds them.
+        """
+        return dict(tensors)
 
 
 def load_tuning(recipe: Recipe) -> TuningMode:

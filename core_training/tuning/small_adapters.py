@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _VERA_KEY = "tuning.vera.target_modules"
 
 
-class _SmallAdapters(TuningMode):
-    """What both have in common."""
+class SmallAdapters(TuningMode):
+    """What modes with adapters of few trained values have in common."""
 
     @property
     def _task(self) -> str:
@@ -37,7 +37,7 @@ class _SmallAdapters(TuningMode):
         return cast("PreTrainedModel", tuned)  # it hands on to the model inside what it has not itself
 
 
-class Ia3Tuning(_SmallAdapters):
+class Ia3Tuning(SmallAdapters):
     """Factors on the outputs of some layers, and on the inputs of others."""
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -55,7 +55,7 @@ class Ia3Tuning(_SmallAdapters):
         return self._adapted(model, config)
 
 
-class VeraTuning(_SmallAdapters):
+class VeraTuning(SmallAdapters):
     """Two vectors for each layer, beside factors that all layers share."""
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from core_training.parts.tuning_modes.freeze import FREEZE
 from core_training.parts.tuning_modes.full import FULL
 from core_training.parts.tuning_modes.ia3 import IA3
 from core_training.parts.tuning_modes.lora import LORA
+from core_training.parts.tuning_modes.lora_xs import LORA_XS
 from core_training.parts.tuning_modes.qlora import QLORA
 from core_training.parts.tuning_modes.tuning_part import TuningPart
 from core_training.parts.tuning_modes.vera import VERA
@@ -58,5 +59,5 @@ NOT_AVERAGED = MappingProxyType(
 """PEFT's methods that are no modes, by their names there and those they are known by, and why."""
 
 TUNING_MODES: Registry[TuningPart[Any]] = Registry(
-    TuningPart, "fedloom.tuning_modes", [FULL, FREEZE, LORA, QLORA, IA3, VERA], reserved=("mode",)
+    TuningPart, "fedloom.tuning_modes", [FULL, FREEZE, LORA, QLORA, IA3, VERA, LORA_XS], reserved=("mode",)
 )

@@ -19,6 +19,9 @@ class TuningPart(Part[S]):
     """The form of a run's result: factors beside the base, some of the model's weights, or all of them."""
     uses: tuple[str, ...] = ()
     """Other modes whose settings it follows, too."""
+    is_folded: bool = False
+    """Whether its adapter is one of PEFT's once what is trained is put together with frozen factors, as `fedloom
+    export` does; until then the adapter's configuration names the mode as its type."""
     unquantised: str | None = None
     """The mode that trains the same tensors beside whole weights, where this one holds the base in fewer bits."""
 

@@ -55,6 +55,7 @@ MODULES = {
     "private_step": "engine.private_step",
     "private": "learning.private",
     "poisoned": "learning.poisoned",
+    "search": "experiments.search",
 }
 ASKED_FOR = {
     "against_llamafactory": "installs LLaMA-Factory into an environment of its own, from the package index",

@@ -153,6 +153,7 @@ def _extras() -> Iterator[Finding]:
         ("deepspeed", "deepspeed", "a recipe's deepspeed section"),
         ("ray", "simulation", "simulation.engine: ray"),
         ("dp-accounting", "privacy", "privacy.differential_privacy"),
+        ("optuna", "search", "fedloom tune"),
     ):
         if (version := _version(package)) is not None:
             yield Finding(package, State.OK, version)

@@ -38,20 +38,20 @@ def make_base_model(world: World, folder: Path, overrides: list[str] | None = No
     recipe = load_recipe(RECIPE, overrides)
     run = RunFolder(folder)
     run.prepare(recipe, resume=False)  # first: what is in the folder then is the run's
-    texts = [_as_text(question) for question in world.common]
+    texts = [as_text(question) for question in world.common]
     write_records(folder / "texts.jsonl.gz", ({"text": text} for text in texts))
-    _write_untrained(texts, folder / "untrained", recipe.training.seed)
+    write_untrained(texts, folder / "untrained", recipe.training.seed)
     with opened_engine(recipe) as engine, ticking("pre-training the base", "step") as ticker:
         train(recipe, engine, run, ticker.advance)
     return folder / "model"
 
 
-def _as_text(question: Question) -> str:
+def as_text(question: Question) -> str:
     """A question and its answer as the chat template would write them (pre-training adds the end mark itself)."""
     return f"Question: {question.prompt}\nAnswer: {question.completion}"
 
 
-def _write_untrained(texts: Iterable[str], folder: Path, seed: int) -> None:
+def write_untrained(texts: Iterable[str], folder: Path, seed: int) -> None:
     """Write a tokenizer made from the texts, and a Llama with random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

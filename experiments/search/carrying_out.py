@@ -23,7 +23,7 @@ from experiments.search.confirmation import confirmed
 from experiments.search.definition import Search
 from experiments.search.engines import Engines
 from experiments.search.outcome import OUTCOME_FILE, SearchOutcome, best_recipes, outcome_of
-from experiments.search.trial import Ended, OnStep, run_trial, tidied, without_result
+from experiments.search.trial import Ended, OnStep, charge_killed, run_trial, tidied, without_result
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -140,6 +140,8 @@ class _Work:
         try:
             with claim(self._lock(ordinal)):
                 self._study.ask_again(trial)
+                charge_killed(self._folder(ordinal))
+                self._charge(self._folder(ordinal))
                 shutil.rmtree(self._folder(ordinal), ignore_errors=True)
                 return True
         except InputError:  # its process is alive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from core_training.foundation.errors import DivergedError, FedloomError, InputEr
 from core_training.privacy.ledger import LEDGER_FILE, PrivacyLedger
 from core_training.privacy.mechanism import RecordMechanism
 from core_training.recipe.schema import Recipe
-from core_training.runs.events import Event
+from core_training.runs.events import CentralStarted, Event, StepsTrained
 from core_training.runs.run_folder import RunFolder
 from experiments.figures import figure
 from experiments.running import run_recipe
@@ -124,6 +125,19 @@ def _charge(recipe: Recipe, engine: Engine, folder: RunFolder) -> None:
     if mechanism is not None and engine.step:
         ledger = PrivacyLedger(folder.path / LEDGER_FILE)
         ledger.charge(folder.run_id, engine.step, engine.read_state().digest, mechanism.release(engine.step))
+
+
+def charge_killed(path: Path) -> None:
+    """Write down what the steps of a trial told whose process was killed, as far as its events have them."""
+    folder = RunFolder(path)
+    if not (path / "recipe.yaml").is_file() or (path / LEDGER_FILE).is_file():
+        return
+    units = max((event.units for event in folder.events(CentralStarted)), default=0)
+    steps = max((event.step for event in folder.events(StepsTrained)), default=0)
+    mechanism = RecordMechanism.of(folder.recipe, units)
+    if mechanism is not None and folder.recipe.topology.kind == "central" and steps:
+        release = mechanism.release(steps)
+        PrivacyLedger(path / LEDGER_FILE).charge(folder.run_id, steps, secrets.token_hex(32), release)
 
 
 def _simulate(recipe: Recipe, slices: _Slices, on_step: OnStep) -> dict[str, Any]:

@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from core_training.privacy.ledger import LEDGER_FILE, PrivacyLedger
+from core_training.recipe.schema import Recipe
+from core_training.runs.events import CentralStarted, StepsTrained
+from core_training.runs.run_folder import RunFolder
+from experiments.search.trial import charge_killed
 from tests.fedloom.conftest import Command
 
 RecipeFile = Callable[..., Path]
@@ -243,6 +248,22 @@ def test_a_folder_of_other_things_is_left_alone(fedloom: Command, write_search: 
     assert (outcome.code, "holds no search, but other things (notes.txt)" in outcome.err) == (2, True)
 
 
+def test_a_killed_trial_is_charged_for_the_steps_that_its_events_tell(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    terms = {"noise_multiplier": 1.0, "delta": 1e-5, "clip": 1.0}
+    for name, privacy in (("private", {"differential_privacy": terms}), ("plain", {})):
+        folder = RunFolder(tmp_path / name)
+        folder.prepare(make_recipe(privacy=privacy), resume=False)
+        sizes = {"train_examples": 9, "eval_examples": 3, "truncated": 0, "dropped": 0}
+        folder.event(CentralStarted(total_steps=6, units=12, **sizes))
+        folder.event(StepsTrained(step=3, loss=1.0, weight=5))
+        charge_killed(folder.path)
+    (line,) = PrivacyLedger(tmp_path / "private" / LEDGER_FILE).lines()
+    assert (line.steps, line.sampling_rate) == (3, 4 / 12)
+    assert not (tmp_path / "plain" / LEDGER_FILE).exists()
+
+
 @pytest.mark.slow
 def test_under_differential_privacy_every_trial_is_charged_pruned_ones_too(
     fedloom: Command, write_search: WriteSearch, tmp_path: Path
@@ -252,6 +273,8 @@ def test_under_differential_privacy_every_trial_is_charged_pruned_ones_too(
     outcome = fedloom("tune", path)
     assert outcome.code == 0, outcome.err
     assert "each trial trains on the same records, and all are charged" in outcome.err
+    accounts = json.loads(fedloom("privacy", tmp_path / "search", "--json").out)["accounts"]
+    assert len(accounts[0]["runs"]) == 4
     lines = (tmp_path / "search" / "privacy-ledger.jsonl").read_text().splitlines()
     charged = {json.loads(line)["run"]: json.loads(line)["steps"] for line in lines}
     states = {f"trial-{number:04d}": state for number, state, *_ in history(tmp_path / "search")}

@@ -152,7 +152,7 @@ def _digest(subject: Subject, task: Task, settings: Settings) -> str:
     words = digest_words(
         model=subject.digest,
         name=subject.name,
-        template=subject.base.chat_template.source or "",
+        template=subject.base.chat_template.source if subject.has_template else "",
         task=task.name,
         chat=task.chat,
         items=[(item.id, item.prompt, item.plain, item.delimiter, item.choices, item.gold) for item in task.items],

@@ -60,10 +60,11 @@ trackers: $(TRACKERS:%=$(VENV)/trackers/%/.installed) ## The tests of trackers b
 bench: $(VENV)/.installed-all ## The figures in docs/results.md
 	$(BIN)/python -m benchmarks
 
-docs: $(VENV)/.installed-all ## The pages of docs/ that commands make: recipe.md, templates.md, what data.md shows
+docs: $(VENV)/.installed-all ## The pages of docs/ that commands make: recipe.md, templates.md, what data.md and evaluation.md show
 	$(BIN)/fedloom recipe schema --markdown > docs/recipe.md
 	$(BIN)/python -m tests.templates > docs/templates.md
 	DATA_PAGE=1 $(BIN)/python -m pytest -q -n 0 tests/fedloom/test_data_page.py
+	EVALUATION_PAGE=1 $(BIN)/python -m pytest -q -n 0 tests/fedloom/test_evaluation_page.py
 
 matrix: $(VENV)/.installed-all ## Every stage × tuning mode × topology: docs/matrix.md
 	MATRIX_PAGE=docs/matrix.md $(BIN)/python -m pytest -n 0 tests/matrix

@@ -56,6 +56,7 @@ MODULES = {
     "private": "learning.private",
     "poisoned": "learning.poisoned",
     "search": "experiments.search",
+    "evaluation": "evaluation.speed",
 }
 ASKED_FOR = {
     "against_llamafactory": "installs LLaMA-Factory into an environment of its own, from the package index",

@@ -66,7 +66,8 @@ def _recipe_of(recipe: Recipe, stage: str, max_length: int) -> Recipe:
         update={"eval": None, "eval_fraction": 0.0, "columns": {}, "on_error": "stop", "max_samples": None}
     )
     training = recipe.training.model_copy(update={"packing": False, "max_length": max_length})
-    changes: dict[str, Any] = {"data": data, "training": training}
+    privacy = recipe.privacy.model_copy(update={"differential_privacy": None})  # nobody's part is hidden from himself
+    changes: dict[str, Any] = {"data": data, "training": training, "privacy": privacy}
     if stage != own or own != recipe.stage:
         changes["stage"] = stage
     return recipe.model_copy(update=changes)

@@ -16,7 +16,7 @@ from evaluation.items import Scored
 from evaluation.prompts import Continued
 from evaluation.subjects import Subject
 
-_ON_A_CPU, _ON_A_GPU = 1024, 32768
+_ON_A_CPU, _ON_A_GPU = 2048, 32768
 """Tokens, padding included, that are computed together."""
 _LOGITS = 2**26
 """Numbers of logits that are held at once."""
@@ -68,19 +68,29 @@ class Scorer:
             return self._whole(batch)
         if self._is_proven:
             return self._on_cache(batch)
-        whole = self._whole(batch)
         try:
             cached = self._on_cache(batch)
         except (AttributeError, NotImplementedError, TypeError, ValueError, IndexError, RuntimeError):
             self.shares = False  # its cache is of another kind
-            return whole
-        pairs = zip(whole, cached, strict=True)
-        far = max(abs(a - b) for one, other in pairs for a, b in zip(one.logps, other.logps, strict=True))
-        self._is_proven = len(batch) > 1
-        if not far <= _CLOSE * max(1.0, max(abs(a) for one in whole for a in one.logps)):
+            return self._whole(batch)
+        if not self._agrees(batch, cached):
             self.shares = False
-            return whole
+            return self._whole(batch)
+        self._is_proven = len(batch) > 1
         return cached
+
+    def _agrees(self, batch: Sequence[Continued], cached: Sequence[Scored]) -> bool:
+        """Whether the longest and the shortest prompt, which is padded most, have what a whole forward gives them.
+
+        One continuation of each is looked at, the longest: it says most about the cache.
+        """
+        for number in {0, len(batch) - 1}:
+            one = batch[number]
+            longest = max(range(len(one.wholes)), key=lambda place: len(one.wholes[place]))
+            (whole,) = self._whole([Continued(one.id, (one.wholes[longest],), one.start)])
+            if not abs(whole.logps[0] - cached[number].logps[longest]) <= _CLOSE * max(1.0, abs(whole.logps[0])):
+                return False
+        return True
 
     def _on_cache(self, batch: Sequence[Continued]) -> list[Scored]:
         """Shapes: prompts (questions, prompt), rests (continuations, rest), the cache (continuations, prompt)."""

@@ -11,6 +11,7 @@ import typer
 
 from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.foreign_text import printable
+from core_training.foundation.stopping import saying
 from core_training.foundation.strict_json import strict_json
 from fedloom.console import console, results_only_on_stdout, stderr, ticking
 from fedloom.options import Base, Json, Quiet, Site
@@ -140,7 +141,8 @@ def evaluate(
         overlap=overlap,
     )
     _check_columns(tasks, columns)
-    with results_only_on_stdout(), _progress(quiet=quiet) as on_progress:
+    left = f"interrupted; the answers so far are in {folder}, and the same command goes on from them"
+    with saying(lambda: left), results_only_on_stdout(), _progress(quiet=quiet) as on_progress:
         found = carry_out(models, tasks, settings, folder, on_progress, others)
     verdicts = tried(wanted_gates, found.results, models, others[0] if others else None) if wanted_gates else []
     _tell(found, verdicts, as_json=as_json, quiet=quiet)

@@ -88,9 +88,13 @@ def test_what_a_real_run_wrote_is_read_back() -> None:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvidentlyResults, Path]:
+def home() -> Path:
+    return environment(evidently.ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def report(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[EvidentlyResults, Path]:
     folder = tmp_path_factory.mktemp("evidently") / "report"
-    home = environment(evidently.ENVIRONMENT)
     return evidently.write_report(folder, CANDIDATE, REFERENCE, named(), environment=home), folder
 
 
@@ -119,8 +123,7 @@ def test_the_page_loads_nothing_from_elsewhere(report: tuple[EvidentlyResults, P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [CANDIDATE[:1], [replace(row, answer="the same") for row in CANDIDATE]])
-def test_figures_that_do_not_apply_are_not_told(tmp_path: Path, rows: Sequence[AnswerRow]) -> None:
-    home = environment(evidently.ENVIRONMENT)
+def test_figures_that_do_not_apply_are_not_told(home: Path, tmp_path: Path, rows: Sequence[AnswerRow]) -> None:
     results = evidently.write_report(
         tmp_path / "report", rows, rows, [parse_test("drift.length <= 0")], environment=home
     )
@@ -130,8 +133,7 @@ def test_figures_that_do_not_apply_are_not_told(tmp_path: Path, rows: Sequence[A
 
 
 @pytest.mark.slow
-def test_one_model_alone_and_answers_without_expectations(tmp_path: Path) -> None:
-    home = environment(evidently.ENVIRONMENT)
+def test_one_model_alone_and_answers_without_expectations(home: Path, tmp_path: Path) -> None:
     rows = [replace(row, expected=None) for row in CANDIDATE]
     results = evidently.write_report(tmp_path / "report", rows, None, (), ["^I"], environment=home)
     assert set(results.figures) == {"length", "words", "refusal", "regex:^I"}

@@ -22,7 +22,9 @@ from core_training.parts.section import Section
 from core_training.parts.stages.rollout import Rollout
 from core_training.privacy.ledger import Budget
 from core_training.recipe.differential_privacy import EACH_RECORD
-from core_training.recipe.schema import DeepSpeed, Recipe, Simulation
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.deepspeed import DeepSpeed
+from core_training.recipe.sections.simulation import Simulation
 from security.secure_aggregation.terms import Minimums
 from strategies.fedavg import MOST_PROCESSES
 from strategies.messages import SITE_NAME

@@ -12,7 +12,8 @@ from core_training.parts.aggregation_rules.group_gate import GROUP_GATE
 from core_training.privacy.accounting import epsilon_of
 from core_training.privacy.mechanism import RecordMechanism, SiteMechanism
 from core_training.recipe.differential_privacy import EACH_RECORD, DifferentialPrivacy
-from core_training.recipe.schema import Recipe, SecureAggregation
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.privacy import SecureAggregation
 from security.secure_aggregation.graph import MOST_NEIGHBOURS
 from security.secure_aggregation.terms import Terms, terms_of
 

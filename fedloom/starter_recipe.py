@@ -15,7 +15,8 @@ from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.learning_rate import USUAL_WIDTH
 from core_training.recipe.reading import parse_recipe
-from core_training.recipe.schema import Recipe, Tuning
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.tuning import Tuning
 
 _ROLLOUT_KEYS = ("reward_model", "max_new_tokens", "temperature")
 """The keys of section `rollout` one usually sets."""

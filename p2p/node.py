@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 
 from core_training.foundation.errors import InputError, ProtocolError, RunError, VoidRoundsError
 from core_training.foundation.state import TrainableState
-from core_training.recipe.schema import MOST_VOID_IN_A_ROW
+from core_training.recipe.recipe_keys import MOST_VOID_IN_A_ROW
 from core_training.runs import events
 from core_training.runs.figures import summary_of_void_rounds
 from core_training.runs.run_folder import RunFolder

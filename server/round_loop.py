@@ -17,7 +17,8 @@ from core_training.foundation.errors import ProtocolError, RunError, VoidRoundsE
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import EvalReport, total
 from core_training.recipe.reading import load_recipe
-from core_training.recipe.schema import MOST_VOID_IN_A_ROW, Recipe
+from core_training.recipe.recipe_keys import MOST_VOID_IN_A_ROW
+from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.checkpoints import keep_best, prune_best, read_best
 from core_training.runs.figures import summary_of_void_rounds

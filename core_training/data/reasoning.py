@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from core_training.parts.data_kinds.values import Message, Messages, Values, conversations_of
-from core_training.recipe.schema import Reasoning
+from core_training.recipe.sections.data import Reasoning
 
 V = TypeVar("V", bound=Values)
 

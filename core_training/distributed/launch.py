@@ -21,7 +21,8 @@ from core_training.foundation.errors import InputError
 from core_training.foundation.stopping import stopping_when_ready
 from core_training.foundation.trainable import Trainable
 from core_training.models.libraries import settle_libraries
-from core_training.recipe.schema import DeepSpeed, Recipe
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.deepspeed import DeepSpeed
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from transformers import get_scheduler
 
 from core_training.foundation.errors import InputError
 from core_training.parts.tuning_modes.lora import LORA
-from core_training.recipe.schema import Recipe, Training
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.training import Training
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LambdaLR

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from core_training.models.heads import innermost
-from core_training.recipe.schema import Training
+from core_training.recipe.sections.training import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,7 +15,7 @@ from core_training.foundation.errors import InputError
 from core_training.foundation.hub_models import find_model
 from core_training.foundation.model_files import LARGEST_SMALL_FILE
 from core_training.recipe.flat_reader import FlatReader, rows_in_twos
-from core_training.recipe.schema import TrackerName
+from core_training.recipe.sections.training import TrackerName
 
 _STAGES = {"sft": "sft", "dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"}
 _LAYOUTS = ("alpaca", "chat_template", "sharegpt", "completion", "pretrain", "input_output", "chatml", "llama3")

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from core_training.foundation.errors import InputError
 from core_training.recipe.flat_reader import FlatReader, rows_in_twos
 from core_training.recipe.llamafactory_data import INFO_FILE
-from core_training.recipe.schema import TrackerName
+from core_training.recipe.sections.training import TrackerName
 
 
 def is_flat_yaml(document: Any) -> bool:

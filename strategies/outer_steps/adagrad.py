@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from core_training.recipe.schema import Outer
+from core_training.recipe.sections.aggregation import Outer
 from strategies.outer_steps.outer_step import Values
 
 

@@ -12,7 +12,7 @@ from copy import copy
 from typing import Self
 
 from core_training.parts.outer_steps.feddyn import DynamicRegularisation
-from core_training.recipe.schema import Outer
+from core_training.recipe.sections.aggregation import Outer
 from strategies.outer_steps.outer_step import Values
 
 

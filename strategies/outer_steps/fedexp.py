@@ -9,7 +9,7 @@ from copy import copy
 from typing import Self
 
 from core_training.parts.outer_steps.fedexp import Extrapolation
-from core_training.recipe.schema import Outer
+from core_training.recipe.sections.aggregation import Outer
 from strategies.outer_steps.plain import Plain
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from core_training.recipe.schema import Outer
+from core_training.recipe.sections.aggregation import Outer
 from strategies.outer_steps.outer_step import Values
 
 

@@ -15,7 +15,8 @@ from core_training.engine.engine import open_engine
 from core_training.foundation.errors import DivergedError, InputError
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import total
-from core_training.recipe.schema import DeepSpeed, Recipe
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.deepspeed import DeepSpeed
 from core_training.runs import events
 from core_training.runs.finished_run import find_result
 from core_training.runs.result_format import read_result

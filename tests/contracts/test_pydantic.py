@@ -1,4 +1,4 @@
-"""pydantic keeps a model's values in its `__dict__`, where core_training/recipe/schema.py settles some of them."""
+"""pydantic keeps a model's values in its `__dict__`, where core_training/recipe settles some of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Settled(BaseModel):
         return self
 
 
-@leans("core_training/recipe/schema.py")
+@leans("core_training/recipe/combinations_of_rounds.py")
 def test_what_a_validator_writes_there_is_the_models_value_in_every_way_to_look_at_it() -> None:
     settled, said = Settled(), Settled(codec="fp32")
     assert settled.codec == "fp32"

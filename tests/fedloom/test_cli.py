@@ -16,7 +16,8 @@ from typing import Any, cast, get_args
 
 import pytest
 
-from core_training.recipe.schema import Recipe, Topology
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.topology import Topology
 from fedloom.cli import COMMANDS
 from fedloom.commands.recipe import TOPOLOGIES
 from tests import tiny

@@ -11,7 +11,7 @@ from core_training import __version__
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.foundation.trainable import DataReport, EvalReport, TrainReport
 from core_training.recipe.reading import parse_recipe
-from core_training.recipe.schema import Privacy
+from core_training.recipe.sections.privacy import Privacy
 from strategies import figures
 from strategies.codec_of_round import ring_codec
 from strategies.draws import rounding_key

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core_training.recipe.schema import Outer, Recipe
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.aggregation import Outer
 from core_training.runs.run_folder import RunFolder
 from p2p.commits import CommitStore
 from p2p.remembered import apart, together, whole_manifest

@@ -16,7 +16,8 @@ from core_training.foundation.errors import InputError
 from core_training.foundation.state import TrainableState
 from core_training.models.parameters import manifest_of, read_parameters, write_parameters
 from core_training.parts.outer_steps.feddyn import DynamicRegularisation
-from core_training.recipe.schema import Outer, Recipe
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.aggregation import Outer
 from core_training.runs.run_folder import RunFolder
 from server.rewinding import rewind
 from server.run_store import RunStore

@@ -13,7 +13,7 @@ import torch
 
 from core_training.foundation.errors import DivergedError
 from core_training.foundation.state import Manifest, TrainableState
-from core_training.recipe.schema import Outer
+from core_training.recipe.sections.aggregation import Outer
 from strategies.draws import PIECE
 from strategies.outer_steps.outer_step import OuterStep, take_step
 

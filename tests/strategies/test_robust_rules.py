@@ -13,7 +13,7 @@ import pytest
 from core_training.foundation.errors import ProtocolError
 from core_training.foundation.state import Manifest, TrainableState
 from core_training.parts.aggregation_rules import AGGREGATION_RULES
-from core_training.recipe.schema import Aggregation
+from core_training.recipe.sections.aggregation import Aggregation
 from strategies.aggregation_rule import AggregationRule
 from strategies.draws import PIECE
 

@@ -6,7 +6,7 @@ import pytest
 
 from core_training.data.reasoning import with_reasoning, with_thoughts_apart
 from core_training.parts.data_kinds.values import Conversation, PreferencePair, Text
-from core_training.recipe.schema import Reasoning
+from core_training.recipe.sections.data import Reasoning
 
 THOUGHT = "<think>\nHm.\n</think>\n\n"
 

@@ -9,7 +9,7 @@ import pytest
 from core_training.distributed import slurm
 from core_training.distributed.launch import must_launch, speaks
 from core_training.foundation.errors import InputError
-from core_training.recipe.schema import DeepSpeed
+from core_training.recipe.sections.deepspeed import DeepSpeed
 
 VARIABLES = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"]
 TASK = {

@@ -12,7 +12,8 @@ from core_training.engine.engine import open_engine
 from core_training.foundation.errors import InputError
 from core_training.foundation.state import TrainableState
 from core_training.foundation.trainable import TrainedPart
-from core_training.recipe.schema import DeepSpeed, Recipe
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.deepspeed import DeepSpeed
 
 MakeRecipe = Callable[..., Recipe]
 

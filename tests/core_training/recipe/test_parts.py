@@ -17,7 +17,10 @@ from core_training.parts.stages import STAGES
 from core_training.parts.stages.dpo import DPO
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.parts.tuning_modes.lora import LORA
-from core_training.recipe.schema import Aggregation, Outer, Privacy, Recipe, Tuning
+from core_training.recipe.schema import Recipe
+from core_training.recipe.sections.aggregation import Aggregation, Outer
+from core_training.recipe.sections.privacy import Privacy
+from core_training.recipe.sections.tuning import Tuning
 
 TABLES: list[tuple[Registry[Any], type[Any], Part[Any]]] = [
     (STAGES, Recipe, DPO),

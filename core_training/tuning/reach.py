@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ENOUGH = 0.95
+_OF_ADAPTERS = ".lora_"
+"""In the names of fixed factors, which are none of the model's weights."""
 _NAMED = 4
 _WORTH = 0.01
 
@@ -66,6 +68,8 @@ def reach_of(what: str, tuned: nn.Module, model: PreTrainedModel, reached: Conta
     total, left = 0, Counter[str]()
     for name, parameter in tuned.named_parameters():
         if parameter.dim() < 2 or parameter.requires_grad or id(parameter) in apart or not is_of_text(name):
+            continue
+        if _OF_ADAPTERS in name:
             continue
         total += parameter.numel()
         if id(parameter) not in reached:

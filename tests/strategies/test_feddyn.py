@@ -25,6 +25,8 @@ from strategies.messages import Envelope
 from strategies.mixing import weighted_mean
 from strategies.outer_steps.outer_step import take_step
 from tests.failing_sites import federate
+from tests.server.arithmetic_sites import ArithmeticSite
+from tests.server.arithmetic_sites import federate as federate_numbers
 
 MakeRecipe = Callable[..., Recipe]
 Absent = Callable[[int], Collection[int]]
@@ -167,6 +169,16 @@ def recipe(make_recipe: MakeRecipe, site_files: list[Path]) -> MakeRecipe:
 MASKED = {"secure_aggregation": {"threshold": 0.55, "minimum_sites": 2}}
 
 
+def test_a_server_goes_beyond_the_mean_by_the_sum_of_all_changes_over_all_sites(
+    tmp_path: Path, recipe: MakeRecipe
+) -> None:
+    """Two sites add 1 and 4 each round: the mean is 2.5 further, and the sum of changes over both grows by 2.5."""
+    federate_numbers(tmp_path / "run", recipe({}), {"a": ArithmeticSite(1.0, 1), "b": ArithmeticSite(4.0, 1)})
+    store = RunStore(RunFolder(tmp_path / "run"), 9)
+    ends = [np.unique(store.read(number)[1].buffer).item() for number in store.rounds()]
+    np.testing.assert_allclose(ends, np.cumsum([5.0, 7.5, 10.0, 12.5]), rtol=1e-6)
+
+
 def nobody(site: str, order: Envelope) -> None:
     return None
 
@@ -214,6 +226,19 @@ def test_what_the_server_remembers_is_the_sum_of_what_the_sites_do(
     at_server, at_sites = sums(tmp_path / "run")
     assert np.abs(at_server).max() > 1e-3
     assert np.abs(at_server - at_sites).max() < close * np.abs(at_server).max()
+
+
+@pytest.mark.parametrize("privacy", [{}, MASKED], ids=["fp32", "masked"])
+def test_sites_that_a_round_does_not_draw_are_counted_all_the_same(
+    tmp_path: Path, recipe: MakeRecipe, privacy: dict[str, Any]
+) -> None:
+    wanted = recipe(privacy, rounds=5, sites_per_round=2)
+    federate(wanted, tmp_path / "run", nobody)
+    at_server, at_sites = sums(tmp_path / "run")
+    assert np.abs(at_server - at_sites).max() < 5e-3 * np.abs(at_server).max()
+    progress = RunStore(RunFolder(tmp_path / "run"), 9).read(5)[0]
+    assert len(progress.sites) == 3
+    assert sum(site.rounds or 0 for site in progress.sites.values()) == 10
 
 
 def test_masks_change_no_bit(tmp_path: Path, recipe: MakeRecipe) -> None:

@@ -22,6 +22,7 @@ from core_training.models.probe import logits_of
 from core_training.models.results import export_adapter, export_model, find_result, load_result
 from core_training.recipe.schema import Recipe
 from core_training.runs.run_folder import RunFolder
+from core_training.tuning.base import load_tuning
 from core_training.tuning.lora_xs import first_vectors
 from simulations import simulate
 from tests.families.walk import WALKS, Family
@@ -61,6 +62,12 @@ def test_r_squared_values_a_layer_are_trained_and_nothing_else(xs: BaseModel) ->
     assert xs.manifest.tensors
     assert all(spec.name.endswith(".lora_A.core.weight") and spec.shape == (R, R) for spec in xs.manifest.tensors)
     assert not xs.initial_state.buffer.any(), "so a run starts from the model itself"
+
+
+def test_it_reaches_all_linear_layers_whose_own_weights_alone_count(make_recipe: MakeRecipe, tiny_model: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    (reach,) = load_tuning(make_recipe(tuning=XS)).reach(plain)
+    assert (reach.share, reach.left_out) == (1.0, {})
 
 
 def test_the_factors_are_the_first_singular_vectors() -> None:

@@ -80,7 +80,7 @@ def test_an_unknown_key_is_named_with_the_key_that_was_meant(lines: str, key: st
         ("simulation: {sites: [3]}", "simulation.sites.0: input should be a valid string, not 3"),
         (
             "tuning: {mode: lor}",
-            "tuning.mode: input should be 'full', 'freeze', 'lora', 'qlora', 'ia3' or 'vera', not 'lor'",
+            "tuning.mode: input should be 'full', 'freeze', 'lora', 'qlora', 'ia3', 'vera' or 'lora_xs', not 'lor'",
         ),
         (
             "tuning: {lora: {target_modules: all}}",

@@ -231,7 +231,7 @@ def test_a_restored_engine_goes_on_as_if_never_stopped(make_recipe: MakeRecipe, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", ["reward", "topologies", "grpo"])
+@pytest.mark.parametrize("cell", ["adapter", "reward", "topologies", "grpo"])
 def test_it_works_where_lora_does(tiny_model: Path, tmp_path: Path, cell: str) -> None:
     class Small(Family):
         def recipe(self, name: str, **sections: Any) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,19 @@ from evaluation.subjects import Subject
 _ON_A_CPU, _ON_A_GPU = 2**13, 2**17
 """Tokens of a batch's cache, prompts and answers, padding included."""
 _ROWS = 64
+_CLOSE = 1e-2
+"""Of the largest logit: low precision rounds, and padding that is read changes much more."""
+
+
+@contextmanager
+def _generating() -> Iterator[None]:
+    """Have generation fail as a run does."""
+    try:
+        with torch.inference_mode():
+            yield
+    except Exception as error:  # memory may run out, and a family's own code fail
+        said = str(error).partition("\n")[0]
+        raise RunError(f"transformers' generate failed: {type(error).__name__}: {said[:200]}") from error
 
 
 @dataclass(frozen=True)
@@ -50,13 +64,36 @@ class Writer:
         for name, prompt in prompts.items():
             self.cut += len(prompt) > max(1, room)
             fitting[name] = list(prompt[-max(1, room) :])
-        for batch in self._batches(fitting):
+        pads = self._reads_past_padding(fitting)
+        for batch in self._batches(fitting, pads=pads):
             wanted = [key for key in zip(batch.ids, batch.samples, strict=True) if key not in known]
             if wanted:
                 answers = self._answers(batch, fitting)
                 yield [one for one in answers if (one.id, one.sample) in set(wanted)]
 
-    def _batches(self, prompts: Mapping[str, Sequence[int]]) -> Iterator[_Batch]:
+    def _reads_past_padding(self, prompts: Mapping[str, Sequence[int]]) -> bool:
+        """Whether the shortest prompt has the same next token's logits beside the longest as alone.
+
+        Models with a state and no mask (RWKV) take padding for words: they get prompts of one length at a time.
+        """
+        if len({len(prompt) for prompt in prompts.values()}) < 2:
+            return True
+        shortest, longest = (prompts[pick(prompts, key=lambda name: len(prompts[name]))] for pick in (min, max))
+        beside, alone = self._next_logits([longest, shortest])[1], self._next_logits([shortest])[0]
+        return bool((beside - alone).abs().max() <= _CLOSE * alone.abs().max().clamp(min=1.0))
+
+    def _next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits of the first token of each answer, shape (prompts, vocabulary)."""
+        ids, mask = self._padded(prompts)
+        model: Any = self._subject.model
+        config = self._config(ids.shape[1])
+        config.max_new_tokens, config.output_logits, config.return_dict_in_generate = 1, True, True
+        with _generating(), own_settings_aside(innermost(model)):
+            told = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        logits: torch.Tensor = told.logits[0].float()
+        return logits
+
+    def _batches(self, prompts: Mapping[str, Sequence[int]], *, pads: bool) -> Iterator[_Batch]:
         """Longest prompts first, so that what does not fit is known at once."""
         most = _ON_A_CPU if self._subject.device.type == "cpu" else _ON_A_GPU
         keys = [
@@ -68,37 +105,35 @@ class Writer:
         while at < len(keys):
             width = len(prompts[keys[at][0]]) + self._sampling.max_tokens
             rows = keys[at : at + max(1, min(_ROWS, most // width))]
+            if not pads:
+                rows = [key for key in rows if len(prompts[key[0]]) == len(prompts[keys[at][0]])]
             yield _Batch(tuple(name for name, _ in rows), tuple(sample for _, sample in rows))
             at += len(rows)
 
     def _answers(self, batch: _Batch, prompts: Mapping[str, Sequence[int]]) -> list[Written]:
-        rows = [prompts[name] for name in batch.ids]
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self._pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(rows):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
+        ids, mask = self._padded([prompts[name] for name in batch.ids])
+        width = ids.shape[1]
         self._seed(batch)
         model: Any = self._subject.model
         more: dict[str, Any] = {}
         if self._sampling.stop:
             more = {"stop_strings": list(self._sampling.stop), "tokenizer": self._subject.tokenizer}
-        try:
-            with torch.inference_mode(), own_settings_aside(innermost(model)):
-                output = model.generate(
-                    input_ids=ids.to(self._subject.device),
-                    attention_mask=mask.to(self._subject.device),
-                    generation_config=self._config(width),
-                    **more,
-                )
-        except Exception as error:  # memory may run out, and a family's own code fail
-            said = str(error).partition("\n")[0]
-            raise RunError(f"transformers' generate failed: {type(error).__name__}: {said[:200]}") from error
+        with _generating(), own_settings_aside(innermost(model)):
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=self._config(width), **more)
         return [
             self._answer(name, sample, new.tolist())
             for name, sample, new in zip(batch.ids, batch.samples, output[:, width:].cpu(), strict=True)
         ]
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts with padding on the left, and the mask of what is none; both (prompts, longest)."""
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self._pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        return ids.to(self._subject.device), mask.to(self._subject.device)
 
     def _seed(self, batch: _Batch) -> None:
         """Begin the draws of a batch where its seed and its first prompt say."""

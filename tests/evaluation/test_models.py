@@ -10,14 +10,16 @@ import torch
 
 from core_training.engine.tokenising import is_held_out
 from core_training.models.endings import own_settings_aside
+from evaluation import scoring
 from evaluation.items import Sampling, Task
-from evaluation.prompts import continued, opening
+from evaluation.prompts import Continued, continued, opening
 from evaluation.running import Settings, evaluate
 from evaluation.scoring import Scorer
 from evaluation.subjects import Subject, load_subject
 from evaluation.tasks import Wanted, load_task
 from evaluation.writing import Writer
 from tests import tiny
+from tests.families.building import make_family
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,12 @@ def subject(run: Path) -> Subject:
 @pytest.fixture(scope="module")
 def task(pubmedqa_file: Path) -> Task:
     return load_task(str(pubmedqa_file))
+
+
+@pytest.fixture(autouse=True)
+def _several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens at once, so that these few questions are several batches."""
+    monkeypatch.setattr(scoring, "_ON_A_CPU", 512)
 
 
 def whole_forward(subject: Subject, ids: tuple[int, ...], start: int) -> float:
@@ -145,3 +153,22 @@ def test_answers_to_other_questions_are_removed_and_it_is_told(run, pubmedqa_fil
     found = evaluate([str(run)], [fewer], Settings(), tmp_path, lambda *_: None)
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
     assert "16 lines" in found.notes[0]
+
+
+@pytest.mark.parametrize(("family", "shares"), [("gpt2", True), ("mamba", False), ("rwkv", False)])
+def test_other_families_are_scored_and_written_as_alone(family, shares, tiny_model, tmp_path):
+    subject = load_subject(str(make_family(family, tiny_model, tmp_path / family)))
+    draw = torch.Generator().manual_seed(0)
+    prompts = {str(n): torch.randint(5, 90, (5 + 6 * n,), generator=draw).tolist() for n in range(4)}
+    ends = [torch.randint(5, 90, (1 + n,), generator=draw).tolist() for n in range(3)]
+    asked = [Continued(name, tuple((*prompt, *end) for end in ends), len(prompt)) for name, prompt in prompts.items()]
+    scorer = Scorer(subject)
+    found = {one.id: one.logps for batch in scorer.scored(asked) for one in batch}
+    assert scorer.shares is shares
+    for one in asked:
+        assert found[one.id] == pytest.approx([whole_forward(subject, ids, one.start) for ids in one.wholes], abs=1e-5)
+    writer = Writer(subject, Sampling(max_tokens=6))
+    together = {one.id: one.text for batch in writer.written(prompts) for one in batch}
+    for name, prompt in prompts.items():
+        ((alone,),) = writer.written({name: prompt})
+        assert together[name] == alone.text

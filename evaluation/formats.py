@@ -313,7 +313,8 @@ def _conversation(record: Record, reading: Reading) -> Draft:
     prompt, answer = values.messages[: spoken[-1]], str(values.messages[spoken[-1]]["content"])
     used = (*columns.values(), "prompt", "completion", "messages", "conversations", "instruction", "input", "output")
     base = common_parts(record, reading, used) | {"record": _renamed(record, columns)}
-    return Draft(Item(**base, prompt=prompt, plain=_as_text(prompt), references=(answer,), is_readable=True))
+    parts = base | {"prompt": prompt, "plain": _as_text(prompt), "tools": values.tools}
+    return Draft(Item(**parts, references=(answer,), is_readable=True))
 
 
 def _fitting(columns: Mapping[str, str], record: Record) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core_training.data.records import Record
-from core_training.parts.data_kinds.values import Messages
+from core_training.parts.data_kinds.values import Messages, Tools
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Item:
     record: Record
     site: str
     prompt: Messages = field(default_factory=list)
+    tools: Tools | None = None
     plain: str = ""
     delimiter: str = " "
     choices: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from core_training.models.results import load_known_reward_model
 from core_training.stages.chat import answer_tokens
 from core_training.stages.reward_functions import Answered, RewardFunction, load_function
 from evaluation.items import Criterion, Item, Judged, Sampling, Task, Written
-from evaluation.prompts import opening, uses_chat
+from evaluation.prompts import opening, turns_of, uses_chat
 from evaluation.subjects import Subject
 from evaluation.writing import Writer
 
@@ -67,7 +67,8 @@ class RewardModel:
     def _example(self, task: Task, item: Item, one: Written) -> Example:
         """The tokens of prompt and answer, labelled on the answer. One that was cut off has no end."""
         if uses_chat(task, item, self._subject):
-            tokens = answer_tokens(item.prompt, [turn("assistant", one.text)], self._subject.base, item.record)
+            turns, said = turns_of(item, self._subject), [turn("assistant", one.text)]
+            tokens = answer_tokens(turns, said, self._subject.base, item.record, item.tools)
             ids, labels = tokens.input_ids, tokens.labels
         else:
             whole = self._subject.tokenizer(item.plain + item.delimiter + one.text)["input_ids"]
@@ -145,6 +146,8 @@ class RubricJudge:
     def __init__(self, subject: Subject, seed: int = 0) -> None:
         self._subject = subject
         self._seed = seed
+        self.cut = 0
+        """The questions that lost their beginning: the judge had no room for them."""
 
     def judged(self, items: Mapping[str, Item], written: Sequence[Written]) -> Iterator[Judged]:
         """The verdicts on each answer, None where the judge gave none that can be read."""
@@ -168,7 +171,9 @@ class RubricJudge:
             str(number): opening(asked, _as_item(number, question), self._subject)
             for number, question in enumerate(questions)
         }
-        found = {one.id: one.text for batch in Writer(self._subject, sampling).written(prompts) for one in batch}
+        writer = Writer(self._subject, sampling)
+        found = {one.id: one.text for batch in writer.written(prompts) for one in batch}
+        self.cut += writer.cut
         return [found[str(number)] for number in range(len(questions))]
 
 

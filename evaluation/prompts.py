@@ -8,8 +8,10 @@ from typing import cast
 
 import numpy as np
 
+from core_training.data.folding import folded
 from core_training.foundation.errors import InputError
 from core_training.models.endings import opening_tokens
+from core_training.parts.data_kinds.values import Messages, Prompt
 from core_training.stages.chat import prompt_tokens
 from evaluation.items import Item, Task
 from evaluation.subjects import Subject
@@ -45,10 +47,18 @@ def uses_chat(task: Task, item: Item, subject: Subject) -> bool:
     return False
 
 
+def turns_of(item: Item, subject: Subject) -> Messages:
+    """The turns of a prompt as the chat template takes them, folded as they are for training."""
+    values, template = Prompt(item.prompt), subject.base.chat_template
+    if folded(values, system=True, repeats=True) is values:
+        return item.prompt
+    return folded(values, system=not template.takes_system, repeats=not template.takes_repeats).prompt
+
+
 def opening(task: Task, item: Item, subject: Subject) -> list[int]:
     """The tokens of an item's prompt, up to where an answer begins."""
     if uses_chat(task, item, subject):
-        ids = prompt_tokens(item.prompt, subject.base, item.record).input_ids.tolist()
+        ids = prompt_tokens(turns_of(item, subject), subject.base, item.record, item.tools).input_ids.tolist()
     else:
         ids = opening_tokens(item.plain, subject.tokenizer)
     subject.base.check_tokens(np.array(ids, dtype=np.int64), item.place)
@@ -62,8 +72,9 @@ def continued(task: Task, item: Item, continuations: tuple[str, ...], subject: S
     where the tokenizer says so, and the continuation is what follows the prompt's own number of tokens.
     """
     if uses_chat(task, item, subject):
-        prompt_tokens(item.prompt, subject.base, item.record)  # what is wrong with it is said
-        text = subject.base.chat_template.text(item.prompt, to_answer=True)
+        turns = turns_of(item, subject)
+        prompt_tokens(turns, subject.base, item.record, item.tools)  # what is wrong with it is said
+        text = subject.base.chat_template.with_tools(item.tools).text(turns, to_answer=True)
         ids = [_encoded(text + one, subject) for one in continuations]
         start = len(_encoded(text, subject))
     else:

@@ -317,6 +317,9 @@ def _judge_rubrics(asked: Iterable[_Asked], settings: Settings, kept: KeptAnswer
             one.answers.judged[verdicts.id, verdicts.sample] = verdicts
             done = len(one.answers.judged)
             on_progress(f"{one.task.name}: {Path(one.model).name}: verdicts", done, len(one.answers.written))
+        if judge.cut:
+            one.answers.notes.append(f"{judge.cut} of the judge's questions had no room, and lost their beginning")
+            judge.cut = 0
     return digests
 
 
@@ -342,6 +345,6 @@ def _look_for_overlap(asked: Sequence[_Asked], on_progress: OnProgress) -> None:
             one.more["overlap"] = overlap.document()
             if overlap.found:
                 one.answers.notes.append(
-                    f"{len(overlap.found)} of {len(one.task.items)} items stand in the records that {name} was trained "
-                    "on: its figures are better than it is"
+                    f"the questions of {len(overlap.found)} of {len(one.task.items)} items stand in the records that "
+                    f"{name} was trained on: its figures may be better than it is"
                 )

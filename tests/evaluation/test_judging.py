@@ -77,6 +77,11 @@ def test_a_reward_model_is_a_run_of_stage_reward(run, subject):
         RewardModel(run, subject)
 
 
+def test_a_reward_model_is_none_that_answers(reward_run):
+    with pytest.raises(InputError, match="it scores answers and gives none; name it with --reward"):
+        load_subject(str(reward_run))
+
+
 def test_rewards_stand_among_the_figures_and_are_asked_for_once(reward_run, run, tmp_path):
     file = tiny.write_jsonl(tmp_path / "q.jsonl", tiny.questions(0, 5))
     task = load_task(str(file), Wanted(("ended",), reward=True))

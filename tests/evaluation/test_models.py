@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,18 @@ def test_other_families_are_scored_and_written_as_alone(family, shares, tiny_mod
     for name, prompt in prompts.items():
         ((alone,),) = writer.written({name: prompt})
         assert together[name] == alone.text
+
+
+def test_a_system_text_is_folded_where_the_template_takes_none(tiny_model, tmp_path):
+    bare = shutil.copytree(tiny_model, tmp_path / "bare")
+    template = (bare / "chat_template.jinja").read_text()
+    (bare / "chat_template.jinja").write_text(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + template
+    )
+    said = (("system", "Be brief."), ("user", "Fever?"), ("assistant", "Yes."))
+    record = {"messages": [{"role": role, "content": text} for role, text in said]}
+    (tmp_path / "r.jsonl").write_text(json.dumps(record) + "\n")
+    subject, task = load_subject(str(bare)), load_task(str(tmp_path / "r.jsonl"))
+    read = subject.tokenizer.decode(opening(task, task.items[0], subject))
+    assert "Be brief." in read
+    assert "Fever?" in read

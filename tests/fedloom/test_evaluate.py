@@ -83,7 +83,7 @@ def test_items_that_were_trained_on_are_told(fedloom: Command, run: Path, tmp_pa
     outcome = fedloom("evaluate", run, "--on", file, "--metrics", "loss", "--to", tmp_path / "to", "--json")
     (found,) = results(outcome.out)
     assert (found["overlap"]["items"], found["overlap"]["records"]) == (4, len(trained))
-    assert "4 of 7 items stand in the records" in found["notes"][0]
+    assert "the questions of 4 of 7 items stand in the records" in found["notes"][0]
     assert (
         "overlap"
         not in results(

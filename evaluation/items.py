@@ -88,8 +88,6 @@ class Task:
     stop: tuple[str, ...] = ()
     temperature: float | None = None
     notes: tuple[str, ...] = ()
-    held_out_of: str | None = None
-    """The run whose held-out records these are."""
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,12 @@ Figure = tuple[list[str], Sums]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: `of` gives its sums; `higher_is_better` is None where neither is."""
+    """A metric: `of` gives its sums; `higher_is_better` is None where neither end is the better one."""
 
     name: str
     part: Part
     of: Callable[[Sequence[Item], Answers], Figure]
     higher_is_better: bool | None = True
-    needs_reference: bool = False
 
 
 def _loss(items: Sequence[Item], answers: Answers) -> Figure:
@@ -211,10 +210,6 @@ def _rubric(items: Sequence[Item], answers: Answers) -> Figure:
     return ids, Sums(sums.values, lambda total: np.clip(sums.of(total), 0.0, 1.0))
 
 
-def _metric(name: str, part: Part, of: Callable[[Sequence[Item], Answers], Figure], better: bool | None) -> Metric:  # noqa: FBT001
-    return Metric(name, part, of, better)
-
-
 _ANSWER = Part.ANSWER
 METRICS = {
     metric.name: metric
@@ -228,11 +223,11 @@ METRICS = {
         Metric("macro_f1", Part.CHOICE, _macro_f1),
         Metric("ece", Part.CHOICE, _ece, higher_is_better=False),
         Metric("ties", Part.CHOICE, _ties, higher_is_better=None),
-        Metric("exact_match", _ANSWER, _against(words.exact_match, is_share=True), needs_reference=True),
-        Metric("quasi_exact_match", _ANSWER, _against(words.quasi_exact_match, is_share=True), needs_reference=True),
-        Metric("token_f1", _ANSWER, _against(words.token_f1, is_share=False), needs_reference=True),
-        Metric("rouge_l", _ANSWER, _against(words.rouge_l, is_share=False), needs_reference=True),
-        Metric("number_match", _ANSWER, _against(words.number_match, is_share=True), needs_reference=True),
+        Metric("exact_match", _ANSWER, _against(words.exact_match, is_share=True)),
+        Metric("quasi_exact_match", _ANSWER, _against(words.quasi_exact_match, is_share=True)),
+        Metric("token_f1", _ANSWER, _against(words.token_f1, is_share=False)),
+        Metric("rouge_l", _ANSWER, _against(words.rouge_l, is_share=False)),
+        Metric("number_match", _ANSWER, _against(words.number_match, is_share=True)),
         Metric("refusal", _ANSWER, _of_answers(lambda _, one: words.refuses(one.text), is_share=True), None),
         Metric("ended", _ANSWER, _of_answers(lambda _, one: float(one.ended), is_share=True)),
         Metric("answer_tokens", _ANSWER, _of_answers(lambda _, one: float(one.tokens)), None),

@@ -14,7 +14,7 @@ from evaluation.gates import Verdict
 from evaluation.results import Result
 from evaluation.running import Evaluation
 from fedloom.page import image, page, table
-from fedloom.pictures import COLOURS, new_figure, rendered
+from fedloom.pictures import COLOURS, new_figure
 
 REPORT = "report.html"
 _EXAMPLES = 5
@@ -216,8 +216,3 @@ def _examples(results: Sequence[Result], examples: Sequence[Example]) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def picture(results: Sequence[Result]) -> bytes:
-    """The figures of one task as a PNG."""
-    return rendered(_bars(results), "png")

@@ -56,7 +56,8 @@ def evaluate(
         typer.Option(
             "--metrics",
             metavar="NAME,…",
-            help="What to measure, in place of what fits the items: names, regex:PATTERN, FILE.py:name, module:name.",
+            help="What to measure, in place of what fits the items: names, FILE.py:name, module:name, and last "
+            "regex:PATTERN. May be given several times.",
         ),
     ] = None,
     by: Annotated[
@@ -156,13 +157,13 @@ def evaluate(
 
 
 def _metrics(listed: list[str]) -> tuple[str, ...]:
-    """The names; a pattern may have commas of its own."""
-    return tuple(
-        name
-        for one in listed
-        for name in ([one] if one.startswith("regex:") else [part.strip() for part in one.split(",")])
-        if name
-    )
+    """The names; a pattern, which may have commas of its own, reaches to the end of its option."""
+    names = []
+    for one in listed:
+        plain, pattern, rest = one.partition("regex:")
+        names += [name for part in plain.split(",") if (name := part.strip())]
+        names += [pattern + rest] if pattern else []
+    return tuple(names)
 
 
 def _tasks(on: list[str], models: list[str], metrics: tuple[str, ...], **more: Any) -> list[Task]:

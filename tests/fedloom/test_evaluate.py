@@ -211,3 +211,9 @@ def test_reading_tasks_and_gates_loads_no_torch(environment: dict[str, str]) -> 
     program = "import sys, fedloom.commands.evaluate; print('numpy' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
+
+
+def test_a_pattern_among_metrics_has_commas_of_its_own() -> None:
+    from fedloom.commands.evaluate import _metrics
+
+    assert _metrics(["loss, accuracy", "ece,regex:a{1,2}"]) == ("loss", "accuracy", "ece", "regex:a{1,2}")

@@ -37,6 +37,8 @@ class Subject:
     digest: str
     """SHA-256 (hex) over what was trained and what it stands on: answers are kept under it."""
     run: Path | None = None
+    reads_past_padding: bool | None = None
+    """Whether padding changes nothing, once it was looked at."""
 
     @property
     def model(self) -> PreTrainedModel:

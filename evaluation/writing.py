@@ -64,20 +64,21 @@ class Writer:
         for name, prompt in prompts.items():
             self.cut += len(prompt) > max(1, room)
             fitting[name] = list(prompt[-max(1, room) :])
-        pads = self._reads_past_padding(fitting)
+        if (pads := self._subject.reads_past_padding) is None:
+            pads = self._subject.reads_past_padding = self._reads_past_padding(fitting)
         for batch in self._batches(fitting, pads=pads):
             wanted = [key for key in zip(batch.ids, batch.samples, strict=True) if key not in known]
             if wanted:
                 answers = self._answers(batch, fitting)
                 yield [one for one in answers if (one.id, one.sample) in set(wanted)]
 
-    def _reads_past_padding(self, prompts: Mapping[str, Sequence[int]]) -> bool:
+    def _reads_past_padding(self, prompts: Mapping[str, Sequence[int]]) -> bool | None:
         """Whether the shortest prompt has the same next token's logits beside the longest as alone.
 
         Models with a state and no mask (RWKV) take padding for words: they get prompts of one length at a time.
         """
         if len({len(prompt) for prompt in prompts.values()}) < 2:
-            return True
+            return None  # nobody is padded
         shortest, longest = (prompts[pick(prompts, key=lambda name: len(prompts[name]))] for pick in (min, max))
         beside, alone = self._next_logits([longest, shortest])[1], self._next_logits([shortest])[0]
         return bool((beside - alone).abs().max() <= _CLOSE * alone.abs().max().clamp(min=1.0))
@@ -93,7 +94,7 @@ class Writer:
         logits: torch.Tensor = told.logits[0].float()
         return logits
 
-    def _batches(self, prompts: Mapping[str, Sequence[int]], *, pads: bool) -> Iterator[_Batch]:
+    def _batches(self, prompts: Mapping[str, Sequence[int]], *, pads: bool | None) -> Iterator[_Batch]:
         """Longest prompts first, so that what does not fit is known at once."""
         most = _ON_A_CPU if self._subject.device.type == "cpu" else _ON_A_GPU
         keys = [
@@ -105,7 +106,7 @@ class Writer:
         while at < len(keys):
             width = len(prompts[keys[at][0]]) + self._sampling.max_tokens
             rows = keys[at : at + max(1, min(_ROWS, most // width))]
-            if not pads:
+            if pads is False:
                 rows = [key for key in rows if len(prompts[key[0]]) == len(prompts[keys[at][0]])]
             yield _Batch(tuple(name for name, _ in rows), tuple(sample for _, sample in rows))
             at += len(rows)

@@ -27,7 +27,7 @@ from evaluation.writing import Writer
 QUESTIONS = 60
 """As many as were measured with lm-evaluation-harness, of PubMedQA's length and number of choices."""
 WORDS = 150
-PROMPTS = 20
+PROMPTS = 40
 TOKENS = 32
 BATCH = 20
 ROUNDS = 3

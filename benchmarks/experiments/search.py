@@ -1,11 +1,12 @@
 """What a search takes beside its trials: Optuna with its journal, the folders, and opening an engine for each trial.
 
-A search of 12 trials over learning rate and schedule, pruned by the median, in a process of its own.
+A search of 12 trials over learning rate and schedule, pruned by the median, in a process of its own, on one thread.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,11 +19,12 @@ import yaml
 from benchmarks.figure import Figure
 from benchmarks.fresh_process import ROOT
 from benchmarks.places import Places
+from core_training.foundation.errors import RunError
 
 TRIALS = 12
 MOST_OF_THE_SEARCH = 0.1
 MOST_OPENING = 0.3
-RECORDS = 200
+RECORDS = 400
 
 
 def measure(places: Places) -> Iterator[Figure]:
@@ -31,7 +33,10 @@ def measure(places: Places) -> Iterator[Figure]:
         path = folder / "search.yaml"
         path.write_text(yaml.safe_dump(_search(places, folder)), encoding="utf-8")
         command = [sys.executable, "-m", "fedloom.cli", "tune", str(path), "--json", "--quiet"]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False)
+        if ended.returncode != 0:
+            raise RunError(f"fedloom tune ended with {ended.returncode}: {ended.stderr[-500:]}")
         told = json.loads(ended.stdout)
         history = json.loads((folder / "search" / "search.json").read_text())["history"]
     whole, bookkeeping = told["seconds"]["here"], told["seconds"]["bookkeeping"]
@@ -61,6 +66,7 @@ def _search(places: Places, folder: Path) -> dict[str, object]:
         "topology.kind=central",
         "training.max_steps=12",
         "training.eval_steps=3",
+        f"data.train={next(iter(places.sites.values()))}",
         f"data.max_samples={RECORDS}",
         name="central",
     )

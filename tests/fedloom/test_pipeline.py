@@ -187,7 +187,30 @@ def test_a_search_is_a_step_whose_best_recipe_is_a_later_ones(
     assert set(statuses(fedloom("pipeline", path, "--json")).values()) == {"skipped"}
 
 
+@pytest.mark.slow
+def test_an_evaluation_is_a_step_with_gates_on_its_figures(
+    fedloom: Command, write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    questions = tiny.write_jsonl(tmp_path / "asked.jsonl", tiny.questions(5, 6))
+    asked = {"evaluate": "${sft}", "on": str(questions), "metrics": ["loss"]}
+    before = {**asked, "evaluate": "${pretrain}"}
+    path = write_pipeline(before=before, after={**asked, "gates": {"loss": "<= before + 1"}})
+    first = fedloom("pipeline", path, "--json")
+    assert first.code == 0, first.err
+    assert set(statuses(first).values()) == {"done"}
+    (gate,) = json.loads(first.out)["steps"][-1]["gates"]
+    told = fedloom("evaluate", tmp_path / "runs" / "sft", "--on", questions, "--metrics", "loss", "--json",
+                   "--to", tmp_path / "alone")  # fmt: skip
+    assert gate["value"] == json.loads(told.out)["results"][0]["metrics"]["loss"]["value"]
+    assert set(statuses(fedloom("pipeline", path, "--json")).values()) == {"skipped"}
+    tiny.write_jsonl(questions, tiny.questions(6, 6))
+    again = statuses(fedloom("pipeline", path, "--json"))
+    assert (again["sft"], again["before"], again["after"]) == ("skipped", "done", "done")
+
+
 BAD = [
+    ({"asked": {"evaluate": "${sft}", "on": "no.jsonl"}}, "steps.asked.on: no.jsonl: no such file"),
+    ({"asked": {"evaluate": "${sft}"}}, "steps.asked.on: name at least one"),
     ({"search": {"tune": {"keys": {}}}}, "steps.search.tune: keys: name at least one"),
     ({"search": {"tune": "no.yaml"}}, "no.yaml: no such search file"),
     ({"sft": {"recipes": "sft.yaml"}}, "steps.sft: it says not what it does"),

@@ -1,0 +1,122 @@
+"""A step that evaluates runs or models on files of questions and records, as `fedloom evaluate` does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core_training import __version__
+from core_training.foundation.bounded_reading import ForeignTextError, read_json, shortened
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
+from core_training.foundation.strict_json import strict_json
+from core_training.recipe.reading import load_recipe
+from experiments.digests import Digester, digest_of
+from experiments.documents import whole_at
+from experiments.running import OnProgress
+from experiments.steps.step import Step
+
+if TYPE_CHECKING:
+    from evaluation.items import Task
+
+_RESULTS = "results.json"
+_HELD_OUT = "held-out"
+
+
+class EvaluateStep(Step):
+    """`evaluate` (a run or model, or several) `on` files or tasks, with the options of the command as keys.
+
+    Its figures are the first model's: `METRIC`, or `TASK.METRIC` where it answers several tasks.
+    """
+
+    KEY, FIGURES = "evaluate", True
+    KEYS = ("on", "against", "metrics", "limit", "max_tokens", "reward")
+
+    @property
+    def what(self) -> str:
+        return f"evaluate · {', '.join(Path(one).stem for one in self._listed('on'))}"
+
+    def check(self) -> None:
+        from evaluation.metrics import metric
+
+        for key in ("evaluate", "on"):
+            if not self._listed(key):
+                raise InputError(f"{self.place}{key}: name at least one")
+        for name in self._listed("metrics"):
+            metric(name)
+        whole_at(self.settings, "limit", 1, self.place)
+        whole_at(self.settings, "max_tokens", 256, self.place)
+        for on in self._listed("on"):
+            if on != _HELD_OUT and not Path(on).exists() and not on.startswith(str(self.folder.parent)):
+                raise InputError(f"{self.place}on: {on}: no such file")
+        if "reward" in self.settings:
+            self.text_at("reward")
+
+    def check_figure(self, name: str, place: str) -> None:
+        """Which figures there are, the tasks say: they are read when the step is done."""
+
+    def digest(self, digester: Digester) -> str:
+        asked = hashlib.sha256(repr([(task.name, task.items, task.metrics) for task in self._tasks()]).encode())
+        places = [*self._models, *self._listed("metrics"), *self._listed("reward")]
+        files = [digester.of_place(Path(name)) for name in (one.partition(":")[0] for one in places) if _is_here(name)]
+        settings = {key: value for key, value in self.settings.items() if key not in ("evaluate", "against", "reward")}
+        return digest_of([self.KEY, __version__, settings, self._models, asked.hexdigest(), files])
+
+    def run(self, on_progress: OnProgress, *, resume: bool) -> None:
+        import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
+        from evaluation.items import Sampling
+        from evaluation.running import Settings, evaluate
+
+        reward = self._listed("reward")
+        sampling = Sampling(max_tokens=self.settings.get("max_tokens", 256))
+        settings = Settings(sampling, reward=Path(reward[0]) if reward else None)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = evaluate(
+            self._listed("evaluate"),
+            self._tasks(),
+            settings,
+            self.folder,
+            lambda doing, done, total: on_progress(done, total, doing),
+            self._listed("against"),
+        )
+        commit_file(self.folder / _RESULTS, (strict_json(found.document(), indent=2) + "\n").encode())
+
+    @property
+    def is_there(self) -> bool:
+        return (self.folder / _RESULTS).is_file()
+
+    def summary(self) -> dict[str, Any]:
+        try:
+            results = read_json(self.folder / _RESULTS)["results"]
+        except (OSError, ForeignTextError, KeyError, TypeError):
+            return {}
+        own = [one for one in results if one["model"] == results[0]["model"]]
+        values = {one["task"]: {name: value["value"] for name, value in one["metrics"].items()} for one in own}
+        return next(iter(values.values())) if len(values) == 1 else values
+
+    @property
+    def _models(self) -> list[str]:
+        return [*self._listed("evaluate"), *self._listed("against")]
+
+    def _tasks(self) -> list[Task]:
+        from evaluation.tasks import Wanted, load_task
+
+        run = next((Path(name) for name in self._models if (Path(name) / "recipe.yaml").is_file()), None)
+        columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
+        metrics, limit = tuple(self._listed("metrics")), self.settings.get("limit")
+        wanted = Wanted(metrics, limit=limit, reward="reward" in self.settings, run=run, columns=columns)
+        return [load_task(one, wanted) for one in self._listed("on")]
+
+    def _listed(self, key: str) -> list[str]:
+        """The texts under a key, which may be one or a list. Raises InputError for anything else."""
+        value = self.settings.get(key, [])
+        listed: Sequence[Any] = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, str) and one for one in listed):
+            raise InputError(f"{self.place}{key}: a name, or a list of names, not {shortened(value)}")
+        return list(listed)
+
+
+def _is_here(name: str) -> bool:
+    return bool(name) and Path(name).exists()

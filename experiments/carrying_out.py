@@ -93,7 +93,7 @@ def carry_out(pipeline: Pipeline, watch: Watch, *, start: str | None = None, onl
                 outcome = work.do(planned, taken=planned not in chosen, anew=anew)
                 carried.ended_by = _not_passed(outcome)
             except FedloomError as error:
-                step, carried.ended_by = planned.step, _told(error, planned, pipeline)
+                step, carried.ended_by = planned.step, _told(error, planned)
                 outcome = StepOutcome(step.name, step.what, "failed", step.folder, str(error))
             if carried.ended_by is not None:
                 carried.outcomes.append(replace(outcome, status="failed", why=str(carried.ended_by)))
@@ -225,11 +225,11 @@ def _not_passed(outcome: StepOutcome) -> RunError | None:
     return RunError(f"a gate of step '{outcome.name}' did not pass: {said}; {outcome.run} is as it came out")
 
 
-def _told(error: FedloomError, planned: PlannedStep, pipeline: Pipeline) -> FedloomError:
+def _told(error: FedloomError, planned: PlannedStep) -> FedloomError:
     """The error with the step's name, and how to go on."""
     if isinstance(error, Interrupted):
         words = str(error).partition("; --resume")[0]  # that is of the run's own command
-        told = Interrupted(f"step '{planned.name}': {words}; `fedloom pipeline {pipeline.source}` goes on")
+        told = Interrupted(f"step '{planned.name}': {words}; the same command goes on")
         told.exit_code = error.exit_code
         return told
     kind = InputError if isinstance(error, InputError) else RunError

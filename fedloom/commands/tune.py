@@ -61,7 +61,7 @@ def tune(
             shown = ", ".join(f"{key.split('.')[-1]} {_short(value)}" for key, value in values.items())
             stderr.print(f"trial {number}: {said or ended.state}{' · ' + ended.why if ended.why else ''} ({shown})")
 
-    with saying(lambda: f"interrupted; `fedloom tune {file}` goes on"), results_only_on_stdout():
+    with saying(lambda: "interrupted; the same command goes on"), results_only_on_stdout():
         outcome = carry_out(search, watch, tell, must_exist=resume)
         report = search.output / "report.html"
         write_page(search, outcome, report)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TRACKERS := wandb mlflow trackio
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test quick elsewhere check trackers bench docs matrix families faults proto clean help
+.PHONY: demo test quick elsewhere check trackers evidently promptfoo bench docs matrix families faults proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -56,6 +56,14 @@ trackers: $(TRACKERS:%=$(VENV)/trackers/%/.installed) ## The tests of trackers b
 	for tracker in $(TRACKERS); do \
 		$(VENV)/trackers/$$tracker/bin/python -m pytest -n 0 -k $$tracker tests/core_training/runs/test_trackers.py || exit 1; \
 	done
+
+evidently: $(VENV)/.installed-all ## The tests of evaluations beside the real Evidently, in its own environment (1 GB)
+	$(BIN)/python -m evaluation.environments evidently
+	BRIDGES_REQUIRED=1 $(BIN)/python -m pytest -n 0 -k evidently tests/evaluation tests/fedloom/test_evaluation_bridges.py
+
+promptfoo: $(VENV)/.installed-all ## The tests of evaluations beside the real promptfoo, in its own environment (500 MB)
+	$(BIN)/python -m evaluation.environments promptfoo
+	BRIDGES_REQUIRED=1 $(BIN)/python -m pytest -n 0 -k promptfoo tests/evaluation tests/fedloom/test_evaluation_bridges.py
 
 bench: $(VENV)/.installed-all ## The figures in docs/results.md
 	$(BIN)/python -m benchmarks

@@ -61,12 +61,18 @@ class Check:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who answers: by answers that were kept, or, where it `is_asked`, the model of that name, which is loaded."""
+    """Who answers: by answers that were kept, or, where it `is_asked`, the model of that name, which is loaded.
+
+    `base` and `site` are what loading it takes besides (as `evaluate --base` and `--site`), `max_tokens` its longest
+    answer.
+    """
 
     name: str
     answers: Sequence[AnswerRow] = ()
     is_asked: bool = False
     max_tokens: int = 256
+    base: Path | None = None
+    site: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,10 +185,20 @@ def _configuration(
 def _asked(contestant: Contestant) -> dict[str, Any]:
     if not contestant.is_asked:
         return {"answers": contestant.name}
-    place = Path(contestant.name)
-    named = str(place.resolve()) if is_folder(place) else contestant.name
     # One process, so that the model is in memory once, and time to load it.
-    return {"model": named, "max_tokens": contestant.max_tokens, "workers": 1, "timeout": _PATIENCE}
+    return {
+        "model": _place(contestant.name),
+        "base": _place(str(contestant.base)) if contestant.base else None,
+        "site": contestant.site,
+        "max_tokens": contestant.max_tokens,
+        "workers": 1,
+        "timeout": _PATIENCE,
+    }
+
+
+def _place(name: str) -> str:
+    """A folder by its whole path; promptfoo runs in another one. A hub's name stays."""
+    return str(Path(name).resolve()) if is_folder(name) else name
 
 
 def _test(case: dict[str, Any], checks: Sequence[Check]) -> dict[str, Any]:

@@ -35,6 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was not run for want of an environment of its own, and which target runs it."""
+    skipped = (report.longrepr for report in terminalreporter.stats.get("skipped", []))
+    reasons = {told[2].removeprefix("Skipped: ") for told in skipped if isinstance(told, tuple)}
+    for reason in sorted(reason for reason in reasons if reason.startswith("not run: ")):
+        terminalreporter.write_line(reason)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """A model this small is faster on one thread; processes that tests start read the variable."""

@@ -21,19 +21,20 @@ def cases() -> dict[str, dict[str, Any]]:
 
 
 @functools.cache
-def model(place: str, max_tokens: int) -> Any:
+def model(place: str, base: str | None, site: str | None, max_tokens: int) -> Any:
     """A run's, an exported folder's or a base model, which answers as in `fedloom chat` at temperature 0."""
     from core_training.models.conversation import Conversation, Sampling
     from evaluation.subjects import load_subject
 
-    base = load_subject(place).base
-    return lambda prompt: Conversation(base, Sampling(max_tokens)).reply(prompt).text
+    loaded = load_subject(place, Path(base) if base else None, site).base
+    return lambda prompt: Conversation(loaded, Sampling(max_tokens)).reply(prompt).text
 
 
 def call_api(prompt: str, options: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
     """What promptfoo calls for each case: `{"output": …}`, or `{"error": …}` where nothing answers."""
     config, case = options["config"], cases()[context["vars"]["case"]]
     if "model" in config:
-        return {"output": model(config["model"], config["max_tokens"])(case["prompt"])}
+        asked = model(*(config[name] for name in ("model", "base", "site", "max_tokens")))
+        return {"output": asked(case["prompt"])}
     answer = case["answers"].get(config["answers"])
     return {"error": f"{config['answers']} gave no answer"} if answer is None else {"output": answer}

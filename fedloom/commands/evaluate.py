@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from core_training.foundation.errors import InputError, RunError
+from core_training.foundation.errors import FedloomError, InputError, RunError
 from core_training.foundation.foreign_text import printable
 from core_training.foundation.stopping import saying
 from core_training.foundation.strict_json import strict_json
 from fedloom.console import console, results_only_on_stdout, stderr, ticking
+from fedloom.evaluation_bridges import Asked, Bridged, Loaded, bridged
 from fedloom.options import Base, Json, Quiet, Site
 
 if TYPE_CHECKING:
@@ -104,6 +105,45 @@ def evaluate(
             "first run, or here. Answers that are there already are not asked for again.",
         ),
     ] = None,
+    evidently: Annotated[
+        Path | None,
+        typer.Option("--evidently", metavar="DIR", help="New folder for Evidently's report on the answers."),
+    ] = None,
+    evidently_tests: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--evidently-test",
+            metavar="TEST",
+            help="What must hold there, as 'exact_match >= base + 0.02' or 'drift.length <= 0.1'; exit code 1 where it "
+            "does not. May be given several times.",
+        ),
+    ] = None,
+    evidently_env: Annotated[
+        Path | None,
+        typer.Option("--evidently-env", metavar="DIR", help="Evidently's environment; made where there is none."),
+    ] = None,
+    promptfoo: Annotated[
+        Path | None,
+        typer.Option(
+            "--promptfoo", metavar="DIR", help="New folder for promptfoo's suite of the answers, and results."
+        ),
+    ] = None,
+    promptfoo_checks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--promptfoo-check",
+            metavar="CHECK",
+            help="contains, exact_match, 'rouge_1 >= 0.5', regex:PATTERN, FILE.py:name. Unset: what fits the metrics.",
+        ),
+    ] = None,
+    promptfoo_asks: Annotated[
+        bool,
+        typer.Option("--promptfoo-asks", help="Have promptfoo load and ask the models, not take the kept answers."),
+    ] = False,
+    promptfoo_env: Annotated[
+        Path | None,
+        typer.Option("--promptfoo-env", metavar="DIR", help="promptfoo's environment; made where there is none."),
+    ] = None,
     base: Base = None,
     site: Site = None,
     as_json: Json = False,
@@ -142,11 +182,21 @@ def evaluate(
         overlap=overlap,
     )
     _check_columns(tasks, columns)
+    asked = Asked(
+        evidently,
+        tuple(evidently_tests or ()),
+        evidently_env,
+        promptfoo,
+        tuple(promptfoo_checks or ()),
+        promptfoo_env,
+        Loaded(base, site, max_tokens) if promptfoo_asks else None,
+    ).ready(models, others, tasks, lambda words: stderr.print(printable(words), soft_wrap=True))
     left = f"interrupted; the answers so far are in {folder}, and the same command goes on from them"
     with saying(lambda: left), results_only_on_stdout(), _progress(quiet=quiet) as on_progress:
         found = carry_out(models, tasks, settings, folder, on_progress, others)
     verdicts = tried(wanted_gates, found.results, models, others[0] if others else None) if wanted_gates else []
-    _tell(found, verdicts, as_json=as_json, quiet=quiet)
+    outside, broken = _outside(bridged(asked, models, others, tasks, found.folder))
+    _tell(found, verdicts, outside, as_json=as_json, quiet=quiet)
     if junit is not None:
         from core_training.foundation.durable import commit_file
 
@@ -154,6 +204,24 @@ def evaluate(
     if failed := [one for one in verdicts if not one.passed]:
         said = "; ".join(f"{one.model}: {one.words}" for one in failed[:3])
         raise RunError(f"{len(failed)} of {len(verdicts)} gates failed: {said}")
+    if broken is not None:
+        raise broken
+    if outside.failed:
+        raise RunError(f"{len(outside.failed)} of Evidently's named tests failed: {'; '.join(outside.failed[:3])}")
+
+
+def _outside(parts: Iterator[Bridged]) -> tuple[Bridged, FedloomError | None]:
+    """What other programs said of the answers, all in one, and why they said no more: what is there is told first."""
+    whole = Bridged()
+    try:
+        for part in parts:
+            for key, documents in part.document.items():
+                whole.document.setdefault(key, []).extend(documents)
+            whole.lines += part.lines
+            whole.failed += part.failed
+    except FedloomError as error:
+        return whole, error
+    return whole, None
 
 
 def _metrics(listed: list[str]) -> tuple[str, ...]:
@@ -213,12 +281,12 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-def _tell(found: Evaluation, verdicts: list[Verdict], *, as_json: bool, quiet: bool) -> None:
+def _tell(found: Evaluation, verdicts: list[Verdict], outside: Bridged, *, as_json: bool, quiet: bool) -> None:
     """Write results and report, and tell them."""
     from core_training.foundation.durable import commit_file
     from fedloom.evaluation_page import write_report
 
-    document = found.document()
+    document = found.document() | outside.document
     if verdicts:
         document["gates"] = [one.document() for one in verdicts]
     commit_file(found.folder / RESULTS, (strict_json(document, indent=2) + "\n").encode())
@@ -235,6 +303,8 @@ def _tell(found: Evaluation, verdicts: list[Verdict], *, as_json: bool, quiet: b
     _print_comparisons(found)
     for one in verdicts:
         stderr.print(printable(f"{'passed' if one.passed else 'FAILED'}: {one.model}: {one.words}"), soft_wrap=True)
+    for line in outside.lines:
+        stderr.print(printable(line), soft_wrap=True)
     stderr.print(printable(f"wrote {report}"), soft_wrap=True)
 
 

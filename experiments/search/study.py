@@ -20,7 +20,7 @@ from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -32,7 +32,6 @@ from experiments.search.objectives import Objective
 from experiments.search.space import SearchedKey, grid_of, suggested
 
 _ORDINAL, _VALUES, _KILLED = "ordinal", "values", "killed"
-_OF_CMA = "cma:"
 _STUDY = "search"
 
 
@@ -124,7 +123,8 @@ class Study:
             labels = {key.name: key for key in self._search.keys}
             fixed = {name: _stored(labels[name], value) for name, value in self._grid[ordinal].items()}
             self._study.enqueue_trial(fixed, user_attrs={_ORDINAL: ordinal})
-        self._study.sampler = _sampler(self._search, ordinal)
+        before = [one for one in self.trials if one.user_attrs[_ORDINAL] < ordinal]
+        self._study.sampler = _sampler(self._search, ordinal, before)
         if isinstance(self._study.pruner, _Brackets):
             self._study.pruner.asked = ordinal
         trial = self._study.ask()
@@ -138,10 +138,6 @@ class Study:
         self._study._storage.set_trial_user_attr(killed._trial_id, _KILLED, True)
         self._study.tell(killed.number, state=TrialState.FAIL)
         self._study.enqueue_trial(killed.params, user_attrs={_ORDINAL: killed.user_attrs[_ORDINAL]})
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))[-1]
-        for name, value in killed.system_attrs.items():
-            if name.startswith(_OF_CMA):  # of which generation it is, and how the distribution stood
-                self._study._storage.set_trial_system_attr(waiting._trial_id, name, value)
 
     def give_up_unasked(self) -> None:
         """Mark trials as failed whose process was killed while it asked: they have no values yet."""
@@ -217,32 +213,19 @@ def _suggest(trial: Trial, key: SearchedKey) -> Any:
     return trial.suggest_float(key.name, key.low, key.high, step=key.step, log=key.log)
 
 
-def _sampler(search: Search, ordinal: int) -> BaseSampler:
+def _sampler(search: Search, ordinal: int, before: Sequence[FrozenTrial]) -> BaseSampler:
     seed, startup = seed_of(search.seed, ordinal), search.sampler.startup_trials
     if search.sampler.name == "tpe":
         return TPESampler(n_startup_trials=startup, seed=seed)
     if search.sampler.name == "cma":
         try:
-            import cmaes  # noqa: F401
+            from experiments.search.evolution import Evolution
         except ImportError:
             raise InputError(
                 "sampler: cma needs cmaes, which is not installed: pip install 'fedloom[search]'"
             ) from None
-        return _Numbered(ordinal, n_startup_trials=startup, seed=seed, warn_independent_sampling=False)
+        return Evolution(search.keys, ordinal, before, startup, seed)
     return RandomSampler(seed=seed)
-
-
-class _Numbered(CmaEsSampler):  # type: ignore[misc]
-    """CMA-ES, which adds a trial's number to its seed, with the trial's place in the search as its number."""
-
-    def __init__(self, ordinal: int, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._ordinal = ordinal
-
-    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-        numbered = copy.copy(trial)
-        numbered.number = self._ordinal
-        return dict(super().sample_relative(study, numbered, search_space))
 
 
 class _Brackets(HyperbandPruner):  # type: ignore[misc]

@@ -87,6 +87,22 @@ def test_killed_twice_and_gone_on_with_it_proposes_what_it_would_have(
     assert [values_of(one) for one in study.best()] == [values_of(one) for one in whole.best()]
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_evolution_comes_closer_than_chance_and_leaves_no_pickle(
+    make_search: Callable[..., Search], tmp_path: Path, seed: int
+) -> None:
+    numbers = {key: settings for key, settings in KEYS.items() if key != "training.lr_scheduler_type"}
+    later = {}
+    for sampler in ("random", "cma"):
+        study = Study(make_search(sampler, sampler=sampler, keys=numbers, trials=80, seed=seed))
+        while (trial := study.ask()) is not None:
+            run(study, trial)
+        later[sampler] = [one.value - 3.0 / SLICES for one in study.trials[60:]]
+    assert sum(later["cma"]) < sum(later["random"]) / 3
+    assert "pickle" not in (text := (tmp_path / "cma" / "journal.log").read_text())
+    assert "cma:" not in text
+
+
 def test_a_process_killed_while_it_asks_leaves_no_gap(make_search: Callable[..., Search]) -> None:
     search = make_search("gap", trials=3, sampler="random")
     study = Study(search)

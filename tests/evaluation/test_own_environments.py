@@ -59,6 +59,16 @@ def test_it_is_made_once_and_told(tmp_path: Path) -> None:
     assert len(told) == 1
 
 
+def test_it_appears_in_one_rename(tmp_path: Path) -> None:
+    filled: list[int] = []
+
+    def fill(maker: Maker) -> None:
+        whole(maker)
+        filled.append(maker.folder.stat().st_ino)
+
+    assert kind(fill).ready(tmp_path / "here", print).stat().st_ino == filled[0]
+
+
 def test_other_pins_are_another_environment() -> None:
     other = OwnEnvironment(**{**kind().__dict__, "pins": ("evidently.txt",)})
     assert kind().place(None) != other.place(None)

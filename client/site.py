@@ -15,10 +15,12 @@ from pathlib import Path
 from client.enrolment import Enrolment
 from client.own_model import tune_own_model
 from client.releases import Releases
+from client.result_judge import RESULT, Judging, ResultJudge
 from client.secure_side import SecureSide
 from client.update_writer import TrainedSlice, UpdateWriter
 from core_training import __version__
 from core_training.engine.failures import explained
+from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import (
     DivergedError,
     FedloomError,
@@ -59,6 +61,7 @@ from strategies.messages import (
     MaskedVote,
     Refusal,
     SecureOrder,
+    SumsOrder,
     TrainOrder,
     Update,
     Vote,
@@ -80,18 +83,20 @@ class SiteService:
         enrolment: Enrolment,
         tell: Callable[[FedloomError], str] = str,
         processes: int = 1,
+        judging: Judging | None = None,
     ) -> None:
         """`open_trainable` builds the engine a recipe asks for, or raises InputError; `folder` keeps the runs.
 
         `enrolment` is what the site brings to secure aggregation, and what it demands of it. `tell` is what others are
         told of an error met while training, which may speak of the site's files and records. `processes` is how many
-        the site trains in.
+        the site trains in, `judging` what it brings to evaluations of results.
         """
         self.name = name
         self._open_trainable = open_trainable
         self._enrolment = enrolment
         self._tell = tell
         self._processes = processes
+        self._judging = judging or Judging()
         self._folder = folder
         self._run: _SiteRun | None = None
 
@@ -116,8 +121,13 @@ class SiteService:
                 run = self._run_of(evaluate.run_id)
                 with explained(f"the evaluation of round {evaluate.round}", run.recipe):
                     return run.evaluate(evaluate).envelope()
+            if order.kind == SumsOrder.kind:
+                sums = SumsOrder.open(order)
+                return self._judge_of(sums.run_id).answer(sums).envelope()
             if order.kind == SecureOrder.kind:
                 secure = SecureOrder.open(order)
+                if secure.evaluation is not None:
+                    return self._judge_of(secure.run_id).secure(secure).envelope()
                 return self._run_of(secure.run_id).secure_side.answer(secure).envelope()
             if order.kind == InitialStateOrder.kind:
                 return self._run_of(InitialStateOrder.open(order).run_id).send_initial_state().envelope()
@@ -125,12 +135,21 @@ class SiteService:
         except FedloomError as error:
             if isinstance(error, RunError) and error.process_is_lost:
                 raise
-            return self._refusal(error, str(error) if order.kind == JoinOrder.kind else self._tell(error))
+            # What is said of joining and judging was made to be told.
+            is_public = order.kind in (JoinOrder.kind, SumsOrder.kind)
+            return self._refusal(error, str(error) if is_public else self._tell(error))
 
     def close(self) -> None:
         if self._run is not None:
             self._run.close()
             self._run = None
+
+    def _judge_of(self, run_id: str) -> ResultJudge:
+        def make_room() -> None:
+            if self._run is not None and self._run.run_id == run_id:
+                self.close()  # the run is over, and its result is loaded from the disk
+
+        return ResultJudge(self.name, self._enrolment, self._judging, RunFolder(self._folder / run_id), make_room)
 
     def _join(self, order: JoinOrder) -> JoinReply:
         if order.version != __version__:
@@ -341,8 +360,9 @@ class _SiteRun:
 
     def evaluate(self, order: EvaluateOrder) -> EvaluateReply:
         state = self._incoming(order)
+        common = state.digest
         if self._writer.secure_side is not None:
-            self._writer.secure_side.admit_evaluation(state.digest, final=order.final)
+            self._writer.secure_side.admit_evaluation(common, final=order.final)
         if keeps_own(self.recipe):
             self._stand_after(order.round)
             state = self._with_own(state)
@@ -350,6 +370,7 @@ class _SiteRun:
             evaluation = self._evaluation() or NOTHING_EVALUATED
             if order.final:
                 self._engine.save_model(self.folder.path / result_name(self.recipe))
+                commit_file(self.folder.path / RESULT, common.encode())
                 self.folder.event(events.RoundsCompleted(round=order.round, eval_loss=evaluation.loss))
         if order.final:
             tune_own_model(self._engine, self.recipe, state, evaluation, self.folder)

@@ -59,6 +59,23 @@ class SecureAggregationTerms(Section):
         return Minimums(**self.model_dump(exclude={"required"}))
 
 
+class EvaluationTerms(Section):
+    """What this site lets others learn when a run's result is judged on its data sets (`fedloom server evaluate`)."""
+
+    most: Annotated[int, Field(ge=0, le=1000)] = Field(
+        8, description="The most different evaluations of one run that are answered; 0 answers none."
+    )
+    least_items: Annotated[int, Field(ge=1)] = Field(
+        10, description="Nothing is told of a data set with fewer items than that."
+    )
+    tell_own_figures: bool = Field(
+        False, description="Whether this site's own figures may be told, not only in sums; never where sums are masked."
+    )
+    despite_differential_privacy: bool = Field(
+        False, description="Answer of runs under differential privacy too, though no ε covers what is told."
+    )
+
+
 class PrivacyBudget(Section):
     """The most that all runs together may tell of any one unit of this site. It takes part in private runs alone."""
 
@@ -106,6 +123,9 @@ class SiteConfig(Section):
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="How this site trains, whatever a recipe says.")
     secure_aggregation: SecureAggregationTerms = Field(
         default_factory=SecureAggregationTerms, description="What this site asks of secure aggregation."
+    )
+    evaluation: EvaluationTerms = Field(
+        default_factory=EvaluationTerms, description="What this site tells when a run's result is judged on its data."
     )
     max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None,

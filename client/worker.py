@@ -86,6 +86,7 @@ class Worker:
     """The site's service, with the engine that `site.yaml` asks for."""
 
     def __init__(self, folder: Path, config: SiteConfig) -> None:
+        from client.result_judge import Judging, JudgingTerms
         from client.site import SiteService
 
         self._config = config
@@ -98,6 +99,12 @@ class Worker:
             enrolment,
             self._keep_to_itself,
             config.deepspeed.processes,
+            Judging(
+                {name: [files] if isinstance(files, str) else files for name, files in config.data.items()},
+                JudgingTerms(**config.evaluation.model_dump()),
+                self._resolved,
+                self._keep_to_itself,
+            ),
         )
 
     def _open_trainable(self, recipe: Recipe) -> Trainable:
@@ -109,6 +116,15 @@ class Worker:
             raise RunError(told, public=told, process_is_lost=error.process_is_lost) from error
         except FedloomError as error:
             raise InputError(self._keep_to_itself(error, refused_key(str(error), resolved))) from error
+
+    def _resolved(self, recipe: Recipe) -> Recipe:
+        """The recipe with what is on this machine in the place of names, for judging."""
+        settle_libraries()
+        resolved = self._config.resolve(recipe)
+        try:
+            return on_this_machine(resolved)
+        except FedloomError as error:
+            raise InputError(self._keep_to_itself(error)) from error
 
     def _keep_to_itself(self, error: FedloomError, key: str | None = None) -> str:
         """Log an error of this site's files and records; return what the giver of the order may read.

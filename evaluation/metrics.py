@@ -134,10 +134,15 @@ def confusion(items: Sequence[Item], answers: Answers) -> tuple[list[str], list[
     return labels, counts
 
 
-def _macro_f1(items: Sequence[Item], answers: Answers) -> Figure:
-    """F1 of each label alike; a label that is neither right nor chosen anywhere counts for nothing."""
+def macro_f1(items: Sequence[Item], answers: Answers, among: Sequence[str] = ()) -> Figure:
+    """F1 of each label alike; a label that is neither right nor chosen anywhere counts for nothing.
+
+    The labels are those of the items, or those `among` which all are. Raises InputError for an item with another one.
+    """
     pairs = _with_choices(items, answers)
-    labels = list(dict.fromkeys(label for item, _ in pairs for label in item.labels))
+    labels = list(among or dict.fromkeys(label for item, _ in pairs for label in item.labels))
+    if among and any(label not in labels for item, _ in pairs for label in item.labels):
+        raise InputError(f"labels: a label of the choices is none of {', '.join(among)}")
     values = np.zeros((len(pairs), 2, len(labels)))  # twice right, and right plus chosen
     for row, (item, scored) in enumerate(pairs):
         assert item.gold is not None
@@ -220,7 +225,7 @@ METRICS = {
         Metric("accuracy", Part.CHOICE, _accuracy("")),
         Metric("accuracy_per_token", Part.CHOICE, _accuracy("token")),
         Metric("accuracy_per_character", Part.CHOICE, _accuracy("character")),
-        Metric("macro_f1", Part.CHOICE, _macro_f1),
+        Metric("macro_f1", Part.CHOICE, macro_f1),
         Metric("ece", Part.CHOICE, _ece, higher_is_better=False),
         Metric("ties", Part.CHOICE, _ties, higher_is_better=None),
         Metric("exact_match", _ANSWER, _against(words.exact_match, is_share=True)),

@@ -97,8 +97,11 @@ def evaluate(
     folder: Path,
     on_progress: OnProgress = lambda *_: None,
     against: Sequence[str] = (),
+    load: Callable[[str], Subject] | None = None,
 ) -> Evaluation:
     """Have each model answer each task, and tell the results; answers that `folder` has already are not asked again.
+
+    `load` loads a model by its name, where that is no path.
 
     Raises InputError for models and items that cannot be evaluated, RunError when a model fails on the way.
     """
@@ -108,7 +111,7 @@ def evaluate(
     kept = KeptAnswers(folder)
     asked: list[_Asked] = []
     for name in names:
-        subject = load_subject(name, settings.base, settings.site)
+        subject = load(name) if load is not None else load_subject(name, settings.base, settings.site)
         settings = _with_length(settings, subject, names)
         reward = RewardModel(settings.reward, subject) if settings.reward is not None else None
         for task in tasks:

@@ -82,13 +82,19 @@ def interval(sums: Sums, level: float = 0.95, resamples: int = RESAMPLES, seed: 
     are right, or all wrong, resampling sees no spread: the end is then Clopper and Pearson's (Biometrika 1934).
     """
     n, value = len(sums), sums.value
+    if n < 2 or (sums.is_share and value in (0.0, 1.0)):
+        return interval_of(value, np.zeros(0), n, level, is_share=sums.is_share)
+    return interval_of(value, _resampled(sums, resamples, seed), n, level, is_share=sums.is_share)
+
+
+def interval_of(value: float, drawn: Array, n: int, level: float = 0.95, *, is_share: bool = False) -> Interval:
+    """The interval of a figure over n items, from its values in resamples of them: see `interval`."""
     if n < 2:
         return Interval(value, math.nan, math.nan, n)
-    if sums.is_share and value in (0.0, 1.0):
+    if is_share and value in (0.0, 1.0):
         far = 1 - ((1 - level) / 2) ** (1 / n)
         low, high = (0.0, far) if value == 0 else (1 - far, 1.0)
         return Interval(value, low, high, n)
-    drawn = _resampled(sums, resamples, seed)
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return Interval(value, math.nan, math.nan, n)

@@ -18,7 +18,7 @@ from core_training.foundation.model_files import check_result_folder, settings_i
 from core_training.foundation.places import is_folder
 from core_training.models.base_model import BaseModel
 from core_training.models.context import context_length
-from core_training.models.results import find_result, load_result
+from core_training.models.results import Result, find_result, load_result
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.result_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -70,12 +70,7 @@ def run_of(name: str) -> Path | None:
 def load_subject(name: str, base: Path | None = None, site: str | None = None) -> Subject:
     """Load what a name stands for. Raises InputError for what is no model here, and for a reward model."""
     if (run := run_of(name)) is not None:
-        result = find_result(run, base, site)
-        if result.recipe.stage == "reward":
-            raise InputError(f"{name} is a reward model: it scores answers and gives none; name it with --reward")
-        loaded = load_result(result)
-        digest = _digest(weights_digest(result.folder), loaded.base_digest, result.recipe.engine_digest)
-        return _ready(Subject(name, loaded, result.recipe, digest, run))
+        return result_subject(name, find_result(run, base, site), run)
     folder = find_model(name)
     if folder is None:
         raise InputError(
@@ -87,6 +82,15 @@ def load_subject(name: str, base: Path | None = None, site: str | None = None) -
     recipe = _stand_in(folder)
     loaded = BaseModel(recipe)
     return _ready(Subject(name, loaded, recipe, _digest(loaded.base_digest)))
+
+
+def result_subject(name: str, result: Result, run: Path | None = None) -> Subject:
+    """Load a run's result. Raises as `load_subject`."""
+    if result.recipe.stage == "reward":
+        raise InputError(f"{name} is a reward model: it scores answers and gives none; name it with --reward")
+    loaded = load_result(result)
+    digest = _digest(weights_digest(result.folder), loaded.base_digest, result.recipe.engine_digest)
+    return _ready(Subject(name, loaded, result.recipe, digest, run))
 
 
 def _with_adapter(name: str, folder: Path, base: Path | None) -> Subject:

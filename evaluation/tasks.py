@@ -14,6 +14,7 @@ from core_training.foundation.bounded_reading import place_and_words
 from core_training.foundation.errors import InputError
 from core_training.parts.section import Section
 from core_training.recipe.reading import load_recipe
+from core_training.recipe.schema import Recipe
 from evaluation.formats import FORMATS, Read, Reading, items_of, read_items
 from evaluation.harness import is_harness, load_yaml, near, read_harness
 from evaluation.items import Task
@@ -94,21 +95,30 @@ def load_task(on: str, wanted: Wanted | None = None) -> Task:
     return _task(name, read, wanted)
 
 
+def task_of_files(name: str, files: Sequence[str], wanted: Wanted) -> Task:
+    """The task of a data set's files, under its name. Raises as `load_task`."""
+    return _task(name, read_items(list(files), Reading(usual_columns=wanted.columns)), wanted)
+
+
 def _held_out(wanted: Wanted) -> Task:
     """The records that the first run held out."""
     if wanted.run is None:
         raise InputError(f"--on {HELD_OUT}: none of the models is a run, so nothing was held out; name a file")
+    return held_out_task(load_recipe(wanted.run / "recipe.yaml"), str(wanted.run), wanted)
+
+
+def held_out_task(recipe: Recipe, run: str, wanted: Wanted) -> Task:
+    """The records that a run held out; its recipe names them here. Raises InputError for none, and for other stages."""
     from evaluation.run_records import held_out_records
 
-    recipe = load_recipe(wanted.run / "recipe.yaml")
     if recipe.stage not in ("sft", "pretrain"):
         raise InputError(
             f"--on {HELD_OUT}: the records of stage {recipe.stage} are no questions with one answer; name a file"
         )
     records = list(held_out_records(recipe))
     if not records:
-        raise InputError(f"--on {HELD_OUT}: {wanted.run} held no records out (data.eval_fraction, data.eval)")
-    return _task(HELD_OUT, items_of(records, str(wanted.run), Reading(columns=recipe.data.columns)), wanted)
+        raise InputError(f"--on {HELD_OUT}: {run} held no records out (data.eval_fraction, data.eval)")
+    return _task(HELD_OUT, items_of(records, run, Reading(columns=recipe.data.columns)), wanted)
 
 
 def _of_yaml(path: Path, wanted: Wanted) -> Task:

@@ -7,6 +7,7 @@ from their last commit.
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import ssl
@@ -37,6 +38,7 @@ from core_training.recipe.named_sites import check_named_sites
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.trackers import check_trackers
+from evaluation.federated import Plan
 from security.certificates import (
     AUTHORITY_CERTIFICATE,
     create_authority,
@@ -46,13 +48,16 @@ from security.certificates import (
 )
 from security.identities import identity_in
 from security.private_files import LARGEST_KEY_FILE, make_private_folder
+from server.evaluation_requests import Request, ask_for
 from server.federation import FEDERATION_FILE, Address, Federation, Site, left_out, open_federation
 from server.rewinding import check_rewind, rewind
-from server.run_progress import RunProgress, is_finished, read_progress
+from server.run_progress import RunProgress, has_work, is_finished, read_progress
 from server.supervisor import end_server_apps
 
 if TYPE_CHECKING:
     from flower_transport.control import Control
+
+_log = logging.getLogger(__name__)
 
 STARTS_WITHIN = 60.0
 _ENDS_WITHIN = 30.0
@@ -134,6 +139,32 @@ def submit_run(federation: Federation, recipe_file: Path, overrides: list[str]) 
     commit_file(federation.runs / run_id / "recipe.yaml", recipe.to_yaml().encode())
     federation.want(run_id)
     return run_id
+
+
+def evaluate_run(federation: Federation, run_id: str, request: Request) -> Path:
+    """Have the sites judge a finished run's result on their data sets of a name. Returns the folder of the results.
+
+    Raises InputError for a run that has no result, what no site computes, and where the server is not running.
+    """
+    folder = federation.run_folder(run_id)
+    if not is_finished(folder):
+        raise InputError(f"run {run_id} has no result yet; `fedloom server status` tells of it")
+    recipe = load_recipe(folder / "recipe.yaml")
+    Plan(tuple(request.metrics), tuple(request.labels), request.resamples, recipe.topology.own_steps is not None)
+    privacy = recipe.privacy.differential_privacy
+    if recipe.stage == "reward":
+        raise InputError(f"run {run_id} is of stage reward: it scores answers, and there is nothing to ask it")
+    if background.owner(federation.server_lock) is None:
+        raise InputError(f"the server is not running; `fedloom server start --folder {federation.folder}` starts it")
+    if privacy is not None and not privacy.tell_losses:
+        _log.warning(
+            "run %s is under differential privacy: sites whose site.yaml does not say evaluation.despite_differential_"
+            "privacy tell nothing of it",
+            run_id,
+        )
+    place = ask_for(folder, request)
+    federation.want(run_id)
+    return place
 
 
 def rewind_run(federation: Federation, run_id: str, to: int, without: Sequence[str] = ()) -> bool:
@@ -224,7 +255,7 @@ def _left_alone(run: RunProgress) -> RunProgress:
 
 def _want_unfinished_runs(federation: Federation) -> dict[str, int | None]:
     """Want the runs that are not finished; returns the number of the process that carries each out, None for none."""
-    unfinished = [run_id for run_id in federation.run_ids() if not is_finished(federation.runs / run_id)]
+    unfinished = [run_id for run_id in federation.run_ids() if has_work(federation.runs / run_id)]
     for run_id in unfinished:
         federation.want(run_id)
     return {run_id: background.owner(federation.run_lock(run_id)) for run_id in unfinished}

@@ -21,7 +21,7 @@ from server.aggregation import Nodes
 from server.agreement import Terms
 from server.order_exchange import OrderExchange
 from server.progress import Progress
-from strategies.messages import SecureOrder, SecureReply, TrainOrder, VoteOrder
+from strategies.messages import SecureOrder, SecureReply, SumsOrder, TrainOrder, VoteOrder, masks_of_evaluation
 from strategies.ring_scale import largest_change
 
 _ANSWERED_WITHIN = 120.0
@@ -41,8 +41,12 @@ class MaskExchange:
         exchange: OrderExchange,
         progress: Progress,
         roster: Callable[[], Mapping[str, str]],
+        evaluation: str | None = None,
     ) -> None:
+        """`evaluation` is the key of the one whose sums are masked; None: the run's own rounds."""
         self._run_id = folder.run_id
+        self._evaluation = evaluation
+        self._masks_of = folder.run_id if evaluation is None else masks_of_evaluation(folder.run_id, evaluation)
         self._recipe_text = recipe.to_yaml()
         self._terms = terms_of(recipe, largest_change(recipe))
         self._exchange = exchange
@@ -52,12 +56,12 @@ class MaskExchange:
     def new_batch(self, slots: int, place: int = 0) -> ServerBatch:
         """A batch that is not set up yet; of several that are made in one moment each has another `place`."""
         # The number must never come again in this run, also when the server is killed before anything is on disk.
-        return ServerBatch(self._run_id, time.time_ns() // 1000 + place, slots, self._roster(), self._terms)
+        return ServerBatch(self._masks_of, time.time_ns() // 1000 + place, slots, self._roster(), self._terms)
 
     def recalled_batch(self, number: int, slots: int, record: dict[str, Any]) -> ServerBatch | None:
         """The batch that an earlier process set up; None where the sites have another roster by now."""
         with suppress(ProtocolError):
-            return ServerBatch(self._run_id, number, slots, self._roster(), self._terms, record)
+            return ServerBatch(self._masks_of, number, slots, self._roster(), self._terms, record)
         return None
 
     def context(self, order: TrainOrder, start: TrainableState, terms: Terms) -> bytes:
@@ -66,6 +70,9 @@ class MaskExchange:
 
     def context_of_vote(self, order: VoteOrder, terms: Terms) -> bytes:
         return order.context(self._recipe_text, terms.initial_digest)
+
+    def context_of_sums(self, order: SumsOrder) -> bytes:
+        return order.context(self._recipe_text)
 
     def set_up(
         self, batches: Mapping[int, ServerBatch], sites: Mapping[int, Collection[str]], present: Nodes, number: int
@@ -119,7 +126,7 @@ class MaskExchange:
         return {site: self._order(step, payload) for site, payload in payloads.items()}
 
     def _order(self, step: Literal["keys", "shares", "unmask"], payload: bytes) -> SecureOrder:
-        return SecureOrder(run_id=self._run_id, step=step, payload=payload)
+        return SecureOrder(run_id=self._run_id, step=step, evaluation=self._evaluation, payload=payload)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

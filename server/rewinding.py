@@ -17,6 +17,7 @@ from core_training.recipe.reading import load_recipe
 from core_training.runs import events
 from core_training.runs.checkpoints import has_best
 from core_training.runs.run_folder import RunFolder
+from server.evaluation_requests import forget_all
 from server.federation import LEFT_OUT, left_out
 from server.run_store import RunStore
 
@@ -63,4 +64,5 @@ def rewind(run_dir: Path, to: int, without: Sequence[str] = ()) -> None:
     store.remove_after(to)
     for name in _RESULTS:
         shutil.rmtree(run_dir / name, ignore_errors=True)
+    forget_all(run_dir)
     folder.event(events.Rewound(round=to, rounds_done=counted, without=leave_out))

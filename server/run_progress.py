@@ -12,6 +12,7 @@ from core_training.recipe.reading import load_recipe
 from core_training.runs.events import Event, Failed
 from core_training.runs.run_folder import RunFolder
 from core_training.runs.run_status import SiteFigures
+from server.evaluation_requests import pending
 
 _POLL_SECONDS = 0.5
 _STARTS_WITHIN = 60.0
@@ -68,6 +69,11 @@ def read_progress(folder: Path) -> RunProgress:
 def is_finished(folder: Path) -> bool:
     """Whether the run came to its end, so that starting it again would not go on with anything."""
     return RunFolder(folder).has_completed
+
+
+def has_work(folder: Path) -> bool:
+    """Whether there is anything to carry out: rounds, or questions about the result."""
+    return not is_finished(folder) or bool(pending(folder))
 
 
 def follow(

@@ -27,9 +27,10 @@ from core_training.runs.run_folder import RunFolder
 from flower_transport.control import control
 from flower_transport.operator import NoAnswer
 from flower_transport.server_task import take_task
+from server.evaluation_requests import give_up, pending
 from server.federation import Federation, open_federation
 from server.operating import operator_of
-from server.run_progress import is_finished
+from server.run_progress import has_work
 from server.serverapp import TASK_TOKEN
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class SuperExec:
         if time.monotonic() < self._not_before.get(run_id, 0.0):
             return
         app = self._apps.pop(run_id, None)
-        if is_finished(self._federation.runs / run_id):
+        if not has_work(self._federation.runs / run_id):
             self._federation.let_go(run_id)
         elif app is not None and (code := app.wait()) not in _STOPPED:
             self._note_attempt(run_id, f"its process ended with code {code}")
@@ -135,6 +136,11 @@ class SuperExec:
             self._pause(run_id, _BACK_OFF_SECONDS[attempts - 1])
             return
         told = f"{reason}, {attempts} times after round {reached}; {log_of(self._federation.folder, 'serverapp')}"
+        if folder.has_completed:
+            for request in pending(folder.path):
+                give_up(folder.path, request, f"{told} says why")
+            self._federation.let_go(run_id)
+            return
         folder.event(events.Failed(reason=f"{told} says why, and `fedloom server start` tries it again"))
         self._federation.let_go(run_id)
 

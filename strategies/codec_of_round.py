@@ -48,10 +48,15 @@ def ring_codec(recipe: Recipe, manifest: Manifest, round_number: int, scale: Sca
 
 def vote_codec(recipe: Recipe, candidates: int, sites: int) -> RingCodec:
     """The ring in which ballots on so many states are added up: it carries no values, each ballot with weight 1."""
+    return sums_codec(recipe, figures_of_a_ballot(candidates), sites)
+
+
+def sums_codec(recipe: Recipe, numbers: int, sites: int) -> RingCodec:
+    """The ring in which so many whole numbers of each site are added up: it carries no values, as `vote_codec`."""
     bits = recipe.privacy.ring_bits
     assert bits is not None, "the recipe's codec is a ring"
     scale = Scale(exponents=[], weight_cap=1)
-    return RingCodec(NO_VALUES.manifest, bits, sites, 1.0, scale, figures=figures_of_a_ballot(candidates))
+    return RingCodec(NO_VALUES.manifest, bits, sites, 1.0, scale, figures=numbers)
 
 
 def _selection(recipe: Recipe, manifest: Manifest, round_number: int) -> Selection | None:

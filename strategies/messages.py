@@ -155,6 +155,8 @@ class SecureOrder(Message):
     kind: ClassVar[str] = "secure"
     run_id: RunId
     step: Literal["keys", "shares", "unmask"]
+    evaluation: Digest | None = None
+    """The key of the evaluation whose sums are masked (`SumsOrder.key`); None in a round of the run."""
 
 
 class SecureReply(Message):
@@ -306,6 +308,64 @@ class EvaluateReply(Message):
     run_id: RunId
     round: RoundOrStart
     evaluation: EvalReport
+
+
+class SumsOrder(Message):
+    """Server to site: judge the result of a run that has ended on the site's own data set of a name, and tell sums.
+
+    Under masks the first order, without `masking`, has the site compute them and say that it is ready.
+    """
+
+    kind: ClassVar[str] = "sums"
+    run_id: RunId
+    data: Annotated[str, Field(pattern=SITE_NAME)]
+    """The data set's name in the sites' `site.yaml`, or `held-out`: what the run held out."""
+    metrics: Annotated[list[Annotated[str, Field(max_length=100)]], Field(min_length=1, max_length=32)]
+    labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=64)]
+    resamples: Annotated[int, Field(ge=0, le=2000)]
+    max_tokens: Annotated[int, Field(ge=1, le=4096)]
+    state_digest: Digest
+    """Of the run's result: a site judges the one that it saved, and no other."""
+    sites: Annotated[int, Field(ge=1, le=100_000)]
+    """The most sites that a sum has room for."""
+    masking: Annotated[str, Field(max_length=4 * 2**20)] | None = None
+
+    @property
+    def key(self) -> str:
+        """SHA-256 (hex) over what is asked: to the same a site gives the same bytes."""
+        alike = self.model_dump(mode="json", exclude={"masking", "sites"})
+        return hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
+
+    def context(self, recipe: str) -> bytes:
+        """SHA-256 over all that those whose sums are added must see alike: see `TrainOrder`."""
+        alike = self.model_dump(mode="json", exclude={"masking"})
+        return hashlib.sha256(json.dumps(["sums", alike, recipe], sort_keys=True).encode()).digest()
+
+
+def masks_of_evaluation(run_id: str, key: str) -> str:
+    """The name under which the masks of an evaluation are made: another for every question."""
+    return f"{run_id}/{key}"
+
+
+class SumsReply(Message):
+    """Site to server: its sums (payload: 64-bit whole numbers, little endian), or none yet where they are masked."""
+
+    kind: ClassVar[str] = "summed"
+    run_id: RunId
+    key: Digest
+    tells_own: bool
+    """Whether the site's own figures may be told (its `site.yaml`)."""
+    roster_digest: Digest | None = None
+    """The digest of the roster that the site has pinned, where sums are masked."""
+
+
+class MaskedSums(Message):
+    """Site to server: the masked vector of its sums (payload), and the protocol's signed statement on it."""
+
+    kind: ClassVar[str] = "masked_sums"
+    run_id: RunId
+    key: Digest
+    statement: Annotated[str, Field(max_length=65536)]
 
 
 class Refusal(Message):

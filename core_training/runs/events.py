@@ -424,6 +424,40 @@ class GroupsTried(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SitesEvaluated(Event):
+    """The run's result was judged by these sites on their data sets of one name; `missing` says why others did not."""
+
+    NAME = "sites_evaluated"
+    data: str
+    n: int
+    sites: Sequence[str]
+    missing: Mapping[str, str]
+    masked: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFailed(Event):
+    """The sites' figures on a data set could not be had; the run is as it was."""
+
+    NAME = "evaluation_failed"
+    data: str
+    reason: str
+
+    @property
+    def note(self) -> str:
+        return f"the evaluation on '{self.data}' failed: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultJudged(Event):
+    """At a site: the result was judged on one of its own data sets, and sums over so many items may be told."""
+
+    NAME = "result_judged"
+    data: str
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class MasksSetUp(Event):
     """From `round` on, for so many rounds, these sites' masks meet; setting them up took so many seconds."""
 

@@ -1,0 +1,95 @@
+"""What is asked of the sites of a finished run, and what came of it: files in the run's folder, by the data set's name.
+
+`evaluations/NAME/wanted.json` is a request that is not answered yet; `results.json` are the figures. Whoever answers a
+request, or finds that it cannot be, removes it. Reads and writes files; knows no processes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core_training.foundation.bounded_reading import parse_json
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
+from core_training.foundation.strict_json import strict_json
+from core_training.runs import events
+from core_training.runs.run_folder import RunFolder
+from strategies.messages import SITE_NAME, SumsOrder
+
+FOLDER = "evaluations"
+RESULTS = "results.json"
+_WANTED = "wanted.json"
+
+
+class Request(BaseModel):
+    """What is to be judged: the result on the sites' data sets of a name. The rest is as in `SumsOrder`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    metrics: list[str]
+    labels: list[str] = []
+    resamples: Annotated[int, Field(ge=0)] = 500
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+
+    def order(self, run_id: str, state_digest: str, sites: int) -> SumsOrder:
+        return SumsOrder(run_id=run_id, state_digest=state_digest, sites=sites, **self.model_dump())
+
+
+def folder_of(run: Path, data: str) -> Path:
+    """Where a request and its results lie. Raises InputError for a name that no data set of a request has."""
+    if not re.fullmatch(SITE_NAME, data):
+        raise InputError(
+            f"--on {data}: it is a data set's name in the sites' site.yaml, or held-out: letters, digits, '.', '_', '-'"
+        )
+    return run / FOLDER / data
+
+
+def ask_for(run: Path, request: Request) -> Path:
+    """Note a request; figures of the same name that are there are those of an earlier one. Returns its folder."""
+    folder = folder_of(run, request.data)
+    (folder / RESULTS).unlink(missing_ok=True)
+    commit_file(folder / _WANTED, request.model_dump_json().encode())
+    return folder
+
+
+def pending(run: Path) -> list[Request]:
+    """The requests that are not answered yet, by name."""
+    found = sorted((run / FOLDER).glob(f"*/{_WANTED}"))
+    return [Request.model_validate_json(path.read_bytes()) for path in found]
+
+
+def is_pending(run: Path, data: str) -> bool:
+    return (folder_of(run, data) / _WANTED).exists()
+
+
+def answer(run: Path, request: Request, document: dict[str, Any]) -> None:
+    """Write the figures, and remove the request."""
+    folder = folder_of(run, request.data)
+    commit_file(folder / RESULTS, (strict_json(document, indent=2) + "\n").encode())
+    (folder / _WANTED).unlink(missing_ok=True)
+
+
+def give_up(run: Path, request: Request, reason: str) -> None:
+    """Tell why a request cannot be answered, and remove it."""
+    RunFolder(run).event(events.EvaluationFailed(data=request.data, reason=reason))
+    (folder_of(run, request.data) / _WANTED).unlink(missing_ok=True)
+
+
+def results(run: Path, data: str) -> dict[str, Any] | None:
+    """The figures; None where there are none."""
+    try:
+        document: dict[str, Any] = parse_json((folder_of(run, data) / RESULTS).read_bytes())
+    except FileNotFoundError:
+        return None
+    return document
+
+
+def forget_all(run: Path) -> None:
+    """Remove all requests and figures: of a run that is taken back and will have another result."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)

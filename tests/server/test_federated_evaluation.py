@@ -1,0 +1,397 @@
+"""Federated evaluation in process: six sites judge a run's result, and the sums say what one judge of all would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.result_judge import Judging, JudgingTerms
+from client.site import SiteService
+from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.trainable import Trainable
+from core_training.recipe.reading import parse_recipe
+from core_training.recipe.schema import Recipe
+from core_training.runs import events
+from core_training.runs.run_folder import RunFolder
+from evaluation.formats import Reading, read_items
+from evaluation.items import Task
+from evaluation.running import Settings, evaluate
+from flower_transport.in_process import InProcessGrid
+from server.evaluation_requests import Request, ask_for, is_pending, results
+from server.federated_evaluation import evaluate_pending
+from server.membership import Participants
+from simulations.enrolment import enrolments_of, identities_of
+from strategies.messages import Envelope
+from tests import tiny
+from tests.evaluation.conftest import pubmedqa
+from tests.failing_sites import Fault, federate
+
+pytestmark = pytest.mark.slow
+NAMES = [f"s{number}" for number in range(6)]
+LOSS = ["loss", "perplexity", "token_accuracy"]
+CHOICES = ["accuracy", "macro_f1", "ece", "ties"]
+LABELS = ["yes", "no", "maybe"]
+MASKED = {"secure_aggregation": {"threshold": 0.55, "minimum_sites": 3}}
+
+
+def nobody(site: str, order: Envelope) -> None:
+    return None
+
+
+def no_engine(recipe: Recipe) -> Trainable:
+    raise AssertionError("a result is judged without an engine")
+
+
+@dataclass
+class Sites:
+    """A finished simulated run, and its sites' data sets by site and name."""
+
+    folder: Path
+    data: dict[str, dict[str, list[str]]]
+    terms: dict[str, JudgingTerms] = field(default_factory=dict)
+    asked: list[tuple[str, Envelope, Envelope]] = field(default_factory=list)
+
+    def services(self) -> dict[str, SiteService]:
+        enrolments = enrolments_of(NAMES, "federated")
+        return {
+            name: SiteService(
+                name,
+                no_engine,
+                self.folder / "sites" / name,
+                enrolments[name],
+                judging=Judging(
+                    self.data[name], self.terms.get(name, JudgingTerms(least_items=2)), tell=lambda _: "no"
+                ),
+            )
+            for name in NAMES
+        }
+
+    def ask(self, request: Request, fault: Fault = nobody) -> dict[str, Any] | None:
+        """The figures that the sites give, or None where they fail."""
+        nodes, services = dict(enumerate(NAMES, start=1)), self.services()
+
+        def handle(order: Envelope, node: int) -> Envelope:
+            when = fault(nodes[node], order)
+            if when == "before":
+                raise ProtocolError(f"{nodes[node]} is gone")
+            answer = services[nodes[node]].handle(order)
+            self.asked.append((nodes[node], order, answer))
+            if when == "after":
+                raise ProtocolError(f"the answer of {nodes[node]} is lost")
+            return answer
+
+        ask_for(self.folder, request)
+        return self.go_on(InProcessGrid(handle, nodes), request)
+
+    def go_on(self, grid: InProcessGrid, request: Request) -> dict[str, Any] | None:
+        nodes = dict(enumerate(NAMES, start=1))
+        participants = Participants(lambda: nodes, lambda _: identities_of(NAMES), in_process=True)
+        evaluate_pending(grid, RunFolder(self.folder), participants)
+        assert not is_pending(self.folder, request.data)
+        found = results(self.folder, request.data)
+        return None if found is None else found["results"][0]
+
+    def reason(self) -> str:
+        return list(RunFolder(self.folder).events(events.EvaluationFailed))[-1].reason
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
+    """Each site's data sets: records with an answer, and questions with choices; of unequal numbers."""
+    folder, found = tmp_path_factory.mktemp("judged"), {}
+    for number, name in enumerate(NAMES):
+        own = tiny.write_jsonl(folder / f"{name}-test.jsonl", tiny.questions(10 + number, 5 + 3 * number))
+        choices = folder / f"{name}-choices.json"
+        items = {f"{name}-{key}": value for key, value in pubmedqa(6 + 2 * number).items()}
+        choices.write_text(json.dumps(items), encoding="utf-8")
+        found[name] = {"test": [str(own)], "choices": [str(choices)]}
+    return found
+
+
+@pytest.fixture(scope="module")
+def make_run(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[dict[str, Any], dict[str, Any]], Path]:
+    """Carries out a run of six sites, which are trained a step."""
+    files = tmp_path_factory.mktemp("trained")
+    sites = [str(tiny.write_jsonl(files / f"{name}.jsonl", tiny.questions(n, 12 + n))) for n, name in enumerate(NAMES)]
+
+    def make(privacy: dict[str, Any], topology: dict[str, Any]) -> Path:
+        document = {
+            "model": {"name_or_path": str(tiny_model)},
+            "stage": "sft",
+            "tuning": {"mode": "lora", "lora": {"r": 4, "lora_alpha": 8}},
+            "data": {"train": "x", "columns": {"prompt": "question", "completion": "answer"}, "eval_fraction": 0.3},
+            "training": {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "max_length": 64},
+            "simulation": {"sites": sites},
+            "topology": {"kind": "federated", "rounds": 1, "local_steps": 1, **topology},
+            "privacy": privacy,
+        }
+        folder = tmp_path_factory.mktemp("finished") / "run"
+        federate(parse_recipe(json.dumps(document)), folder, nobody)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plain_run(make_run: Callable[..., Path]) -> Path:
+    return make_run({"codec": "ring16"}, {"minimum_sites": 2})
+
+
+@pytest.fixture(scope="module")
+def masked_run(make_run: Callable[..., Path]) -> Path:
+    return make_run(MASKED, {})
+
+
+def copied(run: Path, to: Path) -> Path:
+    """A run that nobody was asked about."""
+    import shutil
+
+    return Path(shutil.copytree(run, to / "run"))
+
+
+def pooled(run: Path, data: Mapping[str, Mapping[str, list[str]]], name: str, metrics: list[str], folder: Path) -> Any:
+    """What one judge of all sites' items finds."""
+    files = [file for site in data.values() for file in site[name]]
+    items = read_items(files, Reading(usual_columns={"prompt": "question", "completion": "answer"})).items
+    settings = Settings(max_length=64, overlap=False)
+    return evaluate([str(run)], [Task(name, items, tuple(metrics))], settings, folder).results[0].document
+
+
+def test_the_sites_sums_are_the_figures_of_one_judge_of_all_records(
+    plain_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    sites = Sites(copied(plain_run, tmp_path), data)
+    for name, metrics, labels in (("test", LOSS, []), ("choices", CHOICES, LABELS)):
+        found = sites.ask(Request(data=name, metrics=metrics, labels=labels))
+        whole = pooled(plain_run, data, name, metrics, tmp_path / name)
+        assert found is not None, sites.reason()
+        assert found["n"] == whole["n"] > 0
+        assert found["sites"] == NAMES
+        for metric in metrics:
+            assert found["metrics"][metric]["value"] == pytest.approx(
+                whole["metrics"][metric]["value"], rel=1e-6, abs=1e-6
+            )
+            assert found["metrics"][metric]["n"] == whole["metrics"][metric]["n"]
+    assert found["metrics"]["accuracy"]["value"] == whole["metrics"]["accuracy"]["value"]
+    order = [whole["confusion"]["labels"].index(label) for label in LABELS]
+    assert found["confusion"]["counts"] == [[whole["confusion"]["counts"][a][b] for b in order] for a in order]
+
+
+def test_masks_change_no_bit_of_the_figures(
+    plain_run: Path, masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    found = []
+    for run, folder in ((plain_run, tmp_path / "plain"), (masked_run, tmp_path / "masked")):
+        sites = Sites(copied(run, folder), data)
+        request = Request(data="choices", metrics=[*CHOICES, "loss"], labels=LABELS, resamples=100)
+        document = sites.ask(request)
+        assert document is not None, sites.reason()
+        found.append(document)
+    plain, masked = found
+    assert (plain.pop("masked"), masked.pop("masked")) == (False, True)
+    # Resamples are drawn of a secret, the run and the question, so their ends are other draws' and are near.
+    for name, figure in masked["metrics"].items():
+        other = plain["metrics"][name]
+        assert figure["value"] == other["value"], name
+        assert figure["n"] == other["n"]
+    for key in ("n", "confusion", "calibration", "sites", "missing", "groups"):
+        assert plain[key] == masked[key], key
+
+
+def kinds_of(sites: Sites, site: str) -> list[str]:
+    return [answer.kind for name, _, answer in sites.asked if name == site]
+
+
+def test_under_masks_no_payload_in_the_clear_leaves_a_site(
+    masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    terms = {name: JudgingTerms(least_items=2, tell_own_figures=True) for name in NAMES}
+    sites = Sites(copied(masked_run, tmp_path), data, terms)
+    document = sites.ask(Request(data="test", metrics=LOSS, resamples=10))
+    assert document is not None, sites.reason()
+    assert document["groups"] == {}, "what some tell, taken off the sum, tells of the others"
+    for site, _, answer in sites.asked:
+        if answer.kind == "summed":
+            assert not answer.payload, site
+            assert answer.fields["tells_own"] is False
+    assert kinds_of(sites, "s0") == ["summed", "secured", "secured", "masked_sums", "secured"]
+
+
+def at(step: str, *names: str, when: str = "before", times: int = 1000) -> Fault:
+    left = dict.fromkeys(names, times)
+
+    def fault(site: str, order: Envelope) -> str | None:
+        masked = order.kind == "sums" and order.fields.get("masking") is not None
+        hit = step in (order.fields.get("step"), "mask" if masked else order.kind)
+        if not hit or not left.get(site):
+            return None
+        left[site] -= 1
+        return when
+
+    return fault
+
+
+@pytest.mark.parametrize("step", ["mask", "unmask", "keys", "sums"])
+def test_who_drops_out_of_a_masked_evaluation_is_missing_and_the_others_sum_is_exact(
+    plain_run: Path, masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path, step: str
+) -> None:
+    sites = Sites(copied(masked_run, tmp_path / "masked"), data)
+    document = sites.ask(Request(data="choices", metrics=["accuracy", "loss"], resamples=0), at(step, "s2"))
+    assert document is not None, sites.reason()
+    others = Sites(copied(plain_run, tmp_path / "plain"), data)
+    plain = others.ask(
+        Request(data="choices", metrics=["accuracy", "loss"], resamples=0),
+        at("sums", *(["s2"] if step != "unmask" else [])),
+    )
+    assert plain is not None
+    assert document["n"] == plain["n"]
+    assert {name: one["value"] for name, one in document["metrics"].items()} == {
+        name: one["value"] for name, one in plain["metrics"].items()
+    }
+    assert list(document["missing"]) == ([] if step == "unmask" else ["s2"])
+
+
+def test_a_lost_answer_is_asked_for_again_and_is_the_same(
+    masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    sites = Sites(copied(masked_run, tmp_path), data)
+    document = sites.ask(Request(data="test", metrics=LOSS), at("mask", "s1", when="after", times=1))
+    assert document is not None, sites.reason()
+    assert document["missing"] == {}
+    first, second = (answer for site, _, answer in sites.asked if (site, answer.kind) == ("s1", "masked_sums"))
+    assert bytes(first.payload) == bytes(second.payload)
+
+
+class Killed(Exception):
+    """Ends the server where it stands."""
+
+
+@pytest.mark.parametrize("step", ["sums", "shares", "mask", "unmask"])
+def test_a_server_killed_anywhere_asks_again_and_has_the_same_figures(
+    masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(data="test", metrics=LOSS, resamples=20)
+    whole = Sites(copied(masked_run, tmp_path / "whole"), data).ask(request)
+    sites, seen = Sites(copied(masked_run, tmp_path / "killed"), data), []
+
+    def kill(site: str, order: Envelope) -> str | None:
+        if at(step, "s3")(site, order):
+            seen.append(site)
+            # What is no error of the protocol's is not quarantined in the loop that asks.
+            monkeypatch.setattr("server.order_exchange.OrderExchange.quarantine", killed)
+        return None
+
+    def killed(*_: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        monkeypatch = patched
+        with pytest.raises(Killed):
+            sites.ask(request, kill)
+    assert is_pending(sites.folder, "test")
+    assert sites.ask(request) == whole
+    assert seen == ["s3"]
+
+
+def test_a_site_without_the_data_set_is_missing_and_too_few_have_none(
+    plain_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    lacking = {name: ({} if name == "s4" else sets) for name, sets in data.items()}
+    sites = Sites(copied(plain_run, tmp_path / "one"), lacking)
+    document = sites.ask(Request(data="test", metrics=["loss"]))
+    assert document is not None
+    assert document["missing"] == {"s4": "site 's4' has no data set 'test', it has none"}
+    few = Sites(copied(plain_run, tmp_path / "few"), {name: {} if name != "s0" else data[name] for name in NAMES})
+    assert few.ask(Request(data="test", metrics=["loss"])) is None
+    assert "1 sites judged the result, and the run needs 2" in few.reason()
+    small = Sites(copied(plain_run, tmp_path / "small"), data, {"s0": JudgingTerms(least_items=6)})
+    document = small.ask(Request(data="test", metrics=["loss"]))
+    assert document is not None
+    assert "fewer than 6 items" in document["missing"]["s0"]
+
+
+def test_own_figures_are_told_where_sites_say_so_and_none_tells_of_a_silent_one(
+    plain_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    def told(silent: list[str], folder: Path) -> dict[str, Any]:
+        terms = {name: JudgingTerms(least_items=2, tell_own_figures=name not in silent) for name in NAMES}
+        document = Sites(copied(plain_run, folder), data, terms).ask(Request(data="test", metrics=LOSS, resamples=50))
+        assert document is not None
+        return document
+
+    everyone = told([], tmp_path / "all")
+    sites = everyone["groups"]["site"]
+    assert sorted(sites) == NAMES
+    alone = pooled(plain_run, {"s5": data["s5"]}, "test", LOSS, tmp_path / "alone")
+    assert sites["s5"]["metrics"]["loss"]["value"] == pytest.approx(alone["metrics"]["loss"]["value"], abs=1e-6)
+    worst = everyone["between_sites"]["metrics"]["loss"]
+    losses = {name: site["metrics"]["loss"]["value"] for name, site in sites.items()}
+    assert worst["worst"] == {"site": max(losses, key=losses.__getitem__), "value": max(losses.values())}
+    assert worst["spread"] == max(losses.values()) - min(losses.values())
+    assert sorted(told(["s5"], tmp_path / "one")["groups"]["site"]) == ["s1", "s2", "s3", "s4"]
+    assert sorted(told(["s4", "s5"], tmp_path / "two")["groups"]["site"]) == ["s0", "s1", "s2", "s3"]
+    assert told(NAMES, tmp_path / "none")["groups"] == {}
+
+
+def test_a_site_answers_so_many_questions_and_masks_no_records_twice(
+    plain_run: Path, masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    sites = Sites(copied(plain_run, tmp_path / "plain"), data, dict.fromkeys(NAMES, JudgingTerms(1, 2)))
+    assert sites.ask(Request(data="test", metrics=["loss"])) is not None
+    assert sites.ask(Request(data="test", metrics=["loss"])) is not None, "the same question"
+    assert sites.ask(Request(data="test", metrics=["loss", "perplexity"])) is None
+    assert "evaluation.most: this site answers 1 different evaluations of a run" in sites.reason()
+    twice = {name: {**sets, "again": sets["test"]} for name, sets in data.items()}
+    masked = Sites(copied(masked_run, tmp_path / "masked"), twice)
+    assert masked.ask(Request(data="test", metrics=["loss"])) is not None
+    for request in (Request(data="test", metrics=["perplexity"]), Request(data="again", metrics=["loss"])):
+        assert masked.ask(request) is None
+        assert "these records were judged in it before (as 'test')" in masked.reason()
+
+
+def test_a_site_judges_the_result_that_it_saved_and_no_other(
+    plain_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    sites = Sites(copied(plain_run, tmp_path), data)
+    (sites.folder / "sites" / "s0" / "run" / "result.sha256").write_text("0" * 64)
+    (sites.folder / "sites" / "s1" / "run" / "result.sha256").unlink()
+    document = sites.ask(Request(data="test", metrics=["loss"]))
+    assert document is not None
+    assert document["missing"] == {
+        "s0": "this site saved another result of the run, and judges no other",
+        "s1": "this site has no result of the run: it was away when the run ended",
+    }
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        (["mine.py:score"], "no site runs anybody else's"),
+        (["regex:Smith"], "a pattern from outside"),
+        (["rubric"], "another model"),
+        (["reward"], "another model"),
+        (["macro_f1"], "--labels"),
+        (["los"], "did you mean loss"),
+        (["loss", "loss"], "named twice"),
+    ],
+)
+def test_what_no_site_computes_is_refused(
+    plain_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path, metrics: list[str], reason: str
+) -> None:
+    sites = Sites(copied(plain_run, tmp_path), data)
+    with pytest.raises(InputError, match=reason):
+        from evaluation.federated import Plan
+
+        Plan(tuple(metrics))
+    # A server that does not check is told the same.
+    order = Request(data="test", metrics=metrics).order("run", "0" * 64, 6)
+    answer = sites.services()["s0"].handle(order.envelope())
+    assert answer.kind == "refused"
+    assert reason in answer.fields["reason"]

@@ -29,7 +29,7 @@ from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from evaluation.federated import Plan, to_integers
 from strategies.codec_of_round import NO_VALUES, sums_codec
-from strategies.messages import MaskedSums, SecureOrder, SecureReply, SumsOrder, SumsReply, masks_of_evaluation
+from strategies.messages import MaskedSums, SecureOrder, SecureReply, SumsOrder, SumsReply
 
 FOLDER = "evaluations"
 RESULT = "result.sha256"
@@ -123,9 +123,9 @@ class ResultJudge:
         return self._secure_side(order.run_id, order.evaluation).answer(order)
 
     def _secure_side(self, run_id: str, key: str) -> SecureSide:
-        """The protocol of one evaluation: a run of its own, with the terms of the run that it judges."""
-        own_id = masks_of_evaluation(run_id, key)
-        return SecureSide(self._name, self._enrolment, self._recipe, own_id, self._folder(key) / "masks.json")
+        """The protocol of one evaluation, with the terms of the run that it judges."""
+        file = self._folder(key) / "masks.json"
+        return SecureSide(self._name, self._enrolment, self._recipe, run_id, file, key)
 
     def _asked(self, order: SumsOrder) -> _Asked:
         """The evaluation, computed now unless it was before."""

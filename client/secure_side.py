@@ -22,20 +22,26 @@ from security.private_files import read_private_file, replace_private_file
 from security.secure_aggregation.masks import RingVector
 from security.secure_aggregation.site import SiteProtocol
 from security.secure_aggregation.terms import terms_of
-from strategies.messages import SecureOrder, SecureReply
+from strategies.messages import SecureOrder, SecureReply, masks_of_evaluation
 from strategies.ring_scale import largest_change
 
 
 class SecureSide:
     """The protocol of one run at one site, kept in `file`."""
 
-    def __init__(self, name: str, enrolment: Enrolment, recipe: Recipe, run_id: str, file: Path) -> None:
-        """Raise InputError when the site lacks what it takes, or demands more than the recipe offers."""
+    def __init__(
+        self, name: str, enrolment: Enrolment, recipe: Recipe, run_id: str, file: Path, evaluation: str | None = None
+    ) -> None:
+        """`evaluation` is the key of the one whose sums are masked; None: the run's own rounds.
+
+        Raise InputError when the site lacks what it takes, or demands more than the recipe offers.
+        """
         self._name = name
         self._identity = enrolment.identity
         self._minimums = enrolment.minimums
         self._terms = terms_of(recipe, largest_change(recipe))
         self._run_id = run_id
+        self._masks_of = run_id if evaluation is None else masks_of_evaluation(run_id, evaluation)
         self._file = file
         self._result = file.with_name("result.sha256")
         kept = self._load()
@@ -95,7 +101,7 @@ class SecureSide:
         assert self._identity is not None, "a site without a key takes no part"
         record = kept["protocol"] if kept else None
         return SiteProtocol(
-            self._name, self._identity, self._roster, self._terms, self._minimums, self._run_id, record=record
+            self._name, self._identity, self._roster, self._terms, self._minimums, self._masks_of, record=record
         )
 
     def _load(self) -> dict[str, Any] | None:

@@ -44,7 +44,8 @@ def judged(at: AtSite, plan: Plan, max_tokens: int, seed: bytes, least_items: in
     else:
         task = task_of_files(at.data, at.files, wanted)
     if len(task.items) < least_items:
-        raise InputError(f"evaluation.least_items: this site tells nothing of fewer than {least_items} items")
+        said = f"evaluation.least_items: this site tells nothing of fewer than {least_items} items"
+        raise InputError(said, public=said)
     names = [COMMON, *([OWN] if plan.own and (at.run / OWN).is_dir() else [])]
     settings = Settings(Sampling(max_tokens=max_tokens), max_length=at.recipe.training.max_length, overlap=False)
     found = evaluate(names, [task], settings, folder, load=lambda name: _subject(at, name))
@@ -57,5 +58,6 @@ def _subject(at: AtSite, name: str) -> Subject:
     if name == OWN:
         return result_subject(name, Result(at.recipe, find_result(folder).folder))
     if not (folder / result_name(at.recipe)).is_dir():
-        raise InputError("this site has no result of the run: it was away when the run ended")
+        said = "this site has no result of the run: it was away when the run ended"
+        raise InputError(said, public=said)
     return result_subject(name, Result(at.recipe, folder / result_name(at.recipe)))

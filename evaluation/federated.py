@@ -131,7 +131,7 @@ def figures_of(
     found = {name: plan.sums(name, items, answers) for name in plan.metrics}
     for name, (ids, _) in found.items():
         if not ids:
-            raise InputError(f"metrics: nothing here is what {name} is of")
+            raise _unfit(f"metrics: nothing here is what {name} is of")
     places = {item.id: place for place, item in enumerate(items)}
     rows = {name: np.array([places[one] for one in ids], dtype=np.int64) for name, (ids, _) in found.items()}
     gains = {}
@@ -166,12 +166,17 @@ def _resampled(
     return {name: np.concatenate(parts) if parts else np.zeros((0, plan.parts(name))) for name, parts in found.items()}
 
 
+def _unfit(said: str) -> InputError:
+    """An error that whoever asked is told: it says no more of the items than that they do not fit."""
+    return InputError(said, public=said)
+
+
 def _confusion(labels: Sequence[str], items: Sequence[Item], answers: Answers) -> Whole:
     table = np.zeros((len(labels), len(labels)), dtype=np.int64)
     if labels and answers.scored:
         own, counts = confusion(items, answers)
-        if strange := sorted(set(own) - set(labels)):
-            raise InputError(f"labels: {len(strange)} labels of the choices here are none of {', '.join(labels)}")
+        if set(own) - set(labels):
+            raise _unfit(f"labels: the choices here have others than {', '.join(labels)}")
         places = [labels.index(label) for label in own]
         table[np.ix_(places, places)] = counts
     return table

@@ -142,7 +142,8 @@ def macro_f1(items: Sequence[Item], answers: Answers, among: Sequence[str] = ())
     pairs = _with_choices(items, answers)
     labels = list(among or dict.fromkeys(label for item, _ in pairs for label in item.labels))
     if among and any(label not in labels for item, _ in pairs for label in item.labels):
-        raise InputError(f"labels: a label of the choices is none of {', '.join(among)}")
+        said = f"labels: the choices here have others than {', '.join(among)}"
+        raise InputError(said, public=said)
     values = np.zeros((len(pairs), 2, len(labels)))  # twice right, and right plus chosen
     for row, (item, scored) in enumerate(pairs):
         assert item.gold is not None
@@ -157,7 +158,7 @@ def macro_f1(items: Sequence[Item], answers: Answers, among: Sequence[str] = ())
         f1 = np.where(seen, parts[..., 0, :] / np.where(seen, parts[..., 1, :], 1), 0)
         return np.asarray(f1.sum(axis=-1) / seen.sum(axis=-1))
 
-    return [item.id for item, _ in pairs], Sums(values.reshape(len(pairs), -1), of)
+    return [item.id for item, _ in pairs], Sums(values.reshape(len(pairs), 2 * len(labels)), of)
 
 
 def _by_item(items: Sequence[Item], values: Mapping[tuple[str, int], float], *, is_share: bool) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ app = typer.Typer(
     add_completion=False,
     help="The federation server: Flower's SuperLink and fedloom's round loop.",
 )
+
+_TAKEN_UP_WITHIN = 60.0
+"""Seconds within which somebody works on a run whose result is asked about."""
 
 Folder = Annotated[Path, typer.Option(help="The federation folder.")]
 
@@ -230,6 +233,118 @@ def rewind(
         f"Run {run_id} stands at the end of round {to}{then}.",
         as_json=as_json,
     )
+
+
+@app.command()
+def evaluate(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, as `fedloom server status` names it.")],
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="NAME",
+            help="The data set's name in the sites' site.yaml; held-out is what the run held out at each.",
+        ),
+    ],
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metrics", metavar="NAME,…", help="What is measured. Unset: loss, perplexity, token_accuracy."),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--labels", metavar="NAME,…", help="All labels of the choices: for macro_f1 and the table."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=0, max=2000, help="Of the bootstrap, for intervals.")] = 500,
+    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="The longest answer, in tokens.")] = 256,
+    folder: Folder = Path("federation"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Have every site judge a finished run's result on its own records; only sums come back.
+
+    Where the run aggregates securely the sums are masked: the server sees the sum over the sites alone.
+
+    Each site's site.yaml says what it answers, and whether its own figures may be told (evaluation).
+    """
+    from core_training.foundation.stopping import saying
+    from fedloom.console import stderr, ticking
+    from server.deployment import evaluate_run
+    from server.evaluation_requests import RESULTS, Request
+    from server.federation import open_federation
+
+    federation = open_federation(folder)
+    request = Request(
+        data=on,
+        metrics=_listed(metrics) or ["loss", "perplexity", "token_accuracy"],
+        labels=_listed(labels),
+        resamples=resamples,
+        max_tokens=max_tokens,
+    )
+    place = evaluate_run(federation, run_id, request)
+    said = f"the evaluation is not waited for any more and goes on; its figures will be in {place / RESULTS}"
+    with saying(lambda: said), ticking(f"{run_id}: {on}", "evaluation", quiet=quiet or as_json):
+        document = _await_figures(federation, run_id, request.data)
+    result = document["results"][0]
+    for site, reason in result["missing"].items():
+        stderr.print(printable(f"{site} is not in it: {reason}"), soft_wrap=True)
+    if as_json or quiet:
+        print_answer(document, "", as_json=as_json)
+        return
+    _print_figures(result)
+    stderr.print(printable(f"wrote {place / RESULTS}"), soft_wrap=True)
+
+
+def _listed(names: list[str] | None) -> list[str]:
+    return [name for one in names or [] for part in one.split(",") if (name := part.strip())]
+
+
+def _await_figures(federation: Federation, run_id: str, data: str) -> dict[str, Any]:
+    """The figures of a request, once they are there. Raises RunError where the sites could give none."""
+    import time
+
+    from core_training.foundation.errors import RunError
+    from core_training.runs import events
+    from core_training.runs.run_folder import RunFolder
+    from server.deployment import is_worked_on
+    from server.evaluation_requests import is_pending, results
+
+    run = federation.run_folder(run_id)
+    abandoned = time.monotonic() + _TAKEN_UP_WITHIN
+    while is_pending(run, data):
+        if is_worked_on(federation, run_id):
+            abandoned = time.monotonic() + _TAKEN_UP_WITHIN
+        elif time.monotonic() > abandoned:
+            raise RunError(
+                f"nobody works on run {run_id}; `fedloom server start --folder {federation.folder}` goes on with it"
+            )
+        time.sleep(0.2)
+    if (document := results(run, data)) is None:
+        failed = [one.reason for one in RunFolder(run).events(events.EvaluationFailed) if one.data == data]
+        raise RunError(f"run {run_id} could not be evaluated on '{data}': {failed[-1] if failed else 'no reason told'}")
+    return document
+
+
+def _print_figures(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from fedloom.console import console
+
+    shown = Table(title=printable(f"{result['task']} · {result['n']} items"), title_justify="left")
+    sites = result["groups"].get("site", {})
+    for column in ("", f"{len(result['sites'])} sites", *sites):
+        shown.add_column(printable(column), justify="right" if column else "left", overflow="fold")
+    for name, figure in result["metrics"].items():
+        own = [site["metrics"].get(name) for site in sites.values()]
+        shown.add_row(name, _with_ends(figure), *map(_with_ends, own))
+    console().print(shown)
+
+
+def _with_ends(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    if figure["low"] is None or figure["low"] != figure["low"]:
+        return _figure(figure["value"])
+    return f"{figure['value']:.4f} ({figure['low']:.4f} … {figure['high']:.4f})"
 
 
 def _print_tables(address: str, now: ServerStatus) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from client.result_judge import Judging, JudgingTerms
 from client.site import SiteService
@@ -18,6 +20,7 @@ from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
+from evaluation.federated import Plan
 from evaluation.formats import Reading, read_items
 from evaluation.items import Task
 from evaluation.running import Settings, evaluate
@@ -65,7 +68,9 @@ class Sites:
                 self.folder / "sites" / name,
                 enrolments[name],
                 judging=Judging(
-                    self.data[name], self.terms.get(name, JudgingTerms(least_items=2)), tell=lambda _: "no"
+                    self.data[name],
+                    self.terms.get(name, JudgingTerms(least_items=2)),
+                    tell=lambda error: error.public or "an error of its own",
                 ),
             )
             for name in NAMES
@@ -151,9 +156,30 @@ def masked_run(make_run: Callable[..., Path]) -> Path:
 
 def copied(run: Path, to: Path) -> Path:
     """A run that nobody was asked about."""
-    import shutil
-
     return Path(shutil.copytree(run, to / "run"))
+
+
+ASKED = Request(data="choices", metrics=[*CHOICES, "loss"], labels=LABELS, resamples=20)
+
+
+@pytest.fixture(scope="module")
+def judged(
+    plain_run: Path,
+    masked_run: Path,
+    data: dict[str, dict[str, list[str]]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Both runs, whose sites have judged them on one data set and have told nobody yet; and what they then tell."""
+    found = {}
+    for name, run in (("plain", plain_run), ("masked", masked_run)):
+        sites = Sites(copied(run, tmp_path_factory.mktemp(name)), data)
+        document = sites.ask(ASKED)
+        assert document is not None, sites.reason()
+        shutil.rmtree(sites.folder / "evaluations")
+        for masks in sites.folder.glob("sites/*/run/evaluations/*/masks.json"):
+            masks.unlink()
+        found[name] = (sites.folder, document)
+    return found
 
 
 def pooled(run: Path, data: Mapping[str, Mapping[str, list[str]]], name: str, metrics: list[str], folder: Path) -> Any:
@@ -184,25 +210,11 @@ def test_the_sites_sums_are_the_figures_of_one_judge_of_all_records(
     assert found["confusion"]["counts"] == [[whole["confusion"]["counts"][a][b] for b in order] for a in order]
 
 
-def test_masks_change_no_bit_of_the_figures(
-    plain_run: Path, masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
-) -> None:
-    found = []
-    for run, folder in ((plain_run, tmp_path / "plain"), (masked_run, tmp_path / "masked")):
-        sites = Sites(copied(run, folder), data)
-        request = Request(data="choices", metrics=[*CHOICES, "loss"], labels=LABELS, resamples=100)
-        document = sites.ask(request)
-        assert document is not None, sites.reason()
-        found.append(document)
-    plain, masked = found
+def test_masks_change_no_bit_of_the_figures(judged: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    """Intervals too: a site draws its resamples of its secret, the run and the question, which are alike here."""
+    plain, masked = ({**judged[name][1]} for name in ("plain", "masked"))
     assert (plain.pop("masked"), masked.pop("masked")) == (False, True)
-    # Resamples are drawn of a secret, the run and the question, so their ends are other draws' and are near.
-    for name, figure in masked["metrics"].items():
-        other = plain["metrics"][name]
-        assert figure["value"] == other["value"], name
-        assert figure["n"] == other["n"]
-    for key in ("n", "confusion", "calibration", "sites", "missing", "groups"):
-        assert plain[key] == masked[key], key
+    assert plain == masked
 
 
 def kinds_of(sites: Sites, site: str) -> list[str]:
@@ -240,16 +252,13 @@ def at(step: str, *names: str, when: str = "before", times: int = 1000) -> Fault
 
 @pytest.mark.parametrize("step", ["mask", "unmask", "keys", "sums"])
 def test_who_drops_out_of_a_masked_evaluation_is_missing_and_the_others_sum_is_exact(
-    plain_run: Path, masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path, step: str
+    judged: dict[str, tuple[Path, dict[str, Any]]], data: dict[str, dict[str, list[str]]], tmp_path: Path, step: str
 ) -> None:
-    sites = Sites(copied(masked_run, tmp_path / "masked"), data)
-    document = sites.ask(Request(data="choices", metrics=["accuracy", "loss"], resamples=0), at(step, "s2"))
+    sites = Sites(copied(judged["masked"][0], tmp_path / "masked"), data)
+    document = sites.ask(ASKED, at(step, "s2"))
     assert document is not None, sites.reason()
-    others = Sites(copied(plain_run, tmp_path / "plain"), data)
-    plain = others.ask(
-        Request(data="choices", metrics=["accuracy", "loss"], resamples=0),
-        at("sums", *(["s2"] if step != "unmask" else [])),
-    )
+    others = Sites(copied(judged["plain"][0], tmp_path / "plain"), data)
+    plain = others.ask(ASKED, at("sums", *(["s2"] if step != "unmask" else [])))
     assert plain is not None
     assert document["n"] == plain["n"]
     assert {name: one["value"] for name, one in document["metrics"].items()} == {
@@ -258,13 +267,20 @@ def test_who_drops_out_of_a_masked_evaluation_is_missing_and_the_others_sum_is_e
     assert list(document["missing"]) == ([] if step == "unmask" else ["s2"])
 
 
-def test_a_lost_answer_is_asked_for_again_and_is_the_same(
-    masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+def test_too_few_for_the_minimum_open_no_sum(
+    judged: dict[str, tuple[Path, dict[str, Any]]], data: dict[str, dict[str, list[str]]], tmp_path: Path
 ) -> None:
-    sites = Sites(copied(masked_run, tmp_path), data)
-    document = sites.ask(Request(data="test", metrics=LOSS), at("mask", "s1", when="after", times=1))
-    assert document is not None, sites.reason()
-    assert document["missing"] == {}
+    sites = Sites(copied(judged["masked"][0], tmp_path), data)
+    assert sites.ask(ASKED, at("mask", "s0", "s1", "s2")) is None
+    assert "the sum cannot be opened: 3 of 6 sites are there; it takes 4" in sites.reason()
+
+
+def test_a_lost_answer_is_asked_for_again_and_is_the_same(
+    judged: dict[str, tuple[Path, dict[str, Any]]], data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    folder, whole = judged["masked"]
+    sites = Sites(copied(folder, tmp_path), data)
+    assert sites.ask(ASKED, at("mask", "s1", when="after", times=1)) == whole
     first, second = (answer for site, _, answer in sites.asked if (site, answer.kind) == ("s1", "masked_sums"))
     assert bytes(first.payload) == bytes(second.payload)
 
@@ -275,85 +291,92 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("step", ["sums", "shares", "mask", "unmask"])
 def test_a_server_killed_anywhere_asks_again_and_has_the_same_figures(
-    masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+    judged: dict[str, tuple[Path, dict[str, Any]]],
+    data: dict[str, dict[str, list[str]]],
+    tmp_path: Path,
+    step: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    request = Request(data="test", metrics=LOSS, resamples=20)
-    whole = Sites(copied(masked_run, tmp_path / "whole"), data).ask(request)
-    sites, seen = Sites(copied(masked_run, tmp_path / "killed"), data), []
-
-    def kill(site: str, order: Envelope) -> str | None:
-        if at(step, "s3")(site, order):
-            seen.append(site)
-            # What is no error of the protocol's is not quarantined in the loop that asks.
-            monkeypatch.setattr("server.order_exchange.OrderExchange.quarantine", killed)
-        return None
+    folder, whole = judged["masked"]
+    sites, met = Sites(copied(folder, tmp_path), data), at(step, "s3")
 
     def killed(*_: Any) -> Any:
         raise Killed
 
-    with monkeypatch.context() as patched:
-        monkeypatch = patched
-        with pytest.raises(Killed):
-            sites.ask(request, kill)
-    assert is_pending(sites.folder, "test")
-    assert sites.ask(request) == whole
-    assert seen == ["s3"]
+    def kill(site: str, order: Envelope) -> str | None:
+        if met(site, order):
+            monkeypatch.setattr("server.order_exchange.OrderExchange.quarantine", killed)
+        return None
+
+    with pytest.raises(Killed):
+        sites.ask(ASKED, kill)
+    monkeypatch.undo()
+    assert is_pending(sites.folder, ASKED.data)
+    assert sites.ask(ASKED) == whole
 
 
 def test_a_site_without_the_data_set_is_missing_and_too_few_have_none(
     plain_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
 ) -> None:
     lacking = {name: ({} if name == "s4" else sets) for name, sets in data.items()}
-    sites = Sites(copied(plain_run, tmp_path / "one"), lacking)
+    sites = Sites(copied(plain_run, tmp_path / "one"), lacking, {"s0": JudgingTerms(least_items=6)})
     document = sites.ask(Request(data="test", metrics=["loss"]))
     assert document is not None
-    assert document["missing"] == {"s4": "site 's4' has no data set 'test', it has none"}
+    assert document["missing"] == {
+        "s0": "evaluation.least_items: this site tells nothing of fewer than 6 items",
+        "s4": "site 's4' has no data set 'test', it has none",
+    }
+    assert document["n"] == sum(5 + 3 * number for number in (1, 2, 3, 5))
     few = Sites(copied(plain_run, tmp_path / "few"), {name: {} if name != "s0" else data[name] for name in NAMES})
     assert few.ask(Request(data="test", metrics=["loss"])) is None
     assert "1 sites judged the result, and the run needs 2" in few.reason()
-    small = Sites(copied(plain_run, tmp_path / "small"), data, {"s0": JudgingTerms(least_items=6)})
-    document = small.ask(Request(data="test", metrics=["loss"]))
-    assert document is not None
-    assert "fewer than 6 items" in document["missing"]["s0"]
 
 
-def test_own_figures_are_told_where_sites_say_so_and_none_tells_of_a_silent_one(
+def test_nothing_is_told_of_a_run_under_differential_privacy_unless_the_site_says_so(
     plain_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
 ) -> None:
-    def told(silent: list[str], folder: Path) -> dict[str, Any]:
-        terms = {name: JudgingTerms(least_items=2, tell_own_figures=name not in silent) for name in NAMES}
-        document = Sites(copied(plain_run, folder), data, terms).ask(Request(data="test", metrics=LOSS, resamples=50))
-        assert document is not None
-        return document
+    folder = copied(plain_run, tmp_path)
+    for name in ("s0", "s1"):
+        recipe = folder / "sites" / name / "run" / "recipe.yaml"
+        document = yaml.safe_load(recipe.read_text())
+        document["privacy"]["differential_privacy"] = {"noise_multiplier": 1.0}
+        recipe.write_text(yaml.safe_dump(document))
+    terms = {"s1": JudgingTerms(least_items=2, despite_differential_privacy=True)}
+    found = Sites(folder, data, terms).ask(Request(data="test", metrics=["loss"]))
+    assert found is not None
+    assert list(found["missing"]) == ["s0"]
+    assert "covered by no ε" in found["missing"]["s0"]
 
-    everyone = told([], tmp_path / "all")
+
+def test_own_figures_are_told_where_sites_say_so(
+    plain_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    terms = {name: JudgingTerms(least_items=2, tell_own_figures=True) for name in NAMES}
+    everyone = Sites(copied(plain_run, tmp_path), data, terms).ask(Request(data="test", metrics=["loss"], resamples=50))
+    assert everyone is not None
     sites = everyone["groups"]["site"]
     assert sorted(sites) == NAMES
-    alone = pooled(plain_run, {"s5": data["s5"]}, "test", LOSS, tmp_path / "alone")
+    alone = pooled(plain_run, {"s5": data["s5"]}, "test", ["loss"], tmp_path / "alone")
     assert sites["s5"]["metrics"]["loss"]["value"] == pytest.approx(alone["metrics"]["loss"]["value"], abs=1e-6)
     worst = everyone["between_sites"]["metrics"]["loss"]
     losses = {name: site["metrics"]["loss"]["value"] for name, site in sites.items()}
     assert worst["worst"] == {"site": max(losses, key=losses.__getitem__), "value": max(losses.values())}
     assert worst["spread"] == max(losses.values()) - min(losses.values())
-    assert sorted(told(["s5"], tmp_path / "one")["groups"]["site"]) == ["s1", "s2", "s3", "s4"]
-    assert sorted(told(["s4", "s5"], tmp_path / "two")["groups"]["site"]) == ["s0", "s1", "s2", "s3"]
-    assert told(NAMES, tmp_path / "none")["groups"] == {}
 
 
 def test_a_site_answers_so_many_questions_and_masks_no_records_twice(
-    plain_run: Path, masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
+    judged: dict[str, tuple[Path, dict[str, Any]]], data: dict[str, dict[str, list[str]]], tmp_path: Path
 ) -> None:
-    sites = Sites(copied(plain_run, tmp_path / "plain"), data, dict.fromkeys(NAMES, JudgingTerms(1, 2)))
-    assert sites.ask(Request(data="test", metrics=["loss"])) is not None
-    assert sites.ask(Request(data="test", metrics=["loss"])) is not None, "the same question"
-    assert sites.ask(Request(data="test", metrics=["loss", "perplexity"])) is None
+    folder, told = judged["plain"]
+    sites = Sites(copied(folder, tmp_path / "plain"), data, dict.fromkeys(NAMES, JudgingTerms(1, 2)))
+    assert sites.ask(ASKED) == told, "the same question"
+    assert sites.ask(Request(data="test", metrics=["loss"])) is None
     assert "evaluation.most: this site answers 1 different evaluations of a run" in sites.reason()
-    twice = {name: {**sets, "again": sets["test"]} for name, sets in data.items()}
-    masked = Sites(copied(masked_run, tmp_path / "masked"), twice)
-    assert masked.ask(Request(data="test", metrics=["loss"])) is not None
-    for request in (Request(data="test", metrics=["perplexity"]), Request(data="again", metrics=["loss"])):
+    twice = {name: {**sets, "again": sets["choices"]} for name, sets in data.items()}
+    masked = Sites(copied(judged["masked"][0], tmp_path / "masked"), twice)
+    for request in (Request(data="choices", metrics=["perplexity"]), Request(data="again", metrics=["loss"])):
         assert masked.ask(request) is None
-        assert "these records were judged in it before (as 'test')" in masked.reason()
+        assert "these records were judged in it before (as 'choices')" in masked.reason()
 
 
 def test_a_site_judges_the_result_that_it_saved_and_no_other(
@@ -387,8 +410,6 @@ def test_what_no_site_computes_is_refused(
 ) -> None:
     sites = Sites(copied(plain_run, tmp_path), data)
     with pytest.raises(InputError, match=reason):
-        from evaluation.federated import Plan
-
         Plan(tuple(metrics))
     # A server that does not check is told the same.
     order = Request(data="test", metrics=metrics).order("run", "0" * 64, 6)

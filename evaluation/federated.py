@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Plan:
     def length(self) -> int:
         """How many whole numbers a site sends."""
         parts = sum(self.parts(name) for name in self.metrics)
-        own = 1 + len(self.metrics) if self.own else 0
+        own = len(self.metrics) if self.own else 0
         return 1 + len(self.metrics) + parts + len(self.labels) ** 2 + own + self.resamples * parts
 
     def parts(self, name: str) -> int:
@@ -103,8 +103,8 @@ class SiteFigures:
 
     `items` are how many there are, `counted[name]` how many a metric is over, `sums[name]` its parts (parts,), and
     `resampled[name]` the same of each resample (resamples, parts). `confusion` has right labels as rows, chosen ones as
-    columns. `own` are how many sites have a model of their own, and `gains[name]` the sum over them of how far it is
-    above the common one.
+    columns. `gains[name]` is the sum over
+    the sites of how far their own model is above the common one; a site without one uses the common one, so it adds 0.
     """
 
     items: int
@@ -112,8 +112,7 @@ class SiteFigures:
     sums: Mapping[str, Array]
     resampled: Mapping[str, Array]
     confusion: Whole
-    own: int = 0
-    gains: Mapping[str, float] | None = None
+    gains: Mapping[str, float] = field(default_factory=dict)
 
 
 def figures_of(
@@ -134,8 +133,8 @@ def figures_of(
             raise _unfit(f"metrics: nothing here is what {name} is of")
     places = {item.id: place for place, item in enumerate(items)}
     rows = {name: np.array([places[one] for one in ids], dtype=np.int64) for name, (ids, _) in found.items()}
-    gains = {}
-    if own is not None:
+    gains = dict.fromkeys(plan.metrics, 0.0) if plan.own else {}
+    if plan.own and own is not None:
         gains = {name: plan.sums(name, items, own)[1].value - sums.value for name, (_, sums) in found.items()}
     return SiteFigures(
         len(items),
@@ -143,7 +142,6 @@ def figures_of(
         {name: sums.values.sum(axis=0) for name, (_, sums) in found.items()},
         _resampled(plan, {name: sums.values for name, (_, sums) in found.items()}, rows, len(items), seed),
         _confusion(plan.labels, items, answers),
-        int(own is not None),
         gains,
     )
 
@@ -189,8 +187,7 @@ def to_integers(plan: Plan, figures: SiteFigures) -> list[int]:
         numbers += _steps(figures.sums[name], STEP)
     numbers += figures.confusion.ravel().tolist()
     if plan.own:
-        gains = figures.gains or {}
-        numbers += [figures.own, *_steps(np.array([gains.get(name, 0.0) for name in plan.metrics]), STEP)]
+        numbers += _steps(np.array([figures.gains[name] for name in plan.metrics]), STEP)
     for name in plan.metrics:
         numbers += _steps(figures.resampled[name].ravel(), RESAMPLED_STEP)
     return numbers
@@ -209,15 +206,14 @@ def from_integers(plan: Plan, numbers: Sequence[int]) -> SiteFigures:
     counted = {name: int(take(1)[0]) for name in plan.metrics}
     sums = {name: _from_steps(take(plan.parts(name)), STEP) for name in plan.metrics}
     table = take(len(plan.labels) ** 2).reshape(len(plan.labels), len(plan.labels))
-    own, gains = 0, dict[str, float]()
+    gains: dict[str, float] = {}
     if plan.own:
-        own = int(take(1)[0])
         gains = dict(zip(plan.metrics, (take(len(plan.metrics)) * STEP).tolist(), strict=True))
     resampled = {
         name: _from_steps(take(plan.resamples * (parts := plan.parts(name))), RESAMPLED_STEP).reshape(-1, parts)
         for name in plan.metrics
     }
-    return SiteFigures(items, counted, sums, resampled, table, own, gains)
+    return SiteFigures(items, counted, sums, resampled, table, gains)
 
 
 def _steps(values: Array, step: float) -> list[int]:

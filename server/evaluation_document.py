@@ -45,12 +45,9 @@ def document_of(
         "sites": list(outcome.sites),
         "missing": dict(outcome.missing),
     }
-    if figures.own:
-        gains = figures.gains or {}
-        result["own_models"] = {
-            "sites": figures.own,
-            "mean_gain": {name: gain / figures.own for name, gain in gains.items()},
-        }
+    if figures.gains:
+        mean_gain = {name: gain / len(outcome.sites) for name, gain in figures.gains.items()}
+        result["own_models"] = {"mean_gain": mean_gain}
     if len(names) > 1:
         result["between_sites"] = {
             "sites": len(names),
@@ -61,8 +58,8 @@ def document_of(
 
 def _of_site(plan: Plan, figures: SiteFigures) -> dict[str, Any]:
     group: dict[str, Any] = {"n": figures.items, "metrics": told(plan, figures)}
-    if figures.own:
-        group["own_model_gain"] = dict(figures.gains or {})
+    if figures.gains:
+        group["own_model_gain"] = dict(figures.gains)
     return group
 
 

@@ -97,9 +97,9 @@ def test_a_site_draws_its_resamples_of_its_seed_alone_and_counts_in_them_are_who
 
 
 def test_intervals_of_summed_poisson_resamples_cover_as_those_of_one_judge_do() -> None:
-    plan, random = Plan(("loss",), resamples=200), np.random.default_rng(0)
+    plan, random = Plan(("loss",), resamples=500), np.random.default_rng(1)
     covered = np.zeros(2)  # federated, pooled
-    trials, truth = 300, 2.0
+    trials, truth = 500, 2.0
     for trial in range(trials):
         numbers, losses, tokens = [], [], []
         for place, count in enumerate((12, 20, 40)):
@@ -108,16 +108,16 @@ def test_intervals_of_summed_poisson_resamples_cover_as_those_of_one_judge_do() 
                 name = f"{place}-{number}"
                 items.append(Item(name, Record({}, Path("x.jsonl"), number), "s"))
                 size = int(random.integers(1, 20))
-                loss = float(random.gamma(truth * size / 3, 3))
+                loss = float(random.gamma(2 * truth * size, 0.5))
                 answers.measured[name] = Measured(name, loss, size, 0)
                 losses.append(loss)
                 tokens.append(size)
             numbers.append(to_integers(plan, figures_of(plan, items, answers, seed=b"%d %d" % (trial, place))))
         federated = told(plan, from_integers(plan, [sum(column) for column in zip(*numbers, strict=True)]))["loss"]
-        pooled = interval(ratio(losses, tokens), resamples=200, seed=trial)
+        pooled = interval(ratio(losses, tokens), resamples=500, seed=trial)
         covered += (federated["low"] <= truth <= federated["high"], pooled.low <= truth <= pooled.high)
-    assert covered / trials == pytest.approx([0.95, 0.95], abs=0.03)
-    assert abs(covered[0] - covered[1]) / trials < 0.02
+    assert covered / trials == pytest.approx([0.95, 0.95], abs=0.02)
+    assert abs(covered[0] - covered[1]) / trials < 0.01
 
 
 def test_what_does_not_fit_the_plan_is_refused_in_words() -> None:
@@ -141,8 +141,7 @@ def test_a_site_with_a_model_of_its_own_adds_how_far_it_is_above_the_common_one(
         told(plan, figures_of(plan, items, own, b""))["accuracy"]["value"] - told(plan, with_own)["accuracy"]["value"]
     )
     without = figures_of(plan, *site(2, 10), seed=b"")
+    assert without.gains == {"accuracy": 0.0}
     numbers = [to_integers(plan, one) for one in (with_own, with_own, without)]
     summed: SiteFigures = from_integers(plan, [sum(column) for column in zip(*numbers, strict=True)])
-    assert summed.own == 2
-    assert summed.gains is not None
     assert summed.gains["accuracy"] == pytest.approx(2 * gain, abs=1e-5)

@@ -14,7 +14,8 @@ import yaml
 from typer.testing import CliRunner
 
 from client.deployment import start_site, stop_site
-from core_training.foundation import background
+from core_training.foundation.errors import InputError
+from core_training.foundation.kept_processes import lock_of
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from evaluation.running import Settings, evaluate
@@ -101,7 +102,7 @@ def test_sites_judge_a_run_that_has_ended_and_the_server_sees_their_sum(finished
     assert results(federation.runs / run_id, "ward") == document
     wait_for(lambda: not federation.is_wanted(run_id))
     refused = CliRunner().invoke(app, [*words, "--metrics", "regex:x", "--folder", str(federation.folder)])
-    assert refused.exit_code == 2
+    assert isinstance(refused.exception, InputError)
 
 
 def test_a_killed_server_and_a_killed_site_go_on_with_an_evaluation(finished: tuple[Path, str]) -> None:
@@ -113,9 +114,7 @@ def test_a_killed_server_and_a_killed_site_go_on_with_an_evaluation(finished: tu
     north = RunFolder(folder / "north" / "runs" / run_id)
     wait_for(lambda: any(event.data == "all" for event in north.events(events.ResultJudged)), within=120)
     kill(federation.run_lock(run_id))
-    worker = next((folder / "south" / "run").glob("worker*.lock"), None)
-    if worker is not None and background.owner(worker) is not None:
-        kill(worker)
+    kill(lock_of(folder / "south", "worker"))
     start_site(folder / "west")
     wait_for(lambda: not is_pending(run, "all"), within=200)
     found = results(run, "all")

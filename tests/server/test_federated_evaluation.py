@@ -332,6 +332,26 @@ def test_a_site_without_the_data_set_is_missing_and_too_few_have_none(
     assert "1 sites judged the result, and the run needs 2" in few.reason()
 
 
+def test_own_models_are_compared_with_the_common_one_at_their_sites(
+    make_run: Callable[..., Path], data: dict[str, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    run = make_run(MASKED, {"own_steps": 3})
+    document = Sites(run, data).ask(Request(data="test", metrics=["loss"], resamples=0))
+    assert document is not None
+    gains = []
+    for own in sorted(run.glob("sites/*/run/own")):
+        name = own.parts[-3]
+        common, tuned = (
+            pooled(which, {name: data[name]}, "test", ["loss"], tmp_path / name / which.name)["metrics"]["loss"][
+                "value"
+            ]
+            for which in (run, own)
+        )
+        gains.append(tuned - common)
+    assert gains, "no site has a model of its own"
+    assert document["own_models"]["mean_gain"]["loss"] == pytest.approx(sum(gains) / len(NAMES), abs=1e-6)
+
+
 def test_nothing_is_told_of_a_run_under_differential_privacy_unless_the_site_says_so(
     plain_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path
 ) -> None:
@@ -340,11 +360,12 @@ def test_nothing_is_told_of_a_run_under_differential_privacy_unless_the_site_say
         recipe = folder / "sites" / name / "run" / "recipe.yaml"
         document = yaml.safe_load(recipe.read_text())
         document["privacy"]["differential_privacy"] = {"noise_multiplier": 1.0}
+        document["aggregation"]["weights"] = "equal"
         recipe.write_text(yaml.safe_dump(document))
     terms = {"s1": JudgingTerms(least_items=2, despite_differential_privacy=True)}
     found = Sites(folder, data, terms).ask(Request(data="test", metrics=["loss"]))
     assert found is not None
-    assert list(found["missing"]) == ["s0"]
+    assert list(found["missing"]) == ["s0"], found["missing"]
     assert "covered by no ε" in found["missing"]["s0"]
 
 

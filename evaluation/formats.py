@@ -23,6 +23,7 @@ from evaluation.items import Criterion, Item
 _LETTERS = string.ascii_uppercase
 _ANSWER = "Answer:"
 _BY_LETTER = "Answer with the letter of the right choice alone."
+_ANSWERS = ("chosen", "rejected", "completion", "margin")
 _QUESTION_AND_ANSWER = {"prompt": "question", "completion": "answer"}
 
 
@@ -153,8 +154,8 @@ def _format_of(record: Record, reading: Reading) -> Format:
     raise InputError(
         f"{record.place}: no kind of task has these columns ({', '.join(record.fields) or 'none'}). Known are "
         "question+choices+answer (MMLU), sent1+ending0…+label (MedQA), question+opa…opd+cop (MedMCQA), "
-        f"QUESTION+CONTEXTS+final_decision (PubMedQA), prompt+rubrics (HealthBench), question+answer, {known}, text; "
-        "a TASK.yaml says how others are read"
+        f"QUESTION+CONTEXTS+final_decision (PubMedQA), prompt+rubrics (HealthBench), question+answer, {known}, prompt "
+        "alone, text; a TASK.yaml says how others are read"
     )
 
 
@@ -333,6 +334,16 @@ def _as_text(prompt: Messages) -> str:
     return str(prompt[0]["content"]) if alone else ""
 
 
+def _prompt_alone(record: Record, reading: Reading) -> Draft:
+    """A prompt without an answer that would be right; what else the record has, such as a pair of answers, stays."""
+    name = "prompt" if "prompt" in record.fields else "question"
+    try:
+        prompt = prompt_of(name, record.fields[name])
+    except ValueError as error:
+        raise InputError(f"{record.place}: {error}") from None
+    return Draft(Item(**common_parts(record, reading, (name, *_ANSWERS)), prompt=prompt, plain=_as_text(prompt)))
+
+
 def _plain_text(record: Record, reading: Reading) -> Draft:
     values = read_values(record, "pretrain", {})
     assert isinstance(values, Text)
@@ -361,6 +372,7 @@ FORMATS = {
         Format("medqa_options", lambda f: isinstance(f.get("options"), dict) and "question" in f, _options, "choice"),
         Format("healthbench", lambda f: isinstance(f.get("rubrics"), list) and "prompt" in f, _healthbench, "rubric"),
         Format("chat", _is_conversation, _conversation, "answer"),
+        Format("prompt", lambda f: "prompt" in f or "question" in f, _prompt_alone, "question"),
         Format("text", _has("text"), _plain_text, "text"),
     )
 }

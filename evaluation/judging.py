@@ -168,7 +168,7 @@ class RubricJudge:
         sampling = Sampling(_VERDICT_TOKENS, temperature=0.0 if attempt == 0 else 0.7, seed=self._seed + attempt)
         asked = Task("rubric", [], ())
         prompts = {
-            str(number): opening(asked, _as_item(number, question), self._subject)
+            str(number): opening(asked, as_item(number, question), self._subject)
             for number, question in enumerate(questions)
         }
         writer = Writer(self._subject, sampling)
@@ -177,7 +177,8 @@ class RubricJudge:
         return [found[str(number)] for number in range(len(questions))]
 
 
-def _as_item(number: int, question: str) -> Item:
+def as_item(number: int, question: str) -> Item:
+    """A judge's question as an item."""
     record = Record({}, Path("rubric"), number + 1)
     return Item(str(number), record, "", prompt=[turn("user", question)], plain=question + "\n")
 

@@ -25,8 +25,8 @@ ANSWERS = "answers.jsonl"
 class KeptAnswers:
     """The answers in a folder. What is added is on the disk before it counts."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ANSWERS
+    def __init__(self, folder: Path, name: str = ANSWERS) -> None:
+        self.path = folder / name
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._others = 0
         self._read()
@@ -68,13 +68,21 @@ class KeptAnswers:
                 _READ[row["part"]](row, found)
         return found
 
+    def rows(self, of: str) -> list[dict[str, Any]]:
+        """The lines that were there of a digest, as they are."""
+        return list(self._rows.get(of, []))
+
     def values(self, of: str) -> dict[tuple[str, int], float]:
         """The numbers that a judge or a function gave."""
         return {(row["id"], row["sample"]): row["value"] for row in self._rows.get(of, []) if row["part"] == "value"}
 
     def add(self, of: str, names: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
         """Append answers, `names` being model and task. Raises RunError when the disk refuses."""
-        text = "".join(_line({**names, **row, "of": of}) for row in rows)
+        self.add_rows({**names, **row, "of": of} for row in rows)
+
+    def add_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append lines, each with its digest in `of`. Raises RunError when the disk refuses."""
+        text = "".join(map(_line, rows))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:

@@ -33,6 +33,7 @@ COMMANDS = {
     "tune": "Search for the values of a recipe's keys (extra `search`).",
     "pipeline": "Named steps that start from each other, each done once.",
     "evaluate": "How good runs and models are, on questions of one's own: figures with intervals.",
+    "compare": "Which of several models answers better, judged pair by pair.",
     "report": "Curves and tables of runs that are there.",
     "privacy": "What runs have told of any one record or patient: ε, δ and what they rest on.",
     "export": "Write a result as an adapter or a merged model.",

@@ -258,11 +258,11 @@ def _check_columns(tasks: list[Task], by: list[str]) -> None:
             raise InputError(f"--by {column}: no item has anything there; there are {', '.join(known)}")
 
 
-def _folder(model: str, tasks: list[Task]) -> Path:
+def _folder(model: str, tasks: list[Task], kind: str = "evaluations") -> Path:
     place = Path(model)
     beside = place.parent if (place / "recipe.yaml").is_file() else Path()
     names = "-".join(task.name.replace("/", "_") for task in tasks)
-    return beside / "evaluations" / f"{place.name or 'model'}-{names}"
+    return beside / kind / f"{place.name or 'model'}-{names}"
 
 
 @contextmanager

@@ -162,6 +162,7 @@ def serving(desk: Desk, port: int = 0) -> Iterator[PeopleServer]:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
+        listening.listen()  # whoever opens a link waits until it is answered
     except (OSError, OverflowError) as error:
         listening.close()
         raise InputError(f"--port {port}: cannot be listened on: {error}; leave it out for a free one") from None

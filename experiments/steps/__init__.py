@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from experiments.steps.compare_step import CompareStep
 from experiments.steps.evaluate_step import EvaluateStep
 from experiments.steps.export_step import ExportStep
 from experiments.steps.merge_step import MergeStep
@@ -10,6 +11,6 @@ from experiments.steps.step import Step
 from experiments.steps.tune_step import TuneStep
 
 STEP_KINDS: dict[str, type[Step]] = {
-    kind.KEY: kind for kind in (RecipeStep, TuneStep, EvaluateStep, ExportStep, MergeStep)
+    kind.KEY: kind for kind in (RecipeStep, TuneStep, EvaluateStep, CompareStep, ExportStep, MergeStep)
 }
 """By the key that a step of the kind has."""

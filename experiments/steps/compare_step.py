@@ -1,0 +1,159 @@
+"""A step that compares models pair by pair, as `fedloom compare` does; its pairs may be a later step's records.
+
+`data: {train: ${NAME}/preferences.jsonl}`. People judge in no pipeline: it would wait for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core_training import __version__
+from core_training.foundation.bounded_reading import ForeignTextError, read_json, shortened
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError
+from core_training.foundation.hub_models import find_model
+from core_training.foundation.strict_json import strict_json
+from core_training.recipe.reading import load_recipe
+from experiments.digests import Digester, digest_of
+from experiments.documents import beside, check_keys, whole_at
+from experiments.running import OnProgress
+from experiments.steps.step import Step, set_aside
+
+if TYPE_CHECKING:
+    from evaluation.items import Sampling, Task
+
+_RESULTS = "results.json"
+_FIRST = ("win_rate", "wins", "losses", "ties", "unjudged", "rating")
+_ALL = ("position_bias", "tie_share")
+_OF_A_MODEL = ("rating", "low", "high", "wins", "losses", "ties", "unjudged", "win_rate", "answer_tokens")
+
+
+class CompareStep(Step):
+    """`compare` (two models at least) `on` prompts by a `judge`, with the options of the command as keys.
+
+    Figures without a name in front are the first model's: `win_rate` (a tie is half), `rating`, `p` (the largest of its
+    pairs', by Holm). `models.NAME.rating` and so on are of the model in the folder of that name.
+    """
+
+    KEY, FIGURES = "compare", True
+    KEYS = ("on", "judge", "limit", "max_tokens", "temperature", "seed")
+
+    @property
+    def what(self) -> str:
+        return f"compare · {len(self._models)} models · {Path(self._judge).name}"
+
+    def check(self) -> None:
+        if len(self._models) < 2:
+            raise InputError(f"{self.place}compare: name two models at least, such as [${{ppo}}, ${{sft}}]")
+        if twice := next((name for name in self._models if self._models.count(name) > 1), None):
+            raise InputError(f"{self.place}compare: {twice} is named twice; a model is compared with others")
+        if not isinstance(self.settings.get("on"), str) or not self.settings["on"]:
+            raise InputError(f"{self.place}on: name a file of prompts, not {shortened(self.settings.get('on'))}")
+        self._check_judge()
+        for key, default, least in (("limit", 1, 1), ("max_tokens", 256, 1), ("seed", 0, 0)):
+            whole_at(self.settings, key, default, self.place, least)
+        warmth = self.settings.get("temperature", 0.0)
+        if isinstance(warmth, bool) or not isinstance(warmth, int | float) or not 0 <= warmth < 100:
+            raise InputError(f"{self.place}temperature: give a number from 0 up, not {shortened(warmth)}")
+
+    def _check_judge(self) -> None:
+        judge = self.settings.get("judge")
+        if judge == "people":
+            raise InputError(
+                f"{self.place}judge: people would keep the pipeline waiting; they judge with `fedloom compare`"
+            )
+        if not isinstance(judge, str) or ":" not in judge:
+            forms = "reward:RUN, model:RUN|MODEL, FILE.py:function or module:function"
+            raise InputError(f"{self.place}judge: name {forms}, not {shortened(judge)}")
+
+    def check_figure(self, name: str, place: str) -> None:
+        of_models = [f"models.{Path(model).name}.{key}" for model in self._models for key in _OF_A_MODEL]
+        check_keys({name: None}, [*_FIRST, "p", *_ALL, *of_models], f"{place}: ")
+
+    def digest(self, digester: Digester) -> str:
+        named = [*self._models, self._on, self._judge]
+        read = [digester.of_place(place) for name in named for place in _here(name)]
+        return digest_of([self.KEY, __version__, dict(self.settings), read])
+
+    def run(self, on_progress: OnProgress, *, resume: bool) -> None:
+        import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
+        from evaluation.contest import check_judge, load_contest, load_pair_judge, settle
+        from evaluation.pair_judges import judge_name
+        from evaluation.running import Settings
+
+        def advance(doing: str, done: int, total: int) -> None:
+            on_progress(done, total, doing)
+
+        judge = judge_name(self._judge)
+        check_judge(judge)
+        if not resume:
+            set_aside(self.folder)
+        contest = load_contest(self._models, self._task(), judge, Settings(self._sampling()), self.folder, advance)
+        contest.judge_all(load_pair_judge(contest), advance)
+        commit_file(self.folder / _RESULTS, (strict_json(settle(contest).document, indent=2) + "\n").encode())
+
+    @property
+    def is_there(self) -> bool:
+        return (self.folder / _RESULTS).is_file()
+
+    def summary(self) -> dict[str, Any]:
+        try:
+            document = read_json(self.folder / _RESULTS)
+        except (OSError, ForeignTextError):
+            return {}
+        return _figures(document) if isinstance(document, dict) else {}
+
+    @property
+    def _models(self) -> list[str]:
+        value = self.settings["compare"]
+        if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+            raise InputError(f"{self.place}compare: a list of models, such as [${{ppo}}, ${{sft}}]")
+        return list(value)
+
+    @property
+    def _on(self) -> str:
+        return str(beside(self.settings["on"], self.home))
+
+    @property
+    def _judge(self) -> str:
+        """The judge's name; a function's file is beside the pipeline's."""
+        judge = str(self.settings["judge"])
+        file, _, function = judge.rpartition(":")
+        return f"{beside(file, self.home)}:{function}" if file.endswith(".py") else judge
+
+    def _task(self) -> Task:
+        from evaluation.tasks import Wanted, load_task
+
+        run = next((Path(name) for name in self._models if (Path(name) / "recipe.yaml").is_file()), None)
+        columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
+        wanted = Wanted(("ended", "answer_tokens"), run=run, columns=columns, limit=self.settings.get("limit"))
+        return load_task(self._on, wanted)
+
+    def _sampling(self) -> Sampling:
+        from evaluation.items import Sampling
+
+        given = self.settings
+        return Sampling(given.get("max_tokens", 256), given.get("temperature", 0.0), 1, given.get("seed", 0))
+
+
+def _figures(document: Mapping[str, Any]) -> dict[str, Any]:
+    models = document["models"]
+    first = models[0]
+    ps = [one["p_holm"] for one in document["pairs"] if first["model"] in (one["model"], one["against"])]
+    return {
+        **{key: first[key] for key in _FIRST},
+        "p": max((p for p in ps if p is not None), default=None),
+        **{key: document[key] for key in _ALL},
+        "models": {Path(one["model"]).name: {key: one[key] for key in _OF_A_MODEL} for one in models},
+    }
+
+
+def _here(name: str) -> list[Path]:
+    """What a name stands for on this machine: a file, a folder, a model of the hub's cache, a function's file."""
+    for text in (name, name.rpartition(":")[0], name.partition(":")[2]):
+        if text and Path(text).exists():
+            return [Path(text)]
+    found = find_model(name.partition(":")[2] or name)
+    return [] if found is None else [found]

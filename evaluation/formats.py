@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from core_training.data.formats import column_sets, read_values
 from core_training.data.records import Record, data_files, read_records
-from core_training.data.turns import prompt_of, turn
+from core_training.data.turns import prompt_of, tools_of, turn
 from core_training.foundation.bounded_reading import ForeignTextError, check_depth, read_json, reason_of, shortened
 from core_training.foundation.errors import InputError
 from core_training.parts.data_kinds.values import Conversation, Messages, Text
@@ -339,9 +339,11 @@ def _prompt_alone(record: Record, reading: Reading) -> Draft:
     name = "prompt" if "prompt" in record.fields else "question"
     try:
         prompt = prompt_of(name, record.fields[name])
+        tools = tools_of(found) if (found := record.fields.get("tools")) else None
     except ValueError as error:
         raise InputError(f"{record.place}: {error}") from None
-    return Draft(Item(**common_parts(record, reading, (name, *_ANSWERS)), prompt=prompt, plain=_as_text(prompt)))
+    parts = common_parts(record, reading, (name, "tools", *_ANSWERS))
+    return Draft(Item(**parts, prompt=prompt, plain=_as_text(prompt), tools=tools))
 
 
 def _plain_text(record: Record, reading: Reading) -> Draft:

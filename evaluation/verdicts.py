@@ -94,6 +94,8 @@ def preferences(pairs: Iterable[tuple[Shown, Outcome]]) -> tuple[list[dict[str, 
             continue
         better, worse = shown.texts if one.share == 1.0 else shown.texts[::-1]
         fields = {"prompt": _prompt(shown), "chosen": better, "rejected": worse, "margin": one.margin}
+        if shown.item.tools:
+            fields["tools"] = shown.item.tools
         try:
             read_values(Record(fields, Path(PREFERENCES), len(found) + 1), "dpo", {})
         except InputError:
@@ -108,7 +110,12 @@ def _prompt(shown: Shown) -> Any:
     turns = shown.item.prompt
     if not turns:
         return shown.item.plain
-    alone = len(turns) == 1 and turns[0].keys() == {"role", "content"} and turns[0]["role"] == "user"
+    alone = (
+        not shown.item.tools
+        and len(turns) == 1
+        and turns[0].keys() == {"role", "content"}
+        and turns[0]["role"] == "user"
+    )
     return turns[0]["content"] if alone else turns
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from core_training.data.records import Record
 from evaluation.agreement import agreement, cohen, fleiss
+from evaluation.formats import Reading, items_of
 from evaluation.items import Item
 from evaluation.pair_judges import FunctionJudge, judge_name, takes_pairs, winner_in
 from evaluation.pairwise import (
@@ -264,6 +265,20 @@ def test_looks_are_there_again_and_a_line_that_was_cut_is_gone(tmp_path):
     assert KeptLooks(tmp_path).of(one, "another judge") == {}
     assert KeptLooks(tmp_path).of(shown(texts=("yes", "changed")), "people") == {}
     assert KeptLooks(tmp_path).of(one.turned, "people") == {}
+
+
+def test_turns_and_tools_of_a_prompt_come_into_its_preference():
+    record = {
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}],
+        "tools": [{"type": "function", "function": {"name": "ward", "parameters": {"type": "object"}}}],
+        "chosen": "another",
+        "rejected": "one",
+    }
+    (item,) = items_of([Record(record, Path("pairs.jsonl"), 1)], "pairs.jsonl", Reading()).items
+    one = Shown(item, "A", "B", ("There.", "Nowhere."))
+    (found,), unreadable = preferences([(one, Outcome(item.id, "A", "B", 1.0, 1.0))])
+    assert found == {**record, "chosen": "There.", "rejected": "Nowhere.", "margin": 1.0}
+    assert unreadable == 0
 
 
 def test_preferences_are_the_pairs_with_a_winner_that_a_stage_can_read():

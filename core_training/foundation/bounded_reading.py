@@ -204,6 +204,8 @@ class BoundedLoader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool":  # `on: FILE` is a key, whatever YAML 1.1 says
+                key.tag = "tag:yaml.org,2002:str"
             # Only texts are hashed with a secret of the process: numbers can be chosen so that all collide.
             if key.tag not in _KEY_TAGS:
                 problem = "a key that is no text; put it in quotes"

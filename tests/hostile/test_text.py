@@ -143,6 +143,10 @@ def test_all_yaml_is_read_by_one_reader(tmp_path: Path, name: str) -> None:
         refused(lambda read=read: read(tmp_path), InputError)  # type: ignore[misc]
 
 
+def test_a_key_that_yaml_takes_for_a_truth_value_is_its_text() -> None:
+    assert parse_yaml("on: questions.jsonl\nno: {off: on}") == {"on": "questions.jsonl", "no": {"off": True}}
+
+
 def test_no_key_of_yaml_is_a_number_that_collides_with_others() -> None:
     text = "\n".join(f"{number * (2**61 - 1)}: a" for number in range(1, 20_000))
     assert "quotes" in refused(lambda: parse_yaml(text), ForeignTextError)

@@ -18,9 +18,11 @@ import core_training.foundation.environment  # noqa: F401 - before Flower is imp
 from core_training.foundation import background
 from core_training.foundation.errors import RunError
 from core_training.foundation.kept_processes import log_of
+from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from flower_transport.operator import NoAnswer
 from server import superexec
+from server.evaluation_requests import Request, ask_for, is_pending
 from server.federation import Federation, open_federation
 from server.superexec import SuperExec
 from tests.server.processes import kill
@@ -146,6 +148,22 @@ def test_a_run_that_is_finished_is_wanted_no_longer(federation: Federation) -> N
     executor = Started(federation, SLEEP)
     executor.tend()
     assert executor.starts == 0
+
+
+def test_a_finished_run_is_taken_up_for_a_question_and_let_go_where_its_processes_die(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superexec, "_BACK_OFF_SECONDS", (0.0, 0.0))
+    run = federation.runs / "monday"
+    (run / "summary.json").write_text('{"status": "completed"}')
+    ask_for(run, Request(data="ward", metrics=["loss"]))
+    executor = Started(federation, DIE)
+    executor.tend()
+    assert executor.starts == 3
+    assert not is_pending(run, "ward")
+    assert failures(federation) == [], "the run is as it was"
+    (failed,) = RunFolder(run).events(events.EvaluationFailed)
+    assert failed.reason.startswith("its process ended with code 3, 3 times")
 
 
 def test_whoever_takes_the_place_of_a_dead_superexec_starts_no_second_process_for_a_run(federation: Federation) -> None:

@@ -214,7 +214,7 @@ class ResultJudge:
         return sorted((self._run.path / FOLDER).glob("*/sums.json"))
 
     def _folder(self, key: str) -> Path:
-        return self._run.path / FOLDER / key[:16]
+        return self._run.path / FOLDER / key[:32]
 
     def _file(self, key: str) -> Path:
         return self._folder(key) / "sums.json"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.site_config import load_site_config
+from client.site_config import load_site_config, parse_site_config
 from core_training.foundation.errors import InputError
 from core_training.parts.stages.rollout import Rollout
 from core_training.recipe.reading import parse_recipe
@@ -197,3 +197,16 @@ def test_a_sites_data_may_be_a_name_on_the_hub(site):
     assert config.data["published"] == ["org/notes"]
     (site / "org" / "notes").mkdir(parents=True)
     assert load_site_config(site).data["published"] == [str(site / "org" / "notes")]
+
+
+def test_what_a_site_tells_of_evaluations_is_little_unless_it_says_more() -> None:
+    told = parse_site_config({"name": "north"}, "site.yaml").evaluation
+    assert (told.most, told.least_items, told.tell_own_figures, told.despite_differential_privacy) == (
+        8,
+        10,
+        False,
+        False,
+    )
+    assert parse_site_config({"name": "north", "evaluation": {"most": 0}}, "site.yaml").evaluation.most == 0
+    with pytest.raises(InputError, match=r"evaluation\.most"):
+        parse_site_config({"name": "north", "evaluation": {"most": -1}}, "site.yaml")

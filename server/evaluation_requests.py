@@ -51,9 +51,8 @@ def folder_of(run: Path, data: str) -> Path:
 
 
 def ask_for(run: Path, request: Request) -> Path:
-    """Note a request; figures of the same name that are there are those of an earlier one. Returns its folder."""
+    """Note a request; figures of an earlier one stay until there are others. Returns its folder."""
     folder = folder_of(run, request.data)
-    (folder / RESULTS).unlink(missing_ok=True)
     commit_file(folder / _WANTED, request.model_dump_json().encode())
     return folder
 
@@ -81,13 +80,13 @@ def give_up(run: Path, request: Request, reason: str) -> None:
     (folder_of(run, request.data) / _WANTED).unlink(missing_ok=True)
 
 
-def results(run: Path, data: str) -> dict[str, Any] | None:
-    """The figures; None where there are none."""
+def results(run: Path, request: Request) -> dict[str, Any] | None:
+    """The figures that answer a request; None where there are none, or another's."""
     try:
-        document: dict[str, Any] = parse_json((folder_of(run, data) / RESULTS).read_bytes())
+        document: dict[str, Any] = parse_json((folder_of(run, request.data) / RESULTS).read_bytes())
     except FileNotFoundError:
         return None
-    return document
+    return document if document["request"] == request.model_dump() else None
 
 
 def forget_all(run: Path) -> None:

@@ -12,6 +12,7 @@ from fedloom.foreground import attended
 from fedloom.options import Json, Overrides, Quiet, RecipePath, print_answer
 
 if TYPE_CHECKING:
+    from server.evaluation_requests import Request
     from server.federation import Federation
     from server.run_progress import RunProgress
     from server.server_status import ServerStatus
@@ -283,7 +284,7 @@ def evaluate(
     place = evaluate_run(federation, run_id, request)
     said = f"the evaluation is not waited for any more and goes on; its figures will be in {place / RESULTS}"
     with saying(lambda: said), ticking(f"{run_id}: {on}", "evaluation", quiet=quiet or as_json):
-        document = _await_figures(federation, run_id, request.data)
+        document = _await_figures(federation, run_id, request)
     result = document["results"][0]
     for site, reason in result["missing"].items():
         stderr.print(printable(f"{site} is not in it: {reason}"), soft_wrap=True)
@@ -298,7 +299,7 @@ def _listed(names: list[str] | None) -> list[str]:
     return [name for one in names or [] for part in one.split(",") if (name := part.strip())]
 
 
-def _await_figures(federation: Federation, run_id: str, data: str) -> dict[str, Any]:
+def _await_figures(federation: Federation, run_id: str, request: Request) -> dict[str, Any]:
     """The figures of a request, once they are there. Raises RunError where the sites could give none."""
     import time
 
@@ -308,7 +309,7 @@ def _await_figures(federation: Federation, run_id: str, data: str) -> dict[str, 
     from server.deployment import is_worked_on
     from server.evaluation_requests import is_pending, results
 
-    run = federation.run_folder(run_id)
+    run, data = federation.run_folder(run_id), request.data
     abandoned = time.monotonic() + _TAKEN_UP_WITHIN
     while is_pending(run, data):
         if is_worked_on(federation, run_id):
@@ -318,7 +319,7 @@ def _await_figures(federation: Federation, run_id: str, data: str) -> dict[str, 
                 f"nobody works on run {run_id}; `fedloom server start --folder {federation.folder}` goes on with it"
             )
         time.sleep(0.2)
-    if (document := results(run, data)) is None:
+    if (document := results(run, request)) is None:
         failed = [one.reason for one in RunFolder(run).events(events.EvaluationFailed) if one.data == data]
         raise RunError(f"run {run_id} could not be evaluated on '{data}': {failed[-1] if failed else 'no reason told'}")
     return document

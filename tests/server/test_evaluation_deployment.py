@@ -99,7 +99,7 @@ def test_sites_judge_a_run_that_has_ended_and_the_server_sees_their_sum(finished
     assert "no data set 'ward'" in result["missing"]["west"]
     assert result["metrics"]["loss"]["value"] == pytest.approx(pooled["metrics"]["loss"]["value"], abs=1e-6)
     assert result["metrics"]["token_accuracy"]["value"] == pooled["metrics"]["token_accuracy"]["value"]
-    assert results(federation.runs / run_id, "ward") == document
+    assert results(federation.runs / run_id, Request(data="ward", metrics=["loss", "token_accuracy"])) == document
     wait_for(lambda: not federation.is_wanted(run_id))
     refused = CliRunner().invoke(app, [*words, "--metrics", "regex:x", "--folder", str(federation.folder)])
     assert isinstance(refused.exception, InputError)
@@ -110,14 +110,15 @@ def test_a_killed_server_and_a_killed_site_go_on_with_an_evaluation(finished: tu
     federation: Federation = open_federation(folder / "federation")
     run = federation.runs / run_id
     stop_site(folder / "west")  # so that there is somebody to wait for
-    evaluate_run(federation, run_id, Request(data="all", metrics=["loss", "token_accuracy"]))
+    request = Request(data="all", metrics=["loss", "token_accuracy"])
+    evaluate_run(federation, run_id, request)
     north = RunFolder(folder / "north" / "runs" / run_id)
     wait_for(lambda: any(event.data == "all" for event in north.events(events.ResultJudged)), within=120)
     kill(federation.run_lock(run_id))
     kill(lock_of(folder / "south", "worker"))
     start_site(folder / "west")
     wait_for(lambda: not is_pending(run, "all"), within=200)
-    found = results(run, "all")
+    found = results(run, request)
     assert found is not None, list(RunFolder(run).events(events.EvaluationFailed))
     result = found["results"][0]
     assert result["sites"] == list(NAMES)

@@ -98,7 +98,7 @@ class Sites:
         participants = Participants(lambda: nodes, lambda _: identities_of(NAMES), in_process=True)
         evaluate_pending(grid, RunFolder(self.folder), participants)
         assert not is_pending(self.folder, request.data)
-        found = results(self.folder, request.data)
+        found = results(self.folder, request)
         return None if found is None else found["results"][0]
 
     def reason(self) -> str:
@@ -395,9 +395,11 @@ def test_a_site_answers_so_many_questions_and_masks_no_records_twice(
     assert "evaluation.most: this site answers 1 different evaluations of a run" in sites.reason()
     twice = {name: {**sets, "again": sets["choices"]} for name, sets in data.items()}
     masked = Sites(copied(judged["masked"][0], tmp_path / "masked"), twice)
+    assert masked.ask(ASKED) == judged["masked"][1]
     for request in (Request(data="choices", metrics=["perplexity"]), Request(data="again", metrics=["loss"])):
         assert masked.ask(request) is None
         assert "these records were judged in it before (as 'choices')" in masked.reason()
+    assert masked.ask(ASKED) == judged["masked"][1], "the first question has its answer still"
 
 
 def test_a_site_judges_the_result_that_it_saved_and_no_other(

@@ -38,7 +38,6 @@ from core_training.recipe.named_sites import check_named_sites
 from core_training.recipe.reading import load_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs.trackers import check_trackers
-from evaluation.federated import Plan
 from security.certificates import (
     AUTHORITY_CERTIFICATE,
     create_authority,
@@ -146,6 +145,8 @@ def evaluate_run(federation: Federation, run_id: str, request: Request) -> Path:
 
     Raises InputError for a run that has no result, what no site computes, and where the server is not running.
     """
+    from evaluation.federated import Plan  # NumPy takes a while to import
+
     folder = federation.run_folder(run_id)
     if not is_finished(folder):
         raise InputError(f"run {run_id} has no result yet; `fedloom server status` tells of it")

@@ -37,9 +37,8 @@ def all_kinds(kind: type[Event] = Event) -> set[type[Event]]:
 def made_up(annotation: str) -> Any:
     """A value of a field's type."""
     if "Mapping" in annotation:
-        return {"Mapping[str, float]": {"a": 1.5}, "Mapping[str, str]": {"a": "words"}}.get(
-            annotation, {"a": {"loss": 1.0}}
-        )
+        known = {"Mapping[str, float]": {"a": 1.5}, "Mapping[str, str]": {"a": "words"}, "Mapping[str, int]": {"a": 1}}
+        return known.get(annotation, {"a": {"loss": 1.0}})
     return ["a"] if "Sequence" in annotation else {"i": 1, "f": 1.5, "b": True}.get(annotation[0], "words")
 
 

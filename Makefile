@@ -58,11 +58,11 @@ trackers: $(TRACKERS:%=$(VENV)/trackers/%/.installed) ## The tests of trackers b
 	done
 
 evidently: $(VENV)/.installed-all ## The tests of evaluations beside the real Evidently, in its own environment (1 GB)
-	$(BIN)/python -m evaluation.environments evidently
+	$(BIN)/python -m evaluation.bridges.environments evidently
 	BRIDGES_REQUIRED=1 $(BIN)/python -m pytest -n 0 -k evidently tests/evaluation tests/fedloom/test_evaluation_bridges.py
 
 promptfoo: $(VENV)/.installed-all ## The tests of evaluations beside the real promptfoo, in its own environment (500 MB)
-	$(BIN)/python -m evaluation.environments promptfoo
+	$(BIN)/python -m evaluation.bridges.environments promptfoo
 	BRIDGES_REQUIRED=1 $(BIN)/python -m pytest -n 0 -k promptfoo tests/evaluation tests/fedloom/test_evaluation_bridges.py
 
 bench: $(VENV)/.installed-all ## The figures in docs/results.md

@@ -27,7 +27,7 @@ from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
-from evaluation.federated import Plan, to_integers
+from evaluation.federated.site_sums import Plan, to_integers
 from strategies.codec_of_round import NO_VALUES, sums_codec
 from strategies.messages import MaskedSums, SecureOrder, SecureReply, SumsOrder, SumsReply
 
@@ -169,7 +169,7 @@ class ResultJudge:
         return asked
 
     def _compute(self, order: SumsOrder, asked: _Asked) -> tuple[list[int], int]:
-        from evaluation.at_a_site import AtSite, judged
+        from evaluation.federated.at_a_site import AtSite, judged
 
         self._make_room()
         plan, secret = self._plan(order), self._enrolment.rounding_secret

@@ -76,8 +76,8 @@ class Sampling:
 class Task:
     """Items, and what is to be measured on them.
 
-    `metrics` are names of `evaluation.metrics`; `chat` says whether prompts go through the chat template (None: where
-    the model has one). `notes` are what a person should know of how the file was read.
+    `metrics` are names of `evaluation.figures.metrics`; `chat` says whether prompts go through the chat template (None:
+    where the model has one). `notes` are what a person should know of how the file was read.
     """
 
     name: str

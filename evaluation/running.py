@@ -12,16 +12,14 @@ from typing import Any
 from core_training.data.examples import Example
 from core_training.foundation.errors import InputError
 from core_training.recipe.reading import load_recipe
-from evaluation.comparisons import Comparison, compared
-from evaluation.items import Answers, Item, Measured, Sampling, Task
-from evaluation.judging import (
+from evaluation.answers.judging import (
     RewardModel,
     RubricJudge,
     function_digest,
     load_own,
     own_values,
 )
-from evaluation.kept_answers import (
+from evaluation.answers.kept_answers import (
     KeptAnswers,
     digest_words,
     judged_row,
@@ -30,15 +28,17 @@ from evaluation.kept_answers import (
     value_row,
     written_row,
 )
-from evaluation.measuring import loss_examples, measured
-from evaluation.metrics import REWARD, Part, is_own, metric
-from evaluation.overlap import Overlap
-from evaluation.prompts import continued, opening
-from evaluation.results import Grouping, Result, result_of
-from evaluation.run_records import trained_records
-from evaluation.scoring import Scorer
-from evaluation.subjects import Subject, load_subject, run_of
-from evaluation.writing import Writer
+from evaluation.answers.measuring import loss_examples, measured
+from evaluation.answers.prompts import continued, opening
+from evaluation.answers.scoring import Scorer
+from evaluation.answers.subjects import Subject, load_subject, run_of
+from evaluation.answers.writing import Writer
+from evaluation.figures.comparisons import Comparison, compared
+from evaluation.figures.metrics import REWARD, Part, is_own, metric
+from evaluation.figures.results import Grouping, Result, result_of
+from evaluation.items import Answers, Item, Measured, Sampling, Task
+from evaluation.tasks.overlap import Overlap
+from evaluation.tasks.run_records import trained_records
 
 OnProgress = Callable[[str, int, int], None]
 """Told what is being done, how many items of it are done, and of how many."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from core_training.foundation.durable import commit_file
-from evaluation.contest import Compared
-from evaluation.pairwise import Outcome, Shown
+from evaluation.pairs.contest import Compared
+from evaluation.pairs.pairwise import Outcome, Shown
 from fedloom.page import image, page, table
 from fedloom.pictures import COLOURS, new_figure
 

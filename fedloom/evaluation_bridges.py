@@ -12,10 +12,10 @@ from core_training.foundation.durable import new_folder
 from core_training.foundation.errors import InputError
 
 if TYPE_CHECKING:
-    from evaluation.evidently_results import EvidentlyResults
+    from evaluation.bridges.evidently_results import EvidentlyResults
+    from evaluation.bridges.promptfoo_results import PromptfooResults
+    from evaluation.bridges.promptfoo_suite import Check
     from evaluation.items import Task
-    from evaluation.promptfoo_results import PromptfooResults
-    from evaluation.promptfoo_suite import Check
 
 Say = Callable[[str], None]
 
@@ -68,8 +68,8 @@ class Asked:
     def _evidently_ready(self, others: Sequence[str], say: Say) -> Asked:
         if self.evidently is None:
             return self
-        from evaluation.evidently import ENVIRONMENT, check_tests
-        from evaluation.named_tests import parse_test
+        from evaluation.bridges.evidently import ENVIRONMENT, check_tests
+        from evaluation.bridges.named_tests import parse_test
 
         check_tests([parse_test(text) for text in self.tests], has_reference=bool(others))
         return replace(self, evidently_environment=ENVIRONMENT.ready(self.evidently_environment, say))
@@ -77,7 +77,7 @@ class Asked:
     def _promptfoo_ready(self, names: Sequence[str], tasks: Sequence[Task], say: Say) -> Asked:
         if self.promptfoo is None:
             return self
-        from evaluation.promptfoo import ENVIRONMENT
+        from evaluation.bridges.promptfoo import ENVIRONMENT
 
         if twice := next((name for name in names if list(names).count(name) > 1), None):
             raise InputError(f"{PROMPTFOO}: {twice} is named twice")
@@ -87,7 +87,7 @@ class Asked:
 
     def _checks_of(self, task: Task) -> list[Check]:
         """The checks that were named, or those that stand for the task's metrics."""
-        from evaluation.promptfoo_suite import parse_check
+        from evaluation.bridges.promptfoo_suite import parse_check
 
         texts = self.checks or tuple(
             _CHECK_OF.get(name, name)
@@ -125,9 +125,9 @@ def bridged(
 
 
 def _from_evidently(asked: Asked, model: str, other: str | None, task: Task, folder: Path, place: Path) -> Bridged:
-    from evaluation.answer_rows import read_answers
-    from evaluation.evidently import write_report
-    from evaluation.named_tests import parse_test
+    from evaluation.bridges.answer_rows import read_answers
+    from evaluation.bridges.evidently import write_report
+    from evaluation.bridges.named_tests import parse_test
 
     results = write_report(
         place,
@@ -155,9 +155,9 @@ def _said_of(model: str, task: Task, results: EvidentlyResults, place: Path) -> 
 
 
 def _from_promptfoo(asked: Asked, names: Sequence[str], task: Task, folder: Path, place: Path) -> Bridged:
-    from evaluation.answer_rows import read_answers
-    from evaluation.promptfoo import write_report
-    from evaluation.promptfoo_suite import Contestant
+    from evaluation.bridges.answer_rows import read_answers
+    from evaluation.bridges.promptfoo import write_report
+    from evaluation.bridges.promptfoo_suite import Contestant
 
     kept = {name: read_answers(folder, name, task.name) for name in names}
     contestants = [Contestant(name, rows) for name, rows in kept.items()]
@@ -183,7 +183,7 @@ def _told_by(task: Task, results: PromptfooResults, place: Path) -> Iterator[str
 
 
 def _check_tasks(option: str, tasks: Sequence[Task]) -> None:
-    from evaluation.metrics import Part, metric
+    from evaluation.figures.metrics import Part, metric
 
     for task in tasks:
         if not {metric(name).part for name in task.metrics} - {Part.LOSS}:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from core_training.foundation.durable import commit_file
-from evaluation.examples import Example, worst_and_best
-from evaluation.gates import Verdict
-from evaluation.results import Result
+from evaluation.figures.examples import Example, worst_and_best
+from evaluation.figures.gates import Verdict
+from evaluation.figures.results import Result
 from evaluation.running import Evaluation
 from fedloom.page import image, page, table
 from fedloom.pictures import COLOURS, new_figure

@@ -145,7 +145,7 @@ def evaluate_run(federation: Federation, run_id: str, request: Request) -> Path:
 
     Raises InputError for a run that has no result, what no site computes, and where the server is not running.
     """
-    from evaluation.federated import Plan  # NumPy takes a while to import
+    from evaluation.federated.site_sums import Plan  # NumPy takes a while to import
 
     folder = federation.run_folder(run_id)
     if not is_finished(folder):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core_training.runs.events import SitesEvaluated
-from evaluation.federated import Plan, SiteFigures, is_worse, tables, told, value_of
+from evaluation.federated.site_sums import Plan, SiteFigures, is_worse, tables, told, value_of
 from server.evaluation_requests import Request
 
 

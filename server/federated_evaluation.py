@@ -20,7 +20,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
-from evaluation.federated import Plan, SiteFigures, from_integers
+from evaluation.federated.site_sums import Plan, SiteFigures, from_integers
 from flower_transport.grid import Grid
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from server.aggregation import Nodes

@@ -18,11 +18,11 @@ from benchmarks.figure import Figure
 from benchmarks.places import Places
 from core_training.data.records import Record, records_in
 from core_training.foundation.errors import InputError
+from evaluation.answers.prompts import Continued, continued, opening
+from evaluation.answers.scoring import Scorer
+from evaluation.answers.subjects import Subject, load_subject
+from evaluation.answers.writing import Writer
 from evaluation.items import Item, Sampling, Task
-from evaluation.prompts import Continued, continued, opening
-from evaluation.scoring import Scorer
-from evaluation.subjects import Subject, load_subject
-from evaluation.writing import Writer
 
 QUESTIONS = 60
 """As many as were measured with lm-evaluation-harness, of PubMedQA's length and number of choices."""

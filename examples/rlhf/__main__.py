@@ -21,11 +21,16 @@ SEED = 1
 
 
 def make(folder: Path = FOLDER, seed: int = SEED) -> None:
-    """Write `texts`, an untrained model, and for each hospital `answers`, `pairs` and `prompts`, below `folder`."""
+    """Write `texts`, an untrained model, for each hospital `answers`, `pairs` and `prompts`, and `questions`.
+
+    No hospital is taught the answers to the `questions`, which the finished models are compared on.
+    """
     world, source = invent(seed), random.Random(seed)
     texts = [as_text(_said(question, source)) for question in world.common]
     write_records(folder / "texts.jsonl.gz", ({"text": text} for text in texts))
     write_untrained(texts, folder / "untrained", seed)
+    asked = [question for hospital in world.hospitals for question in hospital.held_out]
+    write_records(folder / "questions.jsonl.gz", ({"prompt": question.prompt} for question in asked))
     for hospital in world.hospitals:
         name = f"{hospital.name}.jsonl.gz"
         said = [_said(question, source) for question in hospital.training]

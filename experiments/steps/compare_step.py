@@ -79,8 +79,8 @@ class CompareStep(Step):
 
     def run(self, on_progress: OnProgress, *, resume: bool) -> None:
         import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
-        from evaluation.contest import check_judge, load_contest, load_pair_judge, settle
-        from evaluation.pair_judges import judge_name
+        from evaluation.pairs.contest import check_judge, load_contest, load_pair_judge, settle
+        from evaluation.pairs.pair_judges import judge_name
         from evaluation.running import Settings
 
         def advance(doing: str, done: int, total: int) -> None:
@@ -124,7 +124,7 @@ class CompareStep(Step):
         return f"{beside(file, self.home)}:{function}" if file.endswith(".py") else judge
 
     def _task(self) -> Task:
-        from evaluation.tasks import Wanted, load_task
+        from evaluation.tasks.loading import Wanted, load_task
 
         run = next((Path(name) for name in self._models if (Path(name) / "recipe.yaml").is_file()), None)
         columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}

@@ -39,7 +39,7 @@ class EvaluateStep(Step):
         return f"evaluate · {', '.join(Path(one).stem for one in self._listed('on'))}"
 
     def check(self) -> None:
-        from evaluation.metrics import metric
+        from evaluation.figures.metrics import metric
 
         for key in ("evaluate", "on"):
             if not self._listed(key):
@@ -101,7 +101,7 @@ class EvaluateStep(Step):
         return [*self._listed("evaluate"), *self._listed("against")]
 
     def _tasks(self) -> list[Task]:
-        from evaluation.tasks import Wanted, load_task
+        from evaluation.tasks.loading import Wanted, load_task
 
         run = next((Path(name) for name in self._models if (Path(name) / "recipe.yaml").is_file()), None)
         columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}

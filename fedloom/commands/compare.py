@@ -15,7 +15,7 @@ from fedloom.console import console, results_only_on_stdout, stderr, ticking
 from fedloom.options import Base, Json, Quiet, Site
 
 if TYPE_CHECKING:
-    from evaluation.contest import Compared, Contest
+    from evaluation.pairs.contest import Compared, Contest
 
 app = typer.Typer()
 
@@ -86,9 +86,9 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare models on prompts: each pair judged in both orders, ratings with 95 % intervals, pairs to train on."""
-    from evaluation.contest import check_judge, check_models, load_contest, settle
     from evaluation.items import Sampling
-    from evaluation.pair_judges import PEOPLE, judge_name
+    from evaluation.pairs.contest import check_judge, check_models, load_contest, settle
+    from evaluation.pairs.pair_judges import PEOPLE, judge_name
     from evaluation.running import Settings
 
     who = judge_name(judge)
@@ -102,7 +102,7 @@ def compare(
     with results_only_on_stdout(), _progress(quiet=quiet) as on_progress:
         contest = load_contest(models, task, who, settings, folder, on_progress)
         if who.kind != PEOPLE:
-            from evaluation.contest import load_pair_judge
+            from evaluation.pairs.contest import load_pair_judge
 
             contest.judge_all(load_pair_judge(contest, base), on_progress)
     stopped = None
@@ -116,7 +116,7 @@ def compare(
 
 
 def _people(annotators: str) -> list[str]:
-    from evaluation.people.desk import annotator_names
+    from evaluation.pairs.people.desk import annotator_names
 
     return annotator_names(annotators.split(","))
 
@@ -124,8 +124,8 @@ def _people(annotators: str) -> list[str]:
 def _ask_people(contest: Contest, names: list[str], port: int, *, both: bool, quiet: bool) -> Interrupted | None:
     """Serve the page until all is judged. A signal ends it before: what was judged is kept, and the error returned."""
     from core_training.foundation.stopping import number_of
-    from evaluation.people.desk import Desk
-    from evaluation.people.server import serving
+    from evaluation.pairs.people.desk import Desk
+    from evaluation.pairs.people.server import serving
 
     desk = Desk(contest, names, twice=both)
     if desk.is_done:

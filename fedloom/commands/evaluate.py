@@ -18,7 +18,7 @@ from fedloom.evaluation_bridges import Asked, Bridged, Loaded, bridged
 from fedloom.options import Base, Json, Quiet, Site
 
 if TYPE_CHECKING:
-    from evaluation.gates import Verdict
+    from evaluation.figures.gates import Verdict
     from evaluation.items import Task
     from evaluation.running import Evaluation
     from fedloom.console import Ticker
@@ -150,10 +150,10 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Evaluate runs and models: loss, multiple choice, answers in words, each figure with a 95 % interval."""
-    from evaluation.gates import junit as as_junit
-    from evaluation.gates import read_gates, tried
+    from evaluation.figures.gates import junit as as_junit
+    from evaluation.figures.gates import read_gates, tried
+    from evaluation.figures.results import Grouping
     from evaluation.items import Sampling
-    from evaluation.results import Grouping
     from evaluation.running import Settings
     from evaluation.running import evaluate as carry_out
 
@@ -236,7 +236,7 @@ def _metrics(listed: list[str]) -> tuple[str, ...]:
 
 def _tasks(on: list[str], models: list[str], metrics: tuple[str, ...], **more: Any) -> list[Task]:
     from core_training.recipe.reading import load_recipe
-    from evaluation.tasks import Wanted, load_task
+    from evaluation.tasks.loading import Wanted, load_task
 
     run = next((Path(name) for name in models if (Path(name) / "recipe.yaml").is_file()), None)
     columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
@@ -249,7 +249,7 @@ def _tasks(on: list[str], models: list[str], metrics: tuple[str, ...], **more: A
 
 
 def _check_columns(tasks: list[Task], by: list[str]) -> None:
-    from evaluation.results import value_of
+    from evaluation.figures.results import value_of
 
     items = [item for task in tasks for item in task.items]
     for column in by:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.own_environments import OwnEnvironment
+from evaluation.bridges.own_environments import OwnEnvironment
 
 RECORDED = Path(__file__).with_name("recorded")
 REQUIRED = "BRIDGES_REQUIRED"

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from core_training.data.records import Record
-from evaluation.answer_rows import AnswerRow
+from evaluation.bridges.answer_rows import AnswerRow
 from evaluation.items import Item
 
 _EXPECTED = [

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from core_training.foundation.errors import InputError
-from evaluation.answer_rows import AnswerRow, read_answers
+from evaluation.answers.kept_answers import KeptAnswers, measured_row, written_row
+from evaluation.bridges.answer_rows import AnswerRow, read_answers
 from evaluation.items import Written
-from evaluation.kept_answers import KeptAnswers, measured_row, written_row
 from tests.evaluation.bridge_rows import item
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.bradley_terry import MIDDLE, POINTS, is_finite, log_strengths, ratings
+from evaluation.pairs.bradley_terry import MIDDLE, POINTS, is_finite, log_strengths, ratings
 
 AMERICAN_LEAGUE_1987 = [
     [0, 7, 9, 7, 7, 9, 11],

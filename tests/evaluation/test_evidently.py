@@ -19,12 +19,12 @@ from statistics import fmean, stdev
 import pytest
 
 from core_training.foundation.errors import InputError, RunError
-from evaluation import evidently
-from evaluation.answer_rows import AnswerRow
-from evaluation.evidently_results import EvidentlyResults, read_results
-from evaluation.foreign_programs import fence
-from evaluation.named_tests import parse_test
-from evaluation.words import refuses
+from evaluation.bridges import evidently
+from evaluation.bridges.answer_rows import AnswerRow
+from evaluation.bridges.evidently_results import EvidentlyResults, read_results
+from evaluation.bridges.foreign_programs import fence
+from evaluation.bridges.named_tests import parse_test
+from evaluation.figures.words import refuses
 from tests.evaluation.bridge_environments import RECORD, RECORDED, environment
 from tests.evaluation.bridge_rows import (
     CANDIDATE,

@@ -10,7 +10,7 @@ import pytest
 
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
-from evaluation.federated import (
+from evaluation.federated.site_sums import (
     OFFERED,
     RESAMPLED_STEP,
     STEP,
@@ -22,8 +22,8 @@ from evaluation.federated import (
     to_integers,
     told,
 )
+from evaluation.figures.statistics import interval, ratio
 from evaluation.items import Answers, Item, Measured, Scored, Written
-from evaluation.statistics import interval, ratio
 
 LABELS = ("yes", "no", "maybe")
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from core_training.foundation.errors import RunError
-from evaluation.foreign_programs import Program, fence, last_words, run, run_alone
+from evaluation.bridges.foreign_programs import Program, fence, last_words, run, run_alone
 
 # A process that starts another, and neither ends by itself.
 _FOR_EVER = """

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from core_training.foundation.errors import InputError
-from evaluation.formats import read_items
-from evaluation.tasks import Wanted, load_task
+from evaluation.tasks.formats import read_items
+from evaluation.tasks.loading import Wanted, load_task
 from tests.evaluation.conftest import pubmedqa
 
 MEDMCQA = {"question": "Which ward?", "opa": "Heart", "opb": "Lung", "opc": "Skin", "opd": "Eye", "exp": "Fever."}

@@ -9,11 +9,11 @@ import pytest
 
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
-from evaluation.comparisons import compared
-from evaluation.gates import junit, read_gates, tried
+from evaluation.figures.comparisons import compared
+from evaluation.figures.gates import junit, read_gates, tried
+from evaluation.figures.results import Grouping, Result, result_of
+from evaluation.figures.statistics import holm, mcnemar
 from evaluation.items import Answers, Item, Scored, Task
-from evaluation.results import Grouping, Result, result_of
-from evaluation.statistics import holm, mcnemar
 
 
 def result(model: str, right: list[int]) -> Result:

@@ -12,11 +12,11 @@ from core_training.data.records import Record
 from core_training.foundation.errors import InputError
 from core_training.models.results import load_reward_model
 from core_training.stages.chat import answer_tokens
+from evaluation.answers.judging import ATTEMPTS, RewardModel, RubricJudge, load_own, own_values, verdict_in
+from evaluation.answers.subjects import Subject, load_subject
 from evaluation.items import Item, Task, Written
-from evaluation.judging import ATTEMPTS, RewardModel, RubricJudge, load_own, own_values, verdict_in
 from evaluation.running import Settings, evaluate
-from evaluation.subjects import Subject, load_subject
-from evaluation.tasks import Wanted, load_task
+from evaluation.tasks.loading import Wanted, load_task
 from tests import tiny
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
+from evaluation.figures.metrics import chosen, confidence, confusion, metric, rubric_points, scores
+from evaluation.figures.results import Grouping, hidden_cells, result_of
 from evaluation.items import Answers, Criterion, Item, Judged, Measured, Scored, Task, Written
-from evaluation.metrics import chosen, confidence, confusion, metric, rubric_points, scores
-from evaluation.results import Grouping, hidden_cells, result_of
 
 
 def item(name: str, gold: int = 0, choices: tuple[str, ...] = ("yes", "no"), **more) -> Item:

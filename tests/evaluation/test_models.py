@@ -11,14 +11,14 @@ import torch
 
 from core_training.engine.tokenising import is_held_out
 from core_training.models.endings import own_settings_aside
-from evaluation import scoring
+from evaluation.answers import scoring
+from evaluation.answers.prompts import Continued, continued, opening
+from evaluation.answers.scoring import Scorer
+from evaluation.answers.subjects import Subject, load_subject
+from evaluation.answers.writing import Writer
 from evaluation.items import Sampling, Task
-from evaluation.prompts import Continued, continued, opening
 from evaluation.running import Settings, evaluate
-from evaluation.scoring import Scorer
-from evaluation.subjects import Subject, load_subject
-from evaluation.tasks import Wanted, load_task
-from evaluation.writing import Writer
+from evaluation.tasks.loading import Wanted, load_task
 from tests import tiny
 from tests.families.building import make_family
 

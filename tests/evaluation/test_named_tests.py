@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_training.foundation.errors import InputError
-from evaluation.named_tests import COMPARISONS, NamedTest, parse_test
+from evaluation.bridges.named_tests import COMPARISONS, NamedTest, parse_test
 
 figures = st.sampled_from(["exact_match", "length.max", "drift.words", "regex:^a >= b$", "regex:<x>", "regex:p>=1 <="])
 numbers = st.floats(-1e6, 1e6).map(lambda number: float(f"{number:g}"))

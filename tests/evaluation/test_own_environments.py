@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core_training.foundation.errors import InputError, RunError
-from evaluation.own_environments import Maker, OwnEnvironment
+from evaluation.bridges.own_environments import Maker, OwnEnvironment
 
 _KILLED = """
 import os, signal, sys

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_training.data.records import Record
-from evaluation.agreement import agreement, cohen, fleiss
-from evaluation.formats import Reading, items_of
 from evaluation.items import Item
-from evaluation.pair_judges import FunctionJudge, judge_name, takes_pairs, winner_in
-from evaluation.pairwise import (
+from evaluation.pairs.agreement import agreement, cohen, fleiss
+from evaluation.pairs.pair_judges import FunctionJudge, judge_name, takes_pairs, winner_in
+from evaluation.pairs.pairwise import (
     Look,
     Outcome,
     Shown,
@@ -26,8 +25,9 @@ from evaluation.pairwise import (
     winners_length,
     wins_by_item,
 )
-from evaluation.people.assignment import shown_to
-from evaluation.verdicts import KeptLooks, preferences
+from evaluation.pairs.people.assignment import shown_to
+from evaluation.pairs.verdicts import KeptLooks, preferences
+from evaluation.tasks.formats import Reading, items_of
 
 FIRST, SECOND, TIE = Winner.FIRST, Winner.SECOND, Winner.TIE
 

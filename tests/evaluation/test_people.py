@@ -13,13 +13,13 @@ import httpx
 import pytest
 
 from core_training.data.records import Record
-from evaluation.contest import Contest
 from evaluation.items import Item, Task
-from evaluation.pair_judges import judge_name
-from evaluation.pairwise import Shown
-from evaluation.people.desk import Desk, annotator_names
-from evaluation.people.server import PeopleServer, serving
-from evaluation.verdicts import KeptLooks
+from evaluation.pairs.contest import Contest
+from evaluation.pairs.pair_judges import judge_name
+from evaluation.pairs.pairwise import Shown
+from evaluation.pairs.people.desk import Desk, annotator_names
+from evaluation.pairs.people.server import PeopleServer, serving
+from evaluation.pairs.verdicts import KeptLooks
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 

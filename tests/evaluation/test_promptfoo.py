@@ -22,12 +22,12 @@ import pytest
 import yaml
 
 from core_training.foundation.errors import InputError, RunError
-from evaluation import promptfoo
-from evaluation.answer_rows import AnswerRow
-from evaluation.foreign_programs import fence
-from evaluation.own_environments import PINS
-from evaluation.promptfoo_results import PromptfooResults, read_results
-from evaluation.promptfoo_suite import Check, Contestant, parse_check, suite_of
+from evaluation.bridges import promptfoo
+from evaluation.bridges.answer_rows import AnswerRow
+from evaluation.bridges.foreign_programs import fence
+from evaluation.bridges.own_environments import PINS
+from evaluation.bridges.promptfoo_results import PromptfooResults, read_results
+from evaluation.bridges.promptfoo_suite import Check, Contestant, parse_check, suite_of
 from tests.evaluation.bridge_environments import RECORD, RECORDED, environment
 from tests.evaluation.bridge_rows import CANDIDATE, REFERENCE, exact, matching
 
@@ -149,7 +149,7 @@ def test_a_model_in_process_answers_as_it_does_in_chat(
     home: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     from core_training.models.conversation import Conversation, Sampling
-    from evaluation.subjects import load_subject
+    from evaluation.answers.subjects import load_subject
 
     run = request.getfixturevalue("run")  # trained where there is somebody to ask it, and not before
     rows = [
@@ -251,8 +251,8 @@ def test_the_provider_gives_kept_answers_and_tells_which_are_not_there(tmp_path:
     ],
 )
 def test_an_own_function_is_called_as_evaluations_call_it(tmp_path: Path, code: str) -> None:
+    from evaluation.answers.judging import load_own, own_values
     from evaluation.items import Written
-    from evaluation.judging import load_own, own_values
     from tests.evaluation.bridge_rows import item
 
     (tmp_path / "own.py").write_text(code)

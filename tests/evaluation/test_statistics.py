@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.statistics import Sums, difference, holm, interval, mcnemar, mean, ratio, student_t
+from evaluation.figures.statistics import Sums, difference, holm, interval, mcnemar, mean, ratio, student_t
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import words
+from evaluation.figures import words
 
 
 def plain_common_length(one: list[str], other: list[str]) -> int:

@@ -32,6 +32,11 @@ def shortened(name: str) -> Path:
     """The example's pipeline with few steps, and gates that a model which learnt nothing passes."""
     document = load_mapping(EXAMPLE / name, "pipeline")
     for step in document["steps"].values():
+        if "compare" in step:
+            judge = str(step["judge"])
+            own = str(EXAMPLE / judge) if judge.startswith("careful") else judge
+            step |= {"judge": own, "max_tokens": 4, "limit": 6, "gates": {"win_rate": ">= 0"}}
+            continue
         recipe = step["recipe"].removesuffix(".yaml")
         step["recipe"] = str(EXAMPLE / step["recipe"])
         step["set"] = {**step.get("set", {}), **SHORT[recipe], "data.max_samples": 30}
@@ -60,7 +65,7 @@ def test_every_step_starts_from_those_before_it_and_alternatives_do_nothing_agai
     again = carry_out(load_pipeline(shortened("alternatives.yaml")), lambda _: nullcontext(lambda *_: None))
     assert again.ended_by is None
     done = [one.name for one in again.outcomes if one.status == "done"]
-    assert done == ["grpo", "dpo", "grpo-judged", "dpo-judged"]
+    assert done == ["grpo", "dpo", "grpo-judged", "dpo-judged", "all-of-them"]
 
 
 def test_the_true_reward_is_for_the_caution_alone() -> None:

@@ -10,8 +10,8 @@ import yaml
 
 from core_training.data.records import Record
 from evaluation.items import Item
-from evaluation.pair_judges import FunctionJudge, takes_pairs
-from evaluation.pairwise import Shown, Winner
+from evaluation.pairs.pair_judges import FunctionJudge, takes_pairs
+from evaluation.pairs.pairwise import Shown, Winner
 from experiments.pipeline import load_pipeline
 from tests.test_docs import ROOT, fenced
 
@@ -50,7 +50,7 @@ def test_the_pipeline_shown_is_one(folder: Path) -> None:
 
 
 def test_every_figure_in_the_table_is_in_the_results() -> None:
-    source = "".join((ROOT / "evaluation" / name).read_text() for name in ("contest.py", "pairwise.py"))
+    source = "".join((ROOT / "evaluation" / "pairs" / name).read_text() for name in ("contest.py", "pairwise.py"))
     table = PAGE.read_text().partition("| figure | is |")[2].partition("##")[0]
     names = [name for cell in re.findall(r"^\| (.+?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)]
     assert len(names) > 12

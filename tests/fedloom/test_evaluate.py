@@ -203,7 +203,8 @@ def test_a_model_that_is_nowhere_is_told(fedloom: Command, questions: Path, tmp_
 
 def test_reading_tasks_and_gates_loads_no_torch(environment: dict[str, str]) -> None:
     program = (
-        "import sys, evaluation.tasks, evaluation.gates, evaluation.results, fedloom.commands.evaluate;"
+        "import sys, evaluation.tasks.loading, evaluation.figures.gates, evaluation.figures.results;"
+        "import fedloom.commands.evaluate;"
         "print([name for name in ('torch', 'transformers', 'flwr') if name in sys.modules])"
     )
     told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from evaluation import evidently, promptfoo
+from evaluation.bridges import evidently, promptfoo
 from tests.evaluation.bridge_environments import environment
 from tests.fedloom.conftest import Command
 
@@ -126,7 +126,7 @@ def test_an_environment_that_is_none_is_told_by_its_option(evaluate: Callable[..
 
 
 def test_environments_are_made_by_name() -> None:
-    command = [sys.executable, "-m", "evaluation.environments", "evidence"]
+    command = [sys.executable, "-m", "evaluation.bridges.environments", "evidence"]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (told.returncode, told.stdout) == (2, "")
     assert told.stderr.endswith("NAME…, of evidently, promptfoo\n")

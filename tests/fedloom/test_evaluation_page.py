@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evaluation.gates import read_gates
-from evaluation.metrics import METRICS
-from evaluation.tasks import TaskFile
+from evaluation.figures.gates import read_gates
+from evaluation.figures.metrics import METRICS
+from evaluation.tasks.loading import TaskFile
 from tests.fedloom.conftest import Command
 from tests.test_docs import ROOT, fenced
 

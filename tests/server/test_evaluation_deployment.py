@@ -19,7 +19,7 @@ from core_training.foundation.kept_processes import lock_of
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from evaluation.running import Settings, evaluate
-from evaluation.tasks import Wanted, load_task
+from evaluation.tasks.loading import Wanted, load_task
 from fedloom.cli import app
 from server.deployment import evaluate_run, stop_server
 from server.evaluation_requests import Request, is_pending, results

@@ -9,7 +9,7 @@ import pytest
 
 from core_training.foundation.errors import InputError
 from core_training.runs.events import SitesEvaluated
-from evaluation.federated import Plan, SiteFigures
+from evaluation.federated.site_sums import Plan, SiteFigures
 from server.evaluation_document import document_of, told_sites
 from server.evaluation_requests import Request, folder_of
 from strategies.messages import SumsOrder

@@ -20,10 +20,10 @@ from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
-from evaluation.federated import Plan
-from evaluation.formats import Reading, read_items
+from evaluation.federated.site_sums import Plan
 from evaluation.items import Task
 from evaluation.running import Settings, evaluate
+from evaluation.tasks.formats import Reading, read_items
 from flower_transport.in_process import InProcessGrid
 from server.evaluation_requests import Request, ask_for, is_pending, results
 from server.federated_evaluation import evaluate_pending

@@ -1,0 +1,1 @@
+"""What models answer: loading, scoring, writing, judging, and keeping it."""

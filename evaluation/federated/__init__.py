@@ -1,0 +1,1 @@
+"""What a site says of a result in sums."""

@@ -1,0 +1,1 @@
+"""What answers come to: metrics as functions of sums, their intervals, comparisons and gates. No torch."""

@@ -1,0 +1,160 @@
+"""From a model's answers to its results: figures with intervals, baselines, confusion, bins, groups. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evaluation.figures.metrics import BINS, Figure, Part, bins_of, confusion, metric
+from evaluation.figures.statistics import Sums, interval
+from evaluation.items import Answers, Item, Task
+
+SITE = "site"
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """By which columns figures are given besides, and the fewest items of a cell that is shown."""
+
+    by: tuple[str, ...] = ()
+    suppress_below: int = 0
+
+
+@dataclass
+class Result:
+    """One model's results on one task; `figures` are what they are functions of, for comparisons."""
+
+    model: str
+    task: str
+    document: dict[str, Any]
+    items: Sequence[Item]
+    answers: Answers
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+
+def result_of(model: str, task: Task, answers: Answers, grouping: Grouping) -> Result:
+    """All that is to be told of a model on a task."""
+    names = [name for name in task.metrics if _applies(name, answers)]
+    figures = {name: metric(name).of(task.items, answers) for name in names}
+    document: dict[str, Any] = {
+        "model": model,
+        "task": task.name,
+        "n": len(task.items),
+        "metrics": {name: _told(figures[name][1]) for name in names if len(figures[name][1])},
+        "groups": {
+            column: _grouped(column, task.items, figures, grouping.suppress_below)
+            for column in _columns(task, grouping)
+        },
+    }
+    if answers.scored:
+        document |= _of_choices(task.items, answers, grouping.suppress_below)
+        for name in ("accuracy", "accuracy_per_token", "accuracy_per_character"):
+            if name in document["metrics"]:
+                document["metrics"][name] |= {what: one["value"] for what, one in document["baselines"].items()}
+    if answers.judged:
+        verdicts = [verdict for one in answers.judged.values() for verdict in one.met]
+        document["unjudged"] = {
+            "criteria": verdicts.count(None),
+            "of": len(verdicts),
+            "answers": sum(None in one.met for one in answers.judged.values()),
+        }
+    document["left_out"] = dict(answers.left_out)
+    document["notes"] = [*task.notes, *answers.notes]
+    return Result(model, task.name, document, task.items, answers, figures)
+
+
+def _applies(name: str, answers: Answers) -> bool:
+    kept = {Part.LOSS: answers.measured, Part.CHOICE: answers.scored, Part.ANSWER: answers.written}
+    return bool(kept.get(metric(name).part, answers.judged))
+
+
+def _columns(task: Task, grouping: Grouping) -> list[str]:
+    """Those that were asked for and are there, and the sites where there are several."""
+    several = len({item.site for item in task.items}) > 1
+    by = [column for column in grouping.by if any(value_of(item, column) is not None for item in task.items)]
+    return list(dict.fromkeys([*by, *([SITE] if several else [])]))
+
+
+def _told(sums: Sums) -> dict[str, Any]:
+    found = interval(sums)
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+
+
+def value_of(item: Item, column: str) -> str | None:
+    """What an item has in a column; None where it has nothing there."""
+    value = item.site if column == SITE else item.columns.get(column)
+    return None if value is None or value == "" else str(value)
+
+
+def _grouped(column: str, items: Sequence[Item], figures: dict[str, Figure], least: int) -> dict[str, Any]:
+    """Each value's figures. Cells with fewer items than `least` are not told."""
+    by_item = {item.id: value_of(item, column) or "(none)" for item in items}
+    sizes = Counter(by_item.values())
+    hidden = hidden_cells(sizes, least)
+    groups: dict[str, Any] = {}
+    for value in sorted(sizes):
+        if value in hidden:
+            groups[value] = {"n": None, "suppressed": True, "metrics": {}}
+            continue
+        metrics = {}
+        for name, (ids, sums) in figures.items():
+            own = np.array([by_item[identifier] == value for identifier in ids], dtype=bool)
+            if own.any():
+                metrics[name] = _told(sums.only(own))
+        groups[value] = {"n": sizes[value], "metrics": metrics}
+    return groups
+
+
+def hidden_cells(sizes: Counter[str], least: int) -> set[str]:
+    """The cells that are not told: those below `least`, and, where that is but one, the smallest of the others too.
+
+    One hidden cell alone would be the total minus all others.
+    """
+    hidden = {value for value, count in sizes.items() if count < least}
+    if len(hidden) == 1 and len(sizes) > 1:
+        hidden.add(min((value for value in sizes if value not in hidden), key=lambda value: (sizes[value], value)))
+    return hidden
+
+
+def worst(document: dict[str, Any], name: str, column: str, *, largest: bool) -> float | None:
+    """The largest (or smallest) of a figure over a column's groups; None where no group tells it."""
+    groups = document["groups"].get(column, {})
+    values = [group["metrics"][name]["value"] for group in groups.values() if name in group["metrics"]]
+    if not values:
+        return None
+    return float(max(values) if largest else min(values))
+
+
+def _of_choices(items: Sequence[Item], answers: Answers, least: int) -> dict[str, Any]:
+    pairs = [(item, answers.scored[item.id]) for item in items if item.gold is not None and item.id in answers.scored]
+    labels, counts = confusion(items, answers)
+    right = Counter(item.expected for item, _ in pairs)
+    majority, most = max(right.items(), key=lambda one: (one[1], str(one[0])))
+    bins = bins_of(pairs).sum(axis=0).reshape(3, BINS)
+    return {
+        "baselines": {
+            "majority": {"value": most / len(pairs), "answer": majority},
+            "random": {"value": sum(1 / len(item.choices) for item, _ in pairs) / len(pairs)},
+        },
+        "confusion": {
+            "labels": labels,
+            "rows": "right",
+            "columns": "chosen",
+            "counts": [[None if 0 < cell < least else cell for cell in row] for row in counts],
+        },
+        "calibration": [
+            {
+                "low": number / BINS,
+                "high": (number + 1) / BINS,
+                "n": int(n),
+                "confidence": sure / n,
+                "accuracy": correct / n,
+            }
+            for number, (n, sure, correct) in enumerate(bins.T.tolist())
+            if n and n >= least
+        ],
+    }

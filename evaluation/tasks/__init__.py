@@ -1,0 +1,1 @@
+"""What is asked: files and task files read as items."""

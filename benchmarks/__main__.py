@@ -57,9 +57,11 @@ MODULES = {
     "poisoned": "learning.poisoned",
     "search": "experiments.search",
     "evaluation": "evaluation.speed",
+    "against_harness": "evaluation.against_harness",
 }
 ASKED_FOR = {
     "against_llamafactory": "installs LLaMA-Factory into an environment of its own, from the package index",
+    "against_harness": "installs lm-evaluation-harness into an environment of its own, from the package index",
     **dict.fromkeys(
         ("defaults", "rules", "skewed", "medquad", "quantised", "private", "poisoned"),
         "takes a quarter of an hour and more",

@@ -29,12 +29,11 @@ from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from evaluation.federated.site_sums import Plan, to_integers
 from strategies.codec_of_round import NO_VALUES, sums_codec
-from strategies.messages import MaskedSums, SecureOrder, SecureReply, SumsOrder, SumsReply
+from strategies.messages import HELD_OUT, MaskedSums, SecureOrder, SecureReply, SumsOrder, SumsReply
 
 FOLDER = "evaluations"
 RESULT = "result.sha256"
 """The digest of the state that a site saved as the run's result."""
-HELD_OUT = "held-out"
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,8 @@ class ResultJudge:
         else:
             asked = self._admit(order)
         if asked.numbers is None:
+            # Noted before others were answered, maybe, and cut short.
+            self._check_overlap(order.key, asked.files)
             figures, items = self._compute(order, asked)
             asked = asked.model_copy(update={"numbers": figures})
             self._write(order.key, asked)
@@ -151,22 +152,27 @@ class ResultJudge:
         self._plan(order)
         self._check_result(order)
         files = self._files(order.data)
-        earlier = [_Asked.model_validate_json(file.read_bytes()) for file in self._kept()]
-        if len(earlier) >= terms.most:
+        if (earlier := len(self._kept())) >= terms.most:
             raise InputError(
                 f"evaluation.most: this site answers {terms.most} different evaluations of a run, and has answered "
-                f"{len(earlier)}"
+                f"{earlier}"
             )
-        if self._recipe.privacy.secure is not None:
-            for other in earlier:
-                if other.numbers is not None and set(files) & set(other.files):
-                    raise InputError(
-                        "this run aggregates securely, and these records were judged in it before "
-                        f"(as '{other.order['data']}'): of two sums with other sites in them one site's could be told"
-                    )
+        self._check_overlap(order.key, files)
         asked = _Asked(order=order.model_dump(mode="json"), files=files, tells_own=terms.tell_own_figures)
         self._write(order.key, asked)
         return asked
+
+    def _check_overlap(self, key: str, files: list[str]) -> None:
+        """Raise InputError where a sum is masked, and another question about one of these files has its numbers."""
+        if self._recipe.privacy.secure is None:
+            return
+        for file in self._kept():
+            other = _Asked.model_validate_json(file.read_bytes())
+            if file != self._file(key) and other.numbers is not None and set(files) & set(other.files):
+                raise InputError(
+                    "this run aggregates securely, and these records were judged in it before "
+                    f"(as '{other.order['data']}'): of two sums with other sites in them one site's could be told"
+                )
 
     def _compute(self, order: SumsOrder, asked: _Asked) -> tuple[list[int], int]:
         from evaluation.federated.at_a_site import AtSite, judged
@@ -196,7 +202,7 @@ class ResultJudge:
             raise InputError("this site saved another result of the run, and judges no other")
 
     def _files(self, data: str) -> list[str]:
-        if data == HELD_OUT and data not in self._judging.data_sets:
+        if data == HELD_OUT:
             of_run = self._judging.resolve(self._recipe).data
             return [path for one in (of_run.train, of_run.eval) if one is not None for path in self._found(one)]
         if data not in self._judging.data_sets:

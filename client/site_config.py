@@ -27,7 +27,7 @@ from core_training.recipe.sections.deepspeed import DeepSpeed
 from core_training.recipe.sections.simulation import Simulation
 from security.secure_aggregation.terms import Minimums
 from strategies.fedavg import MOST_PROCESSES
-from strategies.messages import SITE_NAME
+from strategies.messages import HELD_OUT, SITE_NAME
 
 _log = logging.getLogger(__name__)
 
@@ -140,6 +140,12 @@ class SiteConfig(Section):
     max_message_bytes: Annotated[int, Field(ge=1)] = Field(
         4 * 2**30, description="The most bytes of tensors that one message to or from the worker may hold."
     )
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if HELD_OUT in self.data:
+            raise ValueError(f"data.{HELD_OUT}: the name stands for what a run held out; call the data set otherwise")
+        return self
 
     @model_validator(mode="after")
     def _check_deepspeed(self) -> Self:

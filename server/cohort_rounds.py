@@ -8,7 +8,7 @@ and each commit says which sites are at work still: a server that was killed ask
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,9 @@ from strategies.cohorts import cohorts_of
 from strategies.messages import Message, TrainOrder
 from strategies.outer_steps.outer_step import Memory
 from strategies.staleness import moved, share_of
+
+_LONGEST_WAIT = 64
+"""Rounds for which a site that fails every cohort is left out, at most."""
 
 
 class _Kept(BaseModel):
@@ -103,6 +106,9 @@ class CohortRounds:
         self._batches: dict[int, ServerBatch] = {}
         self._recalled = False
         self._seconds: dict[str, float] = {}
+        self._waits: dict[str, int] = {}
+        """Of sites that failed their last cohort: the rounds that they are left out for, twice as many each time."""
+        self._due: dict[str, int] = {}
 
     def cohort(self, number: int, asked: Nodes, present: Nodes) -> Cohort:
         """The cohorts that begin with round `number`, of sites that are not at work.
@@ -111,11 +117,12 @@ class CohortRounds:
         """
         if not self._recalled:
             self._recall(number, present)
-        idle = sorted(set(asked.values()) - self.at_work.keys())
+        there = set(asked.values()) - self.at_work.keys()
+        idle = sorted(site for site in there if self._due.get(site, number) <= number)
         parts = {site: summary.rounds or 0 for site, summary in self._progress.sites.items()}
         drawn = cohorts_of(self._recipe, number, idle, parts, self._seconds)
         if not drawn and not self._flights:  # too few for a whole one, and nobody else will come
-            drawn = [idle]
+            drawn = [idle if len(idle) >= self._recipe.needed_sites else sorted(there)]
         cohorts = dict(enumerate(drawn, start=1))
         if self._masks is not None and cohorts:
             cohorts = self._set_up(number, cohorts, present, self._masks)
@@ -155,22 +162,34 @@ class CohortRounds:
         waited = {asked.site for asked in self._awaited.orders.values()}
         return [flight for flight in self._flights if waited.isdisjoint(flight.cohort.sites)]
 
-    def end(self, flight: _Flight) -> None:
-        """Note that a cohort is at work no more; its sites can be asked anew."""
+    def end(self, flight: _Flight, number: int) -> None:
+        """Note that a cohort is at work no more; its sites can be asked anew, those that failed it a while later."""
         self._flights.remove(flight)
+        self._put_off(number, set(flight.cohort.sites) - flight.part.sites.keys())
+        for site in flight.part.sites:
+            self._waits.pop(site, None)
         self._seconds |= {site: part.seconds_in_all for site, part in flight.part.sites.items()}
+
+    def _put_off(self, number: int, sites: Collection[str]) -> None:
+        """Leave out sites that failed their cohort, so that they do not take others with them each round."""
+        for site in sites:
+            self._waits[site] = min(2 * self._waits.get(site, 0) or 1, _LONGEST_WAIT)
+            self._due[site] = number + 1 + self._waits[site]
 
     def _set_up(
         self, number: int, cohorts: Mapping[int, list[str]], present: Nodes, masks: MaskExchange
     ) -> dict[int, list[str]]:
         """The cohorts whose masks meet, with those of their sites that set them up."""
         began = time.perf_counter()
-        batches = {key: masks.new_batch(1, place=key) for key in cohorts}
-        for key, reason in masks.set_up(batches, cohorts, present, number).items():
+        made = {key: masks.new_batch(1, place=key) for key in cohorts}
+        batches = dict(made)
+        for key, reason in masks.set_up(made, cohorts, present, number).items():
             del batches[key]
             said = f"its masks cannot be set up: {reason}"
             self._folder.event(events.CohortLeftOut(round=number, sites=cohorts[key], reason=said))
         self._batches = batches
+        for key, asked in cohorts.items():
+            self._put_off(number, set(asked) - set(made[key].sites or made[key].keys))
         sites = sorted(site for batch in batches.values() for site in batch.sites)
         seconds = round(time.perf_counter() - began, 3)
         self._folder.event(events.MasksSetUp(round=number, rounds=1, sites=sites, seconds=seconds))
@@ -270,7 +289,7 @@ class CohortAggregation(RoundAggregation):
     def outcome(self, least: int) -> Outcome:
         """The sum of the cohort that has been over for longest. Raises ProtocolError where it cannot be had."""
         for flight in self._rounds.over():
-            self._rounds.end(flight)
+            self._rounds.end(flight, self._order.round)
             try:
                 share = share_of(self._recipe, self._stale(flight))
             except ProtocolError as error:

@@ -6,20 +6,23 @@ request, or finds that it cannot be, removes it. Reads and writes files; knows n
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core_training.foundation.bounded_reading import parse_json
+from core_training.foundation.bounded_reading import first_error, parse_json
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.foundation.strict_json import strict_json
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from strategies.messages import SITE_NAME, SumsOrder
+
+_log = logging.getLogger(__name__)
 
 FOLDER = "evaluations"
 RESULTS = "results.json"
@@ -32,10 +35,18 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str
-    metrics: list[str]
-    labels: list[str] = []
-    resamples: Annotated[int, Field(ge=0)] = 500
-    max_tokens: Annotated[int, Field(ge=1)] = 256
+    metrics: list[Annotated[str, Field(max_length=100)]]
+    labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=64)] = []
+    resamples: Annotated[int, Field(ge=0, le=2000)] = 500
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
+
+    @classmethod
+    def of(cls, **asked: Any) -> Self:
+        """The request; raises InputError, naming the key, for what no site would be asked."""
+        try:
+            return cls.model_validate(asked)
+        except ValidationError as error:
+            raise InputError(first_error(error)) from None
 
     def order(self, run_id: str, state_digest: str, sites: int) -> SumsOrder:
         return SumsOrder(run_id=run_id, state_digest=state_digest, sites=sites, **self.model_dump())
@@ -59,8 +70,17 @@ def ask_for(run: Path, request: Request) -> Path:
 
 def pending(run: Path) -> list[Request]:
     """The requests that are not answered yet, by name."""
-    found = sorted((run / FOLDER).glob(f"*/{_WANTED}"))
-    return [Request.model_validate_json(path.read_bytes()) for path in found]
+    return [request for path in sorted((run / FOLDER).glob(f"*/{_WANTED}")) if (request := _read(path)) is not None]
+
+
+def _read(path: Path) -> Request | None:
+    """A request; None, which is said, for one that is damaged or of another version: the others go on."""
+    try:
+        return Request.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        said = first_error(error) if isinstance(error, ValidationError) else error
+        _log.warning("%s is no request that can be read (%s): it is left out", path, said)
+        return None
 
 
 def is_pending(run: Path, data: str) -> bool:

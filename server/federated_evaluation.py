@@ -20,7 +20,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
-from evaluation.federated.site_sums import Plan, SiteFigures, from_integers
+from evaluation.federated.site_sums import Plan, SiteFigures, from_integers, is_possible
 from flower_transport.grid import Grid
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from server.aggregation import Nodes
@@ -155,7 +155,7 @@ class FederatedEvaluation:
                 if len(reply.payload) != 8 * self._plan.length:
                     raise ProtocolError(f"{len(reply.payload)} bytes; it takes {8 * self._plan.length}")
                 own = np.frombuffer(reply.payload, dtype="<i8").astype(np.int64)
-                if own[0] < 1 or (np.abs(own) > _LARGEST).any() or (own[1 : 1 + len(self._plan.metrics)] < 0).any():
+                if (own > _LARGEST).any() or (own < -_LARGEST).any() or not is_possible(self._plan, own.tolist()):
                     raise ProtocolError("these are no sums over items")
                 numbers[site] = own
         if len(numbers) < (least := self._recipe.needed_sites):
@@ -174,6 +174,10 @@ class FederatedEvaluation:
         masked = ServerRound(batch, 0, _ROUND, exchange.context_of_sums(order), codec.length, kept.sites)
         if kept.vectors is None:
             vectors = self._vectors(order, masked, codec)
+            try:
+                batch.check_together(list(vectors))
+            except ProtocolError as error:  # nothing is opened: who masked gives the same bytes to the same question
+                raise ProtocolError(f"too few sent their masked sums, ask again for the same: {error}") from None
             # On disk before any is opened: a site that has helped to open the sum masks nothing again.
             self._keep(kept.model_copy(update={"vectors": vectors}))
         for site, (statement, text) in (kept.vectors or {}).items():

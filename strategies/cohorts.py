@@ -8,6 +8,9 @@ from collections.abc import Collection, Mapping
 from core_training.recipe.schema import Recipe
 from strategies.draws import key_of
 
+_QUICKEST, _SLOWEST = 1e-3, 1e9
+"""Seconds; beyond them nobody is told apart."""
+
 
 def cohorts_of(
     recipe: Recipe, number: int, idle: Collection[str], parts: Mapping[str, int], seconds: Mapping[str, float]
@@ -33,6 +36,11 @@ def cohorts_of(
 
 def _apart(first: float | None, second: float | None) -> int:
     """How many factors of two lie between two paces; 0 where one is not known."""
-    if not first or not second:
+    if first is None or second is None:
         return 0
-    return abs(round(math.log2(first / second)))
+    return abs(round(math.log2(_clamped(first)) - math.log2(_clamped(second))))
+
+
+def _clamped(seconds: float) -> float:
+    """A site's own word, which may be any number."""
+    return min(max(seconds, _QUICKEST), _SLOWEST)

@@ -310,6 +310,10 @@ class EvaluateReply(Message):
     evaluation: EvalReport
 
 
+HELD_OUT = "held-out"
+"""In place of a data set's name: what the run held out."""
+
+
 class SumsOrder(Message):
     """Server to site: judge the result of a run that has ended on the site's own data set of a name, and tell sums.
 
@@ -319,7 +323,7 @@ class SumsOrder(Message):
     kind: ClassVar[str] = "sums"
     run_id: RunId
     data: Annotated[str, Field(pattern=SITE_NAME)]
-    """The data set's name in the sites' `site.yaml`, or `held-out`: what the run held out."""
+    """The data set's name in the sites' `site.yaml`, or `HELD_OUT`."""
     metrics: Annotated[list[Annotated[str, Field(max_length=100)]], Field(min_length=1, max_length=32)]
     labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=64)]
     resamples: Annotated[int, Field(ge=0, le=2000)]

@@ -216,6 +216,16 @@ def from_integers(plan: Plan, numbers: Sequence[int]) -> SiteFigures:
     return SiteFigures(items, counted, sums, resampled, table, gains)
 
 
+def is_possible(plan: Plan, numbers: Sequence[int]) -> bool:
+    """Whether numbers may be one site's: its items are some, no count is beyond them, no share beyond its count."""
+    figures = from_integers(plan, numbers)
+    counts = [*figures.counted.values(), int(figures.confusion.sum())]
+    if figures.items < 1 or not all(0 <= count <= figures.items for count in counts) or (figures.confusion < 0).any():
+        return False
+    shares = [name for name in plan.metrics if plan.function(name).is_share]
+    return all(0 <= figures.sums[name][0] <= figures.counted[name] == figures.sums[name][1] for name in shares)
+
+
 def _steps(values: Array, step: float) -> list[int]:
     """Values in whole steps. Raises InputError for one that is no number, or too large to be added up."""
     whole = np.rint(np.asarray(values, dtype=np.float64) / step)

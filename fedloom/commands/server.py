@@ -274,7 +274,7 @@ def evaluate(
     from server.federation import open_federation
 
     federation = open_federation(folder)
-    request = Request(
+    request = Request.of(
         data=on,
         metrics=_listed(metrics) or ["loss", "perplexity", "token_accuracy"],
         labels=_listed(labels),

@@ -162,6 +162,26 @@ def test_who_was_in_the_fewest_rounds_comes_first_with_those_of_its_pace(make_re
     assert len(mixed) == 6
 
 
+@pytest.mark.parametrize("said", [0.0, 5e-324, 1e-300, 1e9])
+def test_a_pace_that_a_site_makes_up_ends_nothing(make_recipe: MakeRecipe, said: float) -> None:
+    wanted = make_recipe(topology={"kind": "federated", "rounds": 2, "buffer": 2})
+    cohorts = cohorts_of(wanted, 1, list("abcd"), {}, {"a": said, "b": 1.0, "c": 1e9, "d": 5e-324})
+    assert sorted(site for cohort in cohorts for site in cohort) == list("abcd")
+
+
+@pytest.mark.parametrize("privacy", [MASKED, PLAIN], ids=["masked", "plain"])
+def test_a_site_that_fails_each_time_does_not_take_others_with_it_each_round(
+    tmp_path: Path, recipe: MakeRecipe, privacy: Mapping[str, Any]
+) -> None:
+    def fail(site: str, order: Envelope) -> str | None:
+        return "before" if site == "site-0" and order.kind == "train" else None
+
+    summary = run(recipe(privacy, rounds=10), tmp_path / "run", fail)
+    assert summary.rounds_done == 10
+    assert summary.void_rounds <= 3
+    assert {site for taken in parts(tmp_path / "run") for site in taken} == {f"site-{n}" for n in range(1, 5)}
+
+
 def test_hidden_sites_take_no_part_in_asynchronous_rounds(recipe: MakeRecipe) -> None:
     private = {"level": "site", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
     with pytest.raises(InputError, match=r"topology\.buffer: nobody could say beforehand"):

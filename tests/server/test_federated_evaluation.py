@@ -14,18 +14,19 @@ import yaml
 
 from client.result_judge import Judging, JudgingTerms
 from client.site import SiteService
-from core_training.foundation.errors import InputError, ProtocolError
+from core_training.foundation.durable import commit_file
+from core_training.foundation.errors import InputError, ProtocolError, RunError
 from core_training.foundation.trainable import Trainable
 from core_training.recipe.reading import parse_recipe
 from core_training.recipe.schema import Recipe
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
-from evaluation.federated.site_sums import Plan
+from evaluation.federated.site_sums import Plan, is_possible
 from evaluation.items import Task
 from evaluation.running import Settings, evaluate
 from evaluation.tasks.formats import Reading, read_items
 from flower_transport.in_process import InProcessGrid
-from server.evaluation_requests import Request, ask_for, is_pending, results
+from server.evaluation_requests import Request, ask_for, is_pending, pending, results
 from server.federated_evaluation import evaluate_pending
 from server.membership import Participants
 from simulations.enrolment import enrolments_of, identities_of
@@ -267,12 +268,13 @@ def test_who_drops_out_of_a_masked_evaluation_is_missing_and_the_others_sum_is_e
     assert list(document["missing"]) == ([] if step == "unmask" else ["s2"])
 
 
-def test_too_few_for_the_minimum_open_no_sum(
+def test_too_few_for_the_minimum_open_no_sum_and_spend_none(
     judged: dict[str, tuple[Path, dict[str, Any]]], data: dict[str, dict[str, list[str]]], tmp_path: Path
 ) -> None:
     sites = Sites(copied(judged["masked"][0], tmp_path), data)
     assert sites.ask(ASKED, at("mask", "s0", "s1", "s2")) is None
-    assert "the sum cannot be opened: 3 of 6 sites are there; it takes 4" in sites.reason()
+    assert "too few sent their masked sums, ask again for the same: 3 of 6 sites are there" in sites.reason()
+    assert sites.ask(ASKED) == judged["masked"][1], "once they are back"
 
 
 def test_a_lost_answer_is_asked_for_again_and_is_the_same(
@@ -400,6 +402,40 @@ def test_a_site_answers_so_many_questions_and_masks_no_records_twice(
         assert masked.ask(request) is None
         assert "these records were judged in it before (as 'choices')" in masked.reason()
     assert masked.ask(ASKED) == judged["masked"][1], "the first question has its answer still"
+
+
+def test_a_question_that_was_cut_short_masks_no_records_that_another_has_masked_since(
+    masked_run: Path, data: dict[str, dict[str, list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites, first = Sites(copied(masked_run, tmp_path), data), Request(data="test", metrics=["perplexity"], resamples=0)
+
+    def breaks(*_: Any) -> Any:
+        raise RunError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("evaluation.federated.at_a_site.judged", breaks)
+        assert sites.ask(first) is None
+    assert sites.ask(Request(data="test", metrics=["loss"], resamples=0)) is not None
+    assert sites.ask(first) is None
+    assert "these records were judged in it before" in sites.reason()
+
+
+def test_numbers_that_no_site_has_are_set_aside() -> None:
+    plan = Plan(("accuracy",), ("a", "b"), resamples=0)
+    fair = [4, 4, 3 << 20, 4 << 20, 2, 1, 0, 1]
+    assert is_possible(plan, fair)
+    for place, wrong in ((0, 0), (1, 5), (1, -1), (2, 5 << 20), (2, -1), (3, 1 << 20), (4, -2), (5, 9), (2, -(2**63))):
+        assert not is_possible(plan, [wrong if number == place else value for number, value in enumerate(fair)])
+
+
+def test_a_request_that_cannot_be_read_stops_no_other(tmp_path: Path) -> None:
+    ask_for(tmp_path, Request(data="ward", metrics=["loss"]))
+    commit_file(tmp_path / "evaluations" / "other" / "wanted.json", b'{"data": "other", "metrics": ["loss"], "new": 1}')
+    assert [request.data for request in pending(tmp_path)] == ["ward"]
+    with pytest.raises(InputError, match=r"max_tokens"):
+        Request.of(data="ward", metrics=["loss"], max_tokens=10**6)
+    with pytest.raises(InputError, match=r"labels"):
+        Request.of(data="ward", metrics=["loss"], labels=["x" * 101])
 
 
 def test_a_site_judges_the_result_that_it_saved_and_no_other(

@@ -17,7 +17,9 @@ from evaluation.items import Task, Written
 from evaluation.pairs.agreement import agreement
 from evaluation.pairs.bradley_terry import ratings
 from evaluation.pairs.pair_judges import (
+    EXPECTED,
     PEOPLE,
+    ExpectedJudge,
     FunctionJudge,
     JudgeName,
     ModelJudge,
@@ -110,6 +112,11 @@ def load_contest(
     """
     check_models(models)
     _check_prompts(task)
+    if judge.kind == EXPECTED and not any(item.references for item in task.items):
+        raise InputError(
+            f"{task.name}: its prompts come without expected answers to judge by; name a judge with --judge: "
+            "reward:RUN, model:RUN|MODEL, FILE.py:function or people"
+        )
     scorer = _scorer(judge)
     if judge.kind == REWARD:
         settings = replace(settings, reward=Path(judge.target))
@@ -173,6 +180,8 @@ def load_pair_judge(contest: Contest, base: Path | None = None) -> PairJudge:
     judge = contest.judge
     if judge.kind == "model":
         return ModelJudge(judge.text, load_subject(judge.target, base), contest.seed)
+    if judge.kind == EXPECTED:
+        return ExpectedJudge()
     scorer = _scorer(judge)
     if scorer is None:
         return FunctionJudge(judge.target)

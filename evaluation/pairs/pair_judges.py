@@ -15,17 +15,18 @@ from evaluation.answers.judging import ATTEMPTS, as_item, function_digest, load_
 from evaluation.answers.prompts import opening
 from evaluation.answers.subjects import Subject
 from evaluation.answers.writing import Writer
+from evaluation.figures import words
 from evaluation.items import Sampling, Task
 from evaluation.pairs.pairwise import Look, Shown, Winner
 
-PEOPLE = "people"
+PEOPLE, EXPECTED = "people", "expected"
 _REWARD, _MODEL = "reward:", "model:"
-_FORMS = "reward:RUN, model:RUN|MODEL, FILE.py:function, module:function, people"
+_FORMS = "expected, reward:RUN, model:RUN|MODEL, FILE.py:function, module:function, people"
 
 
 @dataclass(frozen=True)
 class JudgeName:
-    """What `--judge` names: `kind` is reward, model, function or people; `target` the run, model or function."""
+    """What `--judge` names: `kind` is expected, reward, model, function or people; `target` run, model or function."""
 
     kind: str
     target: str
@@ -34,8 +35,8 @@ class JudgeName:
 
 def judge_name(text: str) -> JudgeName:
     """The judge that a text names. Raises InputError for one that names none."""
-    if text == PEOPLE:
-        return JudgeName(PEOPLE, "", text)
+    if text in (PEOPLE, EXPECTED):
+        return JudgeName(text, "", text)
     for prefix in (_REWARD, _MODEL):
         if text.startswith(prefix) and text != prefix:
             return JudgeName(prefix[:-1], text.removeprefix(prefix), text)
@@ -75,6 +76,23 @@ class ScoreJudge:
 
     def _look(self, shown: Shown) -> Look:
         first, second = (self.scores[model][shown.item.id, 0] for model in (shown.first, shown.second))
+        winner = Winner.TIE if first == second else Winner.FIRST if first > second else Winner.SECOND
+        return Look(*shown.key, self.name, winner, abs(first - second))
+
+
+class ExpectedJudge:
+    """The answer with more of the words that were expected (token F1); no verdict where nothing was."""
+
+    name = EXPECTED
+    digest = "expected: token F1"
+
+    def looks(self, shown: Sequence[Shown]) -> Iterator[list[Said]]:
+        yield [(one, self._look(one), None) for one in shown]
+
+    def _look(self, shown: Shown) -> Look:
+        if not shown.item.references:
+            return Look(*shown.key, self.name, None)
+        first, second = (words.best(words.token_f1, text, shown.item.references) for text in shown.texts)
         winner = Winner.TIE if first == second else Winner.FIRST if first > second else Winner.SECOND
         return Look(*shown.key, self.name, winner, abs(first - second))
 

@@ -44,10 +44,10 @@ def compare(
         typer.Option(
             "--judge",
             metavar="JUDGE",
-            help="Who judges: reward:RUN, model:RUN|MODEL, FILE.py:function, module:function, or people (a page here).",
-            show_default=False,
+            help="Who judges: expected (nearer to the expected answers, by token F1), reward:RUN, model:RUN|MODEL, "
+            "FILE.py:function, module:function, or people (a page here).",
         ),
-    ],
+    ] = "expected",
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first so many prompts alone.")] = None,
     chat: Annotated[
         bool | None,

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import yaml
 
+from evaluation.figures.words import token_f1
 from tests import tiny
 from tests.fedloom.conftest import Command
 
@@ -138,6 +139,30 @@ def test_a_function_judges_two_models_and_a_stage_trains_on_the_verdicts(
     assert "verdicts of" not in again.err
 
 
+def test_unless_it_is_said_the_answer_nearer_to_the_expected_one_wins(
+    fedloom: Command, run: Path, other: Path, prompts: Path, tmp_path: Path
+) -> None:
+    asked = [{"prompt": "what is alpha", "completion": "alpha is an ailment"}, {"prompt": "beta", "completion": "beta"}]
+    records = tiny.write_jsonl(tmp_path / "expected.jsonl", asked)
+    to = tmp_path / "compared"
+    outcome = fedloom("compare", run, other, "--on", records, *TOKENS, "--to", to, "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["judge"] == "expected"
+    answers: dict[str, dict[str, tuple[str, str]]] = {}
+    for line in lines(to / "answers.jsonl"):
+        answers.setdefault(line["id"], {})[line["model"]] = (line["answer"], line["expected"])
+    wins = dict.fromkeys((str(run), str(other)), 0)
+    for by_model in answers.values():
+        near = {model: token_f1(*said) for model, said in by_model.items()}
+        if len(set(near.values())) > 1:
+            wins[max(near, key=near.__getitem__)] += 1
+    assert {one["model"]: one["wins"] for one in found["models"]} == wins
+    alone = fedloom("compare", run, other, "--on", prompts, *TOKENS, "--to", tmp_path / "without")
+    assert alone.code == 2
+    assert "come without expected answers to judge by; name a judge with --judge" in alone.err
+
+
 def test_a_function_that_scores_judges_as_one_that_looks_at_pairs(
     fedloom: Command, run: Path, other: Path, prompts: Path, judges: Path, tmp_path: Path
 ) -> None:
@@ -220,7 +245,7 @@ def _ids(scores: dict[tuple[str, str], float]) -> list[str]:
         (["BASE"], [], "a comparison is of two models at least"),
         (["BASE", "BASE"], [], "is named twice"),
         (["BASE", "BASE/."], [], "is named twice (as "),
-        (["BASE", "RUN"], ["--judge", "somebody"], "names no judge; give one of reward:RUN, model:RUN|MODEL"),
+        (["BASE", "RUN"], ["--judge", "somebody"], "names no judge; give one of expected, reward:RUN"),
         (["BASE", "RUN"], ["--judge", "nowhere.py:judge"], "--judge: nowhere.py: no such file"),
         (["BASE", "RUN"], ["--judge", "reward:RUN"], "--judge: "),
         (["BASE", "RUN"], ["--judge", "model:nowhere"], "nowhere: no run folder"),

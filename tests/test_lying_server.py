@@ -258,6 +258,7 @@ def test_sites_that_were_given_different_recipes_open_no_sum(server: LyingServer
 def test_the_context_of_a_round_holds_all_that_an_order_says(recipe: Recipe, base: BaseModel, field: str) -> None:
     assert {*TrainOrder.model_fields} == {
         "payload",  # its digest is the start's
+        "taken_in",  # each site's own
         *("run_id", "round", "steps", "evaluate", "manifest_digest", "void_rounds", "ring"),
     }
     scale = first_scale(recipe, base.manifest)
@@ -285,6 +286,7 @@ def test_the_context_of_a_round_holds_all_that_an_order_says(recipe: Recipe, bas
     for other in (("other", "recipe", "initial"), ("start", "other", "initial"), ("start", "recipe", "other")):
         assert order.context(*other) != told
     assert masking(order, "for one site").context("start", "recipe", "initial") == told
+    assert order.model_copy(update={"taken_in": 1}).context("start", "recipe", "initial") == told
 
 
 @pytest.mark.parametrize("change", [{"training": {"learning_rate": 0.0}}, {"privacy": {"secure_aggregation": False}}])

@@ -240,6 +240,8 @@ class _SiteRun:
         """At whose end the engine stands; `_ASTRAY` in the middle of one, where a failure may leave it."""
         self._counted = 0
         """The rounds after which the learning rate stands, were they all of the run that counted."""
+        self._taken_in: int | None = None
+        """What the order said that led to where the engine stands: see `_belongs`."""
 
     @property
     def manifest(self) -> Manifest:
@@ -277,7 +279,7 @@ class _SiteRun:
         if (done := self._already_trained(order, incoming, start_digest, arrived)) is not None:
             return done
         self._releases.check(self._steps_of(order))
-        self._stand_after(order.round - 1)
+        self._stand_after(order.round - 1, order.taken_in)
         mine = self._with_own(incoming)
         missed = order.round - 1 - self._round
         left_out = self._was_left_out(order)
@@ -309,17 +311,19 @@ class _SiteRun:
             "incoming": start_digest,
             "steps": order.steps,
             "void_rounds": order.void_rounds,
+            "taken_in": order.taken_in,
             "train": asdict(report),
             "evaluation": asdict(evaluation) if evaluation is not None else None,
         }
-        self._engine.checkpoint(self._checkpoint(order.round), notes)
-        # A server that was taken back to an earlier round: what came after that is no part of the run any more.
+        # A server that was taken back to an earlier round: what came after that is no part of the run any more. First
+        # of all, as this round's number would vouch for those that it counted before.
         remove_later(self.folder.checkpoints, "round-*", self._checkpoint(order.round).name)
+        self._engine.checkpoint(self._checkpoint(order.round), notes)
         # What is the site's own cannot be had of anybody after a server was taken back to an earlier round.
         has_own = keeps_own(self.recipe) or self.recipe.aggregation.counts_rounds
         keep = self.recipe.topology.keep_rounds if has_own else KEPT_CHECKPOINTS
         prune_checkpoints(self.folder.checkpoints, "round-*", keep)
-        self._round, self._counted = order.round, order.counted + 1
+        self._round, self._counted, self._taken_in = order.round, order.counted + 1, order.taken_in
         eval_loss = evaluation.loss if evaluation else None
         self.folder.event(events.SliceTrained(round=order.round, loss=report.loss_mean, eval_loss=eval_loss))
         trained_slice = self._slice(incoming, sent, report, evaluation, start_digest)
@@ -364,7 +368,7 @@ class _SiteRun:
         if self._writer.secure_side is not None:
             self._writer.secure_side.admit_evaluation(common, final=order.final)
         if keeps_own(self.recipe):
-            self._stand_after(order.round)
+            self._stand_after(order.round, order.taken_in)
             state = self._with_own(state)
         with holding(self._engine, state):
             evaluation = self._evaluation() or NOTHING_EVALUATED
@@ -419,7 +423,7 @@ class _SiteRun:
 
         Raises ProtocolError where one has what the site lost, so that its memory would not fit the server's any more.
         """
-        if order.taken_in is None:
+        if order.taken_in is None or not self.recipe.aggregation.counts_rounds:
             return False
         if self._round < order.taken_in:
             raise ProtocolError(
@@ -471,23 +475,50 @@ class _SiteRun:
         """The common state with what is this site's own, as the engine holds it."""
         return with_own(self.recipe, common, self._engine.read_state()) if keeps_own(self.recipe) else common
 
-    def _stand_after(self, round_number: int) -> None:
-        """Bring the engine to the end of a round (0: the start), or to the newest round before it that is kept."""
-        if self._round == round_number:
+    def _stand_after(self, round_number: int, taken_in: int | None = None) -> None:
+        """Bring the engine to the end of a round (0: the start), or to the newest round before it that is kept.
+
+        `taken_in`: the last of this site's rounds that counted, where nothing may come back of rounds that do not
+        belong to the run any more.
+        """
+        if self._round == round_number and self._belongs(self._round, self._taken_in, taken_in):
             return
-        kept = [f for f in self.folder.checkpoints.glob("round-*") if f <= self._checkpoint(round_number)]
         before, self._round = self._round, _ASTRAY  # until it is known to stand somewhere
-        if kept:
-            newest = max(kept)
+        if (newest := self._newest_kept(round_number, taken_in)) is not None:
             notes = self._engine.restore(newest)
-            self._round = int(newest.name.removeprefix("round-"))
+            self._round, self._taken_in = _round_of(newest), notes.get("taken_in")
             self._counted = self._round - notes.get("void_rounds", 0)
         else:
             if before != 0:
                 self._engine.reset()
-            self._round, self._counted = 0, 0
+            self._round, self._counted, self._taken_in = 0, 0, None
         if self._round != round_number:
             self.folder.event(events.CaughtUp(round=round_number, engine_round=self._round))
 
+    def _newest_kept(self, round_number: int, taken_in: int | None) -> Path | None:
+        """The newest checkpoint of a round until this one that belongs to the run."""
+        for folder in sorted(self.folder.checkpoints.glob("round-*"), reverse=True):
+            number = _round_of(folder)
+            if number > round_number:
+                continue
+            if taken_in is None or number <= taken_in:
+                return folder
+            if self._belongs(number, read_checkpoint(folder, self.manifest)[1].get("taken_in"), taken_in):
+                return folder
+        return None
+
+    @staticmethod
+    def _belongs(number: int, noted: int | None, taken_in: int | None) -> bool:
+        """Whether what this site remembers of a round is of the run, though its server may have been taken back.
+
+        It is for a round until the last that counted, `taken_in`, as later ones go with each training. One after that
+        was lost, and then it began with the same that counts now (`noted`), or it was taken back.
+        """
+        return taken_in is None or number <= taken_in or noted == taken_in
+
     def _checkpoint(self, round_number: int) -> Path:
         return self.folder.checkpoints / f"round-{round_number:06d}"
+
+
+def _round_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("round-"))

@@ -37,7 +37,7 @@ from server.progress import Progress
 from server.run_store import RunStore
 from server.secure_groups import SecureGroups
 from server.secure_rounds import SecureRounds
-from strategies.adapter_sharing import remade
+from strategies.adapter_sharing import keeps_own, remade
 from strategies.bounds import change_norm, check_evaluation
 from strategies.messages import (
     EvaluateOrder,
@@ -275,16 +275,21 @@ class _RoundLoop:
             raise RoundVoid(str(error)) from None
 
     def _told(self, aggregation: RoundAggregation) -> Message | Mapping[str, Message]:
-        """The round's orders, which tell each site its last round that counted where it has to know."""
-        orders = aggregation.orders()
-        if not self._recipe.aggregation.counts_rounds:
+        """The round's orders, as `_with_taken_in` has them."""
+        return self._with_taken_in(aggregation.orders(), aggregation.asked.values())
+
+    def _with_taken_in(
+        self, orders: Message | Mapping[str, Message], sites: Iterable[str]
+    ) -> Message | Mapping[str, Message]:
+        """The orders, which tell each site its last round that counted where it has to know."""
+        if not (self._recipe.aggregation.counts_rounds or keeps_own(self._recipe)):
             return orders
         last = self._progress.taken_in
         return {
             site: (orders if isinstance(orders, Message) else orders[site]).model_copy(
                 update={"taken_in": last.get(site, 0)}
             )
-            for site in aggregation.asked.values()
+            for site in sites
         }
 
     def _begin(self, number: int, present: dict[int, str]) -> RoundAggregation:
@@ -410,7 +415,8 @@ class _RoundLoop:
             if not present:  # the result is chosen of the states that were judged
                 return {}
         accepted: dict[str, EvalReport] = {}
-        for site, reply in self._exchange.ask(order, present, EvaluateReply, number, payload=state.to_bytes()):
+        told = self._with_taken_in(order, present.values())
+        for site, reply in self._exchange.ask(told, present, EvaluateReply, number, payload=state.to_bytes()):
             with self._exchange.quarantine(site, number):
                 check_belongs(reply, order)
                 check_evaluation(self._recipe, reply.evaluation, self._membership.announced[site].data)

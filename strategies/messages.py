@@ -190,8 +190,8 @@ class TrainOrder(Message):
     void_rounds: RoundOrStart = 0
     """The rounds before it that changed nothing: the learning rate goes by those that counted."""
     taken_in: RoundOrStart | None = None
-    """The last round in whose mean this site's update is, 0 for none; told where its memory of its rounds has to fit
-    the server's (`aggregation.outer.step: feddyn`)."""
+    """The last round in whose mean this site's update is, 0 for none; told where a site keeps of its rounds what must
+    follow a server that was taken back (`aggregation.outer.step: feddyn`, `aggregation.adapters: fedsa`)."""
     ring: RingTerms | None = None
 
     @property
@@ -299,6 +299,8 @@ class EvaluateOrder(Message):
     round: RoundOrStart
     final: bool
     manifest_digest: Digest
+    taken_in: RoundOrStart | None = None
+    """As in a `TrainOrder`."""
 
 
 class EvaluateReply(Message):

@@ -18,10 +18,15 @@ Fault = Callable[[str, Envelope], str | None]
 """Of a site and an order: "before" it is carried out the site is lost, "after" it the answer is; None is no fault."""
 
 
-def federate(recipe: Recipe, folder: Path, fault: Fault, sites: list[str] | None = None) -> Summary:
-    """Run the recipe's simulated federation, or go on with it; `sites` are those that the server knows (all)."""
+def federate(
+    recipe: Recipe, folder: Path, fault: Fault, sites: list[str] | None = None, running: SitePool | None = None
+) -> Summary:
+    """Run the recipe's simulated federation, or go on with it; `sites` are those that the server knows (all).
+
+    `running`: sites that stay up afterwards; else all are started, and closed at the end.
+    """
     run = RunFolder(folder)
-    pool = SitePool(recipe, folder / "sites")
+    pool = running or SitePool(recipe, folder / "sites")
     run.prepare(recipe, resume=(folder / "recipe.yaml").exists())
     nodes = {node: name for node, name in enumerate(pool.names, start=1) if sites is None or name in sites}
 
@@ -40,4 +45,5 @@ def federate(recipe: Recipe, folder: Path, fault: Fault, sites: list[str] | None
         roster = identities_of(pool.names)
         return run_federation(grid, folder, lambda: nodes, in_process=True, roster_of=lambda digest: roster)
     finally:
-        pool.close()
+        if running is None:
+            pool.close()

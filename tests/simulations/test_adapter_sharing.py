@@ -13,11 +13,15 @@ import pytest
 from core_training.engine.engine import open_engine
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
+from core_training.runs import events
+from core_training.runs.checkpoints import read_checkpoint
 from core_training.runs.result_format import read_result
 from core_training.runs.run_folder import RunFolder, Summary
 from server.rewinding import rewind
 from server.run_store import RunStore
 from simulations import simulate
+from strategies.messages import Envelope
+from tests.failing_sites import federate
 
 MakeRecipe = Callable[..., Recipe]
 MASKED = {"secure_aggregation": {"threshold": 0.55, "minimum_sites": 2}}
@@ -131,6 +135,31 @@ def test_a_site_goes_back_to_its_own_factor_with_the_server(shared: MakeRecipe, 
     rewind(tmp_path / "run", 1)
     again = simulate(shared("fedsa"), RunFolder(tmp_path / "run"), resume=True)
     assert (again.state_digest, again.eval_loss) == (whole.state_digest, whole.eval_loss)
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["it trains on", "it is there at the end"])
+def test_a_site_that_is_away_after_a_run_was_taken_back_has_no_factor_of_rounds_that_were_undone(
+    shared: MakeRecipe, tmp_path: Path, comes_back: bool
+) -> None:
+    """It may have what it made of the state that the run was taken back to, as of any round that it was late in."""
+    run(shared("fedsa"), tmp_path / "run")
+    manifest = state_after(tmp_path / "run", 3).manifest
+    (site,) = (tmp_path / "run" / "sites" / "site2").iterdir()
+    own = [read_checkpoint(site / "checkpoints" / f"round-00000{n}", manifest)[0] for n in (1, 2, 3)]
+    rewind(tmp_path / "run", 0)
+
+    def away(name: str, order: Envelope) -> str | None:
+        last = 2 if comes_back else 3
+        return "before" if name == "site2" and order.kind == "train" and order.fields["round"] <= last else None
+
+    federate(shared("fedsa"), tmp_path / "run", away)
+    if comes_back:  # it stood at the end of round 1 when it went on in round 3
+        caught_up = list(RunFolder(site).events(events.CaughtUp))
+        assert [(event.round, event.engine_round) for event in caught_up] == [(2, 1)]
+        return
+    for name, values in read_result(site / "adapter", manifest).tensors():
+        if "lora_B" in name:
+            assert [np.array_equal(values, dict(state.tensors())[name]) for state in own] == [True, False, False]
 
 
 class Killed(BaseException):

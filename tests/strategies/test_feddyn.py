@@ -21,6 +21,7 @@ from core_training.recipe.sections.aggregation import Outer
 from core_training.runs.run_folder import RunFolder
 from server.rewinding import rewind
 from server.run_store import RunStore
+from simulations.sites import SitePool
 from strategies.messages import Envelope
 from strategies.mixing import weighted_mean
 from strategies.outer_steps.outer_step import take_step
@@ -279,6 +280,62 @@ def test_a_run_killed_in_a_round_or_taken_back_goes_on_as_if_never(
     if not privacy:
         rewind(tmp_path / "killed", 1)
         assert federate(recipe(privacy), tmp_path / "killed", nobody).state_digest == whole.state_digest
+
+
+def in_round(number: int) -> Any:
+    def kill(site: str, order: Envelope) -> None:
+        if order.kind == "train" and order.fields["round"] == number:
+            raise Killed
+
+    return kill
+
+
+def away_in(*rounds: int) -> Any:
+    def away(site: str, order: Envelope) -> str | None:
+        return "before" if site == "site2" and order.kind == "train" and order.fields["round"] in rounds else None
+
+    return away
+
+
+@pytest.mark.parametrize("stays_up", [False, True], ids=["restarted", "running"])
+@pytest.mark.parametrize("to", [0, 1])
+def test_a_site_that_is_away_after_a_run_was_taken_back_counts_nothing_that_was_undone(
+    tmp_path: Path, recipe: MakeRecipe, to: int, stays_up: bool
+) -> None:
+    wanted = recipe({}, rounds=6, minimum_sites=2)
+    pool = SitePool(wanted, tmp_path / "run" / "sites")
+    running = pool if stays_up else None
+    try:
+        with pytest.raises(Killed):
+            federate(wanted, tmp_path / "run", in_round(5), running=running)
+        rewind(tmp_path / "run", to)
+        summary = federate(wanted, tmp_path / "run", away_in(1, 2, 3, 4), running=running)
+    finally:
+        pool.close()
+    assert summary.sites["site2"].rounds == to + 2
+    at_server, at_sites = sums(tmp_path / "run")
+    assert np.abs(at_server - at_sites).max() < 1e-6 * np.abs(at_server).max()
+
+
+def test_a_site_killed_as_it_lets_go_what_was_undone_counts_none_of_it(
+    tmp_path: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains in round 3 anew: what it had of round 4 came after another round 3."""
+    wanted = recipe({}, rounds=6, minimum_sites=2)
+    with pytest.raises(Killed):
+        federate(wanted, tmp_path / "run", in_round(5))
+    rewind(tmp_path / "run", 1)
+
+    def killed(folder: Path, *_: str) -> None:
+        if "site2" in folder.parts:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("client.site.remove_later", killed)
+        federate(wanted, tmp_path / "run", away_in(2))
+    assert federate(wanted, tmp_path / "run", away_in(4)).sites["site2"].rounds == 4
+    at_server, at_sites = sums(tmp_path / "run")
+    assert np.abs(at_server - at_sites).max() < 1e-6 * np.abs(at_server).max()
 
 
 def test_a_site_that_lost_what_the_server_counts_is_set_aside_with_the_reason(

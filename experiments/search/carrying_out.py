@@ -139,13 +139,21 @@ class _Work:
         ordinal = ordinal_of(trial)
         try:
             with claim(self._lock(ordinal)):
+                self._set_aside(self._folder(ordinal))
                 self._study.ask_again(trial)
-                charge_killed(self._folder(ordinal))
-                self._charge(self._folder(ordinal))
-                shutil.rmtree(self._folder(ordinal), ignore_errors=True)
                 return True
         except InputError:  # its process is alive
             return False
+
+    def _set_aside(self, folder: Path) -> None:
+        """Charge a killed trial's account, then remove its folder: under another name first, which charges it once."""
+        charge_killed(folder)
+        self._charge(folder)
+        removed = folder.with_name(f".{folder.name}.killed")
+        shutil.rmtree(removed, ignore_errors=True)  # where whoever removed it was killed
+        if folder.is_dir():
+            folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def _lock(self, ordinal: int) -> Path:
         self._trials.mkdir(exist_ok=True)

@@ -3,6 +3,9 @@
 Every proposal is drawn with a seed of the search's and of the trial's number in the order of the search (`ordinal`), so
 that a search that was killed and goes on proposes what an undisturbed one would have. Optuna's own number of a trial
 moves on with each one that was killed, and is used for nothing here.
+
+A process may be killed between any two lines of the journal. So what is asked again is written down before the trial
+that it takes the place of is given up, and what was written down twice is asked once.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import copy
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import warnings
@@ -32,6 +36,8 @@ from experiments.search.objectives import Objective
 from experiments.search.space import SearchedKey, grid_of, suggested
 
 _ORDINAL, _VALUES, _KILLED = "ordinal", "values", "killed"
+_DECIDED = "fixed_params"
+"""What Optuna calls the values that a trial was enqueued with."""
 _STUDY = "search"
 
 
@@ -115,14 +121,13 @@ class Study:
 
     def ask(self) -> Trial | None:
         """The next trial, with values for its keys; None where all have been asked."""
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        ordinal = waiting[0].user_attrs[_ORDINAL] if waiting else len(self.trials)
-        if ordinal >= self._search.trials or (self._grid and ordinal >= len(self._grid)):
+        taken, waiting = self._places()
+        ordinal = waiting[0] if waiting else next(place for place in itertools.count() if place not in taken)
+        if ordinal >= self._end:
             return None
         if self._grid and not waiting:
             labels = {key.name: key for key in self._search.keys}
-            fixed = {name: _stored(labels[name], value) for name, value in self._grid[ordinal].items()}
-            self._study.enqueue_trial(fixed, user_attrs={_ORDINAL: ordinal})
+            self._enqueue({name: _stored(labels[name], value) for name, value in self._grid[ordinal].items()}, ordinal)
         before = [one for one in self.trials if one.user_attrs[_ORDINAL] < ordinal]
         self._study.sampler = _sampler(self._search, ordinal, before)
         if isinstance(self._study.pruner, _Brackets):
@@ -134,17 +139,53 @@ class Study:
         return trial
 
     def ask_again(self, killed: FrozenTrial) -> None:
-        """Mark a trial as failed, as its process is no more, and have its values asked once more."""
-        self._study._storage.set_trial_user_attr(killed._trial_id, _KILLED, True)
-        self._study.tell(killed.number, state=TrialState.FAIL)
-        self._study.enqueue_trial(killed.params, user_attrs={_ORDINAL: killed.user_attrs[_ORDINAL]})
+        """Have a trial's values asked once more, as its process is no more, and mark it as failed."""
+        self._enqueue(killed.params, ordinal_of(killed))
+        self._give_up(killed)
 
     def give_up_unasked(self) -> None:
-        """Mark trials as failed whose process was killed while it asked: they have no values yet."""
+        """Mark trials as failed whose process was killed while it asked: they have no values yet.
+
+        Those whose values were decided before (asked again, or of a grid) keep them for whoever asks next.
+        """
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _ORDINAL not in trial.user_attrs or _VALUES not in trial.user_attrs:
-                self._study._storage.set_trial_user_attr(trial._trial_id, _KILLED, True)
-                self._study.tell(trial.number, state=TrialState.FAIL)
+            if trial.user_attrs.get(_KILLED):  # and whoever marked it was killed itself
+                self._give_up(trial)
+            elif _ORDINAL not in trial.user_attrs or _VALUES not in trial.user_attrs:
+                if (decided := trial.system_attrs.get(_DECIDED)) is not None:
+                    self._enqueue(decided, ordinal_of(trial))
+                self._give_up(trial)
+
+    @property
+    def _end(self) -> int:
+        """How many trials there are to be."""
+        return min(self._search.trials, len(self._grid)) if self._grid else self._search.trials
+
+    def _places(self) -> tuple[set[int], list[int]]:
+        """The ordinals of trials that run or have ended, and of those that wait, in the order in which they are asked.
+
+        What waits for a place that another has, or that is beyond the end, is given up.
+        """
+        taken = {ordinal_of(one) for one in self.trials if one.state != TrialState.WAITING}
+        waiting: list[int] = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            ordinal = ordinal_of(trial)
+            if trial.user_attrs.get(_KILLED) or ordinal in taken or ordinal in waiting or ordinal >= self._end:
+                self._give_up(trial)
+            else:
+                waiting.append(ordinal)
+        return taken, waiting
+
+    def _enqueue(self, params: Mapping[str, Any], ordinal: int) -> None:
+        """Have these values asked next, unless that is written down already."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not any(ordinal_of(one) == ordinal and not one.user_attrs.get(_KILLED) for one in waiting):
+            self._study.enqueue_trial(dict(params), user_attrs={_ORDINAL: ordinal})
+
+    def _give_up(self, trial: FrozenTrial) -> None:
+        """Mark a trial as killed, which takes its place in the search from it, then as failed."""
+        self._study._storage.set_trial_user_attr(trial._trial_id, _KILLED, True)
+        self._study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
     def tell(self, trial: Trial, values: Sequence[float] | None, state: str, notes: Mapping[str, Any]) -> None:
         """Write down how a trial ended: complete (with values), pruned or failed."""

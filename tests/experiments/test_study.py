@@ -145,3 +145,79 @@ def test_the_best_of_several_objectives_are_those_that_no_other_beats(make_searc
     for values in ([1.0, 4.0], [2.0, 2.0], [3.0, 3.0], [4.0, 1.0]):
         study.tell(study.ask(), values, "complete", {})
     assert [ordinal_of(one) for one in study.best()] == [0, 1, 3]
+
+
+class Killed(BaseException):
+    """Stands for a process's end in the middle of what it does."""
+
+
+def kill_after(study: Study, writes: int) -> list[int]:
+    """Have the process of a study end after so many more writes to the journal; the list has those that were."""
+    backend = study._study._storage._backend
+    append, done = backend.append_logs, []
+
+    def limited(logs: Any) -> None:
+        if len(done) == writes:
+            raise Killed
+        append(logs)
+        done.append(len(logs))
+
+    backend.append_logs = limited
+    return done
+
+
+def take_over_and_ask(study: Study, alive: set[int]) -> Any:
+    """What a process does before its next trial; `alive` are Optuna's numbers of trials whose processes live."""
+    study.give_up_unasked()
+    for one in study.trials:
+        if one.state.name == "RUNNING" and one.number not in alive:
+            study.ask_again(one)
+    return study.ask()
+
+
+@pytest.mark.parametrize("way", [{"sampler": "random"}, WAYS[-1]], ids=["random", "grid"])
+@pytest.mark.parametrize("dead", [1, 2])
+def test_killed_after_any_write_of_a_take_over_nothing_is_lost_nor_doubled(
+    make_search: Callable[..., Search], way: dict[str, Any], dead: int
+) -> None:
+    way = {**way, "trials": 4}
+    undisturbed = Study(make_search("undisturbed", **way))
+    while (trial := undisturbed.ask()) is not None:
+        run(undisturbed, trial)
+    for writes in range(100):
+        search = make_search(f"killed-{writes}", **way)
+        study = Study(search)
+        running = [study.ask() for _ in range(3)]
+        lives = running[dead:]  # the processes of those before are no more
+        alive = {one.number for one in lives}
+        taking = Study(search)
+        done = kill_after(taking, writes)
+        try:
+            take_over_and_ask(taking, alive)
+            finished = True  # and killed with the trial that it has asked for
+        except Killed:
+            finished = False
+            assert len(done) == writes
+        after = Study(search)
+        asked = []
+        while (trial := take_over_and_ask(after, alive)) is not None:
+            asked.append(ordinal_of(trial))
+            run(after, trial)
+        assert sorted(asked) == sorted({0, 1, 2, 3} - {ordinal_of(one) for one in lives}), writes
+        for one in lives:
+            run(study, one)
+        assert history(Study(search)) == history(undisturbed), writes
+        if finished:
+            assert writes > 5
+            return
+    pytest.fail("the take-over does not end")
+
+
+def test_a_process_killed_before_it_takes_over_leaves_the_number_of_a_live_trial_alone(
+    make_search: Callable[..., Search],
+) -> None:
+    study = Study(make_search("live", trials=3, sampler="random"))
+    first, second = study.ask(), study.ask()
+    study._study._storage.set_trial_user_attr(first._trial_id, "killed", True)  # as far as an earlier version came
+    assert [ordinal_of(second), ordinal_of(study.ask()), ordinal_of(study.ask())] == [1, 0, 2]
+    assert study.ask() is None

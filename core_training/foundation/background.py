@@ -73,6 +73,23 @@ def claim(lock: Path, patience: float = 0.0) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def claim_if_free(lock: Path) -> Iterator[bool]:
+    """Hold `lock` in this process if nobody else does, by one try that waits for nobody; yields whether it is held.
+
+    Whoever looks at the lock at this moment (`owner`) counts as one who holds it. Raises InputError and RunError as
+    `claim`.
+    """
+    descriptor = _opened(lock)
+    try:
+        held = _try(descriptor)
+        if held:
+            _write_owner(lock, descriptor, os.getpid())
+        yield held
+    finally:
+        os.close(descriptor)
+
+
 def owner(lock: Path) -> int | None:
     """The number of the process that holds `lock`; None when nobody does.
 
@@ -132,23 +149,33 @@ def search_path() -> str:
 
 
 def _take(lock: Path, patience: float = 0.0) -> int:
+    descriptor = _opened(lock)
+    deadline = time.monotonic() + max(patience, _A_GLANCE)
+    while not _try(descriptor):
+        if time.monotonic() > deadline:
+            holder = os.read(descriptor, 20).decode() or "another process"
+            os.close(descriptor)
+            raise InputError(f"{lock.stem} is running already (process {holder}); stop it first")
+        time.sleep(_POLL_SECONDS)
+    return descriptor
+
+
+def _opened(lock: Path) -> int:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise InputError(f"{lock}: cannot be written: {error.strerror}; name a folder that can") from None
-    deadline = time.monotonic() + max(patience, _A_GLANCE)
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            return descriptor
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                holder = os.read(descriptor, 20).decode() or "another process"
-                os.close(descriptor)
-                raise InputError(f"{lock.stem} is running already (process {holder}); stop it first") from None
-        time.sleep(_POLL_SECONDS)
+
+
+def _try(descriptor: int) -> bool:
+    """Take the lock, emptied of the number of whoever had it before; whether it was free."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    os.ftruncate(descriptor, 0)
+    return True
 
 
 def _write_owner(lock: Path, descriptor: int, process: int) -> None:

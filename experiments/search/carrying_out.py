@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core_training.foundation.background import claim
+from core_training.foundation.background import claim, claim_if_free
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError, RunError
 from core_training.privacy.ledger import LEDGER_FILE, PrivacyLedger
@@ -137,13 +137,11 @@ class _Work:
         from experiments.search.study import ordinal_of
 
         ordinal = ordinal_of(trial)
-        try:
-            with claim(self._lock(ordinal)):
+        with claim_if_free(self._lock(ordinal)) as is_dead:  # all who ask wait meanwhile, so it must not
+            if is_dead:
                 self._set_aside(self._folder(ordinal))
                 self._study.ask_again(trial)
-                return True
-        except InputError:  # its process is alive
-            return False
+            return is_dead
 
     def _set_aside(self, folder: Path) -> None:
         """Charge a killed trial's account, then remove its folder: under another name first, which charges it once."""

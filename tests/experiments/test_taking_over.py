@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core_training.foundation.background import claim
 from core_training.privacy.accounting import Release
 from core_training.privacy.ledger import LEDGER_FILE, PrivacyLedger
 from core_training.recipe.schema import Recipe
@@ -56,3 +58,19 @@ def test_a_killed_trial_is_charged_before_it_is_asked_again_and_once(search: Sea
         assert (ordinal_of(asked[0]), others) == (0, 0)
         assert len(whole.lines()) == 1
         assert [path.name for path in (search.output / "trials").iterdir()] == [".0000.running"]
+
+
+def test_live_trials_are_not_waited_for(search: Search) -> None:
+    study = Study(search)
+    with ExitStack() as alive:
+        for _ in range(6):
+            trial = study.ask()
+            alive.enter_context(claim(search.output / "trials" / f".{ordinal_of(trial):04d}.running"))
+        study.ask()  # and killed
+        mine = work(search)
+        began = time.monotonic()
+        asked, others = mine._ask()
+        assert time.monotonic() - began < 1.0
+        assert asked is not None
+        with asked[1]:
+            assert (ordinal_of(asked[0]), others) == (6, 6)

@@ -108,6 +108,19 @@ def test_a_claim_holds_while_its_block_runs(tmp_path):
     assert background.owner(lock) is None
 
 
+def test_a_claim_that_waits_for_nobody_says_whether_it_holds(tmp_path):
+    lock = tmp_path / "it.lock"
+    with background.claim_if_free(lock) as held:
+        assert held
+        assert background.owner(lock) == os.getpid()
+        began = time.monotonic()
+        with background.claim_if_free(lock) as another:
+            assert not another
+        assert time.monotonic() - began < 0.2
+        assert background.owner(lock) == os.getpid()
+    assert background.owner(lock) is None
+
+
 def test_whoever_looks_at_a_lock_does_not_keep_others_from_taking_it(tmp_path):
     lock = tmp_path / "it.lock"
     lock.touch()

@@ -85,6 +85,17 @@ def digest_of(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
+def named_here(name: str) -> list[Path]:
+    """What a step's name stands for on this machine, if anything: a file, a folder, a function's file (`FILE:NAME`), a
+    judge's model (`KIND:MODEL`), or a model of the hub's cache.
+    """
+    for text in (name, name.rpartition(":")[0], name.partition(":")[2]):
+        if text and Path(text).exists():
+            return [Path(text)]
+    found = find_model(name.partition(":")[2] or name)
+    return [] if found is None else [found]
+
+
 def _counts(path: Path, place: Path) -> bool:
     parts = path.relative_to(place).parts
     return path.suffix not in _CHANGING and not any(part.startswith(".") for part in parts)

@@ -13,10 +13,9 @@ from core_training import __version__
 from core_training.foundation.bounded_reading import ForeignTextError, read_json, shortened
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
-from core_training.foundation.hub_models import find_model
 from core_training.foundation.strict_json import strict_json
 from core_training.recipe.reading import load_recipe
-from experiments.digests import Digester, digest_of
+from experiments.digests import Digester, digest_of, named_here
 from experiments.documents import beside, check_keys, whole_at
 from experiments.running import OnProgress
 from experiments.steps.step import Step, set_aside
@@ -74,7 +73,7 @@ class CompareStep(Step):
 
     def digest(self, digester: Digester) -> str:
         named = [*self._models, self._on, self._judge]
-        read = [digester.of_place(place) for name in named for place in _here(name)]
+        read = [digester.of_place(place) for name in named for place in named_here(name)]
         return digest_of([self.KEY, __version__, dict(self.settings), read])
 
     def run(self, on_progress: OnProgress, *, resume: bool) -> None:
@@ -148,12 +147,3 @@ def _figures(document: Mapping[str, Any]) -> dict[str, Any]:
         **{key: document[key] for key in _ALL},
         "models": {Path(one["model"]).name: {key: one[key] for key in _OF_A_MODEL} for one in models},
     }
-
-
-def _here(name: str) -> list[Path]:
-    """What a name stands for on this machine: a file, a folder, a model of the hub's cache, a function's file."""
-    for text in (name, name.rpartition(":")[0], name.partition(":")[2]):
-        if text and Path(text).exists():
-            return [Path(text)]
-    found = find_model(name.partition(":")[2] or name)
-    return [] if found is None else [found]

@@ -13,7 +13,7 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.foundation.strict_json import strict_json
 from core_training.recipe.reading import load_recipe
-from experiments.digests import Digester, digest_of
+from experiments.digests import Digester, digest_of, named_here
 from experiments.documents import whole_at
 from experiments.running import OnProgress
 from experiments.steps.step import Step
@@ -59,8 +59,8 @@ class EvaluateStep(Step):
 
     def digest(self, digester: Digester) -> str:
         asked = hashlib.sha256(repr([(task.name, task.items, task.metrics) for task in self._tasks()]).encode())
-        places = [*self._models, *self._listed("metrics"), *self._listed("reward")]
-        files = [digester.of_place(Path(name)) for name in (one.partition(":")[0] for one in places) if _is_here(name)]
+        named = [*self._models, *self._listed("metrics"), *self._listed("reward")]
+        files = [digester.of_place(place) for name in named for place in named_here(name)]
         settings = {key: value for key, value in self.settings.items() if key not in ("evaluate", "against", "reward")}
         return digest_of([self.KEY, __version__, settings, self._models, asked.hexdigest(), files])
 
@@ -116,7 +116,3 @@ class EvaluateStep(Step):
         if not all(isinstance(one, str) and one for one in listed):
             raise InputError(f"{self.place}{key}: a name, or a list of names, not {shortened(value)}")
         return list(listed)
-
-
-def _is_here(name: str) -> bool:
-    return bool(name) and Path(name).exists()

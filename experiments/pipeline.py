@@ -1,6 +1,6 @@
 """A pipeline as its file says it: named steps in order, what each refers to, and the gates after it. Runs nothing.
 
-`${NAME}` stands for the folder of an earlier step, in any text of a step.
+`${NAME}` stands for the folder of an earlier step, in any text of a step; `$${NAME}` for the characters `${NAME}`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.gates import Gate, parse_gate
 from experiments.steps import STEP_KINDS
 from experiments.steps.step import Step
 
-_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+_REFERENCE = re.compile(r"(?P<escaped>\$\$\{[^{}]*\})|\$\{(?P<name>[^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,60}")
 
 
@@ -98,13 +98,21 @@ def _kind(name: str, document: Mapping[str, Any]) -> type[Step]:
 
 
 def _in_folder(folder: Path) -> Any:
-    return lambda text: _REFERENCE.sub(lambda found: str(folder / found[1]), text)
+    def place(found: re.Match[str]) -> str:
+        return found["escaped"][1:] if found["escaped"] else str(folder / found["name"])
+
+    return lambda text: _REFERENCE.sub(place, text)
 
 
 def _references(value: Any) -> Iterator[str]:
     """The names in `${…}` in the texts of a value."""
     found: list[str] = []
-    each_text(value, lambda text: found.extend(_REFERENCE.findall(text)) or text)  # type: ignore[func-returns-value]
+
+    def note(text: str) -> str:
+        found.extend(one["name"] for one in _REFERENCE.finditer(text) if not one["escaped"])
+        return text
+
+    each_text(value, note)
     yield from found
 
 
@@ -126,7 +134,8 @@ def _check_order(steps: Mapping[str, Any]) -> None:
             if other in before:
                 continue
             if other not in refers:
-                raise InputError(f"steps.{name}: ${{{other}}} is no step; {nearest(other, before)}")
+                hint = f"{nearest(other, before)} (write $${{{other}}} for the characters)"
+                raise InputError(f"steps.{name}: ${{{other}}} is no step; {hint}")
             if circle := _circle(name, other, refers):
                 raise InputError(f"steps.{name}: steps refer to each other in a circle: {' → '.join(circle)}")
             raise InputError(f"steps.{name}: ${{{other}}} comes after it; put step '{other}' before step '{name}'")

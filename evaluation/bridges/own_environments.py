@@ -1,6 +1,7 @@
 """Environments apart from fedloom's, for programs whose libraries do not go with its own: found, or made once.
 
-One is filled under another name and renamed when it has shown that it works, so that none is ever half made.
+One is filled under another name and renamed when it has shown that it works, so that none is ever half made. One that
+another account could have made or changed is not run.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core_training.foundation import background
+from core_training.foundation.bounded_reading import ForeignTextError, read_json
 from core_training.foundation.durable import scratch_of
 from core_training.foundation.environment import STAY_OFFLINE
 from core_training.foundation.errors import InputError, RunError
 from core_training.foundation.places import is_folder, is_there
 from evaluation.bridges.foreign_programs import Program, last_words, run
+from evaluation.bridges.ownership import make_for_oneself, take_from_others, why_distrusted
 
 PINS = Path(__file__).with_name("environments")
 """The files that say what lies in them."""
+_OURS = Path("fedloom", "environments")
+"""The folder of environments among all programs' caches."""
 _MARK = "made-by-fedloom.json"
 _MAKING_SECONDS = 1800.0
 """Seconds that one step of making may take, and that another who makes it is waited for."""
@@ -92,9 +97,13 @@ class OwnEnvironment:
         return told.hexdigest()[:12]
 
     def found(self, named: Path | None) -> Path | None:
-        """The environment's folder, where it is there already. Raises InputError for a named one that is none."""
+        """The environment's folder, where it is there already.
+
+        Raises InputError for a named one that is none, and for one that another account could have made or changed.
+        """
         folder = self.place(named)
         if (folder / self.program).exists():
+            self._check_ours(folder, is_named=self._is_named(named))
             return folder
         if self._is_named(named) and is_there(folder) and (not is_folder(folder) or any(folder.iterdir())):
             raise InputError(
@@ -106,7 +115,7 @@ class OwnEnvironment:
     def place(self, named: Path | None) -> Path:
         """Where it is, or would be made: as named, by the variable, or among the caches, by its digest."""
         told = named or os.environ.get(self.variable)
-        return Path(told).expanduser().absolute() if told else caches() / f"{self.name}-{self.digest}"
+        return Path(told).expanduser().absolute() if told else caches() / _OURS / f"{self.name}-{self.digest}"
 
     def ready(self, named: Path | None, say: Say) -> Path:
         """The environment's folder; it is made first where it is not there.
@@ -121,6 +130,8 @@ class OwnEnvironment:
                 f"{self.remedy}"
             )
         folder = self.place(named)
+        if not self._is_named(named):
+            self._make_place(folder.parent)
         with background.claim(folder.with_name(f".{folder.name}.lock"), _MAKING_SECONDS):
             if (made := self.found(named)) is not None:  # by whoever had the lock before
                 return made
@@ -131,14 +142,60 @@ class OwnEnvironment:
     def _is_named(self, named: Path | None) -> bool:
         return named is not None or bool(os.environ.get(self.variable))
 
+    def _check_ours(self, folder: Path, *, is_named: bool) -> None:
+        """Raise InputError where others could have changed the environment, or nothing shows that it was made here."""
+        program = folder / self.program
+        self._check_places([*([] if is_named else _up_to(caches(), folder.parent)), *_up_to(folder, program)])
+        if not is_named:
+            self._check_mark(folder)
+
+    def _check_places(self, places: Sequence[Path]) -> None:
+        for why in map(why_distrusted, places):
+            if why is not None:
+                raise InputError(
+                    f"{self.title} is not run, as {why}: its environment may be nobody's but yours; mend that, or name "
+                    f"a folder that is yours with {self.option} or {self.variable}"
+                )
+
+    def _check_mark(self, folder: Path) -> None:
+        mark = folder / _MARK
+        if is_there(mark):
+            self._check_places([mark])
+        try:
+            known = read_json(mark)
+        except (OSError, ForeignTextError):
+            known = None
+        if known != self._mark:
+            raise InputError(
+                f"{self.title} is not run: {mark} does not say that {folder} was made here from these pins; remove it "
+                f"and one is made, or name one that you trust with {self.option} or {self.variable}"
+            )
+
+    @property
+    def _mark(self) -> dict[str, str]:
+        return {"environment": self.name, "digest": self.digest}
+
+    def _make_place(self, place: Path) -> None:
+        """Make the folder of environments in the cache, where nobody else could put one."""
+        above = _up_to(caches(), place)
+        self._check_places([folder for folder in above if is_there(folder)])
+        try:
+            make_for_oneself(place)
+        except OSError as error:
+            raise InputError(
+                f"{place} cannot be made: {error.strerror}; name another folder with {self.option} or {self.variable}"
+            ) from None
+        self._check_places(above)  # another may have been quicker
+
     def _make(self, folder: Path) -> None:
         scratch = scratch_of(folder)
         with tempfile.TemporaryDirectory() as logs:
             try:
                 shutil.rmtree(scratch, ignore_errors=True)
-                scratch.mkdir(parents=True)
+                scratch.mkdir(mode=0o755, parents=True)
                 self.fill(Maker(self, scratch, Path(logs) / "log"))
-                (scratch / _MARK).write_text(json.dumps({"environment": self.name, "digest": self.digest}))
+                (scratch / _MARK).write_text(json.dumps(self._mark))
+                take_from_others(scratch)
                 os.sync()  # else a machine that stops could leave the name, and not what is in it
                 with suppress(FileNotFoundError):
                     folder.rmdir()  # an empty one, as a person may have made
@@ -150,6 +207,11 @@ class OwnEnvironment:
 
 
 def caches() -> Path:
-    """The folder of environments that nobody named a place for."""
+    """The folder of all programs' caches, in which environments lie that nobody named a place for."""
     own = os.environ.get("XDG_CACHE_HOME")
-    return (Path(own) if own else Path.home() / ".cache") / "fedloom" / "environments"
+    return (Path(own) if own else Path.home() / ".cache").absolute()
+
+
+def _up_to(top: Path, place: Path) -> list[Path]:
+    """A place and the folders that it lies in, from `top` on."""
+    return [*reversed([folder for folder in place.parents if folder.is_relative_to(top)]), place]

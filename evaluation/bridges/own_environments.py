@@ -33,6 +33,15 @@ _OURS = Path("fedloom", "environments")
 _MARK = "made-by-fedloom.json"
 _MAKING_SECONDS = 1800.0
 """Seconds that one step of making may take, and that another who makes it is waited for."""
+_OF_FETCHING = frozenset(
+    (
+        *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"),
+        *("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "NETRC"),
+    )
+)
+"""The variables that say how an index is reached, besides pip's and npm's own."""
+_OF_INSTALLERS = ("PIP_", "npm_config_", "NPM_CONFIG_")
 
 Say = Callable[[str], None]
 
@@ -58,11 +67,16 @@ class Maker:
                 f"{last_words(self._log)}. {self._kind.remedy}"
             )
 
+    def fetch(self, name: str, command: Sequence[str | Path]) -> None:
+        """As `do`, for a step that takes packages from an index: it is told how one is reached, as no other is."""
+        told = (item for item in os.environ.items() if item[0] in _OF_FETCHING or item[0].startswith(_OF_INSTALLERS))
+        self.do(name, command, dict(told))
+
     def install(self, requirements: Path) -> None:
         """Make a Python environment of the folder, with the packages in a file of pins."""
         self.do("venv", [sys.executable, "-m", "venv", self.folder])
         pip: list[str | Path] = [self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-        self.do("pip", [*pip, "--requirement", requirements])
+        self.fetch("pip", [*pip, "--requirement", requirements])
 
 
 @dataclass(frozen=True)

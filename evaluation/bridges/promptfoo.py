@@ -55,7 +55,7 @@ def _fill(maker: Maker) -> None:
     (packages / "package.json").write_text(json.dumps({"name": lock["name"], "private": True, "dependencies": wanted}))
     shutil.copyfile(PINS / "promptfoo-lock.json", packages / "package-lock.json")
     quietly = ["--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
-    maker.do("npm", [node, npm, "install", "--prefix", packages, *quietly])
+    maker.fetch("npm", [node, npm, "install", "--prefix", packages, *quietly])
     with tempfile.TemporaryDirectory() as home:
         settings = {**_SETTINGS, "PROMPTFOO_CONFIG_DIR": home}
         maker.do("promptfoo", [node, maker.folder / _ENTRY, "list", "evals"], settings)  # it opens its database

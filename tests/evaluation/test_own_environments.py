@@ -132,6 +132,28 @@ def test_nothing_is_fetched_where_nothing_may_be(monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.iterdir())
 
 
+def test_what_names_a_mirror_is_told_to_those_who_fetch_and_to_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://mirror/simple")
+    monkeypatch.setenv("npm_config_registry", "http://mirror/npm")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    code = "import os, sys; open(sys.argv[1], 'w').write(' '.join(sorted(os.environ)))"
+    names = {"PIP_INDEX_URL", "npm_config_registry", "HTTPS_PROXY"}
+
+    def fill(maker: Maker) -> None:
+        whole(maker)
+        maker.fetch("pip", [sys.executable, "-c", code, "fetched"])
+        maker.do("tried", [sys.executable, "-c", code, "done"])
+
+    made = kind(fill).ready(tmp_path / "here", print)
+    fetched, done = (set((made / name).read_text().split()) for name in ("fetched", "done"))
+    assert names <= fetched
+    assert not names & done
+    assert "HF_TOKEN" not in fetched | done
+
+
 @pytest.mark.slow
 def test_an_index_that_cannot_be_reached_is_told_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

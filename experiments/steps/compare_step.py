@@ -14,10 +14,10 @@ from core_training.foundation.bounded_reading import ForeignTextError, read_json
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.foundation.strict_json import strict_json
-from core_training.recipe.reading import load_recipe
 from experiments.digests import Digester, digest_of, named_here
 from experiments.documents import beside, check_keys, whole_at
 from experiments.running import OnProgress
+from experiments.steps.asked import digest_of_task, function_files, tasks_of
 from experiments.steps.step import Step, set_aside
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ class CompareStep(Step):
         check_keys({name: None}, [*_FIRST, "p", *_ALL, *of_models], f"{place}: ")
 
     def digest(self, digester: Digester) -> str:
-        named = [*self._models, self._on, self._judge]
-        read = [digester.of_place(place) for name in named for place in named_here(name)]
-        return digest_of([self.KEY, __version__, dict(self.settings), read])
+        places = [place for name in (*self._models, self._judge) for place in named_here(name)]
+        read = [digester.of_place(place) for place in (*places, *function_files(self._judge))]
+        return digest_of([self.KEY, __version__, dict(self.settings), read, digest_of_task(self._task(), digester)])
 
     def run(self, on_progress: OnProgress, *, resume: bool) -> None:
         import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
@@ -112,10 +112,6 @@ class CompareStep(Step):
         return list(value)
 
     @property
-    def _on(self) -> str:
-        return str(beside(self.settings["on"], self.home))
-
-    @property
     def _judge(self) -> str:
         """The judge's name; a function's file is beside the pipeline's."""
         judge = str(self.settings["judge"])
@@ -123,12 +119,8 @@ class CompareStep(Step):
         return f"{beside(file, self.home)}:{function}" if file.endswith(".py") else judge
 
     def _task(self) -> Task:
-        from evaluation.tasks.loading import Wanted, load_task
-
-        run = next((Path(name) for name in self._models if (Path(name) / "recipe.yaml").is_file()), None)
-        columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
-        wanted = Wanted(("ended", "answer_tokens"), run=run, columns=columns, limit=self.settings.get("limit"))
-        return load_task(self._on, wanted)
+        wanted: dict[str, Any] = {"metrics": ("ended", "answer_tokens"), "limit": self.settings.get("limit")}
+        return tasks_of([self.settings["on"]], self._models, self.home, **wanted)[0]
 
     def _sampling(self) -> Sampling:
         from evaluation.items import Sampling

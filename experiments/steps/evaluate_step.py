@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,10 @@ from core_training.foundation.bounded_reading import ForeignTextError, read_json
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.foundation.strict_json import strict_json
-from core_training.recipe.reading import load_recipe
 from experiments.digests import Digester, digest_of, named_here
 from experiments.documents import whole_at
 from experiments.running import OnProgress
+from experiments.steps.asked import digest_of_task, tasks_of
 from experiments.steps.step import Step
 
 if TYPE_CHECKING:
@@ -58,11 +57,11 @@ class EvaluateStep(Step):
         """Which figures there are, the tasks say: they are read when the step is done."""
 
     def digest(self, digester: Digester) -> str:
-        asked = hashlib.sha256(repr([(task.name, task.items, task.metrics) for task in self._tasks()]).encode())
-        named = [*self._models, *self._listed("metrics"), *self._listed("reward")]
-        files = [digester.of_place(place) for name in named for place in named_here(name)]
+        asked = [digest_of_task(task, digester) for task in self._tasks()]
+        places = [*self._models, *self._listed("metrics"), *self._listed("reward")]
+        files = [digester.of_place(place) for name in places for place in named_here(name)]
         settings = {key: value for key, value in self.settings.items() if key not in ("evaluate", "against", "reward")}
-        return digest_of([self.KEY, __version__, settings, self._models, asked.hexdigest(), files])
+        return digest_of([self.KEY, __version__, settings, self._models, asked, files])
 
     def run(self, on_progress: OnProgress, *, resume: bool) -> None:
         import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
@@ -101,13 +100,9 @@ class EvaluateStep(Step):
         return [*self._listed("evaluate"), *self._listed("against")]
 
     def _tasks(self) -> list[Task]:
-        from evaluation.tasks.loading import Wanted, load_task
-
-        run = next((Path(name) for name in self._models if (Path(name) / "recipe.yaml").is_file()), None)
-        columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
         metrics, limit = tuple(self._listed("metrics")), self.settings.get("limit")
-        wanted = Wanted(metrics, limit=limit, reward="reward" in self.settings, run=run, columns=columns)
-        return [load_task(one, wanted) for one in self._listed("on")]
+        wanted: dict[str, Any] = {"metrics": metrics, "limit": limit, "reward": "reward" in self.settings}
+        return tasks_of(self._listed("on"), self._models, self.home, **wanted)
 
     def _listed(self, key: str) -> list[str]:
         """The texts under a key, which may be one or a list. Raises InputError for anything else."""

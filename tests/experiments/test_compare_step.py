@@ -10,6 +10,7 @@ import yaml
 
 from core_training.foundation.errors import InputError
 from experiments.carrying_out import carry_out
+from experiments.digests import Digester
 from experiments.pipeline import load_pipeline
 from experiments.running import OnProgress
 from tests import tiny
@@ -104,3 +105,33 @@ def test_models_are_compared_once_and_a_stage_trains_on_the_pairs(tiny_model: Pa
 def test_what_is_wrong_in_a_step_is_told_before_anything_runs(tiny_model: Path, tmp_path: Path, step, said):
     with pytest.raises(InputError, match=said):
         load_pipeline(pipeline_file(tmp_path, tiny_model, judged=step))
+
+
+@pytest.mark.parametrize("on", ["prompts.jsonl", "prom*.jsonl", "task.yaml"])
+def test_prompts_that_were_added_count_however_they_are_named(tiny_model: Path, tmp_path: Path, on: str):
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({"data": "prompts.jsonl", "prompt": "question"}))
+    models = [str(tiny_model), "no/such-model"]
+    path = pipeline_file(tmp_path, tiny_model, judged={**COMPARE, "compare": models, "on": on})
+    before = digest(path)
+    assert digest(path) == before
+    tiny.write_jsonl(tmp_path / "prompts.jsonl", tiny.questions(7, 7))
+    assert digest(path) != before
+
+
+def test_a_tasks_words_and_a_modules_judge_count(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    task = {"data": "prompts.jsonl", "prompt": "question"}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    step = {**COMPARE, "compare": [str(tiny_model), "no/such-model"], "on": "task.yaml", "judge": "judge:longer"}
+    path = pipeline_file(tmp_path, tiny_model, judged=step)
+    before = digest(path)
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({**task, "max_tokens": 3}))
+    after = digest(path)
+    assert after != before
+    judge = tmp_path / "judge.py"
+    judge.write_text(judge.read_text().replace("len(first) - len(second)", "len(second) - len(first)"))
+    assert digest(path) != after
+
+
+def digest(path: Path) -> str:
+    return load_pipeline(path).steps[-1].step.digest(Digester(path.parent.parent / "digests.json"))

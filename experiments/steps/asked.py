@@ -1,0 +1,65 @@
+"""What steps ask models: a file's place beside the pipeline's, the tasks of it, and a digest of all that is in them."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core_training.foundation.errors import InputError
+from core_training.recipe.llamafactory_data import names_data_set
+from core_training.recipe.reading import load_recipe
+from experiments.digests import Digester
+
+if TYPE_CHECKING:
+    from evaluation.items import Task
+
+
+def place_of(on: str, home: Path) -> str:
+    """What `on` names in the folder `home`, a glob too, or where that has none, in the one that the command runs in."""
+    own = home / Path(on).expanduser()
+    return str(own) if is_found(own) else str(Path(on).expanduser())
+
+
+def is_found(place: Path) -> bool:
+    """Whether a file, a folder, a glob or a data set of LLaMA-Factory's is on this machine."""
+    file = Path(str(place).rpartition(":")[0]) if names_data_set(place) else place
+    return file.exists() or bool(glob.glob(str(file), recursive=True))
+
+
+def tasks_of(on: Sequence[str], models: Sequence[str], home: Path, **wanted: Any) -> list[Task]:
+    """The tasks of these names; the first run among the models says how its columns are called. Raises InputError."""
+    from evaluation.tasks.loading import Wanted, load_task
+
+    run = next((Path(name) for name in models if (Path(name) / "recipe.yaml").is_file()), None)
+    columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
+    return [load_task(place_of(one, home), Wanted(run=run, columns=columns, **wanted)) for one in on]
+
+
+def digest_of_task(task: Task, digester: Digester) -> list[Any]:
+    """All fields of a task, its items among them, and the content of its own functions."""
+    from evaluation.figures.metrics import is_own
+
+    fields = hashlib.sha256(repr(task).encode("utf-8", "surrogatepass")).hexdigest()
+    own = [file for name in task.metrics if is_own(name) for file in function_files(name)]
+    return [fields, [digester.of_place(file) for file in own]]
+
+
+def function_files(name: str) -> Iterator[Path]:
+    """The file of a function, `FILE.py:name` or `module:name`; none for what names no function here."""
+    module, colon, function = name.rpartition(":")
+    if not colon or not function.isidentifier():
+        return
+    if module.endswith(".py"):
+        file: str | None = module
+    else:
+        try:
+            found = importlib.util.find_spec(module)
+        except (Exception, SystemExit) as error:  # the package is the person's own: it may raise anything
+            raise InputError(f"{name}: {module} cannot be imported: {type(error).__name__}: {error}") from None
+        file = None if found is None else found.origin
+    if file is not None and Path(file).is_file():
+        yield Path(file)

@@ -9,19 +9,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core_training.data.hub_cache import cached_files
 from core_training.foundation.errors import InputError
 from core_training.recipe.llamafactory_data import names_data_set
 from core_training.recipe.reading import load_recipe
 from experiments.digests import Digester
+from experiments.steps.step import Step
 
 if TYPE_CHECKING:
     from evaluation.items import Task
+
+
+HELD_OUT = "held-out"
+"""In the place of a file: what the first run held out."""
 
 
 def place_of(on: str, home: Path) -> str:
     """What `on` names in the folder `home`, a glob too, or where that has none, in the one that the command runs in."""
     own = home / Path(on).expanduser()
     return str(own) if is_found(own) else str(Path(on).expanduser())
+
+
+def check_on(step: Step, on: str) -> None:
+    """Raise InputError for what is neither a file here, nor of an earlier step, nor a data set of the hub's cache."""
+    if on == HELD_OUT or step.comes_of_a_step(on) or is_found(Path(place_of(on, step.home))):
+        return
+    if Path(on).suffix or not cached_files(on):
+        raise InputError(f"{step.place}on: {on}: no such file beside the pipeline's, nor in {Path.cwd()}")
 
 
 def is_found(place: Path) -> bool:
@@ -36,7 +50,11 @@ def tasks_of(on: Sequence[str], models: Sequence[str], home: Path, **wanted: Any
 
     run = next((Path(name) for name in models if (Path(name) / "recipe.yaml").is_file()), None)
     columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
-    return [load_task(place_of(one, home), Wanted(run=run, columns=columns, **wanted)) for one in on]
+    tasks = [load_task(place_of(one, home), Wanted(run=run, columns=columns, **wanted)) for one in on]
+    names = [task.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"on: two tasks are called '{twice}'; call one otherwise, with name in a TASK.yaml")
+    return tasks
 
 
 def digest_of_task(task: Task, digester: Digester) -> list[Any]:

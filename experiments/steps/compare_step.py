@@ -17,7 +17,7 @@ from core_training.foundation.strict_json import strict_json
 from experiments.digests import Digester, digest_of, named_here
 from experiments.documents import beside, check_keys, whole_at
 from experiments.running import OnProgress
-from experiments.steps.asked import digest_of_task, function_files, tasks_of
+from experiments.steps.asked import check_on, digest_of_task, function_files, tasks_of
 from experiments.steps.step import Step, set_aside
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class CompareStep(Step):
             raise InputError(f"{self.place}compare: {twice} is named twice; a model is compared with others")
         if not isinstance(self.settings.get("on"), str) or not self.settings["on"]:
             raise InputError(f"{self.place}on: name a file of prompts, not {shortened(self.settings.get('on'))}")
+        check_on(self, self.settings["on"])
         self._check_judge()
         for key, default, least in (("limit", 1, 1), ("max_tokens", 256, 1), ("seed", 0, 0)):
             whole_at(self.settings, key, default, self.place, least)

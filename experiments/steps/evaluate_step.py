@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,15 @@ from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
 from core_training.foundation.strict_json import strict_json
 from experiments.digests import Digester, digest_of, named_here
-from experiments.documents import whole_at
+from experiments.documents import check_keys, whole_at
 from experiments.running import OnProgress
-from experiments.steps.asked import digest_of_task, tasks_of
+from experiments.steps.asked import HELD_OUT, check_on, digest_of_task, tasks_of
 from experiments.steps.step import Step
 
 if TYPE_CHECKING:
     from evaluation.items import Task
 
 _RESULTS = "results.json"
-_HELD_OUT = "held-out"
 
 
 class EvaluateStep(Step):
@@ -48,13 +48,43 @@ class EvaluateStep(Step):
         whole_at(self.settings, "limit", 1, self.place)
         whole_at(self.settings, "max_tokens", 256, self.place)
         for on in self._listed("on"):
-            if on != _HELD_OUT and not Path(on).exists() and not on.startswith(str(self.folder.parent)):
-                raise InputError(f"{self.place}on: {on}: no such file")
+            check_on(self, on)
         if "reward" in self.settings:
             self.text_at("reward")
 
     def check_figure(self, name: str, place: str) -> None:
-        """Which figures there are, the tasks say: they are read when the step is done."""
+        if self._figures is not None:
+            check_keys({name: None}, self._figures, f"{place}: ")
+            return
+        from evaluation.figures.metrics import metric
+
+        try:
+            metric(name if len(self._listed("on")) == 1 else name.partition(".")[2])
+        except InputError as error:
+            raise InputError(f"{place}: {str(error).removeprefix('metrics: ')}") from None
+
+    @cached_property
+    def _figures(self) -> list[str] | None:
+        """The names of the figures that there will be; None where earlier steps have yet to say what is measured."""
+        from evaluation.figures.metrics import REWARD
+
+        on, metrics = self._listed("on"), self._listed("metrics")
+        if len(on) == 1 and metrics:
+            return [*metrics, *[REWARD] * ("reward" in self.settings)]
+        if any(self._waits(one) for one in on):
+            return None
+        tasks = self._tasks()
+        if len(tasks) == 1:
+            return list(tasks[0].metrics)
+        return [f"{task.name}.{name}" for task in tasks for name in task.metrics]
+
+    def _waits(self, on: str) -> bool:
+        """Whether an earlier step has yet to say what `on` is: a run names the columns of a file and its records."""
+        if self.comes_of_a_step(on):
+            return True
+        if on.endswith((".yaml", ".yml")):
+            return False
+        return on == HELD_OUT or any(self.comes_of_a_step(model) for model in self._models)
 
     def digest(self, digester: Digester) -> str:
         asked = [digest_of_task(task, digester) for task in self._tasks()]

@@ -43,6 +43,10 @@ class Step(ABC):
         """The beginning of its keys' names in errors."""
         return f"steps.{self.name}."
 
+    def comes_of_a_step(self, name: str) -> bool:
+        """Whether a name is of something that a step leaves: its folder, or a file in it."""
+        return Path(name).is_relative_to(self.folder.parent)
+
     @property
     @abstractmethod
     def what(self) -> str:

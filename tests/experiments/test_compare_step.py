@@ -95,6 +95,7 @@ def test_models_are_compared_once_and_a_stage_trains_on_the_pairs(tiny_model: Pa
         ({**COMPARE, "judge": "people"}, "steps.judged.judge: people would keep the pipeline waiting"),
         ({"compare": ["${alpha}", "${beta}"], "on": "prompts.jsonl"}, "steps.judged.judge: name reward:RUN"),
         ({"compare": ["${alpha}", "${beta}"], "judge": "reward:x"}, "steps.judged.on: name a file"),
+        ({**COMPARE, "on": "no.jsonl"}, "steps.judged.on: no.jsonl: no such file"),
         ({**COMPARE, "max_tokens": 0}, "steps.judged.max_tokens: give a whole number from 1 up"),
         ({**COMPARE, "temperature": "warm"}, "steps.judged.temperature: give a number"),
         ({**COMPARE, "temprature": 1}, "unknown key; did you mean 'temperature'"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from core_training.foundation.errors import InputError
 from experiments.digests import Digester
 from experiments.pipeline import load_pipeline
 from tests import tiny
@@ -63,3 +64,48 @@ def test_the_content_of_a_modules_function_counts(write, tmp_path: Path, monkeyp
     before = digest(path)
     (tmp_path / "of_a_module.py").write_text(FUNCTION.replace("-len", "len"))
     assert digest(path) != before
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"gates": {"exact_mach": ">= 0"}}, "steps.asked.gates.exact_mach: .*did you mean 'exact_match'"),
+        ({"gates": {"accuracy": ">= 0"}}, "known here: exact_match"),
+        ({"on": "asked.jsonl", "gates": {"acuracy": ">= 0"}}, "gates.acuracy: acuracy: unknown key"),
+        ({"on": ["task.yaml", "asked.jsonl"], "gates": {"exact_match": ">= 0"}}, "task.exact_match"),
+        (
+            {"on": ["task.yaml", "asked.jsonl"], "gates": {"tusk.exact_match": ">= 0"}},
+            "mean 'task.exact_match'",
+        ),
+        (
+            {"on": "${none}/answers.jsonl", "gates": {"acuracy": ">= 0"}},
+            "gates.acuracy: .* did you mean accuracy",
+        ),
+        ({"evaluate": "no/run", "on": "held-out", "gates": {"los": "<= 1"}}, "gates.los: .* did you mean loss"),
+        ({"on": ["task.yaml", "task.yaml"], "gates": {"task.exact_match": ">= 0"}}, "two tasks are called 'task'"),
+        ({"on": "no.jsonl"}, "steps.asked.on: no.jsonl: no such file"),
+    ],
+)
+def test_a_gate_on_what_no_task_measures_is_told_before_anything_runs(write, step: dict[str, Any], said: str):
+    path = write(**step)
+    if "${none}" in str(step):
+        document = yaml.safe_load(path.read_text())
+        document["steps"] = {"none": {"evaluate": "x", "on": str(path.parent / "task.yaml")}, **document["steps"]}
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+    with pytest.raises(InputError, match=said):
+        load_pipeline(path)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"gates": {"exact_match": ">= 0"}},
+        {"on": ["task.yaml", "asked.jsonl"], "gates": {"asked.rouge_l": ">= 0"}},
+        {"on": "asked.jsonl", "metrics": ["own.py:short", "regex:a.b"], "gates": {"own.py:short": "< 0"}},
+        {"on": "asked.jsonl", "reward": "no/run", "gates": {"reward": "> 0"}},
+        {"on": "ask*.jsonl", "gates": {"loss": "<= 9"}},
+        {"evaluate": "no/run", "on": "held-out", "gates": {"loss": "<= 1"}},
+    ],
+)
+def test_gates_on_what_tasks_measure_and_files_beside_the_pipelines(write, step: dict[str, Any]):
+    load_pipeline(write(**step))

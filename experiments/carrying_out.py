@@ -65,6 +65,10 @@ Watch = Callable[[PlannedStep], AbstractContextManager[OnProgress]]
 """What shows the progress of a step while it is done."""
 
 
+OnFound = Callable[[object], None]
+"""Given what a step found (`Step.run`), to write its page from."""
+
+
 @dataclass
 class Carried:
     """The outcomes so far, and what ended the pipeline before its end."""
@@ -73,7 +77,14 @@ class Carried:
     ended_by: FedloomError | None = None
 
 
-def carry_out(pipeline: Pipeline, watch: Watch, *, start: str | None = None, only: str | None = None) -> Carried:
+def carry_out(
+    pipeline: Pipeline,
+    watch: Watch,
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    on_found: OnFound = lambda _: None,
+) -> Carried:
     """Do the steps that are not done, in order, until one fails or a gate does not pass.
 
     From step `start` on, all are done anew, and those before it are taken as they are; `only` does one step anew.
@@ -87,7 +98,7 @@ def carry_out(pipeline: Pipeline, watch: Watch, *, start: str | None = None, onl
         raise InputError(f"output: {pipeline.folder} cannot be made: {error.strerror}") from None
     carried = Carried()
     with claim(pipeline.folder / ".lock"):
-        work = _Work(pipeline, watch)
+        work = _Work(pipeline, watch, on_found)
         for planned in pipeline.steps if only is None else chosen:
             try:
                 outcome = work.do(planned, taken=planned not in chosen, anew=anew)
@@ -127,9 +138,10 @@ _UNCHANGED = "nothing that it reads has changed"
 class _Work:
     """The steps' digests and what is written down of them."""
 
-    def __init__(self, pipeline: Pipeline, watch: Watch | None) -> None:
+    def __init__(self, pipeline: Pipeline, watch: Watch | None, on_found: OnFound = lambda _: None) -> None:
         self._pipeline = pipeline
         self._watch = watch
+        self._on_found = on_found
         self._file = pipeline.folder / "pipeline.json"
         self._noted = _read(self._file)
         self.digester = Digester(pipeline.folder / ".digests.json")
@@ -149,7 +161,7 @@ class _Work:
         with self._watch(planned) as on_progress:
             resume = not anew and noted == {"status": "begun", "digest": digest}
             self._note(step.name, "begun", digest)
-            step.run(on_progress, resume=resume)
+            self._on_found(step.run(on_progress, resume=resume))
             self._note(step.name, "done", digest)
         return self._outcome(planned, "done", why or "asked for")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core_training.foundation.durable import commit_file
-from evaluation.pairs.contest import Compared
-from evaluation.pairs.pairwise import Outcome, Shown
 from fedloom.page import image, page, table
 from fedloom.pictures import COLOURS, new_figure
+
+if TYPE_CHECKING:
+    from evaluation.pairs.contest import Compared
+    from evaluation.pairs.pairwise import Outcome, Shown
 
 REPORT = "report.html"
 RATING_COLUMNS = ("model", "rating", "95 %", "wins", "losses", "ties", "not judged", "won", "tokens")

@@ -6,15 +6,17 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core_training.foundation.durable import commit_file
 from evaluation.figures.examples import Example, worst_and_best
 from evaluation.figures.gates import Verdict
 from evaluation.figures.results import Result
-from evaluation.running import Evaluation
 from fedloom.page import image, page, table
 from fedloom.pictures import COLOURS, new_figure
+
+if TYPE_CHECKING:
+    from evaluation.running import Evaluation
 
 REPORT = "report.html"
 _EXAMPLES = 5

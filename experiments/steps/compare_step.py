@@ -22,6 +22,7 @@ from experiments.steps.step import Step, set_aside
 
 if TYPE_CHECKING:
     from evaluation.items import Sampling, Task
+    from evaluation.pairs.contest import Compared
 
 _RESULTS = "results.json"
 _FIRST = ("win_rate", "wins", "losses", "ties", "unjudged", "rating")
@@ -77,7 +78,7 @@ class CompareStep(Step):
         read = [digester.of_place(place) for place in (*places, *function_files(self._judge))]
         return digest_of([self.KEY, __version__, dict(self.settings), read, digest_of_task(self._task(), digester)])
 
-    def run(self, on_progress: OnProgress, *, resume: bool) -> None:
+    def run(self, on_progress: OnProgress, *, resume: bool) -> Compared:
         import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
         from evaluation.pairs.contest import check_judge, load_contest, load_pair_judge, settle
         from evaluation.pairs.pair_judges import judge_name
@@ -92,7 +93,9 @@ class CompareStep(Step):
             set_aside(self.folder)
         contest = load_contest(self._models, self._task(), judge, Settings(self._sampling()), self.folder, advance)
         contest.judge_all(load_pair_judge(contest), advance)
-        commit_file(self.folder / _RESULTS, (strict_json(settle(contest).document, indent=2) + "\n").encode())
+        found = settle(contest)
+        commit_file(self.folder / _RESULTS, (strict_json(found.document, indent=2) + "\n").encode())
+        return found
 
     @property
     def is_there(self) -> bool:

@@ -20,6 +20,7 @@ from experiments.steps.step import Step
 
 if TYPE_CHECKING:
     from evaluation.items import Task
+    from evaluation.running import Evaluation
 
 _RESULTS = "results.json"
 
@@ -93,7 +94,7 @@ class EvaluateStep(Step):
         settings = {key: value for key, value in self.settings.items() if key not in ("evaluate", "against", "reward")}
         return digest_of([self.KEY, __version__, settings, self._models, asked, files])
 
-    def run(self, on_progress: OnProgress, *, resume: bool) -> None:
+    def run(self, on_progress: OnProgress, *, resume: bool) -> Evaluation:
         import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
         from evaluation.items import Sampling
         from evaluation.running import Settings, evaluate
@@ -111,6 +112,7 @@ class EvaluateStep(Step):
             self._listed("against"),
         )
         commit_file(self.folder / _RESULTS, (strict_json(found.document(), indent=2) + "\n").encode())
+        return found
 
     @property
     def is_there(self) -> bool:

@@ -61,8 +61,11 @@ class Step(ABC):
         """The digest of all that decides its outcome, once the steps are done that it refers to."""
 
     @abstractmethod
-    def run(self, on_progress: OnProgress, *, resume: bool) -> None:
-        """Do it, into its folder; `resume` goes on with what lies there. Raises FedloomError."""
+    def run(self, on_progress: OnProgress, *, resume: bool) -> object:
+        """Do it, into its folder; `resume` goes on with what lies there. Raises FedloomError.
+
+        Returns what a page on it can be written from, of kinds that have a page of their own; else None.
+        """
 
     @property
     def is_there(self) -> bool:

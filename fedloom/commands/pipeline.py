@@ -49,6 +49,7 @@ def pipeline(
         return
     from fedloom.console import results_only_on_stdout, stderr, ticking
     from fedloom.pipeline_page import write_page
+    from fedloom.step_figures import write_step_report
 
     @contextmanager
     def watch(planned: PlannedStep) -> Iterator[OnProgress]:
@@ -56,7 +57,7 @@ def pipeline(
             yield ticker.advance
 
     with results_only_on_stdout():
-        carried: Carried = carry_out(loaded, watch, start=start, only=only)
+        carried: Carried = carry_out(loaded, watch, start=start, only=only, on_found=write_step_report)
         report = loaded.folder / "report.html"
         write_page(loaded, carried.outcomes, report)
     _show(carried.outcomes, report, as_json=as_json, quiet=quiet)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +208,42 @@ def test_an_evaluation_is_a_step_with_gates_on_its_figures(
     tiny.write_jsonl(questions, tiny.questions(6, 6))
     again = statuses(fedloom("pipeline", path, "--json"))
     assert (again["sft"], again["before"], again["after"]) == ("skipped", "done", "done")
+
+
+def read_figures(page: Path) -> str:
+    return html.unescape(page.read_text())
+
+
+@pytest.mark.slow
+def test_the_report_has_what_models_came_out_like_and_leads_to_each_steps_own(
+    fedloom: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    tiny.write_jsonl(tmp_path / "asked.jsonl", tiny.questions(5, 6))
+    (tmp_path / "judge.py").write_text("def longer(prompt, first, second):\n    return len(first) - len(second)\n")
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    steps = {
+        "asked": {"evaluate": str(tiny_model), "against": str(other), "on": "asked.jsonl", "metrics": ["loss"]},
+        "better": {
+            "compare": [str(tiny_model), str(other)], "on": "asked.jsonl", "judge": "judge.py:longer", "max_tokens": 4,
+        },
+    }  # fmt: skip
+    path = tmp_path / "chain.yaml"
+    path.write_text(yaml.safe_dump({"output": str(tmp_path / "runs"), "steps": steps}, sort_keys=False))
+    for _ in range(2):  # the second time of what is there
+        outcome = fedloom("pipeline", path, "--json")
+        assert outcome.code == 0, outcome.err
+        page = read_figures(tmp_path / "runs" / "report.html")
+        told = json.loads((tmp_path / "runs" / "asked" / "results.json").read_text())["results"][0]["metrics"]["loss"]
+        assert f"{told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}]" in page
+        compared = json.loads((tmp_path / "runs" / "better" / "results.json").read_text())
+        first = compared["models"][0]
+        assert f"{first['rating']:.0f} [{first['low']:.0f}, {first['high']:.0f}]" in page
+        assert f"won {100 * first['win_rate']:.0f} %" in page
+        assert f"p {compared['pairs'][0]['p_holm']:.3g}" in page
+        for name, title in (("asked", "on asked"), ("better", "compared on asked")):
+            assert f'href="{name}/report.html"' in page
+            assert title in read_figures(tmp_path / "runs" / name / "report.html")
+    assert set(statuses(outcome).values()) == {"skipped"}
 
 
 BAD = [

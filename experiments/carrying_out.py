@@ -27,12 +27,15 @@ Status = Literal["done", "skipped", "failed", "planned"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate found: the figure's value, and the limit that it was held against."""
+    """What a gate found: the figure's value, and the limit that it was held against.
+
+    Of a step's own gate (`Step.judgements`) there are neither: its `text` says what was found.
+    """
 
     figure: str
     text: str
-    value: float
-    limit: float
+    value: float | None
+    limit: float | None
     passed: bool
     is_relative: bool = False
 
@@ -40,6 +43,16 @@ class Verdict:
     def asked(self) -> str:
         """The gate for people; of one relative to another step, with what that comes to."""
         return self.text if not self.is_relative else f"{self.text}, which is {self.limit:.6g}"
+
+    @property
+    def short(self) -> str:
+        """The figure, its value and the gate, for a table."""
+        return self.text if self.value is None else f"{self.figure} {self.value:.4g} {self.text}"
+
+    @property
+    def finding(self) -> str:
+        """What was found, and what has to be."""
+        return self.text if self.value is None else f"{self.figure} is {self.value:.6g}, and has to be {self.asked}"
 
 
 @dataclass(frozen=True)
@@ -226,6 +239,8 @@ def _verdicts(planned: PlannedStep, pipeline: Pipeline) -> Iterator[Verdict]:
 
         limit = gate.limit(of_step)
         yield Verdict(gate.figure, gate.text, value, limit, gate.passes(value, limit), gate.step is not None)
+    for own in planned.step.judgements():
+        yield Verdict(own.gate, own.words, None, None, own.passed)
 
 
 def _not_passed(outcome: StepOutcome) -> RunError | None:
@@ -233,7 +248,7 @@ def _not_passed(outcome: StepOutcome) -> RunError | None:
     failed = [one for one in outcome.gates if not one.passed]
     if not failed:
         return None
-    said = "; ".join(f"{one.figure} is {one.value:.6g}, and has to be {one.asked}" for one in failed)
+    said = "; ".join(one.finding for one in failed)
     return RunError(f"a gate of step '{outcome.name}' did not pass: {said}; {outcome.run} is as it came out")
 
 

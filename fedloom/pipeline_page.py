@@ -74,9 +74,9 @@ def _gate_row(name: str, gate: Any) -> list[str]:
     return [
         name,
         gate.figure,
-        f"{gate.value:.6g}",
+        "–" if gate.value is None else f"{gate.value:.6g}",
         gate.text,
-        f"{gate.limit:.6g}",
+        "–" if gate.limit is None else f"{gate.limit:.6g}",
         "passed" if gate.passed else "failed",
     ]
 

@@ -11,6 +11,7 @@ from typing import Any
 from core_training.foundation.bounded_reading import ForeignTextError, read_json
 from evaluation.figures.results import Result
 from evaluation.items import Answers
+from experiments.steps.evaluate_step import Evaluated
 from fedloom.comparison_page import RATING_COLUMNS, pair_words, rating_rows
 from fedloom.comparison_page import write_report as write_comparison
 from fedloom.evaluation_page import figures_table, named, shown
@@ -24,10 +25,9 @@ _MOST = 4
 def write_step_report(found: object) -> None:
     """Write the page of what a step found, as the command of its name does. Raises RunError when the disk refuses."""
     from evaluation.pairs.contest import Compared
-    from evaluation.running import Evaluation
 
-    if isinstance(found, Evaluation):
-        write_evaluation(found, ())
+    if isinstance(found, Evaluated):
+        write_evaluation(found.evaluation, found.verdicts)
     elif isinstance(found, Compared):
         write_comparison(found)
 

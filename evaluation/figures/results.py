@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from core_training.foundation.errors import InputError
 from evaluation.figures.metrics import BINS, Figure, Part, bins_of, confusion, metric
 from evaluation.figures.statistics import Sums, interval
 from evaluation.items import Answers, Item, Task
@@ -88,6 +89,15 @@ def value_of(item: Item, column: str) -> str | None:
     """What an item has in a column; None where it has nothing there."""
     value = item.site if column == SITE else item.columns.get(column)
     return None if value is None or value == "" else str(value)
+
+
+def check_columns(tasks: Sequence[Task], by: Sequence[str], option: str) -> None:
+    """Raise InputError, with the option's name, for a column in which no item has anything."""
+    items = [item for task in tasks for item in task.items]
+    for column in by:
+        if all(value_of(item, column) is None for item in items):
+            known = dict.fromkeys([SITE, *(name for item in items for name in item.columns)])
+            raise InputError(f"{option}{column}: no item has anything there; there are {', '.join(known)}")
 
 
 def _grouped(column: str, items: Sequence[Item], figures: dict[str, Figure], least: int) -> dict[str, Any]:

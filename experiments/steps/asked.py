@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_training.data.hub_cache import cached_files
+from core_training.foundation.bounded_reading import shortened
 from core_training.foundation.errors import InputError
 from core_training.recipe.llamafactory_data import names_data_set
 from core_training.recipe.reading import load_recipe
@@ -36,6 +37,14 @@ def check_on(step: Step, on: str) -> None:
         return
     if Path(on).suffix or not cached_files(on):
         raise InputError(f"{step.place}on: {on}: no such file beside the pipeline's, nor in {Path.cwd()}")
+
+
+def temperature_at(settings: Mapping[str, Any], place: str) -> float:
+    """The temperature, 0 where none is given. Raises InputError for what is none."""
+    warmth = settings.get("temperature", 0.0)
+    if isinstance(warmth, bool) or not isinstance(warmth, int | float) or not 0 <= warmth < 100:
+        raise InputError(f"{place}temperature: give a number from 0 up, not {shortened(warmth)}")
+    return float(warmth)
 
 
 def is_found(place: Path) -> bool:

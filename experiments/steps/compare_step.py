@@ -17,7 +17,7 @@ from core_training.foundation.strict_json import strict_json
 from experiments.digests import Digester, digest_of, named_here
 from experiments.documents import beside, check_keys, whole_at
 from experiments.running import OnProgress
-from experiments.steps.asked import check_on, digest_of_task, function_files, tasks_of
+from experiments.steps.asked import check_on, digest_of_task, function_files, tasks_of, temperature_at
 from experiments.steps.step import Step, set_aside
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ class CompareStep(Step):
         self._check_judge()
         for key, default, least in (("limit", 1, 1), ("max_tokens", 256, 1), ("seed", 0, 0)):
             whole_at(self.settings, key, default, self.place, least)
-        warmth = self.settings.get("temperature", 0.0)
-        if isinstance(warmth, bool) or not isinstance(warmth, int | float) or not 0 <= warmth < 100:
-            raise InputError(f"{self.place}temperature: give a number from 0 up, not {shortened(warmth)}")
+        temperature_at(self.settings, self.place)
 
     def _check_judge(self) -> None:
         judge = self.settings.get("judge")

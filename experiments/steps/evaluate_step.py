@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from core_training import __version__
 from core_training.foundation.bounded_reading import ForeignTextError, read_json, shortened
 from core_training.foundation.durable import commit_file
 from core_training.foundation.errors import InputError
+from core_training.foundation.hub_models import find_model
 from core_training.foundation.strict_json import strict_json
 from experiments.digests import Digester, digest_of, named_here
-from experiments.documents import check_keys, whole_at
+from experiments.documents import beside, check_keys, whole_at
 from experiments.running import OnProgress
-from experiments.steps.asked import HELD_OUT, check_on, digest_of_task, tasks_of
-from experiments.steps.step import Step
+from experiments.steps.asked import HELD_OUT, check_on, digest_of_task, tasks_of, temperature_at
+from experiments.steps.step import Judgement, Step
 
 if TYPE_CHECKING:
+    from evaluation.figures.gates import Gates, Verdict
     from evaluation.items import Task
     from evaluation.running import Evaluation
 
-_RESULTS = "results.json"
+T = TypeVar("T")
+_RESULTS, _JUNIT = "results.json", "junit.xml"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What came of a step, and of the gates of its file."""
+
+    evaluation: Evaluation
+    verdicts: list[Verdict]
 
 
 class EvaluateStep(Step):
     """`evaluate` (a run or model, or several) `on` files or tasks, with the options of the command as keys.
 
-    Its figures are the first model's: `METRIC`, or `TASK.METRIC` where it answers several tasks.
+    Its figures are the first model's: `METRIC`, or `TASK.METRIC` where it answers several tasks. `gates_file` names
+    gates as `--gates` does, for each model under `evaluate`; what became of them is in junit.xml, too.
     """
 
     KEY, FIGURES = "evaluate", True
-    KEYS = ("on", "against", "metrics", "limit", "max_tokens", "reward")
+    KEYS = (
+        *("on", "against", "metrics", "limit", "max_tokens", "temperature"),
+        *("by", "suppress_below", "reward", "judge", "gates_file"),
+    )
 
     @property
     def what(self) -> str:
@@ -50,8 +66,25 @@ class EvaluateStep(Step):
         whole_at(self.settings, "max_tokens", 256, self.place)
         for on in self._listed("on"):
             check_on(self, on)
-        if "reward" in self.settings:
-            self.text_at("reward")
+        whole_at(self.settings, "suppress_below", 0, self.place, 0)
+        temperature_at(self.settings, self.place)
+        for key in ("reward", "judge", "gates_file"):
+            if key in self.settings:
+                self.text_at(key)
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        """Look at gates and columns as far as the tasks are known. Raises InputError."""
+        from evaluation.figures.results import check_columns
+
+        by, gates = self._listed("by"), self._gates()
+        if gates is not None and gates.need_base and not self._listed("against"):
+            raise InputError(f"{self.place}gates_file: a gate is held against base; name that model under against")
+        if (by or gates is not None) and not any(self._waits(one) for one in self._listed("on")):
+            tasks = self._tasks()
+            if gates is not None:
+                self._named("gates_file", lambda: gates.check(tasks))
+            check_columns(tasks, [*by, *(gates.columns if gates is not None else [])], f"{self.place}by: ")
 
     def check_figure(self, name: str, place: str) -> None:
         if self._figures is not None:
@@ -88,44 +121,99 @@ class EvaluateStep(Step):
         return on == HELD_OUT or any(self.comes_of_a_step(model) for model in self._models)
 
     def digest(self, digester: Digester) -> str:
-        asked = [digest_of_task(task, digester) for task in self._tasks()]
+        asked = [digest_of_task(task, digester) for task in self._tasks()] + self._judged_by(digester)
         places = [*self._models, *self._listed("metrics"), *self._listed("reward")]
         files = [digester.of_place(place) for name in places for place in named_here(name)]
         settings = {key: value for key, value in self.settings.items() if key not in ("evaluate", "against", "reward")}
         return digest_of([self.KEY, __version__, settings, self._models, asked, files])
 
-    def run(self, on_progress: OnProgress, *, resume: bool) -> Evaluation:
+    def _judged_by(self, digester: Digester) -> list[Any]:
+        """The digests of the judge and of the file of gates."""
+        places = [find_model(name) for name in self._listed("judge")]
+        places += [beside(name, self.home) for name in self._listed("gates_file")]
+        return [digester.of_place(place) for place in places if place is not None]
+
+    def run(self, on_progress: OnProgress, *, resume: bool) -> Evaluated:
         import core_training.foundation.environment  # noqa: F401 - before PyTorch is imported
+        from evaluation.figures.gates import junit, tried
+        from evaluation.figures.results import Grouping, check_columns
         from evaluation.items import Sampling
         from evaluation.running import Settings, evaluate
 
-        reward = self._listed("reward")
-        sampling = Sampling(max_tokens=self.settings.get("max_tokens", 256))
-        settings = Settings(sampling, reward=Path(reward[0]) if reward else None)
+        reward, models, against = self._listed("reward"), self._listed("evaluate"), self._listed("against")
+        tasks, gates = self._tasks(), self._gates()
+        by = [*self._listed("by"), *(gates.columns if gates is not None else [])]
+        check_columns(tasks, by, f"{self.place}by: ")
+        settings = Settings(
+            Sampling(self.settings.get("max_tokens", 256), temperature_at(self.settings, self.place)),
+            Grouping(tuple(by), self.settings.get("suppress_below", 0)),
+            reward=Path(reward[0]) if reward else None,
+            judge=self.settings.get("judge"),
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         found = evaluate(
-            self._listed("evaluate"),
-            self._tasks(),
+            models,
+            tasks,
             settings,
             self.folder,
             lambda doing, done, total: on_progress(done, total, doing),
-            self._listed("against"),
+            against,
         )
-        commit_file(self.folder / _RESULTS, (strict_json(found.document(), indent=2) + "\n").encode())
-        return found
+        verdicts: list[Verdict] = []
+        document = found.document()
+        (self.folder / _JUNIT).unlink(missing_ok=True)
+        if gates is not None:
+            verdicts = self._named("gates_file", lambda: tried(gates, found.results, models, [*against, None][0]))
+            document["gates"] = [one.document() for one in verdicts]
+            commit_file(self.folder / _JUNIT, junit(verdicts))
+        commit_file(self.folder / _RESULTS, (strict_json(document, indent=2) + "\n").encode())
+        return Evaluated(found, verdicts)
 
     @property
     def is_there(self) -> bool:
         return (self.folder / _RESULTS).is_file()
 
     def summary(self) -> dict[str, Any]:
-        try:
-            results = read_json(self.folder / _RESULTS)["results"]
-        except (OSError, ForeignTextError, KeyError, TypeError):
+        results = self._left("results")
+        if not results:
             return {}
         own = [one for one in results if one["model"] == results[0]["model"]]
         values = {one["task"]: {name: value["value"] for name, value in one["metrics"].items()} for one in own}
         return next(iter(values.values())) if len(values) == 1 else values
+
+    def judgements(self) -> list[Judgement]:
+        return [
+            Judgement(one["gate"], f"{Path(one['model']).name}: {one['says']}", one["passed"])
+            for one in self._left("gates")
+        ]
+
+    def _left(self, key: str) -> list[Any]:
+        """What its results have under a key; nothing where there are none."""
+        try:
+            return list(read_json(self.folder / _RESULTS)[key])
+        except (OSError, ForeignTextError, KeyError, TypeError):
+            return []
+
+    def _gates(self) -> Gates | None:
+        """The gates of the file; None where none is named, or an earlier step has yet to write it."""
+        from evaluation.figures.gates import read_gates
+
+        if "gates_file" not in self.settings:
+            return None
+        name = self.text_at("gates_file")
+        path = beside(name, self.home)
+        if not path.is_file():
+            if self.comes_of_a_step(name):
+                return None
+            raise InputError(f"{self.place}gates_file: {name}: no such file beside the pipeline's, nor in {Path.cwd()}")
+        return self._named("gates_file", lambda: read_gates(path))
+
+    def _named(self, key: str, do: Callable[[], T]) -> T:
+        """What comes of it; errors name the step's key in the place of the command's option."""
+        try:
+            return do()
+        except InputError as error:
+            raise InputError(f"{self.place}{key}: {str(error).removeprefix('--gates: ')}") from None
 
     @property
     def _models(self) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,15 @@ from experiments.digests import Digester
 from experiments.documents import check_keys
 from experiments.figures import check_name
 from experiments.running import OnProgress
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a gate that is no figure against a number: its name, what was found, and whether it passed."""
+
+    gate: str
+    words: str
+    passed: bool
 
 
 class Step(ABC):
@@ -75,6 +85,10 @@ class Step(ABC):
     def summary(self) -> dict[str, Any]:
         """The document that its figures are in; empty where it leaves none."""
         return (RunFolder(self.folder).summary() or {}) if self.FIGURES else {}
+
+    def judgements(self) -> list[Judgement]:
+        """What became of gates that the kind has of its own, besides the pipeline's."""
+        return []
 
     def check_figure(self, name: str, place: str) -> None:
         """Raise InputError for a figure that none of its kind leaves."""

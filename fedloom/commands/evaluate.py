@@ -152,7 +152,7 @@ def evaluate(
     """Evaluate runs and models: loss, multiple choice, answers in words, each figure with a 95 % interval."""
     from evaluation.figures.gates import junit as as_junit
     from evaluation.figures.gates import read_gates, tried
-    from evaluation.figures.results import Grouping
+    from evaluation.figures.results import Grouping, check_columns
     from evaluation.items import Sampling
     from evaluation.running import Settings
     from evaluation.running import evaluate as carry_out
@@ -181,7 +181,7 @@ def evaluate(
         judge=judge,
         overlap=overlap,
     )
-    _check_columns(tasks, columns)
+    check_columns(tasks, columns, "--by ")
     asked = Asked(
         evidently,
         tuple(evidently_tests or ()),
@@ -246,16 +246,6 @@ def _tasks(on: list[str], models: list[str], metrics: tuple[str, ...], **more: A
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"--on: two tasks are called '{twice}'; call one otherwise, with name in a TASK.yaml")
     return tasks
-
-
-def _check_columns(tasks: list[Task], by: list[str]) -> None:
-    from evaluation.figures.results import value_of
-
-    items = [item for task in tasks for item in task.items]
-    for column in by:
-        if all(value_of(item, column) is None for item in items):
-            known = dict.fromkeys(["site", *(name for item in items for name in item.columns)])
-            raise InputError(f"--by {column}: no item has anything there; there are {', '.join(known)}")
 
 
 def _folder(model: str, tasks: list[Task], kind: str = "evaluations") -> Path:

@@ -84,7 +84,7 @@ def _show(outcomes: list[StepOutcome], report: Path | None, *, as_json: bool, qu
     for column in ("step", "what", "", "run", "gates", "why"):
         table.add_column(column, overflow="fold")
     for one in outcomes:
-        gates = ", ".join(f"{gate.figure} {gate.value:.4g} {gate.text}" for gate in one.gates)
+        gates = ", ".join(gate.short for gate in one.gates)
         why = "" if one.status == "failed" else one.why  # which the error says at the end
         table.add_row(*map(printable, (one.name, one.what, one.status, str(one.run), gates, why)))
     stderr.print(table)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 
-from core_training.foundation.errors import InputError
+from core_training.foundation.errors import InputError, RunError
+from experiments.carrying_out import carry_out
 from experiments.digests import Digester
 from experiments.pipeline import load_pipeline
 from tests import tiny
@@ -109,3 +114,75 @@ def test_a_gate_on_what_no_task_measures_is_told_before_anything_runs(write, ste
 )
 def test_gates_on_what_tasks_measure_and_files_beside_the_pipelines(write, step: dict[str, Any]):
     load_pipeline(write(**step))
+
+
+def watch(planned: Any) -> Any:
+    return nullcontext(lambda *_: None)
+
+
+@pytest.mark.slow
+def test_gates_of_a_file_end_the_pipeline_in_their_words(write, tiny_model: Path, tmp_path: Path):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    gates = tmp_path / "gates.yaml"
+    gates.write_text('loss: "<= base + 0.01"\nloss.worst_sign: "<= 100"\nexact_match: ">= base, significant"\n')
+    records = [{**one, "sign": "ab"[n % 2]} for n, one in enumerate(tiny.questions(5, 6))]
+    tiny.write_jsonl(tmp_path / "asked.jsonl", records)
+    step = {"on": "asked.jsonl", "metrics": ["loss", "exact_match"], "against": str(other), "by": "sign"}
+    path = write(**step, max_tokens=2, gates_file="gates.yaml", gates={"loss": "<= 100"})
+    carried = carry_out(load_pipeline(path), watch)
+    failed = carried.ended_by
+    assert isinstance(failed, RunError)
+    name = tiny_model.name
+    said = f"a gate of step 'asked' did not pass: {name}: exact_match is 0, must be >= 0 (base 0), p 1 by Holm over 1"
+    assert str(failed).startswith(said)
+    (outcome,) = carried.outcomes
+    assert [gate.passed for gate in outcome.gates] == [True, True, True, False]
+    assert outcome.document()["gates"][1]["gate"].startswith(f"{name}: loss is ")
+    told = json.loads((tmp_path / "runs" / "asked" / "results.json").read_text())
+    assert [one["passed"] for one in told["gates"]] == [True, True, False]
+    assert set(told["results"][0]["groups"]["sign"]) == {"a", "b"}
+    suite = ElementTree.parse(tmp_path / "runs" / "asked" / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "1")
+
+    again = carry_out(load_pipeline(path), watch)
+    assert [one.passed for one in again.outcomes[0].gates] == [True, True, True, False]
+    assert again.ended_by is not None
+    gates.write_text('loss: "<= base + 0.01"\n')
+    after = carry_out(load_pipeline(path), watch)
+    assert (after.ended_by, after.outcomes[0].status, len(after.outcomes[0].gates)) == (None, "done", 2)
+    assert carry_out(load_pipeline(path), watch).outcomes[0].status == "skipped"
+
+
+def test_a_judges_weights_and_the_gates_file_count(write, tiny_model: Path, tmp_path: Path):
+    judge = shutil.copytree(tiny_model, tmp_path / "judge")
+    gates = tmp_path / "gates.yaml"
+    gates.write_text('exact_match: ">= 0"\n')
+    path = write(judge=str(judge), gates_file="gates.yaml")
+    before = digest(path)
+    gates.write_text('exact_match: ">= 0.1"\n')
+    between = digest(path)
+    assert between != before
+    (judge / "config.json").write_text((judge / "config.json").read_text() + " ")
+    assert digest(path) != between
+
+
+@pytest.mark.parametrize(
+    ("step", "gates", "said"),
+    [
+        ({"temperature": -1}, "", "steps.asked.temperature: give a number"),
+        ({"suppress_below": "few"}, "", "steps.asked.suppress_below: give a whole number from 0 up"),
+        ({"by": 3}, "", "steps.asked.by: a name, or a list of names"),
+        ({"by": "ward"}, "", "steps.asked.by: ward: no item has anything there"),
+        ({"judge": []}, "", "steps.asked.judge: name a"),
+        ({"gates_file": "no.yaml"}, "", "steps.asked.gates_file: no.yaml: no such file"),
+        ({"gates_file": "gates.yaml"}, "exact_match: about 1", "steps.asked.gates_file: .*is no condition"),
+        ({"gates_file": "gates.yaml"}, "exact_match: '>= base'", "gates_file: a gate is held against base; .* against"),
+        ({"gates_file": "gates.yaml"}, "accuracy: '>= 0'", "steps.asked.gates_file: accuracy: no task measures it"),
+        ({"gates_file": "gates.yaml"}, "exact_match.worst_ward: '>= 0'", "ward: no item has anything there"),
+    ],
+)
+def test_what_is_wrong_in_a_step_is_told_before_anything_runs(write, tmp_path: Path, step, gates: str, said: str):
+    if gates:
+        (tmp_path / "gates.yaml").write_text(gates)
+    with pytest.raises(InputError, match=said):
+        load_pipeline(write(**step))

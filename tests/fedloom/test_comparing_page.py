@@ -45,6 +45,7 @@ def test_the_pipeline_shown_is_one(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     shown = next(body for body in fenced(PAGE, "yaml") if "steps" in yaml.safe_load(body))
     (folder / "chain.yaml").write_text(shown)
+    (folder / "questions.jsonl").write_text('{"prompt": "Why?"}\n')
     pipeline = load_pipeline(folder / "chain.yaml")
     assert [gate.figure for gate in pipeline.steps[2].gates] == ["win_rate", "p"]
 

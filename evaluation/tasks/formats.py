@@ -193,6 +193,16 @@ def _text(record: Record, name: str) -> str:
     return value.strip()
 
 
+def _column(record: Record, name: str) -> Any:
+    """What a record has in a column. Raises InputError where it has no such column."""
+    if name not in record.fields:
+        raise InputError(
+            f"{record.place}: it has no column '{name}' (it has {', '.join(record.fields) or 'none'}); all records of "
+            "a task are of the kind that the first is of"
+        )
+    return record.fields[name]
+
+
 def _by_letter(record: Record, reading: Reading, question: str, choices: Sequence[Any], label: Any) -> Draft:
     """A question with its choices listed; the letters are scored."""
     if (
@@ -265,7 +275,9 @@ def _medqa(record: Record, reading: Reading) -> Draft:
 
 def _options(record: Record, reading: Reading) -> Draft:
     """MedQA as its authors publish it: options by letter, and the letter of the right one."""
-    options = record.fields["options"]
+    options = _column(record, "options")
+    if not isinstance(options, dict):
+        raise InputError(f"{record.place}: 'options' must be texts by letter, not {shortened(options)}")
     letters = sorted(options)
     label = record.fields.get("answer_idx")
     at = letters.index(label) if label in letters else label
@@ -278,7 +290,7 @@ def _medmcqa(record: Record, reading: Reading) -> Draft:
 
 
 def _mmlu(record: Record, reading: Reading) -> Draft:
-    choices = record.fields["choices"]
+    choices = _column(record, "choices")
     if isinstance(choices, dict) and isinstance(choices.get("text"), list):  # as ARC has them
         labels, key = choices.get("label"), record.fields.get("answerKey", record.fields.get("answer"))
         at = labels.index(key) if isinstance(labels, list) and key in labels else key
@@ -289,7 +301,9 @@ def _mmlu(record: Record, reading: Reading) -> Draft:
 
 
 def _healthbench(record: Record, reading: Reading) -> Draft:
-    rubrics = record.fields["rubrics"]
+    rubrics, said = _column(record, "rubrics"), _column(record, "prompt")
+    if not isinstance(rubrics, list):
+        raise InputError(f"{record.place}: 'rubrics' must be a list, not {shortened(rubrics)}")
     criteria = [
         Criterion(str(one["criterion"]), float(one["points"]))
         for one in rubrics
@@ -300,7 +314,7 @@ def _healthbench(record: Record, reading: Reading) -> Draft:
     if len(criteria) != len(rubrics) or not any(one.points > 0 for one in criteria):
         raise InputError(f"{record.place}: 'rubrics' must be a list of criterion and points, some of them above 0")
     try:
-        prompt = prompt_of("prompt", record.fields["prompt"])
+        prompt = prompt_of("prompt", said)
     except ValueError as error:
         raise InputError(f"{record.place}: {error}") from None
     return Draft(Item(**common_parts(record, reading, ("prompt", "rubrics")), prompt=prompt, rubric=tuple(criteria)))
@@ -338,7 +352,7 @@ def _prompt_alone(record: Record, reading: Reading) -> Draft:
     """A prompt without an answer that would be right; what else the record has, such as a pair of answers, stays."""
     name = "prompt" if "prompt" in record.fields else "question"
     try:
-        prompt = prompt_of(name, record.fields[name])
+        prompt = prompt_of(name, _column(record, name))
         tools = tools_of(found) if (found := record.fields.get("tools")) else None
     except ValueError as error:
         raise InputError(f"{record.place}: {error}") from None

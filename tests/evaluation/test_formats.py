@@ -229,3 +229,25 @@ def test_questions_of_pubmedqas_other_copy_are_read(tmp_path):
     }  # fmt: skip
     (item,) = read_items(jsonl(tmp_path / "p.jsonl", record)).items
     assert (item.id, item.gold) == ("5", 2)
+
+
+MMLU = {"question": "Which?", "choices": ["Heart", "Lung"], "answer": 0}
+OPTIONS = {"question": "Where?", "options": {"A": "heart", "B": "lung"}, "answer_idx": "B"}
+RUBRICS = {"prompt": "Hm?", "rubrics": [{"criterion": "Says so", "points": 5}]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (MMLU, {"question": "Which?", "answer": "Heart"}, "line 2: it has no column 'choices'"),
+        (OPTIONS, {"question": "Where?", "answer_idx": "B"}, "line 2: it has no column 'options'"),
+        (OPTIONS, {**OPTIONS, "options": 3}, "line 2: 'options' must be"),
+        (RUBRICS, {"prompt": "Hm?"}, "line 2: it has no column 'rubrics'"),
+        (RUBRICS, {**RUBRICS, "rubrics": 4}, "line 2: 'rubrics' must be a list, not 4"),
+        (RUBRICS, {"rubrics": RUBRICS["rubrics"]}, "line 2: it has no column 'prompt'"),
+        ({"prompt": "Hm?"}, {"text": "Hm."}, "line 2: it has no column 'question'"),
+    ],
+)
+def test_a_record_of_another_kind_than_the_first_is_told_with_its_line(tmp_path, first, second, said):
+    with pytest.raises(InputError, match=said):
+        read_items(jsonl(tmp_path / "m.jsonl", first, second))

@@ -47,13 +47,14 @@ class Reading:
 class Draft:
     """An item whose label is as the file has it; `label` None says that there is no answer.
 
-    `is_choice` says that the label is one of the item's choices.
+    `is_choice` says that the label is one of the item's choices; `gold` is its number where the file leaves no doubt.
     """
 
     item: Item
     label: Any = None
     has_label: bool = False
     is_choice: bool = False
+    gold: int | None = None
 
 
 class Template(Protocol):
@@ -203,7 +204,9 @@ def _column(record: Record, name: str) -> Any:
     return record.fields[name]
 
 
-def _by_letter(record: Record, reading: Reading, question: str, choices: Sequence[Any], label: Any) -> Draft:
+def _by_letter(
+    record: Record, reading: Reading, question: str, choices: Sequence[Any], label: Any, gold: int | None = None
+) -> Draft:
     """A question with its choices listed; the letters are scored."""
     if (
         len(choices) < 2
@@ -237,7 +240,7 @@ def _by_letter(record: Record, reading: Reading, question: str, choices: Sequenc
         labels=tuple(letters),
         references=tuple(str(one).strip() for one in choices),
     )
-    return Draft(item, label, has_label=True, is_choice=True)
+    return Draft(item, label, has_label=True, is_choice=True, gold=gold)
 
 
 def _pubmedqa(record: Record, reading: Reading) -> Draft:
@@ -280,8 +283,20 @@ def _options(record: Record, reading: Reading) -> Draft:
         raise InputError(f"{record.place}: 'options' must be texts by letter, not {shortened(options)}")
     letters = sorted(options)
     label = record.fields.get("answer_idx")
-    at = letters.index(label) if label in letters else label
-    return _by_letter(record, reading, _text(record, "question"), [options[letter] for letter in letters], at)
+    at = _among(record, letters, "answer_idx")
+    return _by_letter(record, reading, _text(record, "question"), [options[letter] for letter in letters], label, at)
+
+
+def _among(record: Record, letters: Sequence[Any], name: str) -> int | None:
+    """The place of a column's letter among a record's own; None for a number, and for nothing. Raises InputError."""
+    label = record.fields.get(name)
+    if label in letters:
+        return letters.index(label)
+    if label in (None, "", -1) or _number(label) is not None:
+        return None
+    raise InputError(
+        f"{record.place}: {name}: {shortened(label)} is none of its choices {', '.join(map(str, letters))}"
+    )
 
 
 def _medmcqa(record: Record, reading: Reading) -> Draft:
@@ -293,8 +308,8 @@ def _mmlu(record: Record, reading: Reading) -> Draft:
     choices = _column(record, "choices")
     if isinstance(choices, dict) and isinstance(choices.get("text"), list):  # as ARC has them
         labels, key = choices.get("label"), record.fields.get("answerKey", record.fields.get("answer"))
-        at = labels.index(key) if isinstance(labels, list) and key in labels else key
-        return _by_letter(record, reading, _text(record, "question"), choices["text"], at)
+        at = labels.index(key) if isinstance(labels, list) and key in labels else None
+        return _by_letter(record, reading, _text(record, "question"), choices["text"], key, at)
     if not isinstance(choices, list):
         raise InputError(f"{record.place}: 'choices' must be a list of texts, not {shortened(choices)}")
     return _by_letter(record, reading, _text(record, "question"), choices, record.fields.get("answer"))
@@ -399,7 +414,15 @@ def _labelled(drafts: Sequence[Draft], reading: Reading) -> tuple[list[Item], tu
     if not drafts[0].is_choice:
         return [draft.item for draft in drafts], ()
     first, notes = _label_base(drafts, reading)
-    return [_with_gold(draft.item, _gold(draft, first)) for draft in drafts], notes
+    items = [_with_gold(draft.item, _gold(draft, first)) for draft in drafts]
+    if clashes := [draft for draft in drafts if _clashes(draft, first)]:
+        one = clashes[0]
+        notes = (
+            *notes,
+            f"{len(clashes)} answers are the text of one choice and would be the number or letter of another "
+            f"({one.item.place}: {shortened(one.label)}): the text is taken",
+        )
+    return items, notes
 
 
 def _with_gold(item: Item, gold: int) -> Item:
@@ -418,16 +441,46 @@ def _number(label: Any) -> int | None:
     )
 
 
+def _place_of_text(draft: Draft) -> int | None:
+    """Which choice says, word for word, what the label does."""
+    if not isinstance(draft.label, str):
+        return None
+    said = draft.label.strip()
+    return draft.item.references.index(said) if said in draft.item.references else None
+
+
+def _place_of_sign(draft: Draft, first: int) -> int | None:
+    """Which choice has the label as its number, or as what it is called."""
+    number = _number(draft.label)
+    if number is not None:
+        return number - first if 0 <= number - first < len(draft.item.choices) else None
+    said = draft.label.strip() if isinstance(draft.label, str) else ""
+    for name in (said, said.upper()):
+        for names in (draft.item.labels, draft.item.choices):
+            if name in names:
+                return names.index(name)
+    return None
+
+
+def _clashes(draft: Draft, first: int) -> bool:
+    text, sign = _place_of_text(draft), _place_of_sign(draft, first)
+    return draft.gold is None and text is not None and sign is not None and text != sign
+
+
 def _label_base(drafts: Sequence[Draft], reading: Reading) -> tuple[int, tuple[str, ...]]:
     """Whether numbers of choices begin with 0 or 1, by all of them. Raises InputError where they do with neither."""
-    numbered = [(draft, number) for draft in drafts if (number := _number(draft.label)) is not None]
+    counted = [draft for draft in drafts if draft.gold is None and _place_of_text(draft) is None]
+    numbered = [(draft, number) for draft in counted if (number := _number(draft.label)) is not None]
     if reading.label_base is not None or not numbered:
         return reading.label_base or 0, ()
     from_zero = next((draft for draft, number in numbered if number == 0), None)
     past = next((draft for draft, number in numbered if number >= len(draft.item.choices)), None)
     if past is None:
-        if from_zero is None and len(numbered) >= 20:
-            return 0, ("no answer is choice 0, and none is past the last: taken as counted from 0 (label_base)",)
+        if from_zero is None:
+            return 0, (
+                "no answer is choice 0, and none is past the last: taken as counted from 0; if they are counted from "
+                "1, set label_base: 1 in a TASK.yaml",
+            )
         return 0, ()
     if from_zero is not None or _number(past.label) != len(past.item.choices):
         most = len(past.item.choices) - 1
@@ -436,23 +489,18 @@ def _label_base(drafts: Sequence[Draft], reading: Reading) -> tuple[int, tuple[s
             f"{past.item.place}: label {_number(past.label)} is out of range: it has choices 0 to {most} "
             f"(or 1 to {most + 1}){also}"
         )
-    return 1, (f"answers are counted from 1 ({past.item.place} has {past.label} of {len(past.item.choices)} choices)",)
+    return 1, (
+        f"answers are counted from 1 ({past.item.place} has {past.label} of {len(past.item.choices)} choices); "
+        "label_base in a TASK.yaml says otherwise",
+    )
 
 
 def _gold(draft: Draft, first: int) -> int:
     """The number of the right choice, from 0. Raises InputError for a label that is none of the item's."""
     item, label = draft.item, draft.label
-    number = _number(label)
-    if number is not None:
-        if 0 <= number - first < len(item.choices):
-            return number - first
-    elif isinstance(label, str):
-        said = label.strip()
-        for names in (item.labels, item.references, item.choices):
-            if said in names:
-                return names.index(said)
-        if said.upper() in item.labels:
-            return item.labels.index(said.upper())
+    for found in (draft.gold, _place_of_text(draft), _place_of_sign(draft, first)):
+        if found is not None:
+            return found
     last = len(item.choices) - 1 + first
     raise InputError(
         f"{item.place}: the answer {shortened(label)} is none of its choices; it must be a number from {first} to "

@@ -103,6 +103,7 @@ def read_harness(document: Mapping[str, Any], path: Path) -> HarnessTask:
         before=str(document.get("description") or ""),
         delimiter=str(document.get("target_delimiter", " ")),
         keys=KEYS,
+        is_counting=True,
     )
     return HarnessTask(
         str(document.get("task") or path.stem),

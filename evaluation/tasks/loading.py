@@ -127,7 +127,7 @@ def _of_yaml(path: Path, wanted: Wanted) -> Task:
         raise InputError(f"{path}: a task is a mapping (data, prompt, choices, answer, metrics, …)")
     if is_harness(document):
         task = read_harness(document, path)
-        read = read_items(task.data, Reading(), task.templates)
+        read = read_items(task.data, Reading(label_base=0), task.templates)
         return _task(
             task.name, read, wanted, task.metrics, chat=False, max_tokens=task.max_tokens, stop=task.stop,
             temperature=task.temperature,

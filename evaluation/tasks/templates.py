@@ -34,6 +34,8 @@ class Templates:
     before: str = ""
     delimiter: str = " "
     keys: tuple[str, str, str] = ("prompt", "choices", "answer")
+    is_counting: bool = False
+    """Whether a number that a template of the answer writes is a choice's, and never a choice's text."""
 
     def draft(self, record: Record, reading: Reading) -> Draft:
         """An item of a record. Raises InputError where a template asks for what the record has not."""
@@ -57,7 +59,8 @@ class Templates:
             return self.answer
         if self.answer in record.fields:
             return record.fields[self.answer]
-        return _rendered(self.answer, record, self.keys[2]).strip()
+        said = _rendered(self.answer, record, self.keys[2]).strip()
+        return int(said) if self.is_counting and self.choices is not None and said.isdigit() else said
 
     def _choices(self, record: Record) -> tuple[str, ...]:
         found: Any = self.choices

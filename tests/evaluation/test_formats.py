@@ -251,3 +251,39 @@ RUBRICS = {"prompt": "Hm?", "rubrics": [{"criterion": "Says so", "points": 5}]}
 def test_a_record_of_another_kind_than_the_first_is_told_with_its_line(tmp_path, first, second, said):
     with pytest.raises(InputError, match=said):
         read_items(jsonl(tmp_path / "m.jsonl", first, second))
+
+
+def test_numbers_that_may_be_counted_either_way_are_always_told(tmp_path):
+    read = read_items(jsonl(tmp_path / "m.jsonl", *({**MEDMCQA, "cop": cop} for cop in (1, 2, 3, 1, 2, 3))))
+    assert [item.gold for item in read.items] == [1, 2, 3, 1, 2, 3]
+    assert "taken as counted from 0" in read.notes[0]
+    assert "label_base: 1 in a TASK.yaml" in read.notes[0]
+
+
+def test_a_letter_that_is_no_options_is_an_error(tmp_path):
+    options = {"A": "heart", "C": "lung", "D": "skin"}
+    file = jsonl(tmp_path / "m.jsonl", {**OPTIONS, "options": options})
+    with pytest.raises(InputError, match="answer_idx: 'B' is none of its choices A, C, D"):
+        read_items(file)
+    read = read_items(jsonl(tmp_path / "n.jsonl", {**OPTIONS, "options": options, "answer_idx": "C"}))
+    assert (read.items[0].gold, read.notes) == (1, ())
+
+
+def test_an_answer_that_is_a_choices_text_is_that_choice_and_a_clash_is_told(tmp_path):
+    numbers = {"question": "How many?", "choices": ["1", "2", "3", "4"]}
+    for answers, golds in ((("2", "4"), [1, 3]), ((2, 0), [2, 0])):
+        read = read_items(jsonl(tmp_path / "m.jsonl", *({**numbers, "answer": answer} for answer in answers)))
+        assert [item.gold for item in read.items] == golds
+        assert ("1 answers are the text of one choice" in " ".join(read.notes)) is (answers[0] == "2")
+    swapped = {"question": "Which?", "choices": ["B", "A"], "answer": "A"}
+    read = read_items(jsonl(tmp_path / "n.jsonl", swapped))
+    assert read.items[0].gold == 1
+    assert "line 1: 'A'): the text is taken" in read.notes[0]
+
+
+def test_a_harness_tasks_numbers_are_counted_from_0_and_are_no_texts(tmp_path):
+    jsonl(tmp_path / "w.jsonl", {"sign": "fever", "at": 1}, {"sign": "rash", "at": 2})
+    text = HARNESS.replace('["heart", "skin"]', '["1", "2", "3"]', 1)
+    (tmp_path / "w.yaml").write_text(text.replace("\"{{ ['heart', 'skin'].index(ward) }}\"", "'{{ at }}'"))
+    task = load_task(str(tmp_path / "w.yaml"))
+    assert ([item.gold for item in task.items], task.notes) == ([1, 2], ())

@@ -225,6 +225,8 @@ def _by_letter(
         "sent2",
         "label",
         "options",
+        "answer_idx",
+        "answer_index",
         "cop",
         "opa",
         "opb",
@@ -277,14 +279,41 @@ def _medqa(record: Record, reading: Reading) -> Draft:
 
 
 def _options(record: Record, reading: Reading) -> Draft:
-    """MedQA as its authors publish it: options by letter, and the letter of the right one."""
+    """MedQA as its authors publish it, options by letter; or MMLU-Pro, a list of them with a letter and a number."""
+    letters, texts = _lettered(record)
+    names = [name for name in ("answer_idx", "answer_index", "answer") if record.fields.get(name) not in (None, "")]
+    found: dict[str, int] = {}
+    for name in names:
+        label = record.fields[name]
+        if name == "answer" and found and label not in [*letters, *_LETTERS, *texts]:
+            continue  # the text in other words, beside a letter
+        at = texts.index(label) if name == "answer" and label in texts else _among(record, letters, name)
+        if at is None and name == "answer_index" and 0 <= (_number(label) or 0) < len(texts):
+            at = _number(label)  # MMLU-Pro counts from 0, and has the letter beside
+        if at is not None:
+            found[name] = at
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{name} {shortened(record.fields[name])}" for name in found)
+        raise InputError(f"{record.place}: {said} are different choices")
+    label = record.fields[names[0]] if names else None
+    return _by_letter(record, reading, _text(record, "question"), texts, label, next(iter(found.values()), None))
+
+
+def _lettered(record: Record) -> tuple[list[Any], list[Any]]:
+    """The letters and the texts of a record's options. Raises InputError for options in no known form."""
     options = _column(record, "options")
-    if not isinstance(options, dict):
-        raise InputError(f"{record.place}: 'options' must be texts by letter, not {shortened(options)}")
-    letters = sorted(options)
-    label = record.fields.get("answer_idx")
-    at = _among(record, letters, "answer_idx")
-    return _by_letter(record, reading, _text(record, "question"), [options[letter] for letter in letters], label, at)
+    if isinstance(options, dict) and options:
+        letters = sorted(options)
+        return letters, [options[letter] for letter in letters]
+    if isinstance(options, list) and options:
+        if all(isinstance(one, dict) and {"key", "value"} <= one.keys() for one in options):
+            return [one["key"] for one in options], [one["value"] for one in options]
+        if len(options) <= len(_LETTERS) and all(isinstance(one, str | int | float) for one in options):
+            return list(_LETTERS[: len(options)]), options
+    raise InputError(
+        f"{record.place}: 'options' must be texts by letter, a list of texts, or a list of key and value, not "
+        f"{shortened(options)}"
+    )
 
 
 def _among(record: Record, letters: Sequence[Any], name: str) -> int | None:
@@ -337,6 +366,7 @@ def _healthbench(record: Record, reading: Reading) -> Draft:
 
 def _conversation(record: Record, reading: Reading) -> Draft:
     columns = dict(_QUESTION_AND_ANSWER) if {"question", "answer"} <= record.fields.keys() else {}
+    _check_free(record, reading)
     values = read_values(record, "sft", columns)
     assert isinstance(values, Conversation)
     spoken = [number for number, message in enumerate(values.messages) if message["role"] == "assistant"]
@@ -347,8 +377,22 @@ def _conversation(record: Record, reading: Reading) -> Draft:
     return Draft(Item(**parts, references=(answer,), is_readable=True))
 
 
+def _check_free(record: Record, reading: Reading) -> None:
+    """Raise InputError for choices beside an answer: as free text, the letter of the right one would be the answer."""
+    name = next((one for one in ("choices", "options") if isinstance(record.fields.get(one), list | dict)), None)
+    if name is not None and record.fields[name] and reading.format is None:
+        raise InputError(
+            f"{record.place}: it has choices ({name}), and is read as a question with an answer in words; say what "
+            "they are with prompt, choices and answer in a TASK.yaml, or format: chat to leave them aside"
+        )
+
+
 def _fitting(columns: Mapping[str, str], record: Record) -> Mapping[str, str]:
-    return columns if columns and set(columns.values()) <= record.fields.keys() else {}
+    """A run's names of columns, where a record has them all and is no question with choices under names of its own."""
+    if not columns or not set(columns.values()) <= record.fields.keys():
+        return {}
+    own = next((kind for kind in FORMATS.values() if kind.fits(record.fields)), None)
+    return {} if own is not None and own.kind in ("choice", "rubric") else columns
 
 
 def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
@@ -400,7 +444,7 @@ FORMATS = {
         Format("medqa", _has("sent1", "ending0"), _medqa, "choice"),
         Format("medmcqa", _has("question", "opa", "opb", "opc", "opd"), _medmcqa, "choice"),
         Format("mmlu", _has("question", "choices"), _mmlu, "choice"),
-        Format("medqa_options", lambda f: isinstance(f.get("options"), dict) and "question" in f, _options, "choice"),
+        Format("medqa_options", lambda f: "question" in f and f.get("options") not in (None, ""), _options, "choice"),
         Format("healthbench", lambda f: isinstance(f.get("rubrics"), list) and "prompt" in f, _healthbench, "rubric"),
         Format("chat", _is_conversation, _conversation, "answer"),
         Format("prompt", lambda f: "prompt" in f or "question" in f, _prompt_alone, "question"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core_training.foundation.errors import InputError
-from evaluation.tasks.formats import read_items
+from evaluation.tasks.formats import Reading, read_items
 from evaluation.tasks.loading import Wanted, load_task
 from tests.evaluation.conftest import pubmedqa
 
@@ -287,3 +287,47 @@ def test_a_harness_tasks_numbers_are_counted_from_0_and_are_no_texts(tmp_path):
     (tmp_path / "w.yaml").write_text(text.replace("\"{{ ['heart', 'skin'].index(ward) }}\"", "'{{ at }}'"))
     task = load_task(str(tmp_path / "w.yaml"))
     assert ([item.gold for item in task.items], task.notes) == ([1, 2], ())
+
+
+PRO = {"question": "Where?", "options": ["heart", "lung", "skin"], "answer": "B", "answer_index": 1, "category": "x"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        PRO,
+        {**PRO, "answer": None},
+        {"question": "Where?", "options": PRO["options"], "answer": "lung"},
+        {
+            "question": "Where?", "answer": "lung", "answer_idx": "B",
+            "options": [{"key": key, "value": value} for key, value in zip("ABC", PRO["options"], strict=True)],
+        },
+    ],
+)  # fmt: skip
+def test_options_as_a_list_are_choices(tmp_path, record):
+    read = read_items(jsonl(tmp_path / "m.jsonl", record))
+    (item,) = read.items
+    assert (read.kind, item.gold, item.labels, item.references) == ("choice", 1, ("A", "B", "C"), ("lung", "B"))
+    assert "C. skin" in item.plain
+    assert read.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({**PRO, "answer_index": 2}, "answer_index 2, answer 'B' are different choices"),
+        ({**PRO, "options": "heart, lung"}, "'options' must be texts by letter, a list of texts"),
+        ({**PRO, "options": [{"text": "heart"}]}, "'options' must be texts by letter, a list of texts"),
+        ({**PRO, "answer": "E"}, "answer: 'E' is none of its choices A, B, C"),
+        ({"prompt": "Where?", "completion": "B", "choices": ["heart", "lung"]}, "it has choices"),
+    ],
+)
+def test_choices_are_never_read_as_free_text(tmp_path, record, said):
+    with pytest.raises(InputError, match=said):
+        read_items(jsonl(tmp_path / "m.jsonl", record))
+
+
+def test_a_runs_names_of_columns_hide_no_choices(tmp_path):
+    of_a_run = Reading(usual_columns={"prompt": "question", "completion": "answer"})
+    for record in (PRO, {**MMLU, "answer": "Heart"}):
+        assert read_items(jsonl(tmp_path / "m.jsonl", record), of_a_run).kind == "choice"

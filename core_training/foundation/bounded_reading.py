@@ -11,6 +11,7 @@ import json
 import os
 import reprlib
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -129,15 +130,17 @@ def bounded(stream: BinaryIO, most: int) -> bytes:
     return content
 
 
-def parse_json(text: str | bytes, most: int = MOST_JSON_BYTES) -> Any:
+def parse_json(text: str | bytes, most: int = MOST_JSON_BYTES, *, keys_once: bool = False) -> Any:
     """The value of a JSON text. Raises ForeignTextError for any other text, and for what is out of all proportion.
 
-    NaN and Infinity, which are no JSON, are refused.
+    NaN and Infinity, which are no JSON, are refused; with `keys_once` so is an object with one key twice, of whose
+    values all but the last would vanish.
     """
+    hook = _object_of_keys_once if keys_once else None
     if len(text) > most:
         raise ForeignTextError(f"it is larger than {_size(most)}")
     try:
-        value = json.loads(text, parse_int=_whole_number, parse_constant=_no_constant)
+        value = json.loads(text, parse_int=_whole_number, parse_constant=_no_constant, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
         raise ForeignTextError(f"not valid JSON: {error.msg}", error.lineno) from None
     except UnicodeDecodeError:
@@ -171,9 +174,9 @@ def check_depth(value: Any) -> None:
     raise ForeignTextError(_TOO_DEEP)
 
 
-def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:
+def read_json(path: Path, most: int = MOST_JSON_BYTES, *, keys_once: bool = False) -> Any:
     """The value in a JSON file. Raises OSError, and ForeignTextError as `parse_json`."""
-    return parse_json(read_bounded(path, most), most)
+    return parse_json(read_bounded(path, most), most, keys_once=keys_once)
 
 
 class BoundedLoader(yaml.SafeLoader):
@@ -278,6 +281,16 @@ def _whole_number(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
         raise ForeignTextError(f"a number of {len(digits)} digits is too large")
     return int(digits)
+
+
+def _object_of_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = [key for key, count in counts.items() if count > 1]
+        others = f" (and {len(twice) - 1} more keys)" if len(twice) > 1 else ""
+        raise ForeignTextError(f"an object has the key {shortened(twice[0])} {counts[twice[0]]} times{others}")
+    return found
 
 
 def _no_constant(name: str) -> NoReturn:

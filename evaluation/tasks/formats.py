@@ -130,7 +130,7 @@ def _records(path: Path) -> Iterator[Record]:
     """A file's records; of one JSON object by identifier, each with its own as `id`."""
     if path.suffix == ".json":
         try:
-            document = read_json(path, 512 * 2**20)
+            document = read_json(path, 512 * 2**20, keys_once=True)
         except (OSError, ForeignTextError) as error:
             raise InputError(f"{path}: {reason_of(error)}") from None
         if isinstance(document, dict):

@@ -331,3 +331,10 @@ def test_a_runs_names_of_columns_hide_no_choices(tmp_path):
     of_a_run = Reading(usual_columns={"prompt": "question", "completion": "answer"})
     for record in (PRO, {**MMLU, "answer": "Heart"}):
         assert read_items(jsonl(tmp_path / "m.jsonl", record), of_a_run).kind == "choice"
+
+
+def test_two_records_under_one_key_are_an_error_and_none_vanishes(tmp_path):
+    one, other = (json.dumps(record) for record in pubmedqa(2).values())
+    (tmp_path / "p.json").write_text(f'{{"1": {one}, "1": {other}, "2": {one}}}')
+    with pytest.raises(InputError, match=r"p\.json: an object has the key '1' 2 times"):
+        read_items(str(tmp_path / "p.json"))

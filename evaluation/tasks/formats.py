@@ -27,6 +27,9 @@ _ANSWERS = ("chosen", "rejected", "completion", "margin")
 _QUESTION_AND_ANSWER = {"prompt": "question", "completion": "answer"}
 
 
+Sources = Mapping[Path, tuple[str, str]]
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a file is to be read: `columns` renames, `label_base` says what numbers of choices begin with.
@@ -41,6 +44,8 @@ class Reading:
     skip_unanswered: bool = False
     identifier: str | None = None
     format: str | None = None
+    sources: Sources = field(default_factory=dict)
+    """Of files that have a name in common: what their sites and their items are called by."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ def items_of(records: Sequence[Record], shown: str, reading: Reading, template: 
     """The items of records, which errors call `shown`. Raises as `read_items`."""
     if not records:
         raise InputError(f"{shown}: it holds no items; an evaluation needs one at least")
+    reading = replace(reading, sources=told_apart({record.path: record.source for record in records}))
     if template is None:
         columns = reading.columns or _fitting(reading.usual_columns, records[0])
         records = [_renamed(record, columns) for record in records] if columns else records
@@ -117,6 +123,32 @@ def items_of(records: Sequence[Record], shown: str, reading: Reading, template: 
     if lacking:
         notes = (*notes, f"{len(lacking)} items without an answer are left out (missing: skip)")
     return Read(items, kind.kind if kind is not None else _kind_of(drafts[0]), notes)
+
+
+def told_apart(names: Mapping[Path, str]) -> Sources:
+    """What files are called as sites and in identifiers: by name, with as many folders before it as tell them apart.
+
+    Parts of one data set in one folder are one site, and differ in identifiers by the file's whole name.
+    """
+    alike: dict[str, list[Path]] = {}
+    for path, name in names.items():
+        alike.setdefault(name, []).append(path)
+    found = {}
+    for name, paths in alike.items():
+        folders = {path.parent for path in paths}
+        most = max(len(folder.parts) for folder in folders)
+        depths = range(most + 1) if len(folders) > 1 else range(1)
+        depth = next((d for d in depths if len({_last(folder, d) for folder in folders}) == len(folders)), most)
+        counts = Counter(path.parent for path in paths)
+        for path in paths:
+            before = _last(path.parent, depth)
+            own = path.name if counts[path.parent] > 1 else name
+            found[path] = ("/".join((*before, name)), "/".join((*before, own)))
+    return found
+
+
+def _last(folder: Path, count: int) -> tuple[str, ...]:
+    return folder.parts[-count:] if count else ()
 
 
 def _kind_of(draft: Draft) -> str:
@@ -168,7 +200,8 @@ def _identifier(record: Record, reading: Reading) -> str:
             return str(value).strip()
     if reading.identifier:
         raise InputError(f"{record.place}: column '{reading.identifier}' does not name the item, which id: goes by")
-    return f"{record.source}:{record.line}"
+    _, source = reading.sources.get(record.path, (record.source, record.source))
+    return f"{source}:{record.line}"
 
 
 def common_parts(record: Record, reading: Reading, used: Sequence[str]) -> dict[str, Any]:
@@ -179,10 +212,11 @@ def common_parts(record: Record, reading: Reading, used: Sequence[str]) -> dict[
         if name not in used and isinstance(value, str | int | float | bool)
     }
     site = record.fields.get("site")
+    source, _ = reading.sources.get(record.path, (record.source, record.source))
     return {
         "id": _identifier(record, reading),
         "record": record,
-        "site": site if isinstance(site, str) and site else record.source,
+        "site": site if isinstance(site, str) and site else source,
         "columns": plain,
     }
 

@@ -338,3 +338,23 @@ def test_two_records_under_one_key_are_an_error_and_none_vanishes(tmp_path):
     (tmp_path / "p.json").write_text(f'{{"1": {one}, "1": {other}, "2": {one}}}')
     with pytest.raises(InputError, match=r"p\.json: an object has the key '1' 2 times"):
         read_items(str(tmp_path / "p.json"))
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for site in ("north", "south"):
+        (tmp_path / site).mkdir()
+        jsonl(tmp_path / site / "eval.jsonl", MMLU, MMLU)
+    jsonl(tmp_path / "other.jsonl", MMLU)
+    read = read_items([str(tmp_path / "*" / "eval.jsonl"), str(tmp_path / "other.jsonl")])
+    assert [item.id for item in read.items] == [
+        "north/eval:1", "north/eval:2", "south/eval:1", "south/eval:2", "other:1",
+    ]  # fmt: skip
+    assert [item.site for item in read.items] == [*["north/eval"] * 2, *["south/eval"] * 2, "other"]
+
+
+def test_parts_of_one_data_set_are_one_site_and_have_identifiers_of_their_own(tmp_path):
+    for number in (0, 1):
+        jsonl(tmp_path / f"ward-0000{number}-of-00002.jsonl", MMLU)
+    read = read_items(str(tmp_path / "*.jsonl"))
+    assert {item.site for item in read.items} == {"ward"}
+    assert [item.id for item in read.items] == ["ward-00000-of-00002.jsonl:1", "ward-00001-of-00002.jsonl:1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +33,30 @@ def write_report(found: Evaluation, verdicts: Sequence[Verdict]) -> Path:
     return target
 
 
-def named(model: str) -> str:
-    """A model's name for people: its folder's."""
-    return Path(model).name or model
+def names_of(results: Iterable[Result]) -> dict[str, str]:
+    """The models' names for people: their folders', with as many folders before as tell those of one name apart."""
+    models = list(dict.fromkeys(result.model for result in results))
+    named = {}
+    for model in models:
+        alike = [other for other in models if Path(other).name == Path(model).name]
+        depths = range(1, len(Path(model).parts) + 1)
+        apart = (d for d in depths if sum(_last(other, d) == _last(model, d) for other in alike) == 1)
+        named[model] = _last(model, next(apart, len(depths))) or model
+    return named
+
+
+def _last(model: str, count: int) -> str:
+    return "/".join(Path(model).parts[-count:])
 
 
 def _page(found: Evaluation, verdicts: Sequence[Verdict]) -> str:
     tasks = list(dict.fromkeys(result.task for result in found.results))
-    title = f"{', '.join(dict.fromkeys(named(r.model) for r in found.results))} on {', '.join(tasks)}"
+    names = names_of(found.results)
+    title = f"{', '.join(names.values())} on {', '.join(tasks)}"
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if verdicts:
         rows = [
-            [one.gate.key, named(one.model), one.task, "passed" if one.passed else "failed", one.words]
+            [one.gate.key, names[one.model], one.task, "passed" if one.passed else "failed", one.words]
             for one in verdicts
         ]
         parts.append("<h2>Gates</h2>" + table(["gate", "model", "task", "", "says"], rows))
@@ -61,10 +73,10 @@ def _page(found: Evaluation, verdicts: Sequence[Verdict]) -> str:
 
 
 def _of_task(results: Sequence[Result]) -> list[str]:
-    first = results[0]
+    first, names = results[0], names_of(results)
     parts = [f"<h2>{html.escape(first.task)}</h2>", f"<p>{first.document['n']} items.</p>", figures_table(results)]
     parts += [
-        f"<p>{html.escape(named(result.model))}: {html.escape(note)}</p>"
+        f"<p>{html.escape(names[result.model])}: {html.escape(note)}</p>"
         for result in results
         for note in (*result.document["notes"], *(f"{n} {what}" for what, n in result.document["left_out"].items()))
     ]
@@ -72,7 +84,7 @@ def _of_task(results: Sequence[Result]) -> list[str]:
         parts.append(image(_bars(results), "Figures with their intervals"))
     if "confusion" in first.document:
         parts.append(image(_calibration(results), "Accuracy over confidence"))
-        parts += [_confusion(result) for result in results]
+        parts += [_confusion(result, names[result.model]) for result in results]
     for column in first.document["groups"]:
         parts += [f"<h3>By {html.escape(column)}</h3>", _groups(results, column)]
     if (ranked := worst_and_best(results, _EXAMPLES)) is not None:
@@ -85,7 +97,7 @@ def _of_task(results: Sequence[Result]) -> list[str]:
 
 def figures_table(results: Sequence[Result]) -> str:
     """A row for each figure, a column for each model."""
-    return table(["", *(named(result.model) for result in results)], figure_rows(results))
+    return table(["", *names_of(results).values()], figure_rows(results))
 
 
 def figure_rows(results: Sequence[Result]) -> list[list[str]]:
@@ -119,6 +131,7 @@ def _number(value: float) -> str:
 
 
 def _bars(results: Sequence[Result]) -> Any:
+    models = names_of(results)
     names = [name for name in _SHARES if any(name in result.document["metrics"] for result in results)]
     figure = new_figure(max(5.0, 1.6 * len(names) + 2), 3.4)
     axes = figure.subplots()
@@ -130,7 +143,7 @@ def _bars(results: Sequence[Result]) -> Any:
         ends = [[max(0.0, one["value"] - _end(one, "low")) for one in told if one]]
         ends.append([max(0.0, _end(one, "high") - one["value"]) for one in told if one])
         colour = COLOURS[index % len(COLOURS)]
-        axes.bar(places, values, width * 0.9, color=colour, label=named(result.model), yerr=ends, capsize=3)
+        axes.bar(places, values, width * 0.9, color=colour, label=models[result.model], yerr=ends, capsize=3)
     for what, style in (("majority", "--"), ("random", ":")):
         if "accuracy" in names and "baselines" in results[0].document:
             axes.hlines(results[0].document["baselines"][what]["value"], -0.4, 0.4, "#555555", style, label=what)
@@ -147,6 +160,7 @@ def _end(told: dict[str, Any], name: str) -> float:
 def _calibration(results: Sequence[Result]) -> Any:
     figure = new_figure(4.6, 3.4)
     axes = figure.subplots()
+    names = names_of(results)
     axes.plot([0, 1], [0, 1], color="#aaaaaa", linewidth=0.8)
     for index, result in enumerate(results):
         bins = result.document.get("calibration", [])
@@ -155,7 +169,7 @@ def _calibration(results: Sequence[Result]) -> Any:
             [one["accuracy"] for one in bins],
             marker="o",
             color=COLOURS[index % len(COLOURS)],
-            label=named(result.model),
+            label=names[result.model],
         )
     axes.set_xlabel("confidence")
     axes.set_title("Share right", loc="left", fontsize=11)
@@ -165,20 +179,21 @@ def _calibration(results: Sequence[Result]) -> Any:
     return figure
 
 
-def _confusion(result: Result) -> str:
+def _confusion(result: Result, name: str) -> str:
     told = result.document["confusion"]
     rows = [
         [label, *("·" if cell is None else str(cell) for cell in row)]
         for label, row in zip(told["labels"], told["counts"], strict=True)
     ]
-    head = f"<h3>{html.escape(named(result.model))}: right (rows) and chosen (columns)</h3>"
+    head = f"<h3>{html.escape(name)}: right (rows) and chosen (columns)</h3>"
     return head + table(["", *told["labels"]], rows)
 
 
 def _groups(results: Sequence[Result], column: str) -> str:
     groups = results[0].document["groups"][column]
     names = list(dict.fromkeys(name for group in groups.values() for name in group["metrics"]))[:4]
-    columns = ["", "n", *(f"{named(r.model)}: {name}" for r in results for name in names)]
+    models = names_of(results)
+    columns = ["", "n", *(f"{models[r.model]}: {name}" for r in results for name in names)]
     rows = []
     for value, group in groups.items():
         cells = [r.document["groups"][column][value]["metrics"].get(name) for r in results for name in names]
@@ -187,9 +202,10 @@ def _groups(results: Sequence[Result], column: str) -> str:
 
 
 def _comparisons(found: Evaluation) -> str:
+    names = names_of(found.results)
     rows = [
         [
-            f"{named(one.model)} − {named(one.against)}",
+            f"{names[one.model]} − {names[one.against]}",
             one.task,
             one.metric,
             shown({"value": one.difference.value, "low": one.difference.low, "high": one.difference.high}),
@@ -206,7 +222,7 @@ _CELL = 'style="white-space: pre-wrap; text-align: left; vertical-align: top; mi
 
 
 def _examples(results: Sequence[Result], examples: Sequence[Example]) -> str:
-    columns = ["value", "prompt", "expected", *(named(result.model) for result in results)]
+    columns = ["value", "prompt", "expected", *names_of(results).values()]
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = []
     for one in examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -101,8 +102,9 @@ def evaluate(
         typer.Option(
             "--to",
             metavar="DIR",
-            help="Folder of answers.jsonl, results.json and report.html. Unset: evaluations/MODEL-TASK beside the "
-            "first run, or here. Answers that are there already are not asked for again.",
+            help="Folder of answers.jsonl, results.json and report.html. Unset: evaluations/RUN-TASK beside the "
+            "first run, or evaluations/MODEL-DIGEST-TASK here, by the model's place. Answers that are there "
+            "already are not asked for again.",
         ),
     ] = None,
     evidently: Annotated[
@@ -250,9 +252,13 @@ def _tasks(on: list[str], models: list[str], metrics: tuple[str, ...], **more: A
 
 def _folder(model: str, tasks: list[Task], kind: str = "evaluations") -> Path:
     place = Path(model)
-    beside = place.parent if (place / "recipe.yaml").is_file() else Path()
     names = "-".join(task.name.replace("/", "_") for task in tasks)
-    return beside / kind / f"{place.name or 'model'}-{names}"
+    if (place / "recipe.yaml").is_file():
+        return place.parent / kind / f"{place.name or 'model'}-{names}"
+    # Here there may be those of other models of that name, from other places.
+    where = str(place.resolve()) if place.exists() else model
+    digest = hashlib.sha256(where.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return Path(kind) / f"{place.name or 'model'}-{digest}-{names}"
 
 
 @contextmanager
@@ -301,27 +307,29 @@ def _tell(found: Evaluation, verdicts: list[Verdict], outside: Bridged, *, as_js
 def _print_task(found: Evaluation, task: str) -> None:
     from rich.table import Table
 
-    from fedloom.evaluation_page import figure_rows, named
+    from fedloom.evaluation_page import figure_rows, names_of
 
     results = [result for result in found.results if result.task == task]
+    names = names_of(results)
     shown = Table(title=printable(f"{task} · {results[0].document['n']} items"), title_justify="left")
     shown.add_column("")
     for result in results:
-        shown.add_column(printable(named(result.model)), justify="right", overflow="fold")
+        shown.add_column(printable(names[result.model]), justify="right", overflow="fold")
     for row in figure_rows(results):
         shown.add_row(*map(printable, row))
     console().print(shown)
     for result in results:
         told = [*result.document["notes"], *(f"{n} records {what}" for what, n in result.document["left_out"].items())]
         for note in told:
-            stderr.print(printable(f"{named(result.model)}: {note}"), soft_wrap=True)
+            stderr.print(printable(f"{names[result.model]}: {note}"), soft_wrap=True)
 
 
 def _print_comparisons(found: Evaluation) -> None:
-    from fedloom.evaluation_page import named, shown
+    from fedloom.evaluation_page import names_of, shown
 
+    names = names_of(found.results)
     for one in found.comparisons:
         gap = shown({"value": one.difference.value, "low": one.difference.low, "high": one.difference.high})
-        pair = f"{named(one.model)} − {named(one.against)}"
+        pair = f"{names[one.model]} − {names[one.against]}"
         words = f"{one.task}: {one.metric}: {pair}: {gap}, p {one.difference.p:.3g}, by Holm {one.adjusted:.3g}"
         console().print(printable(words), soft_wrap=True)

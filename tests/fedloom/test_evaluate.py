@@ -218,3 +218,18 @@ def test_a_pattern_among_metrics_has_commas_of_its_own() -> None:
     from fedloom.commands.evaluate import _metrics
 
     assert _metrics(["loss, accuracy", "ece,regex:a{1,2}"]) == ("loss", "accuracy", "ece", "regex:a{1,2}")
+
+
+def test_models_of_one_name_have_folders_and_columns_of_their_own(
+    fedloom: Command, tiny_model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("x", "y"):
+        shutil.copytree(tiny_model, Path(folder, "copy"))
+        assert fedloom("evaluate", f"{folder}/copy", "--on", questions, "--metrics", "accuracy").code == 0
+    assert len([path.read_text() for path in Path("evaluations").glob("copy-*-pubmedqa/results.json")]) == 2
+    both = ("x/copy", "--against", "y/copy", "--metrics", "accuracy", "--to", "to")
+    outcome = fedloom("evaluate", *both, "--on", questions)
+    assert "x/copy − y/copy" in outcome.out
+    assert "x/copy − y/copy" in Path("to/report.html").read_text()
+    assert {"x/copy", "y/copy"} <= set(outcome.out.split())

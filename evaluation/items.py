@@ -25,7 +25,8 @@ class Item:
     `prompt` are the turns before the answer; `plain` is the text that a model continues where no chat template is used.
     `choices` are what is scored behind the prompt, `labels` what tables call them, `gold` the number of the right one.
     `references` are right answers in words. `record` is where it stood; `is_readable` says that a stage of training
-    can read it, and `is_text` that it is plain text, of which every token counts.
+    can read it, and `is_text` that it is plain text, of which every token counts. `bare` is what is asked alone,
+    without choices and the words that frame it, where the prompt has such.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Item:
     columns: Mapping[str, Any] = field(default_factory=dict)
     is_readable: bool = False
     is_text: bool = False
+    bare: str = ""
 
     @property
     def place(self) -> str:
@@ -52,6 +54,12 @@ class Item:
     def question(self) -> str:
         """The words of the prompt, for people and for functions."""
         return self.plain or "\n\n".join(str(message["content"]) for message in self.prompt)
+
+    @property
+    def bare_question(self) -> str:
+        """What is asked alone, as it may stand in other texts: no system's words, no choices."""
+        spoken = [str(message["content"]) for message in self.prompt if message["role"] != "system"]
+        return self.bare or "\n\n".join(spoken) or self.plain
 
     @property
     def expected(self) -> str | None:

@@ -29,7 +29,7 @@ class Overlap:
         self.records = 0
         self.short = 0
         for item in items:
-            words = words_of(item.question)
+            words = words_of(item.bare_question)
             if len(words) < LEAST:
                 self.short += 1
                 continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core_training.data.records import Record
@@ -42,7 +43,11 @@ class Templates:
         text = self.before + _text(self.prompt, record, self.keys[0])
         answer = self._answer(record)
         turns = [turn("system", self.system)] if self.system else []
-        parts = common_parts(record, reading, ()) | {"prompt": [*turns, turn("user", text)], "plain": text}
+        parts = common_parts(record, reading, ()) | {
+            "prompt": [*turns, turn("user", text)],
+            "plain": text,
+            "bare": self._bare(record, text),
+        }
         if self.choices is None:
             references = tuple(str(one) for one in (answer if isinstance(answer, list) else [answer]))
             has = self.answer is not None
@@ -53,6 +58,16 @@ class Templates:
         labels = choices if alike else tuple(_LETTERS[: len(choices)])
         item = Item(**parts, delimiter=self.delimiter, choices=choices, labels=labels, references=choices)
         return Draft(item, answer, has_label=True, is_choice=True)
+
+    def _bare(self, record: Record, text: str) -> str:
+        """The longest text of the columns that the prompt is made of; a template's own words are those of all items."""
+        names = (
+            {self.prompt}
+            if self.prompt in record.fields
+            else find_undeclared_variables(_ENVIRONMENT.parse(self.prompt))
+        )
+        texts = [value for name in sorted(names) if isinstance(value := record.fields.get(name), str)]
+        return max(texts, key=len, default=text.removeprefix(self.before))
 
     def _answer(self, record: Record) -> Any:
         if not isinstance(self.answer, str):

@@ -32,6 +32,7 @@ def ranked_by(result: Result) -> str | None:
 
 def worst_and_best(results: Sequence[Result], count: int) -> tuple[str, list[Example], list[Example]] | None:
     """The figure's name, and so many items that the first result does worst and best on; all results are of one task.
+    Items of groups that are not told are none of them.
 
     A multiple choice is worse the surer a wrong answer is.
     """
@@ -49,7 +50,7 @@ def worst_and_best(results: Sequence[Result], count: int) -> tuple[str, list[Exa
         sure = 0.0 if scored is None or name != "accuracy" else confidence(scored)
         return sign * values[identifier], sure if values[identifier] else -sure
 
-    order = sorted((name for name in ids if values[name] == values[name]), key=rank)
+    order = sorted((name for name in ids if values[name] == values[name] and name not in first.hidden), key=rank)
     made = [Example(by_id[one], values[one], tuple(answer(r, by_id[one]) for r in results)) for one in order]
     worst = made[:count]
     return name, worst, made[: max(len(worst), len(made) - count) - 1 : -1]

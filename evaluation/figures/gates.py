@@ -165,12 +165,13 @@ def tried(gates: Gates, results: Sequence[Result], models: Sequence[str], base: 
 
 
 def _tried(gate: Gate, result: Result, base: Result | None) -> Verdict:
-    ours = _value(gate, result)
+    ours, is_told = _value(gate, result)
     bound, words = gate.number, ""
     if gate.of_base:
-        theirs = None if base is None else _value(gate, base)
+        theirs, theirs_told = (None, True) if base is None else _value(gate, base)
         bound = math.nan if theirs is None else theirs + gate.number
         words = f" (base {_shown(theirs)})"
+        is_told = is_told and theirs_told
     passed = ours is not None and bool(_SIGNS[gate.sign](ours, bound))
     p = None
     if gate.significant and base is not None:
@@ -178,14 +179,17 @@ def _tried(gate: Gate, result: Result, base: Result | None) -> Verdict:
         found = paired(result.figures[gate.metric], base.figures[gate.metric]).p
         p = 1.0 if math.isnan(found) else found
     said = f"{gate.key} is {_shown(ours)}, must be {gate.sign} {_shown(bound)}{words}"
+    if not is_told:
+        said = f"{gate.key} was tried over all groups; the worst is one of those that are not told (--suppress-below)"
     return Verdict(gate, result.model, result.task, passed, said, p)
 
 
-def _value(gate: Gate, result: Result) -> float | None:
+def _value(gate: Gate, result: Result) -> tuple[float | None, bool]:
+    """The figure that a gate is of, and whether it may be told."""
     if gate.column is not None:
-        return worst(result.document, gate.metric, gate.column, largest=gate.sign.startswith("<"))
+        return worst(result, gate.metric, gate.column, largest=gate.sign.startswith("<")) or (None, True)
     told = result.document["metrics"].get(gate.metric)
-    return None if told is None else float(told["value"])
+    return None if told is None else float(told["value"]), True
 
 
 def _shown(value: float | None) -> str:

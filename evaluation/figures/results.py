@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Result:
     items: Sequence[Item]
     answers: Answers
     figures: dict[str, Figure] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
+    """The items of groups of which nothing is told."""
 
 
 def result_of(model: str, task: Task, answers: Answers, grouping: Grouping) -> Result:
@@ -65,7 +68,8 @@ def result_of(model: str, task: Task, answers: Answers, grouping: Grouping) -> R
         }
     document["left_out"] = dict(answers.left_out)
     document["notes"] = [*task.notes, *answers.notes]
-    return Result(model, task.name, document, task.items, answers, figures)
+    hidden = _hidden_items(_columns(task, grouping), task.items, grouping.suppress_below)
+    return Result(model, task.name, document, task.items, answers, figures, hidden)
 
 
 def _applies(name: str, answers: Answers) -> bool:
@@ -130,21 +134,58 @@ def hidden_cells(sizes: Counter[str], least: int) -> set[str]:
     return hidden
 
 
-def worst(document: dict[str, Any], name: str, column: str, *, largest: bool) -> float | None:
-    """The largest (or smallest) of a figure over a column's groups; None where no group tells it."""
-    groups = document["groups"].get(column, {})
-    values = [group["metrics"][name]["value"] for group in groups.values() if name in group["metrics"]]
-    if not values:
-        return None
-    return float(max(values) if largest else min(values))
+def worst(result: Result, name: str, column: str, *, largest: bool) -> tuple[float, bool] | None:
+    """The largest (or smallest) of a figure over all of a column's groups, and whether its group is one that is told.
+
+    None where no group has the figure.
+    """
+    groups, (ids, sums) = result.document["groups"].get(column, {}), result.figures[name]
+    by_item = {item.id: value_of(item, column) or "(none)" for item in result.items}
+    found = []
+    for group, told in groups.items():
+        own = np.array([by_item[identifier] == group for identifier in ids], dtype=bool)
+        if own.any() and not math.isnan(value := sums.only(own).value):
+            found.append((value, not told.get("suppressed", False)))
+    return (max if largest else min)(found, default=None, key=lambda one: one[0])
+
+
+def _hidden_items(columns: Sequence[str], items: Sequence[Item], least: int) -> frozenset[str]:
+    """The items of all cells that are not told."""
+    found: set[str] = set()
+    for column in columns:
+        by_item = {item.id: value_of(item, column) or "(none)" for item in items}
+        hidden = hidden_cells(Counter(by_item.values()), least)
+        found |= {identifier for identifier, value in by_item.items() if value in hidden}
+    return frozenset(found)
+
+
+def _hidden_counts(counts: list[list[int]], majority: int, least: int) -> set[tuple[int, int]]:
+    """The cells of a confusion table that are not told: those of few items, and what would give one of these away.
+
+    n and the accuracy tell the sums on and off the diagonal, and the majority answer's share that of its row: a cell
+    that were hidden alone in one of them would be what the others leave.
+    """
+    cells = {(row, column): cell for row, line in enumerate(counts) for column, cell in enumerate(line)}
+    hidden = {place for place, cell in cells.items() if 0 < cell < least}
+    known = [
+        [place for place in cells if place[0] == place[1]],
+        [place for place in cells if place[0] != place[1]],
+        [place for place in cells if place[0] == majority],
+    ]
+    while alone := next((p for p in known if len(p) > 1 and sum(place in hidden for place in p) == 1), None):
+        others = [place for place in alone if place not in hidden]
+        hidden.add(min(others, key=lambda place: (not cells[place], cells[place], place)))
+    return hidden
 
 
 def _of_choices(items: Sequence[Item], answers: Answers, least: int) -> dict[str, Any]:
     pairs = [(item, answers.scored[item.id]) for item in items if item.gold is not None and item.id in answers.scored]
-    labels, counts = confusion(items, answers)
+    labels, table = confusion(items, answers)
     right = Counter(item.expected for item, _ in pairs)
     majority, most = max(right.items(), key=lambda one: (one[1], str(one[0])))
     bins = bins_of(pairs).sum(axis=0).reshape(3, BINS)
+    hidden = _hidden_counts(table, labels.index(str(majority)), least)
+    few = hidden_cells(Counter({str(number): int(n) for number, n in enumerate(bins[0]) if n}), least)
     return {
         "baselines": {
             "majority": {"value": most / len(pairs), "answer": majority},
@@ -154,7 +195,9 @@ def _of_choices(items: Sequence[Item], answers: Answers, least: int) -> dict[str
             "labels": labels,
             "rows": "right",
             "columns": "chosen",
-            "counts": [[None if 0 < cell < least else cell for cell in row] for row in counts],
+            "counts": [
+                [None if (at, to) in hidden else cell for to, cell in enumerate(row)] for at, row in enumerate(table)
+            ],
         },
         "calibration": [
             {
@@ -165,6 +208,6 @@ def _of_choices(items: Sequence[Item], answers: Answers, least: int) -> dict[str
                 "accuracy": correct / n,
             }
             for number, (n, sure, correct) in enumerate(bins.T.tolist())
-            if n and n >= least
+            if n and str(number) not in few
         ],
     }

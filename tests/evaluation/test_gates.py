@@ -10,6 +10,7 @@ import pytest
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
 from evaluation.figures.comparisons import compared
+from evaluation.figures.examples import worst_and_best
 from evaluation.figures.gates import junit, read_gates, tried
 from evaluation.figures.results import Grouping, Result, result_of
 from evaluation.figures.statistics import holm, mcnemar
@@ -28,6 +29,18 @@ def result(model: str, right: list[int]) -> Result:
 
 OURS = result("ours", [1] * 18 + [0] * 2)
 BASE = result("base", [1] * 8 + [0] * 12)
+
+
+def few(right: dict[str, list[int]], least: int) -> Result:
+    """A model that has these of each site's items right, of groups of fewer than `least` of which nothing is told."""
+    record = Record({}, Path("t.jsonl"), 1)
+    sites = [(site, one) for site, own in right.items() for one in own]
+    items = [
+        Item(str(n), record, site, choices=("x", "y"), labels=("x", "y"), gold=0, plain=f"Of {site}, {n}?")
+        for n, (site, _) in enumerate(sites)
+    ]
+    scored = {str(n): Scored(str(n), (-1.0, -2.0) if one else (-2.0, -1.0), (1, 1)) for n, (_, one) in enumerate(sites)}
+    return result_of("ours", Task("t", items, ("accuracy",)), Answers(scored=scored), Grouping(suppress_below=least))
 
 
 def verdicts(tmp_path: Path, text: str):
@@ -102,3 +115,33 @@ def test_models_are_compared_over_the_items_that_both_have():
     (accuracy, _, *_) = compared([fewer, BASE], ["fewer"], ["base"])
     assert (accuracy.difference.n, accuracy.difference.value) == (18, pytest.approx(10 / 18))
     assert compared([OURS], ["ours"], ["ours"]) == []
+
+
+def test_a_gate_on_the_worst_group_is_tried_over_those_that_are_not_told_too(tmp_path):
+    (tmp_path / "gates.yaml").write_text("accuracy.worst_site: '>= 0.5'")
+    bad = {"a": [1] * 9, "b": [1] * 6, "c": [0, 0]}
+    (one,) = tried(read_gates(tmp_path / "gates.yaml"), [few(bad, 3)], ["ours"], None)
+    assert not one.passed
+    assert "one of those that are not told" in one.words
+    assert "is 0" not in one.words
+    (one,) = tried(read_gates(tmp_path / "gates.yaml"), [few(bad | {"c": [1, 0]}, 3)], ["ours"], None)
+    assert one.passed
+
+
+def test_items_of_groups_that_are_not_told_are_no_examples():
+    found = few({"a": [1, 1, 0, 1], "b": [1, 0, 1, 1, 0], "c": [0, 1]}, 3)
+    _, worst, best = worst_and_best([found], 20)
+    assert {one.item.site for one in (*worst, *best)} == {"b"}  # a, the smallest of the others, gives c away
+
+
+def test_no_cell_of_a_confusion_table_is_hidden_alone():
+    from evaluation.figures.results import _hidden_counts
+
+    assert _hidden_counts([[9, 4], [5, 9]], 0, 3) == set()
+    assert _hidden_counts([[9, 2], [5, 8]], 1, 3) >= {(0, 1), (1, 0)}
+    for table in ([[9, 2], [0, 8]], [[2, 0], [0, 9]], [[20, 1, 0], [6, 9, 0], [0, 0, 7]]):
+        hidden = _hidden_counts(table, max(range(len(table)), key=lambda n: sum(table[n])), 3)
+        size = range(len(table))
+        for known in (lambda r, c: r == c, lambda r, c: r != c):
+            assert sum((r, c) in hidden for r in size for c in size if known(r, c)) != 1
+        assert all((r, c) in hidden for r in size for c in size if 0 < table[r][c] < 3)

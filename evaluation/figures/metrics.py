@@ -56,6 +56,13 @@ def _perplexity(items: Sequence[Item], answers: Answers) -> Figure:
     return ids, Sums(sums.values, lambda total: np.exp(sums.of(total)))
 
 
+def _perplexity_per_item(items: Sequence[Item], answers: Answers) -> Figure:
+    """exp of the mean over items of an answer's whole loss, which lm-evaluation-harness calls perplexity."""
+    found = [answers.measured[item.id] for item in items if item.id in answers.measured]
+    sums = mean([one.loss_sum for one in found])
+    return [one.id for one in found], Sums(sums.values, lambda total: np.exp(sums.of(total)))
+
+
 def _token_accuracy(items: Sequence[Item], answers: Answers) -> Figure:
     found = [answers.measured[item.id] for item in items if item.id in answers.measured]
     return [one.id for one in found], ratio([one.correct for one in found], [one.tokens for one in found])
@@ -222,6 +229,7 @@ METRICS = {
     for metric in (
         Metric("loss", Part.LOSS, _loss, higher_is_better=False),
         Metric("perplexity", Part.LOSS, _perplexity, higher_is_better=False),
+        Metric("perplexity_per_item", Part.LOSS, _perplexity_per_item, higher_is_better=False),
         Metric("token_accuracy", Part.LOSS, _token_accuracy),
         Metric("accuracy", Part.CHOICE, _accuracy("")),
         Metric("accuracy_per_token", Part.CHOICE, _accuracy("token")),

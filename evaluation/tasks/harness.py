@@ -26,10 +26,18 @@ _KNOWN = (
 )
 _FILES = ("json", "csv", "parquet", "text", "arrow")
 _METRICS = {
-    "multiple_choice": {"acc": "accuracy", "acc_norm": "accuracy_per_character", "f1": "macro_f1"},
-    "generate_until": {"exact_match": "exact_match"},
-    "loglikelihood": {"perplexity": "perplexity"},
+    "multiple_choice": {"acc": "accuracy", "acc_norm": "accuracy_per_character"},
+    "generate_until": {},
+    "loglikelihood": {"perplexity": "perplexity_per_item"},
 }
+_OTHERS = {
+    "f1": "there it is that of label 1 alone; leave it out, and ask for the mean over labels with --metrics macro_f1",
+    "exact_match": "there texts are compared as they are, here up to white space; leave metric_list out for ours",
+}
+"""Metrics whose name is that of another figure here."""
+_OWN = "exact_match"
+_OF_OURS = "exact_match is up to white space here; lm-evaluation-harness compares texts as they are"
+_AGGREGATIONS = {"perplexity": "perplexity"}
 _MAX_TOKENS = 256
 _STOP = ("\n\n",)
 """The harness's own, where a task says nothing."""
@@ -64,6 +72,7 @@ class HarnessTask:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     temperature: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def is_harness(document: Mapping[str, Any]) -> bool:
@@ -110,6 +119,7 @@ def read_harness(document: Mapping[str, Any], path: Path) -> HarnessTask:
         _data(document, path),
         templates,
         _metrics(document.get("metric_list"), kind, path),
+        notes=(_OF_OURS,) if kind == "generate_until" else (),
         **(_generation(document.get("generation_kwargs") or {}, path) if kind == "generate_until" else {}),
     )
 
@@ -130,13 +140,15 @@ def _check_filters(filters: Any, path: Path) -> None:
 def _metrics(listed: Any, kind: str, path: Path) -> tuple[str, ...]:
     known = _METRICS[kind]
     if listed is None:
-        return tuple(known.values())
+        return tuple(known.values()) or (_OWN,)
     found = []
     for one in listed if isinstance(listed, list) else [listed]:
         name = one.get("metric") if isinstance(one, Mapping) else one
         if not isinstance(name, str) or name not in known:
+            if isinstance(name, str) and name in _OTHERS:
+                raise _refused(path, "metric_list", f"{name}: {_OTHERS[name]}")
             said = f"!function {name.name}" if isinstance(name, Code) else shortened(name)
-            raise _refused(path, "metric_list", f"{said} is none of {', '.join(known)} of {kind}")
+            raise _refused(path, "metric_list", f"{said} is none of {', '.join(known) or 'those'} of {kind}")
         more = (
             {
                 key: value
@@ -148,7 +160,7 @@ def _metrics(listed: Any, kind: str, path: Path) -> tuple[str, ...]:
         )
         if more:
             raise _refused(path, "metric_list", f"{name}: {', '.join(more)} is not supported")
-        if isinstance(one, Mapping) and one.get("aggregation", "mean") not in ("mean", "perplexity"):
+        if isinstance(one, Mapping) and "aggregation" in one and one["aggregation"] != _AGGREGATIONS.get(name, "mean"):
             raise _refused(path, "metric_list", f"{name}: aggregation {shortened(one['aggregation'])} is not supported")
         found.append(known[name])
     return tuple(found)

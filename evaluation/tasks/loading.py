@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,6 +128,7 @@ def _of_yaml(path: Path, wanted: Wanted) -> Task:
     if is_harness(document):
         task = read_harness(document, path)
         read = read_items(task.data, Reading(label_base=0), task.templates)
+        read = replace(read, notes=(*task.notes, *read.notes))
         return _task(
             task.name, read, wanted, task.metrics, chat=False, max_tokens=task.max_tokens, stop=task.stop,
             temperature=task.temperature,

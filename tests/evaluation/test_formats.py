@@ -196,10 +196,11 @@ def test_harness_tasks_that_generate_or_score_a_text_are_read(tmp_path):
     start = "dataset_path: w.jsonl\ndoc_to_text: sign\ndoc_to_target: ward\n"
     (tmp_path / "g.yaml").write_text(start + "generation_kwargs: {until: ['.'], max_gen_toks: 9}\n")
     task = load_task(str(tmp_path / "g.yaml"))
+    assert "up to white space here" in task.notes[0]
     assert (task.metrics, task.stop, task.max_tokens) == (("exact_match",), (".",), 9)
     assert (task.items[0].plain, task.items[0].references) == ("fever", ("heart",))
     (tmp_path / "l.yaml").write_text(start + "output_type: loglikelihood\n")
-    assert load_task(str(tmp_path / "l.yaml")).metrics == ("perplexity",)
+    assert load_task(str(tmp_path / "l.yaml")).metrics == ("perplexity_per_item",)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,10 @@ def test_harness_tasks_that_generate_or_score_a_text_are_read(tmp_path):
         ("doc_to_text:", "filter_list: [{name: x, filter: [{function: regex}]}]\ndoc_to_text:", "filter_list: 'regex'"),
         ("doc_to_text:", "doc_to_image: x\ndoc_to_text:", "doc_to_image: it is not supported"),
         ("multiple_choice", "loglikelihood_rolling", "output_type: 'loglikelihood_rolling' is none of"),
-        ("metric: acc,", "metric: mcc,", "metric_list: 'mcc' is none of acc, acc_norm, f1"),
+        ("metric: acc,", "metric: mcc,", "metric_list: 'mcc' is none of acc, acc_norm of"),
+        ("metric: acc,", "metric: f1,", "metric_list: f1: there it is that of label 1 alone"),
+        ("metric: acc,", "metric: exact_match,", "metric_list: exact_match: there texts are compared as they are"),
+        ("aggregation: mean", "aggregation: perplexity", "acc: aggregation 'perplexity' is not supported"),
         ("dataset_path: json", "dataset_path: super_glue", "dataset_path: 'super_glue' is no local data"),
         ("test_split: test", "test_split: dev", "test_split: 'dev' is none of the data's parts: test"),
     ],
@@ -358,3 +362,9 @@ def test_parts_of_one_data_set_are_one_site_and_have_identifiers_of_their_own(tm
     read = read_items(str(tmp_path / "*.jsonl"))
     assert {item.site for item in read.items} == {"ward"}
     assert [item.id for item in read.items] == ["ward-00000-of-00002.jsonl:1", "ward-00001-of-00002.jsonl:1"]
+
+
+def test_a_harness_task_without_a_list_measures_what_it_would(tmp_path):
+    jsonl(tmp_path / "w.jsonl", {"sign": "fever", "ward": "heart"})
+    (tmp_path / "w.yaml").write_text("".join(f"{line}\n" for line in HARNESS.splitlines() if "metric_list" not in line))
+    assert load_task(str(tmp_path / "w.yaml")).metrics == ("accuracy", "accuracy_per_character")

@@ -132,3 +132,10 @@ def test_a_regular_expression_is_looked_for_anywhere():
     items = [item("a"), item("b")]
     written = {("a", 0): Written("a", 0, "See the ward.", 3, True), ("b", 0): Written("b", 0, "Wards", 1, True)}
     assert metric(r"regex:\bward\b").of(items, Answers(written=written))[1].value == 0.5
+
+
+def test_perplexity_per_item_is_that_of_the_mean_loss_of_an_item():
+    answers = Answers(measured={"a": Measured("a", 2.0, 4, 0), "b": Measured("b", 5.0, 1, 0)})
+    items = [item("a"), item("b")]
+    assert metric("perplexity_per_item").of(items, answers)[1].value == pytest.approx(math.exp(3.5))
+    assert metric("perplexity").of(items, answers)[1].value == pytest.approx(math.exp(7 / 5))

@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _WORD = re.compile(r"\w+")
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
+_SIGN = r"(?:(?<![\w)\]%])[-+])?"
+"""A sign; behind a number or a word it is a dash, as in 10-20."""
+_NUMBER = re.compile(rf"{_SIGN}(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|{_SIGN}\.\d+")
+_MINUS = "\N{MINUS SIGN}"
 _REFUSALS = re.compile(
-    r"\b(i\s*(?:am|'m)\s+(?:sorry|unable|not\s+able)|i\s+(?:can\s*not|can't|won't|will\s+not|am\s+not\s+able\s+to)\s+"
+    r"\b(i\s*(?:am|'m)\s+(?:sorry(?!\s+(?:to\s+hear|to\s+learn|that\s+you|you|for\s+your|about))|unable|not\s+able)|i\s+(?:can\s*not|can't|won't|will\s+not|am\s+not\s+able\s+to)\s+"
     r"(?:help|assist|answer|provide|give|comply|do|offer|diagnose|advise)|as\s+an?\s+(?:ai|language\s+model)\b"
     r"|i\s+must\s+decline|i\s+apologi[sz]e)",
     re.IGNORECASE,
@@ -70,7 +73,7 @@ def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
 
 def number_match(answer: str, expected: str) -> float:
     """1 where the last numbers of both are the same, whatever stands around them; 0 where one has none."""
-    ours, theirs = (_NUMBER.findall(text) for text in (answer, expected))
+    ours, theirs = (_NUMBER.findall(text.replace(_MINUS, "-")) for text in (answer, expected))
     if not ours or not theirs:
         return 0.0
     one, other = (float(found[-1].replace(",", "")) for found in (ours, theirs))

@@ -84,3 +84,33 @@ def test_refusals_are_told_from_answers(answer, refuses):
 
 def test_the_best_of_several_references_counts():
     assert words.best(words.exact_match, "lung", ["heart", "lung"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "same"),
+    [
+        ("10-20", "20", 1),
+        ("grade 2-3", "3", 1),
+        ("COVID-19", "19", 1),
+        ("\N{MINUS SIGN}3", "-3", 1),
+        ("-3", "3", 0),
+        ("x=-3", "-3", 1),
+        ("(-.5)", "-0.5", 1),
+        ("1e-5", "0.00001", 1),
+    ],
+)
+def test_a_dash_between_numbers_is_no_sign(answer, expected, same):
+    assert words.number_match(answer, expected) == same
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        ("I'm sorry to hear that you have a fever. Drink water.", 0),
+        ("I am sorry that you feel ill. Rest.", 0),
+        ("I'm sorry, but that is nothing for me.", 1),
+        ("I’m sorry to hear that. I can't help with it.", 1),
+    ],
+)
+def test_compassion_is_no_refusal(answer, refused):
+    assert words.refuses(answer) == refused

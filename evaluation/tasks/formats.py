@@ -5,6 +5,7 @@ Which one a file is, its first record says. What is odd becomes a note, what is 
 
 from __future__ import annotations
 
+import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,6 +106,7 @@ def items_of(records: Sequence[Record], shown: str, reading: Reading, template: 
     if template is None:
         columns = reading.columns or _fitting(reading.usual_columns, records[0])
         records = [_renamed(record, columns) for record in records] if columns else records
+        reading = replace(reading, columns=columns)
     kind = None if template is not None else _format_of(records[0], reading)
     read = kind.read if kind is not None else template.draft if template is not None else None
     assert read is not None
@@ -403,7 +405,18 @@ def _healthbench(record: Record, reading: Reading) -> Draft:
 def _conversation(record: Record, reading: Reading) -> Draft:
     columns = dict(_QUESTION_AND_ANSWER) if {"question", "answer"} <= record.fields.keys() else {}
     _check_free(record, reading)
-    values = read_values(record, "sft", columns)
+    theirs = {**reading.columns, **columns}
+    name = columns.get("completion", "completion")
+    said = record.fields.get(name, "")
+    if isinstance(said, int | float) and not isinstance(said, bool):
+        record = replace(record, fields={**record.fields, name: str(said)})
+    elif name in record.fields and (said is None or (isinstance(said, str) and not said.strip())):
+        unanswered = Item(**common_parts(record, reading, (*theirs.values(), "prompt", "completion")))
+        return Draft(unanswered, None, has_label=True)
+    try:
+        values = read_values(record, "sft", columns)
+    except InputError as error:
+        raise InputError(_in_their_words(str(error), record, theirs)) from None
     assert isinstance(values, Conversation)
     spoken = [number for number, message in enumerate(values.messages) if message["role"] == "assistant"]
     prompt, answer = values.messages[: spoken[-1]], str(values.messages[spoken[-1]]["content"])
@@ -411,6 +424,14 @@ def _conversation(record: Record, reading: Reading) -> Draft:
     base = common_parts(record, reading, used) | {"record": _renamed(record, columns)}
     parts = base | {"prompt": prompt, "plain": _as_text(prompt), "tools": values.tools}
     return Draft(Item(**parts, references=(answer,), is_readable=True))
+
+
+def _in_their_words(error: str, record: Record, theirs: Mapping[str, str]) -> str:
+    """What is wrong with a record, with its columns under the names that its file has for them."""
+    said = error.removeprefix(record.place)
+    for name, other in theirs.items():
+        said = re.sub(rf"\b{name}\b", other.replace("\\", r"\\"), said)
+    return error[: len(error) - len(error.removeprefix(record.place))] + said
 
 
 def _check_free(record: Record, reading: Reading) -> None:
@@ -466,6 +487,11 @@ def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda fields: all(name in fields for name in names)
 
 
+def _is_pubmedqa(fields: Mapping[str, Any]) -> bool:
+    """Whether a record is PubMedQA's; one without a decision is so as well, and has no answer."""
+    return {"question", "final_decision"} <= {name.lower() for name in fields} or _has("QUESTION", "CONTEXTS")(fields)
+
+
 def _is_conversation(fields: Mapping[str, Any]) -> bool:
     layouts = [*column_sets("sft"), ("question", "answer")]
     return any(all(name in fields for name in layout) for layout in layouts)
@@ -474,9 +500,7 @@ def _is_conversation(fields: Mapping[str, Any]) -> bool:
 FORMATS = {
     kind.name: kind
     for kind in (
-        Format(
-            "pubmedqa", lambda f: {"question", "final_decision"} <= {name.lower() for name in f}, _pubmedqa, "choice"
-        ),
+        Format("pubmedqa", _is_pubmedqa, _pubmedqa, "choice"),
         Format("medqa", _has("sent1", "ending0"), _medqa, "choice"),
         Format("medmcqa", _has("question", "opa", "opb", "opc", "opd"), _medmcqa, "choice"),
         Format("mmlu", _has("question", "choices"), _mmlu, "choice"),

@@ -368,3 +368,34 @@ def test_a_harness_task_without_a_list_measures_what_it_would(tmp_path):
     jsonl(tmp_path / "w.jsonl", {"sign": "fever", "ward": "heart"})
     (tmp_path / "w.yaml").write_text("".join(f"{line}\n" for line in HARNESS.splitlines() if "metric_list" not in line))
     assert load_task(str(tmp_path / "w.yaml")).metrics == ("accuracy", "accuracy_per_character")
+
+
+@pytest.mark.parametrize("columns", [{}, {"prompt": "question", "completion": "answer"}])
+@pytest.mark.parametrize("empty", ["", " ", None])
+def test_answers_in_words_that_are_missing_are_counted_and_may_be_skipped(tmp_path, columns, empty):
+    file = jsonl(tmp_path / "q.jsonl", {"question": "Where?", "answer": "Here."}, {"question": "Who?", "answer": empty})
+    with pytest.raises(InputError, match=r"line 2: no answer \(None\); 1 of 2 items have none"):
+        read_items(file, Reading(columns))
+    read = read_items(file, Reading(columns, skip_unanswered=True))
+    assert [item.references for item in read.items] == [("Here.",)]
+    assert "1 items without an answer are left out" in read.notes[0]
+
+
+@pytest.mark.parametrize("columns", [{}, {"prompt": "question", "completion": "answer"}])
+def test_what_is_wrong_in_an_answer_is_told_by_the_files_own_column(tmp_path, columns):
+    file = jsonl(tmp_path / "q.jsonl", {"question": "Where?", "answer": ["x"]})
+    with pytest.raises(InputError, match="line 1: 'answer' must be"):
+        read_items(file, Reading(columns))
+    with pytest.raises(InputError, match="line 1: the question is empty"):
+        read_items(jsonl(tmp_path / "r.jsonl", {"question": "", "answer": "x"}), Reading(columns))
+
+
+def test_a_number_is_an_answer_in_words(tmp_path):
+    read = read_items(jsonl(tmp_path / "q.jsonl", {"question": "How many?", "answer": 42}))
+    assert (read.items[0].references, read.items[0].record.fields["completion"]) == (("42",), "42")
+
+
+def test_pubmedqa_without_decisions_has_no_answers(tmp_path):
+    one = {name: value for name, value in pubmedqa(1)["100"].items() if name != "final_decision"}
+    with pytest.raises(InputError, match="no answer \\(None\\); 1 of 1 items have none"):
+        read_items(jsonl(tmp_path / "p.jsonl", one))

@@ -67,9 +67,19 @@ def result_of(model: str, task: Task, answers: Answers, grouping: Grouping) -> R
             "answers": sum(None in one.met for one in answers.judged.values()),
         }
     document["left_out"] = dict(answers.left_out)
-    document["notes"] = [*task.notes, *answers.notes]
+    document["notes"] = [*task.notes, *answers.notes, *_unjudged(document.get("unjudged"), len(answers.judged))]
     hidden = _hidden_items(_columns(task, grouping), task.items, grouping.suppress_below)
     return Result(model, task.name, document, task.items, answers, figures, hidden)
+
+
+def _unjudged(told: dict[str, int] | None, judged: int) -> list[str]:
+    """What is to be said of answers that the judge left without a verdict."""
+    if not told or not told["answers"]:
+        return []
+    return [
+        f"the judge gave no verdict on {told['criteria']} of {told['of']} criteria: {told['answers']} of {judged} "
+        "answers count for nothing in rubric"
+    ]
 
 
 def _applies(name: str, answers: Answers) -> bool:

@@ -12,6 +12,8 @@ from core_training.foundation.errors import InputError
 from evaluation.figures.metrics import chosen, confidence, confusion, metric, rubric_points, scores
 from evaluation.figures.results import Grouping, hidden_cells, result_of
 from evaluation.items import Answers, Criterion, Item, Judged, Measured, Scored, Task, Written
+from evaluation.running import Evaluation
+from fedloom.evaluation_page import write_report
 
 
 def item(name: str, gold: int = 0, choices: tuple[str, ...] = ("yes", "no"), **more) -> Item:
@@ -98,6 +100,9 @@ def test_rubrics_count_points_over_positive_points_and_unjudged_answers_not_at_a
     found = result_of("m", Task("t", [one, worst], ("rubric",)), Answers(judged=judged), Grouping()).document
     assert found["metrics"]["rubric"]["value"] == 0.0  # −4 is cut to 0
     assert found["unjudged"] == {"criteria": 1, "of": 5, "answers": 1}
+    assert found["notes"] == [
+        "the judge gave no verdict on 1 of 5 criteria: 1 of 2 answers count for nothing in rubric"
+    ]
 
 
 def test_groups_are_those_of_a_column_and_of_sites():
@@ -139,3 +144,12 @@ def test_perplexity_per_item_is_that_of_the_mean_loss_of_an_item():
     items = [item("a"), item("b")]
     assert metric("perplexity_per_item").of(items, answers)[1].value == pytest.approx(math.exp(3.5))
     assert metric("perplexity").of(items, answers)[1].value == pytest.approx(math.exp(7 / 5))
+
+
+def test_where_no_answer_was_judged_table_and_report_say_so(tmp_path):
+    one = item("a", rubric=(Criterion("says so", 3), Criterion("explains", 5)))
+    answers = Answers(judged={("a", 0): Judged("a", 0, (None, None))})
+    result = result_of("m", Task("t", [one], ("rubric",)), answers, Grouping())
+    said = "the judge gave no verdict on 2 of 2 criteria: 1 of 1 answers count for nothing in rubric"
+    assert said in result.document["notes"]
+    assert said in write_report(Evaluation([result], [], tmp_path, []), []).read_text()

@@ -14,7 +14,7 @@ from evaluation.items import Answers
 from experiments.steps.evaluate_step import Evaluated
 from fedloom.comparison_page import RATING_COLUMNS, pair_words, rating_rows
 from fedloom.comparison_page import write_report as write_comparison
-from fedloom.evaluation_page import figures_table, named, shown
+from fedloom.evaluation_page import figures_table, shown
 from fedloom.evaluation_page import write_report as write_evaluation
 from fedloom.page import table
 
@@ -59,7 +59,7 @@ def _of_comparison(document: Mapping[str, Any]) -> str:
     first = document["models"][0]
     pairs = [one["p_holm"] for one in document["pairs"] if first["model"] in (one["model"], one["against"])]
     p = max((p for p in pairs if p is not None), default=None)
-    words = [f"{named(first['model'])} won {_told(first['win_rate'], 100, '.0f')} %"]
+    words = [f"{Path(first['model']).name} won {_told(first['win_rate'], 100, '.0f')} %"]
     words.append(f"rating {_told(first['rating'])} [{_told(first['low'])}, {_told(first['high'])}]")
     return ", ".join([*words, f"p {_told(p, 1, '.3g')}"])
 

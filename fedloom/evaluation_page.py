@@ -209,8 +209,8 @@ def _comparisons(found: Evaluation) -> str:
             one.task,
             one.metric,
             shown({"value": one.difference.value, "low": one.difference.low, "high": one.difference.high}),
-            f"{one.difference.p:.3g}",
-            f"{one.adjusted:.3g}",
+            "–" if math.isnan(one.difference.p) else f"{one.difference.p:.3g}",
+            "–" if math.isnan(one.adjusted) else f"{one.adjusted:.3g}",
             one.difference.method,
         ]
         for one in found.comparisons

@@ -247,6 +247,7 @@ def _told(function: Sums, name: str, figures: SiteFigures) -> dict[str, Any]:
     with np.errstate(all="ignore"):
         value = float(function.of(figures.sums[name]))
         drawn = np.asarray(function.of(figures.resampled[name]), dtype=np.float64)
+    drawn = drawn if function.has_interval else drawn[:0]
     found = interval_of(value, drawn, figures.counted[name], is_share=function.is_share)
     return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
 

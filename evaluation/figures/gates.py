@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from core_training.foundation.bounded_reading import ForeignTextError, read_yaml, reason_of, shortened
 from core_training.foundation.errors import InputError
 from evaluation.figures.comparisons import paired
-from evaluation.figures.metrics import metric
+from evaluation.figures.metrics import WITHOUT_INTERVALS, metric
 from evaluation.figures.results import Result, worst
 from evaluation.figures.statistics import holm
 from evaluation.items import Task
@@ -137,6 +137,10 @@ def _gate(path: Path, key: str, value: Any) -> Gate:
     of_base, significant = found["base"] is not None, found["significant"] is not None
     if significant and (place or not of_base):
         raise InputError(f"--gates: {path}: {key}: 'significant' goes with base, and with a figure over all items")
+    if significant and name in WITHOUT_INTERVALS:
+        raise InputError(
+            f"--gates: {path}: {key}: {name} has no interval to tell a difference by; leave ', significant' out"
+        )
     number = margin if of_base else float(found["number"])
     return Gate(key, name, found["sign"], number, of_base, significant, place or None, task if slash else None)
 

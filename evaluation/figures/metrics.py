@@ -126,7 +126,9 @@ def _expected_calibration_error(total: Array) -> Array:
 
 def _ece(items: Sequence[Item], answers: Answers) -> Figure:
     pairs = _with_choices(items, answers)
-    return [item.id for item, _ in pairs], Sums(bins_of(pairs), _expected_calibration_error)
+    # Chance in the bins is a gap as well: it is too high, and higher yet in resamples, whose intervals miss the truth.
+    sums = Sums(bins_of(pairs), _expected_calibration_error, has_interval=False)
+    return [item.id for item, _ in pairs], sums
 
 
 def confusion(items: Sequence[Item], answers: Answers) -> tuple[list[str], list[list[int]]]:
@@ -249,6 +251,7 @@ METRICS = {
         Metric("rubric", Part.RUBRIC, _rubric),
     )
 }
+WITHOUT_INTERVALS = ("ece",)
 REWARD = "reward"
 """What a reward model gives; it is there where one is named."""
 

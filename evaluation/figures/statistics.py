@@ -26,12 +26,14 @@ _AT_ONCE = 4 * 10**6
 class Sums:
     """A figure that is `of` sums over items: `values` has shape (items, parts), and `of` takes (…, parts) to (…).
 
-    `is_share` says that each item gives 0 or 1 and the figure is their mean.
+    `is_share` says that each item gives 0 or 1 and the figure is their mean; `has_interval` is False for a figure so
+    biased in few items that its bootstrap intervals do not hold what they say.
     """
 
     values: Array
     of: Callable[[Array], Array]
     is_share: bool = False
+    has_interval: bool = True
 
     def __len__(self) -> int:
         return len(self.values)
@@ -46,7 +48,7 @@ class Sums:
 
     def only(self, chosen: npt.NDArray[Any]) -> Sums:
         """The figure over some of the items."""
-        return Sums(self.values[chosen], self.of, self.is_share)
+        return Sums(self.values[chosen], self.of, self.is_share, self.has_interval)
 
 
 def mean(values: Sequence[float], *, is_share: bool = False) -> Sums:
@@ -66,7 +68,7 @@ def _ratio(sums: Array) -> Array:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its interval; both ends are NaN where fewer than two items leave nothing to say."""
+    """A figure with its interval; both ends are NaN where it has none, or fewer than two items leave nothing to say."""
 
     value: float
     low: float
@@ -82,6 +84,8 @@ def interval(sums: Sums, level: float = 0.95, resamples: int = RESAMPLES, seed: 
     are right, or all wrong, resampling sees no spread: the end is then Clopper and Pearson's (Biometrika 1934).
     """
     n, value = len(sums), sums.value
+    if not sums.has_interval:
+        return Interval(value, math.nan, math.nan, n)
     if n < 2 or (sums.is_share and value in (0.0, 1.0)):
         return interval_of(value, np.zeros(0), n, level, is_share=sums.is_share)
     return interval_of(value, _resampled(sums, resamples, seed), n, level, is_share=sums.is_share)
@@ -184,7 +188,7 @@ def difference(ours: Sums, theirs: Sums, level: float = 0.95, resamples: int = R
     resampled differences at least as far from the difference as 0 is (Efron and Tibshirani 1993, chapter 16, by shift).
     """
     value, n = ours.value - theirs.value, len(ours)
-    if n < 2:
+    if n < 2 or not (ours.has_interval and theirs.has_interval):
         return Difference(value, math.nan, math.nan, math.nan, n, "none")
     drawn = _resampled(ours, resamples, seed) - _resampled(theirs, resamples, seed)
     drawn = drawn[np.isfinite(drawn)]

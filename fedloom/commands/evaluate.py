@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -331,5 +332,7 @@ def _print_comparisons(found: Evaluation) -> None:
     for one in found.comparisons:
         gap = shown({"value": one.difference.value, "low": one.difference.low, "high": one.difference.high})
         pair = f"{names[one.model]} − {names[one.against]}"
-        words = f"{one.task}: {one.metric}: {pair}: {gap}, p {one.difference.p:.3g}, by Holm {one.adjusted:.3g}"
+        words = f"{one.task}: {one.metric}: {pair}: {gap}"
+        if not math.isnan(one.difference.p):
+            words += f", p {one.difference.p:.3g}, by Holm {one.adjusted:.3g}"
         console().print(printable(words), soft_wrap=True)

@@ -24,7 +24,9 @@ def result(model: str, right: list[int]) -> Result:
         Item(str(n), record, "ab"[n % 2], choices=("x", "y"), labels=("x", "y"), gold=0) for n in range(len(right))
     ]
     scored = {str(n): Scored(str(n), (-1.0, -2.0) if one else (-2.0, -1.0), (1, 1)) for n, one in enumerate(right)}
-    return result_of(model, Task("t", items, ("accuracy", "ece")), Answers(scored=scored), Grouping())
+    return result_of(
+        model, Task("t", items, ("accuracy", "accuracy_per_token", "ece")), Answers(scored=scored), Grouping()
+    )
 
 
 OURS = result("ours", [1] * 18 + [0] * 2)
@@ -70,7 +72,8 @@ def test_a_gate_passes_where_its_condition_holds(tmp_path, condition, passed):
 
 
 def test_significance_is_mcnemars_adjusted_for_the_gates_that_ask_for_it(tmp_path):
-    found = verdicts(tmp_path, "accuracy: '>= base, significant'\nece: '<= base, significant'\n")
+    second = "accuracy_per_token: '>= base + 0.1, significant'"
+    found = verdicts(tmp_path, f"accuracy: '>= base, significant'\n{second}\n")
     p = mcnemar([True] * 18 + [False] * 2, [True] * 8 + [False] * 12)
     assert p == 2 / 2**10  # ten items are right for one of them alone
     other = compared([OURS, BASE], ["ours"], ["base"])[1].difference.p
@@ -84,6 +87,7 @@ def test_significance_is_mcnemars_adjusted_for_the_gates_that_ask_for_it(tmp_pat
         ("accuracy: '= 0.9'", "is no condition"),
         ("acc: '> 0.9'", "acc: there is no metric 'acc'"),
         ("alpha: 2\naccuracy: '> 0.9'", "alpha: 2 must be a number between 0 and 1"),
+        ("ece: '<= base, significant'", "ece has no interval to tell a difference by"),
         ("accuracy: '> 0.5, significant'", "'significant' goes with base"),
         ("alpha: 0.1", "it names no metric"),
         ("[]", "it is a mapping of metrics"),

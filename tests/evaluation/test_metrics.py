@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from core_training.data.records import Record
 from core_training.foundation.errors import InputError
 from evaluation.figures.metrics import chosen, confidence, confusion, metric, rubric_points, scores
 from evaluation.figures.results import Grouping, hidden_cells, result_of
+from evaluation.figures.statistics import Sums, difference, interval
 from evaluation.items import Answers, Criterion, Item, Judged, Measured, Scored, Task, Written
 from evaluation.running import Evaluation
 from fedloom.evaluation_page import write_report
@@ -153,3 +155,21 @@ def test_where_no_answer_was_judged_table_and_report_say_so(tmp_path):
     said = "the judge gave no verdict on 2 of 2 criteria: 1 of 1 answers count for nothing in rubric"
     assert said in result.document["notes"]
     assert said in write_report(Evaluation([result], [], tmp_path, []), []).read_text()
+
+
+def test_an_ece_has_no_interval_as_resamples_do_not_give_one():
+    random = np.random.default_rng(5)
+    covered, values = [], []
+    for _ in range(100):  # right 0.05 less often than it is sure, in every bin: that is the truth
+        sure = random.uniform(0.55, 1.0, size=200)
+        right = random.random(200) < sure - 0.05
+        items = [item(str(n), gold=0 if one else 1) for n, one in enumerate(right)]
+        found = {str(n): Scored(str(n), (math.log(p), math.log(1 - p)), (1, 1)) for n, p in enumerate(sure.tolist())}
+        sums = metric("ece").of(items, Answers(scored=found))[1]
+        told = interval(Sums(sums.values, sums.of), resamples=200)
+        covered.append(told.low <= 0.05 <= told.high)
+        values.append(sums.value)
+        assert math.isnan(interval(sums).low)
+        assert math.isnan(difference(sums, sums).p)
+    assert np.mean(values) > 0.06
+    assert np.mean(covered) < 0.9

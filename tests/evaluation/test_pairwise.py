@@ -201,7 +201,7 @@ def test_a_judges_words_are_read_or_are_no_verdict(text, winner):
 
 @pytest.mark.parametrize("text", ["", "model:", "reward:", "nobody", "judge.py:", ":f", "judge.py:not a name"])
 def test_a_judge_that_is_none_is_told_with_what_would_be_right(text):
-    with pytest.raises(Exception, match=r"--judge: .* names no judge; give one of reward:RUN"):
+    with pytest.raises(Exception, match=r"--judge: .* names no judge; give one of expected, reward:RUN"):
         judge_name(text)
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from core_training.data.records import Record
+from evaluation import pairs
 from evaluation.items import Item
 from evaluation.pairs.pair_judges import FunctionJudge, takes_pairs
 from evaluation.pairs.pairwise import Shown, Winner
@@ -51,7 +52,7 @@ def test_the_pipeline_shown_is_one(folder: Path) -> None:
 
 
 def test_every_figure_in_the_table_is_in_the_results() -> None:
-    source = "".join((ROOT / "evaluation" / "pairs" / name).read_text() for name in ("contest.py", "pairwise.py"))
+    source = "".join((Path(pairs.__file__).parent / name).read_text() for name in ("contest.py", "pairwise.py"))
     table = PAGE.read_text().partition("| figure | is |")[2].partition("##")[0]
     names = [name for cell in re.findall(r"^\| (.+?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)]
     assert len(names) > 12

@@ -248,6 +248,17 @@ class Cohort:
     groups: Mapping[int, Cohort] = field(default_factory=dict)
     """Where sums are of groups: these, by number, and all sites are in one of them."""
 
+    @classmethod
+    def of(cls, sites: list[str], present: Nodes) -> Cohort:
+        """These sites, of whom those that are present can be asked."""
+        return cls(sites, {node: site for node, site in present.items() if site in sites})
+
+    @classmethod
+    def in_groups(cls, sites: list[str], groups: Mapping[int, list[str]], present: Nodes) -> Cohort:
+        """These sites, of whom those that are present and in a group can be asked."""
+        cohorts = {number: cls.of(members, present) for number, members in groups.items()}
+        return cls(sites, {node: site for one in cohorts.values() for node, site in one.asked.items()}, cohorts)
+
     @property
     def room(self) -> int:
         """The most updates that are in one sum."""

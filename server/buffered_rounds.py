@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from core_training.foundation.state import TrainableState
 from core_training.recipe.schema import Recipe
-from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from server.aggregation import ClearRound, Cohort, Nodes, RoundAggregation, StateAggregation
 from server.agreement import Offer, Terms
+from server.asynchronous_rounds import AsynchronousRounds, StartOf
 from server.order_exchange import Awaited, OrderExchange
 from server.progress import Progress
 from server.run_store import RunStore
@@ -34,11 +34,8 @@ class Begun:
     start: TrainableState
 
 
-class BufferedRounds:
-    """The rounds of one run; `progress` is told who is at work.
-
-    `order_of(number)` is the order of a round, and `initial(nodes)` the state of round 0, had of one of these sites.
-    """
+class BufferedRounds(AsynchronousRounds):
+    """The rounds of one run, each of the first updates that come; `order_of(number)` is the order of a round."""
 
     def __init__(
         self,
@@ -47,26 +44,18 @@ class BufferedRounds:
         exchange: OrderExchange,
         progress: Progress,
         store: RunStore,
+        initial: Callable[[Nodes], TrainableState],
         announced: Mapping[str, Offer],
         order_of: Callable[[int], TrainOrder],
-        initial: Callable[[Nodes], TrainableState],
     ) -> None:
-        self._folder = folder
-        self._recipe = recipe
-        self._exchange = exchange
-        self._progress = progress
-        self._store = store
+        super().__init__(folder, recipe, exchange, progress, store, initial)
         self._announced = announced
         self._order_of = order_of
-        self._initial = initial
-        self._awaited = Awaited()
         self._begun: dict[str, Begun] = {}
-        self._recalled = False
 
     def cohort(self, number: int, asked: Nodes, present: Nodes) -> Cohort:
         """Those of the sites that are not at work."""
-        if not self._recalled:
-            self._recall(number, present)
+        self._recall_once(number, present)
         at_work = self.at_work
         idle = {node: site for node, site in asked.items() if site not in at_work}
         return Cohort(sorted(asked.values()), idle)
@@ -80,34 +69,18 @@ class BufferedRounds:
         attempt = ClearRound(self._recipe, order, cohort.asked, terms, start, memory, self._announced)
         return BufferedAggregation(attempt, self._begun, self._awaited)
 
-    def renew(self) -> None:
-        """Do nothing: no round is void."""
-
     @property
     def at_work(self) -> dict[str, int]:
         """The sites that are at work, and since which round."""
         return {asked.site: asked.round for asked in self._awaited.orders.values()}
 
-    def note(self) -> None:
-        """Have the next commit say who is at work."""
-        self._progress.at_work = self.at_work
-
-    def _recall(self, number: int, present: Nodes) -> None:
-        """Ask those who were at work at the last commit for the same again, where their states are still kept."""
-        self._recalled = True
+    def _recall(self, number: int, present: Nodes, start_of: StartOf) -> None:
         nodes = {site: node for node, site in present.items()}
-        kept, starts = {0, *self._store.rounds()}, dict[int, TrainableState]()
         for site, began in sorted(self._progress.at_work.items()):
-            if site not in nodes or began >= number or began - 1 not in kept:
+            if site not in nodes or began >= number or (start := start_of(began)) is None:
                 continue
-            if began - 1 not in starts:
-                starts[began - 1] = self._store.read(began - 1)[1] if began > 1 else self._initial(present)
-            begun = Begun(self._order_of(began), starts[began - 1])
-            payload = begun.start.to_bytes() if began > 1 else b""
-            self._exchange.send(begun.order, {nodes[site]: site}, began, self._awaited, payload=payload)
-            self._begun[site] = begun
-        if at_work := self.at_work:
-            self._folder.event(events.AskedAgain(round=number, sites=at_work))
+            self._begun[site] = begun = Begun(self._order_of(began), start)
+            self._send_again(begun.order, {nodes[site]: site}, began, start)
 
 
 class BufferedAggregation(StateAggregation):

@@ -24,6 +24,7 @@ from core_training.runs.run_folder import RunFolder
 from security.secure_aggregation.server import ServerBatch, ServerRound
 from server.aggregation import ClearRounds, Cohort, Nodes, Outcome, RoundAggregation
 from server.agreement import Terms
+from server.asynchronous_rounds import AsynchronousRounds, StartOf
 from server.mask_exchange import MaskExchange
 from server.order_exchange import Awaited, OrderExchange
 from server.progress import Progress
@@ -73,10 +74,10 @@ class _Flight:
         return dict.fromkeys(self.cohort.sites, orders) if isinstance(orders, Message) else orders
 
 
-class CohortRounds:
-    """The rounds of one run. `masks` is None where updates travel in a ring without masks.
+class CohortRounds(AsynchronousRounds):
+    """The rounds of one run, each of one cohort's sum. `terms()` are what the sites agreed on.
 
-    `terms()` are what the sites agreed on, `initial(nodes)` is the state of round 0, had of one of these sites.
+    `masks` is None where updates travel in a ring without masks.
     """
 
     def __init__(
@@ -86,25 +87,18 @@ class CohortRounds:
         exchange: OrderExchange,
         progress: Progress,
         store: RunStore,
+        initial: Callable[[Nodes], TrainableState],
         clear: ClearRounds,
         masks: MaskExchange | None,
         terms: Callable[[], Terms],
-        initial: Callable[[Nodes], TrainableState],
     ) -> None:
-        self._folder = folder
-        self._recipe = recipe
-        self._exchange = exchange
-        self._progress = progress
-        self._store = store
+        super().__init__(folder, recipe, exchange, progress, store, initial)
         self._clear = clear
         self._masks = masks
         self._terms = terms
-        self._initial = initial
         self._file = folder.path / "cohorts.json"
-        self._awaited = Awaited()
         self._flights: list[_Flight] = []
         self._batches: dict[int, ServerBatch] = {}
-        self._recalled = False
         self._seconds: dict[str, float] = {}
         self._waits: dict[str, int] = {}
         """Of sites that failed their last cohort: the rounds that they are left out for, twice as many each time."""
@@ -115,8 +109,7 @@ class CohortRounds:
 
         Raises ProtocolError when none can be set up, and none is at work.
         """
-        if not self._recalled:
-            self._recall(number, present)
+        self._recall_once(number, present)
         there = set(asked.values()) - self.at_work.keys()
         idle = sorted(site for site in there if self._due.get(site, number) <= number)
         parts = {site: summary.rounds or 0 for site, summary in self._progress.sites.items()}
@@ -128,31 +121,23 @@ class CohortRounds:
             cohorts = self._set_up(number, cohorts, present, self._masks)
         if not cohorts and not self._flights:
             raise ProtocolError("no cohort came together")
-        groups = {key: _cohort_of(sites, present) for key, sites in cohorts.items()}
-        nodes = {node: site for group in groups.values() for node, site in group.asked.items()}
-        return Cohort(sorted(asked.values()), nodes, groups)
+        return Cohort.in_groups(sorted(asked.values()), cohorts, present)
 
     def begin(
         self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState, memory: Memory
     ) -> RoundAggregation:
         new = [self._flight(order, group, terms, start, self._batches.get(key)) for key, group in cohort.groups.items()]
         self._flights += new
-        # On disk before a site is asked: it masks no round twice.
-        commit_file(self._file, _KEPT.dump_json([flight.kept() for flight in self._flights]))
+        if new:  # what is over meanwhile may stay there: the commits say that it is
+            # On disk before a site is asked: it masks no round twice.
+            commit_file(self._file, _KEPT.dump_json([flight.kept() for flight in self._flights]))
         orders = {site: one for flight in new for site, one in flight.orders().items()}
         return CohortAggregation(self, self._folder, self._recipe, order, cohort.asked, start, orders, self._awaited)
-
-    def renew(self) -> None:
-        """Do nothing: each cohort has masks of its own."""
 
     @property
     def at_work(self) -> dict[str, int]:
         """The sites that are at work, and since which round."""
         return {site: flight.order.round for flight in self._flights for site in flight.cohort.sites}
-
-    def note(self) -> None:
-        """Have the next commit say who is at work."""
-        self._progress.at_work = self.at_work
 
     def flight_of(self, site: str) -> _Flight:
         return next(flight for flight in self._flights if site in flight.cohort.sites)
@@ -205,12 +190,9 @@ class CohortRounds:
             part = MaskedAggregation(_MasksOfCohort(self._masks, batch), self._recipe, order, cohort, terms, start)
         return _Flight(order, cohort, start, part, batch)
 
-    def _recall(self, number: int, present: Nodes) -> None:
-        """Ask the cohorts that an earlier process left at work for the same again, where that can be done."""
-        self._recalled = True
+    def _recall(self, number: int, present: Nodes, start_of: StartOf) -> None:
         if not self._file.exists():
             return
-        rounds = {0, *self._store.rounds()}
         for kept in _KEPT.validate_json(read_bounded(self._file, MOST_JSON_BYTES)):
             began = kept.order.round
             # What began with the round that was not committed is in no state; of the others the commit says it.
@@ -218,15 +200,11 @@ class CohortRounds:
             batch = None
             if self._masks is not None and kept.batch is not None:
                 batch = self._masks.recalled_batch(kept.batch_number, 1, kept.batch)
-            if not in_no_state or began - 1 not in rounds or (batch is None) != (self._masks is None):
+            if not in_no_state or (batch is None) != (self._masks is None) or (start := start_of(began)) is None:
                 continue
-            start = self._store.read(began - 1)[1] if began > 1 else self._initial(present)
-            flight = self._flight(kept.order, _cohort_of(kept.sites, present), self._terms(), start, batch)
+            flight = self._flight(kept.order, Cohort.of(kept.sites, present), self._terms(), start, batch)
             self._flights.append(flight)
-            payload = start.to_bytes() if began > 1 else b""
-            self._exchange.send(flight.orders(), flight.cohort.asked, began, self._awaited, payload=payload)
-        if at_work := self.at_work:
-            self._folder.event(events.AskedAgain(round=number, sites=at_work))
+            self._send_again(flight.orders(), flight.cohort.asked, began, start)
 
 
 class _MasksOfCohort:
@@ -244,8 +222,7 @@ class _MasksOfCohort:
 
     def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None:
         """Have the survivors open the sum. Raises ProtocolError when they cannot."""
-        for reason in self._exchange.open({0: masked}, nodes, number).values():
-            raise ProtocolError(reason)
+        self._exchange.open_one(masked, nodes, number)
 
     def note(self, number: int, delivered: object, missing: object) -> None:
         """Do nothing: masks are set up for each cohort."""
@@ -318,7 +295,3 @@ class CohortAggregation(RoundAggregation):
         report = replace(report, figures=figures, sites=sites)
         square = outcome.mean_square
         return replace(outcome, state=state, report=report, mean_square=None if square is None else share**2 * square)
-
-
-def _cohort_of(sites: list[str], present: Nodes) -> Cohort:
-    return Cohort(sites, {node: site for node, site in present.items() if site in sites})

@@ -142,8 +142,7 @@ class GroupRounds:
         groups = self._grouping.together(number, drawn, present)
         if len(groups) < FEWEST_GROUPS:
             raise ProtocolError(f"{len(groups)} groups came together, and it takes {FEWEST_GROUPS}")
-        cohorts = {group: _cohort_of(sites, present) for group, sites in groups.items()}
-        return Cohort(sorted(site for sites in groups.values() for site in sites), _asked_of(cohorts), cohorts)
+        return Cohort.in_groups(sorted(site for sites in groups.values() for site in sites), groups, present)
 
     def begin(
         self, order: TrainOrder, cohort: Cohort, terms: Terms, start: TrainableState, memory: Memory
@@ -153,14 +152,6 @@ class GroupRounds:
 
     def renew(self) -> None:
         """Do nothing: each round draws its groups."""
-
-
-def _cohort_of(sites: list[str], present: Nodes) -> Cohort:
-    return Cohort(sites, {node: site for node, site in present.items() if site in sites})
-
-
-def _asked_of(cohorts: Mapping[int, Cohort]) -> Nodes:
-    return {node: site for cohort in cohorts.values() for node, site in cohort.asked.items()}
 
 
 class GroupAggregation(RoundAggregation):

@@ -118,6 +118,11 @@ class MaskExchange:
                     of_site[site].add_unmasked(site, bytes(reply.payload))
         return failed
 
+    def open_one(self, masked: ServerRound, nodes: Nodes, number: int) -> None:
+        """Have the survivors of a sum open it. Raises ProtocolError where too few survived."""
+        for reason in self.open({0: masked}, nodes, number).values():
+            raise ProtocolError(reason)
+
     def _ask(self, orders: Mapping[str, SecureOrder], nodes: Nodes, number: int) -> Iterator[tuple[str, SecureReply]]:
         asked = {node: site for node, site in nodes.items() if site in orders}
         yield from self._exchange.ask(orders, asked, SecureReply, number, _ANSWERED_WITHIN)

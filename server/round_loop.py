@@ -27,6 +27,7 @@ from core_training.runs.run_folder import RunFolder, Summary
 from core_training.runs.trackers import reporting
 from flower_transport.grid import Grid
 from server.aggregation import ClearRounds, Outcome, RoundAggregation, Rounds, check_belongs
+from server.asynchronous_rounds import AsynchronousRounds
 from server.buffered_rounds import BufferedRounds
 from server.cohort_rounds import CohortRounds
 from server.group_rounds import ClearGroups, Grouping, GroupRounds
@@ -146,16 +147,16 @@ class _RoundLoop:
             return step, {}
         return step, self._store.memory(committed[0].round, names, committed[1].manifest)
 
-    def _buffered(self, clear: ClearRounds, documents: MaskExchange | None) -> BufferedRounds | CohortRounds:
+    def _buffered(self, clear: ClearRounds, documents: MaskExchange | None) -> AsynchronousRounds:
         """Asynchronous rounds: of updates that are seen one by one, or of cohorts' sums."""
-        given = (self._folder, self._recipe, self._exchange, self._progress, self._store)
 
         def initial(present: Mapping[int, str]) -> TrainableState:
             return self._fetch_initial_state(self._progress.round + 1, present)
 
+        given = (self._folder, self._recipe, self._exchange, self._progress, self._store, initial)
         if self._recipe.privacy.ring_bits is None:
-            return BufferedRounds(*given, self._membership.announced, self._order_of, initial)
-        return CohortRounds(*given, clear, documents, lambda: self._membership.terms, initial)
+            return BufferedRounds(*given, self._membership.announced, self._order_of)
+        return CohortRounds(*given, clear, documents, lambda: self._membership.terms)
 
     @property
     def _minimum(self) -> int:
@@ -247,7 +248,7 @@ class _RoundLoop:
             aggregation.wanted = wanted_sites(self._recipe, len(present))
         self._exchange.too_narrow = False
         replies = self._exchange.ask(
-            self._told(aggregation),
+            self._with_taken_in(aggregation.orders(), aggregation.asked.values()),
             aggregation.asked,
             aggregation.reply,
             number,
@@ -273,10 +274,6 @@ class _RoundLoop:
             if aggregation.repeatable:
                 raise TooFewSites(aggregation.sites, str(error)) from None
             raise RoundVoid(str(error)) from None
-
-    def _told(self, aggregation: RoundAggregation) -> Message | Mapping[str, Message]:
-        """The round's orders, as `_with_taken_in` has them."""
-        return self._with_taken_in(aggregation.orders(), aggregation.asked.values())
 
     def _with_taken_in(
         self, orders: Message | Mapping[str, Message], sites: Iterable[str]

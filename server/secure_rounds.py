@@ -1,8 +1,8 @@
 """The server's side of secure aggregation in one run: masks set up ahead for many rounds, one slot spent on each.
 
-The set-up and the slot that is being spent are on disk, so
-that a server which was killed asks for the very same vectors again: a site gives no others for that round. After it,
-and after a round that was void, masks are set up anew, so that a site which lost its files is not left out for long.
+The set-up and the slot that is being spent are on disk, so that a server which was killed asks for the very same
+vectors again: a site gives no others for that round. After it, and after a round that was void, masks are set up anew,
+so that a site which lost its files is not left out for long.
 """
 
 from __future__ import annotations
@@ -139,8 +139,7 @@ class SecureRounds:
 
     def open(self, number: int, masked: ServerRound, nodes: Nodes) -> None:
         """Have the survivors of a round open its sum. Raises ProtocolError when they cannot."""
-        for reason in self._exchange.open({0: masked}, nodes, number).values():
-            raise ProtocolError(reason)
+        self._exchange.open_one(masked, nodes, number)
 
     def _set_up(self, number: int, present: Nodes) -> ServerBatch:
         began = time.perf_counter()

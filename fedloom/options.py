@@ -39,6 +39,12 @@ Site = Annotated[
     str | None,
     typer.Option("--site", metavar="NAME", help="Of a simulation whose sites ended with different results: which one."),
 ]
+Chat = Annotated[
+    bool | None,
+    typer.Option("--chat/--plain", help="Through the chat template, or not. Unset: where the model has one."),
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 Base = Annotated[
     Path | None,

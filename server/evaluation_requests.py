@@ -15,9 +15,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core_training.foundation.bounded_reading import first_error, parse_json
-from core_training.foundation.durable import commit_file
+from core_training.foundation.durable import commit_file, commit_json
 from core_training.foundation.errors import InputError
-from core_training.foundation.strict_json import strict_json
 from core_training.runs import events
 from core_training.runs.run_folder import RunFolder
 from strategies.messages import SITE_NAME, SumsOrder
@@ -90,7 +89,7 @@ def is_pending(run: Path, data: str) -> bool:
 def answer(run: Path, request: Request, document: dict[str, Any]) -> None:
     """Write the figures, and remove the request."""
     folder = folder_of(run, request.data)
-    commit_file(folder / RESULTS, (strict_json(document, indent=2) + "\n").encode())
+    commit_json(folder / RESULTS, document)
     (folder / _WANTED).unlink(missing_ok=True)
 
 

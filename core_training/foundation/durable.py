@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from core_training.foundation.errors import FedloomError, InputError, RunError
+from core_training.foundation.strict_json import strict_json
 
 
 def scratch_of(target: Path) -> Path:
@@ -87,6 +89,11 @@ def commit_file(target: Path, data: bytes) -> None:
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
+
+
+def commit_json(target: Path, document: Any) -> None:
+    """Make a document for people and programs, as indented JSON, the content of `target`: see `commit_file`."""
+    commit_file(target, (strict_json(document, indent=2) + "\n").encode())
 
 
 def _is_disk_error(error: BaseException | None) -> bool:

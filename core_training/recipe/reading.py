@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -37,6 +37,7 @@ from core_training.parts.section import Section
 from core_training.parts.stages import STAGES
 from core_training.parts.tuning_modes import TUNING_MODES
 from core_training.recipe.home import STANDARD_INPUT, expand_home
+from core_training.recipe.key_types import without_wrapping
 from core_training.recipe.schema import Recipe
 
 
@@ -205,6 +206,5 @@ def _keys_of(location: list[str]) -> list[str]:
     section: Any = Recipe
     for part in location:
         if part in section.model_fields:
-            kind = section.model_fields[part].annotation
-            section = next((one for one in get_args(kind) if hasattr(one, "model_fields")), kind)
+            section = without_wrapping(section.model_fields[part].annotation)
     return list(section.model_fields)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_args
 
+from core_training.recipe.key_types import type_of
 from core_training.recipe.schema import Recipe
 
 _LEADING = re.compile(r"[a-z_]+(\.[a-z_]+)*(?=: )")
@@ -16,21 +16,10 @@ def refused_key(text: str, recipe: Recipe) -> str | None:
     None where it does neither. What is returned is one of the keys that every recipe has.
     """
     leading = _LEADING.match(text)
-    if leading is not None and _is_key(leading[0]):
+    if leading is not None and type_of(leading[0]) is not None:
         return leading[0]
     data = {"data.train": recipe.data.train, "data.eval": recipe.data.eval}
     for key, value in {**data, "model.name_or_path": recipe.model.name_or_path}.items():
         if any(path in text for path in ([value] if isinstance(value, str) else value or [])):
             return key
     return None
-
-
-def _is_key(key: str) -> bool:
-    section: Any = Recipe
-    for part in key.split("."):
-        known = getattr(section, "model_fields", {})
-        if part not in known:
-            return False
-        kind = known[part].annotation
-        section = next((one for one in get_args(kind) if hasattr(one, "model_fields")), kind)
-    return True

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from core_training.foundation import background
 from core_training.foundation.bounded_reading import ForeignTextError, parse_value, read_json, read_lines
-from core_training.foundation.durable import commit_file
+from core_training.foundation.durable import commit_file, commit_json
 from core_training.foundation.errors import FedloomError, InputError, RunError
 from core_training.foundation.hub_models import hub_model
 from core_training.foundation.strict_json import strict_json
@@ -313,7 +313,7 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Write `summary.json`, once the name of the curve is in it."""
         summary.curve = CURVE_FILE if (self.path / CURVE_FILE).exists() else None
-        commit_file(self.path / "summary.json", (strict_json(asdict(summary), indent=2) + "\n").encode())
+        commit_json(self.path / "summary.json", asdict(summary))
 
     def forget_failure(self) -> None:
         """Remove the summary of a run that had failed and goes on."""

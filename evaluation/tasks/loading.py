@@ -95,6 +95,20 @@ def load_task(on: str, wanted: Wanted | None = None) -> Task:
     return _task(name, read, wanted)
 
 
+def load_tasks(on: Sequence[str], models: Sequence[str], key: str, **wanted: Any) -> list[Task]:
+    """The tasks of these names, for models of which the first run says how columns are called.
+
+    Raises InputError as `load_task`, and for two of one name; `key` is where they were named.
+    """
+    run = next((Path(name) for name in models if (Path(name) / "recipe.yaml").is_file()), None)
+    columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
+    tasks = [load_task(one, Wanted(run=run, columns=columns, **wanted)) for one in on]
+    names = [task.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{key}: two tasks are called '{twice}'; call one otherwise, with name in a TASK.yaml")
+    return tasks
+
+
 def task_of_files(name: str, files: Sequence[str], wanted: Wanted) -> Task:
     """The task of a data set's files, under its name. Raises as `load_task`."""
     return _task(name, read_items(list(files), Reading(usual_columns=wanted.columns)), wanted)

@@ -9,12 +9,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from core_training.foundation.bounded_reading import shortened
 from core_training.foundation.errors import InputError
 from core_training.foundation.strict_json import strict_json
-from core_training.recipe.schema import Recipe
+from core_training.recipe.key_types import type_of
 from experiments.documents import check_keys, mapping_at, nearest
 
 Kind = Literal["float", "int", "categorical"]
@@ -185,11 +185,5 @@ def _kind_of(name: str, numbers: Sequence[float]) -> Kind:
 
 def _takes_fractions(name: str) -> bool:
     """Whether the recipe's key is of fractions (`training.learning_rate`), where whole numbers are fractions, too."""
-    kind: Any = Recipe
-    for part in name.split("."):
-        fields = getattr(kind, "model_fields", {})
-        if part not in fields:
-            return False
-        kind = fields[part].annotation
-        kind = next((one for one in get_args(kind) if hasattr(one, "model_fields")), kind)
-    return "float" in str(kind) and "int" not in str(kind)
+    kind = str(type_of(name))
+    return "float" in kind and "int" not in kind

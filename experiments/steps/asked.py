@@ -13,7 +13,6 @@ from core_training.data.hub_cache import cached_files
 from core_training.foundation.bounded_reading import shortened
 from core_training.foundation.errors import InputError
 from core_training.recipe.llamafactory_data import names_data_set
-from core_training.recipe.reading import load_recipe
 from experiments.digests import Digester
 from experiments.steps.step import Step
 
@@ -54,16 +53,10 @@ def is_found(place: Path) -> bool:
 
 
 def tasks_of(on: Sequence[str], models: Sequence[str], home: Path, **wanted: Any) -> list[Task]:
-    """The tasks of these names; the first run among the models says how its columns are called. Raises InputError."""
-    from evaluation.tasks.loading import Wanted, load_task
+    """The tasks of these names, beside the pipeline's file first. Raises InputError as `load_tasks`."""
+    from evaluation.tasks.loading import load_tasks
 
-    run = next((Path(name) for name in models if (Path(name) / "recipe.yaml").is_file()), None)
-    columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
-    tasks = [load_task(place_of(one, home), Wanted(run=run, columns=columns, **wanted)) for one in on]
-    names = [task.name for task in tasks]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"on: two tasks are called '{twice}'; call one otherwise, with name in a TASK.yaml")
-    return tasks
+    return load_tasks([place_of(one, home) for one in on], models, "on", **wanted)
 
 
 def digest_of_task(task: Task, digester: Digester) -> list[Any]:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from core_training import __version__
 from core_training.foundation.bounded_reading import ForeignTextError, read_json, shortened
-from core_training.foundation.durable import commit_file
+from core_training.foundation.durable import commit_json
 from core_training.foundation.errors import InputError
-from core_training.foundation.strict_json import strict_json
 from experiments.digests import Digester, digest_of, named_here
 from experiments.documents import beside, check_keys, whole_at
 from experiments.running import OnProgress
@@ -92,7 +91,7 @@ class CompareStep(Step):
         contest = load_contest(self._models, self._task(), judge, Settings(self._sampling()), self.folder, advance)
         contest.judge_all(load_pair_judge(contest), advance)
         found = settle(contest)
-        commit_file(self.folder / _RESULTS, (strict_json(found.document, indent=2) + "\n").encode())
+        commit_json(self.folder / _RESULTS, found.document)
         return found
 
     @property

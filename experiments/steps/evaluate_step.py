@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from core_training import __version__
 from core_training.foundation.bounded_reading import ForeignTextError, read_json, shortened
-from core_training.foundation.durable import commit_file
+from core_training.foundation.durable import commit_file, commit_json
 from core_training.foundation.errors import InputError
 from core_training.foundation.hub_models import find_model
-from core_training.foundation.strict_json import strict_json
 from experiments.digests import Digester, digest_of, named_here
 from experiments.documents import beside, check_keys, whole_at
 from experiments.running import OnProgress
@@ -166,7 +165,7 @@ class EvaluateStep(Step):
             verdicts = self._named("gates_file", lambda: tried(gates, found.results, models, [*against, None][0]))
             document["gates"] = [one.document() for one in verdicts]
             commit_file(self.folder / _JUNIT, junit(verdicts))
-        commit_file(self.folder / _RESULTS, (strict_json(document, indent=2) + "\n").encode())
+        commit_json(self.folder / _RESULTS, document)
         return Evaluated(found, verdicts)
 
     @property

@@ -13,7 +13,7 @@ from core_training.foundation.foreign_text import printable
 from core_training.foundation.stopping import number_of
 from core_training.foundation.strict_json import strict_json
 from fedloom.console import results_only_on_stdout, stderr
-from fedloom.options import Base, Json, RunPath, Site
+from fedloom.options import Base, Json, MaxTokens, RunPath, Site, Temperature
 
 if TYPE_CHECKING:
     from core_training.models.conversation import Conversation
@@ -29,8 +29,8 @@ def chat(
     ] = None,
     base: Base = None,
     site: Site = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws, at a temperature above 0.")] = 0,
     as_json: Json = False,
 ) -> None:

@@ -10,9 +10,9 @@ import typer
 from core_training.foundation.errors import Interrupted
 from core_training.foundation.foreign_text import printable
 from core_training.foundation.strict_json import strict_json
-from fedloom.commands.evaluate import RESULTS, _folder, _progress, _tasks
 from fedloom.console import console, results_only_on_stdout, stderr, ticking
-from fedloom.options import Base, Json, Quiet, Site
+from fedloom.evaluating import RESULTS, progress_bars, usual_folder
+from fedloom.options import Base, Chat, Json, MaxTokens, Quiet, Site, Temperature
 
 if TYPE_CHECKING:
     from evaluation.pairs.contest import Compared, Contest
@@ -49,12 +49,9 @@ def compare(
         ),
     ] = "expected",
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first so many prompts alone.")] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option("--chat/--plain", help="Through the chat template, or not. Unset: where the model has one."),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    chat: Chat = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws, and of the order in which people see pairs.")] = 0,
     overlap: Annotated[
         bool, typer.Option("--overlap/--no-overlap", help="Look for the prompts in the runs' training records.")
@@ -90,16 +87,17 @@ def compare(
     from evaluation.pairs.contest import check_judge, check_models, load_contest, settle
     from evaluation.pairs.pair_judges import PEOPLE, judge_name
     from evaluation.running import Settings
+    from evaluation.tasks.loading import load_tasks
 
     who = judge_name(judge)
     check_models(models)
     check_judge(who)
     names = _people(annotators) if who.kind == PEOPLE else []
-    (task,) = _tasks([on], models, ("ended", "answer_tokens"), limit=limit, chat=chat, reward=False)
+    (task,) = load_tasks([on], models, "--on", metrics=("ended", "answer_tokens"), limit=limit, chat=chat)
     sampling = Sampling(max_tokens, temperature, 1, seed)
     settings = Settings(sampling, base=base, site=site, overlap=overlap)
-    folder = to or _folder(models[0], [task], "comparisons")
-    with results_only_on_stdout(), _progress(quiet=quiet) as on_progress:
+    folder = to or usual_folder("comparisons", models[0], [task])
+    with results_only_on_stdout(), progress_bars(quiet=quiet) as on_progress:
         contest = load_contest(models, task, who, settings, folder, on_progress)
         if who.kind != PEOPLE:
             from evaluation.pairs.contest import load_pair_judge
@@ -148,11 +146,11 @@ def _ask_people(contest: Contest, names: list[str], port: int, *, both: bool, qu
 
 def _tell(found: Compared, *, as_json: bool, quiet: bool) -> None:
     """Write results and report, and tell them."""
-    from core_training.foundation.durable import commit_file
+    from core_training.foundation.durable import commit_json
     from fedloom.comparison_page import write_report
 
     document, folder = found.document, found.contest.folder
-    commit_file(folder / RESULTS, (strict_json(document, indent=2) + "\n").encode())
+    commit_json(folder / RESULTS, document)
     report = write_report(found)
     for note in document["notes"]:
         stderr.print(printable(note), soft_wrap=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,19 +13,16 @@ from core_training.foundation.errors import FedloomError, InputError, RunError
 from core_training.foundation.foreign_text import printable
 from core_training.foundation.stopping import saying
 from core_training.foundation.strict_json import strict_json
-from fedloom.console import console, results_only_on_stdout, stderr, ticking
+from fedloom.console import console, results_only_on_stdout, stderr
+from fedloom.evaluating import RESULTS, progress_bars, usual_folder
 from fedloom.evaluation_bridges import Asked, Bridged, Loaded, bridged
-from fedloom.options import Base, Json, Quiet, Site
+from fedloom.options import Base, Chat, Json, MaxTokens, Quiet, Site, Temperature
 
 if TYPE_CHECKING:
     from evaluation.figures.gates import Verdict
-    from evaluation.items import Task
     from evaluation.running import Evaluation
-    from fedloom.console import Ticker
 
 app = typer.Typer()
-
-RESULTS = "results.json"
 
 
 @app.command()
@@ -71,12 +66,9 @@ def evaluate(
         int, typer.Option(min=0, metavar="N", help="Tell no figures of groups with fewer items than that.")
     ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first so many items alone.")] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option("--chat/--plain", help="Through the chat template, or not. Unset: where the model has one."),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    chat: Chat = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each item, at a temperature above 0.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     max_length: Annotated[
@@ -159,6 +151,7 @@ def evaluate(
     from evaluation.items import Sampling
     from evaluation.running import Settings
     from evaluation.running import evaluate as carry_out
+    from evaluation.tasks.loading import load_tasks
 
     if junit is not None and gates is None:
         raise InputError("--junit: it is the outcome of gates; name their file with --gates")
@@ -168,12 +161,14 @@ def evaluate(
     others = against or []
     if wanted_gates is not None and wanted_gates.need_base and not others:
         raise InputError("--gates: a gate is held against base; name that model with --against")
-    tasks = _tasks(on, models, _metrics(metrics or []), limit=limit, chat=chat, reward=reward is not None)
+    tasks = load_tasks(
+        on, models, "--on", metrics=_metrics(metrics or []), limit=limit, chat=chat, reward=reward is not None
+    )
     columns = list(by or [])
     if wanted_gates is not None:
         wanted_gates.check(tasks)
         columns += wanted_gates.columns
-    folder = to or _folder(models[0], tasks)
+    folder = to or usual_folder("evaluations", models[0], tasks)
     settings = Settings(
         Sampling(max_tokens, temperature, samples, seed),
         Grouping(tuple(columns), suppress_below),
@@ -195,7 +190,7 @@ def evaluate(
         Loaded(base, site, max_tokens) if promptfoo_asks else None,
     ).ready(models, others, tasks, lambda words: stderr.print(printable(words), soft_wrap=True))
     left = f"interrupted; the answers so far are in {folder}, and the same command goes on from them"
-    with saying(lambda: left), results_only_on_stdout(), _progress(quiet=quiet) as on_progress:
+    with saying(lambda: left), results_only_on_stdout(), progress_bars(quiet=quiet) as on_progress:
         found = carry_out(models, tasks, settings, folder, on_progress, others)
     verdicts = tried(wanted_gates, found.results, models, others[0] if others else None) if wanted_gates else []
     outside, broken = _outside(bridged(asked, models, others, tasks, found.folder))
@@ -237,56 +232,15 @@ def _metrics(listed: list[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _tasks(on: list[str], models: list[str], metrics: tuple[str, ...], **more: Any) -> list[Task]:
-    from core_training.recipe.reading import load_recipe
-    from evaluation.tasks.loading import Wanted, load_task
-
-    run = next((Path(name) for name in models if (Path(name) / "recipe.yaml").is_file()), None)
-    columns = dict(load_recipe(run / "recipe.yaml").data.columns) if run is not None else {}
-    wanted = Wanted(metrics, run=run, columns=columns, **more)
-    tasks = [load_task(one, wanted) for one in on]
-    names = [task.name for task in tasks]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"--on: two tasks are called '{twice}'; call one otherwise, with name in a TASK.yaml")
-    return tasks
-
-
-def _folder(model: str, tasks: list[Task], kind: str = "evaluations") -> Path:
-    place = Path(model)
-    names = "-".join(task.name.replace("/", "_") for task in tasks)
-    if (place / "recipe.yaml").is_file():
-        return place.parent / kind / f"{place.name or 'model'}-{names}"
-    # Here there may be those of other models of that name, from other places.
-    where = str(place.resolve()) if place.exists() else model
-    digest = hashlib.sha256(where.encode("utf-8", "surrogateescape")).hexdigest()[:6]
-    return Path(kind) / f"{place.name or 'model'}-{digest}-{names}"
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each thing that is done, one after the other."""
-    with ExitStack() as stack:
-        bars: dict[str, Ticker] = {}
-
-        def advance(doing: str, done: int, total: int) -> None:
-            if doing not in bars:
-                stack.pop_all().close()
-                bars.clear()
-                bars[doing] = stack.enter_context(ticking(doing, "item", quiet=quiet))
-            bars[doing].advance(done, total)
-
-        yield advance
-
-
 def _tell(found: Evaluation, verdicts: list[Verdict], outside: Bridged, *, as_json: bool, quiet: bool) -> None:
     """Write results and report, and tell them."""
-    from core_training.foundation.durable import commit_file
+    from core_training.foundation.durable import commit_json
     from fedloom.evaluation_page import write_report
 
     document = found.document() | outside.document
     if verdicts:
         document["gates"] = [one.document() for one in verdicts]
-    commit_file(found.folder / RESULTS, (strict_json(document, indent=2) + "\n").encode())
+    commit_json(found.folder / RESULTS, document)
     report = write_report(found, verdicts)
     for note in found.notes:
         stderr.print(printable(note), soft_wrap=True)
